@@ -1,0 +1,1 @@
+"""Star Attention inside Megatron-Core models, by specs and subclasses; nothing of Megatron is copied."""

@@ -1,0 +1,130 @@
+"""From Megatron's argument names to a Megatron model configuration, and what Star Attention cannot run.
+
+`args` is a mapping with the names of Megatron-LM's command line (`num_layers`, `norm_epsilon`, ...), as a
+converted checkpoint carries them. It is the only description of a model that this project stores.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+_SAME_NAME = (
+    "num_layers",
+    "hidden_size",
+    "ffn_hidden_size",
+    "num_attention_heads",
+    "kv_channels",
+    "normalization",
+    "add_bias_linear",
+    "add_qkv_bias",
+    "qk_layernorm",
+    "rotary_interleaved",
+    "moe_ffn_hidden_size",
+    "moe_router_topk",
+    "moe_router_pre_softmax",
+    "moe_router_load_balancing_type",
+    "moe_token_dispatcher_type",
+)
+_RENAMED = {"norm_epsilon": "layernorm_epsilon", "num_experts": "num_moe_experts"}
+_YARN = {
+    "rotary_scaling_factor": "yarn_rotary_scaling_factor",
+    "yarn_original_max_position_embeddings": "yarn_original_max_position_embeddings",
+    "yarn_beta_fast": "yarn_beta_fast",
+    "yarn_beta_slow": "yarn_beta_slow",
+    "mscale": "yarn_mscale",
+    "mscale_all_dim": "yarn_mscale_all_dim",
+    "yarn_correction_range_round_to_int": "yarn_correction_range_round_to_int",
+}
+
+
+def transformer_config(
+    args: Mapping[str, Any], *, tp_size: int, dtype: torch.dtype, device: torch.device
+) -> TransformerConfig:
+    """Megatron's configuration of the model that `args` describe, for inference at this TP size.
+
+    Context parallelism is off in it: Megatron would cut rotary embeddings and assert in its attention.
+
+    Raises:
+        ValueError: heads or KV heads do not divide over the TP ranks.
+        KeyError: an argument that every model has is missing from `args`.
+    """
+    _check_heads(args, tp_size)
+    values = {name: args[name] for name in _SAME_NAME if args.get(name) is not None}
+    values |= {field: args[name] for name, field in _RENAMED.items() if args.get(name) is not None}
+    values["num_query_groups"] = args["num_query_groups"] if args.get("group_query_attention") else None
+    if args.get("swiglu"):
+        values |= {"activation_func": F.silu, "gated_linear_unit": True}
+    config = TransformerConfig(
+        **values,
+        tensor_model_parallel_size=tp_size,
+        params_dtype=dtype,
+        bf16=dtype == torch.bfloat16,
+        fp16=dtype == torch.float16,
+        attention_dropout=0.0,
+        hidden_dropout=0.0,
+        use_cpu_initialization=device.type == "cpu",
+        perform_initialization=False,
+        persist_layer_norm=False,
+        gradient_accumulation_fusion=False,
+        masked_softmax_fusion=False,
+    )
+    if args["position_embedding_type"] == "yarn":
+        # GPTModel reads these as plain attributes of the configuration; it declares no fields for them.
+        for name, attribute in _YARN.items():
+            setattr(config, attribute, args[name])
+    check_supported(config)
+    return config
+
+
+def gpt_model_arguments(args: Mapping[str, Any]) -> dict[str, Any]:
+    """The keyword arguments of Megatron's GPTModel that are not part of `TransformerConfig`."""
+    return {
+        "vocab_size": args["padded_vocab_size"],
+        "max_sequence_length": args["max_position_embeddings"],
+        "share_embeddings_and_output_weights": not args["untie_embeddings_and_output_weights"],
+        "position_embedding_type": args["position_embedding_type"],
+        "rotary_percent": args.get("rotary_percent", 1.0),
+        "rotary_base": args.get("rotary_base", 10000),
+        "rope_scaling": bool(args.get("use_rope_scaling")),
+        "rope_scaling_factor": args.get("rope_scaling_factor") or 8.0,
+    }
+
+
+def check_supported(config: TransformerConfig) -> None:
+    """Refuse, by name, what Star Attention cannot run.
+
+    Raises:
+        ValueError: the configuration asks for something of the table below.
+    """
+    refused = {
+        "context_parallel_size": config.context_parallel_size > 1,
+        "pipeline_model_parallel_size": config.pipeline_model_parallel_size > 1,
+        "expert_model_parallel_size": config.expert_model_parallel_size > 1,
+        "sequence_parallel": config.sequence_parallel,
+        "window_size": config.window_size is not None,
+        "softmax_type": config.softmax_type != "vanilla",
+        "multi_latent_attention": config.multi_latent_attention,
+        "apply_query_key_layer_scaling": config.apply_query_key_layer_scaling,
+        "experimental_attention_variant": config.experimental_attention_variant is not None,
+        "mtp_num_layers": bool(config.mtp_num_layers),
+        "flash_decode": config.flash_decode,
+        "cuda_graph_impl": config.cuda_graph_impl != "none",
+    }
+    for name, is_refused in refused.items():
+        if is_refused:
+            raise ValueError(f"Star Attention does not support {name}={getattr(config, name)!r}")
+
+
+def _check_heads(args: Mapping[str, Any], tp_size: int) -> None:
+    heads = args["num_attention_heads"]
+    groups = args["num_query_groups"] if args.get("group_query_attention") else heads
+    if heads % tp_size:
+        raise ValueError(f"{heads} attention heads cannot be divided over tensor-parallel size {tp_size}")
+    if groups % tp_size and tp_size % groups:
+        raise ValueError(
+            f"{groups} KV heads (num_query_groups) and tensor-parallel size {tp_size}: "
+            "one must be a multiple of the other"
+        )

@@ -1,0 +1,85 @@
+"""Megatron's self-attention with Star Attention as its core.
+
+Shapes: sq tokens of this step, b = 1 (tokens of all sequences are packed), np query heads and ng KV heads of
+this TP rank, hn head size.
+"""
+
+from abc import abstractmethod
+
+import torch
+from megatron.core.inference.config import InferenceConfig
+from megatron.core.inference.contexts import BaseInferenceContext
+from megatron.core.transformer.attention import SelfAttention
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+
+
+class StarInferenceContext(BaseInferenceContext):
+    """What one forward pass needs to know: the positions of its tokens, and what each of them attends to."""
+
+    max_sequence_length = 0  # Megatron sizes rotary tables by it; RotaryAtPositions needs none.
+
+    def __init__(self, position_ids: Tensor) -> None:
+        """position_ids: [sq], int64, position of each packed token in its sequence."""
+        super().__init__(InferenceConfig(materialize_only_last_token_logits=True))
+        self.position_ids = position_ids
+
+    def is_static_batching(self) -> bool:
+        """True: Megatron then hands query, key and value to the core attention."""
+        return True
+
+    def is_decode_only(self) -> bool:
+        """False: Megatron's own decode path (flash decode, CUDA graphs) is not used."""
+        return False
+
+    @abstractmethod
+    def attend(
+        self, layer_number: int, query: Tensor, key: Tensor, value: Tensor, softmax_scale: float
+    ) -> Tensor:
+        """Keep this step's KV and attend.
+
+        Args:
+            layer_number: 1-based.
+            query: [sq, 1, np, hn], rotated.
+            key, value: [sq, 1, ng, hn]; the key is rotated.
+
+        Returns:
+            [sq, 1, np, hn] in the query's dtype.
+        """
+
+
+class StarCoreAttention(torch.nn.Module):
+    """Hands one layer's query, key and value to the step that `StarSelfAttention` has announced."""
+
+    def __init__(
+        self, config: TransformerConfig, layer_number: int, softmax_scale: float | None = None, **_: object
+    ) -> None:
+        super().__init__()
+        self.layer_number = layer_number
+        self.softmax_scale = softmax_scale or config.kv_channels**-0.5
+        self.step: StarInferenceContext | None = None
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, *_: object, **__: object) -> Tensor:
+        """[sq, 1, np, hn] and twice [sq, 1, ng, hn] to [sq, 1, np * hn]."""
+        assert self.step is not None, "Star Attention runs only with a StarInferenceContext"
+        out = self.step.attend(self.layer_number, query, key, value, self.softmax_scale)
+        return out.flatten(2)
+
+
+class StarSelfAttention(SelfAttention):
+    """Megatron's SelfAttention, whose KV belongs to the step instead of to a buffer of Megatron's."""
+
+    def _adjust_key_value_for_inference(
+        self,
+        inference_context: StarInferenceContext,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        rotary_pos_emb: Tensor | tuple[Tensor, Tensor] | None,
+        *_: object,
+        **__: object,
+    ) -> tuple[Tensor, Tensor, Tensor, object, AttnMaskType, None]:
+        """Everything as it came: the angles are already those of the step's positions."""
+        self.core_attention.step = inference_context
+        return query, key, value, rotary_pos_emb, self.attn_mask_type, None

@@ -1,0 +1,60 @@
+"""Build a Megatron GPT model that runs Star Attention."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from megatron.core.models.gpt.gpt_layer_specs import (
+    get_gpt_layer_local_spec,
+    get_gpt_layer_with_transformer_engine_spec,
+)
+from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from megatron_star.model.architecture import gpt_model_arguments, transformer_config
+from megatron_star.model.rotary import RotaryAtPositions
+from megatron_star.model.spec import with_star_attention
+
+TRANSFORMER_IMPLEMENTATIONS = ("local", "transformer_engine")
+
+
+def layer_spec(config: TransformerConfig, transformer_impl: str) -> ModuleSpec:
+    """Megatron's own layer specification for this configuration; `transformer_impl` as Megatron names it."""
+    experts = {"num_experts": config.num_moe_experts, "moe_grouped_gemm": config.moe_grouped_gemm}
+    if transformer_impl == "transformer_engine":
+        return get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm, **experts)
+    return get_gpt_layer_local_spec(
+        qk_layernorm=config.qk_layernorm, normalization=config.normalization, **experts
+    )
+
+
+def build_gpt_model(
+    args: Mapping[str, Any],
+    groups: ProcessGroupCollection,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    transformer_impl: str = "local",
+) -> GPTModel:
+    """A GPT model with Star Attention; its weights are not initialised.
+
+    Args:
+        args: the model in Megatron's argument names (`architecture.py`).
+        groups: the model's process groups; `cp` in it must be a group of one rank, since context
+            parallelism stays off inside Megatron.
+
+    Raises:
+        ValueError: something in `args` that Star Attention does not support, or heads that do not divide.
+    """
+    config = transformer_config(args, tp_size=groups.tp.size(), dtype=dtype, device=device)
+    model = GPTModel(
+        config=config,
+        transformer_layer_spec=with_star_attention(layer_spec(config, transformer_impl)),
+        pg_collection=groups,
+        **gpt_model_arguments(args),
+    )
+    if hasattr(model, "rotary_pos_emb"):
+        model.rotary_pos_emb = RotaryAtPositions(model.rotary_pos_emb)
+    return model.to(device=device, dtype=dtype).eval().requires_grad_(False)

@@ -1,0 +1,32 @@
+"""Rotary angles at given positions, for any of Megatron's rotary embedding classes."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class RotaryAtPositions(torch.nn.Module):
+    """Stands in for a model's `rotary_pos_emb`: angles for the step's positions, not a table from 0.
+
+    Megatron asks its rotary module for a table over the maximum length (512 MB at 1M positions) and slices
+    it. A wave holds pieces from anywhere in a context, so the angles are made for its positions instead.
+    They are linear in the position for every class that Megatron has (default, interpolated, Llama-3
+    scaled, YaRN): angle(p) = p * angle(1), so the wrapped module is only asked for position 1.
+    """
+
+    def __init__(self, rotary_pos_emb: torch.nn.Module) -> None:
+        super().__init__()
+        self.rotary_pos_emb = rotary_pos_emb
+
+    def get_rotary_seq_len(self, inference_context: Any, *args: object) -> Tensor:
+        """The positions [sq] of this step's tokens. Megatron passes them on to `forward` as a length."""
+        return inference_context.position_ids
+
+    def forward(self, position_ids: Tensor, **_: object) -> Tensor | tuple[Tensor, float]:
+        """Angles [sq, 1, 1, rotary dim], float32; with YaRN's scale beside them, as its class returns."""
+        unit = self.rotary_pos_emb(1, 1)
+        positions = position_ids.to(torch.float32)[:, None, None, None]
+        if isinstance(unit, tuple):
+            return unit[0] * positions, unit[1]
+        return unit * positions

@@ -1,0 +1,1 @@
+"""Process groups, and every torch.distributed call of the model path."""

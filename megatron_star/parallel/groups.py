@@ -1,0 +1,74 @@
+"""Process groups: Megatron's TP groups as they are, Megatron's CP groups as ours."""
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.process_groups_config import ProcessGroupCollection
+
+
+@dataclass(frozen=True)
+class StarGroups:
+    """The groups of one rank.
+
+    Attributes:
+        model: the groups that the Megatron model is built with. Its `cp` holds this rank alone.
+        cp: the ranks that share a context: Megatron's real CP group.
+        control: all ranks over gloo, for requests, tokens and errors; apart from the model's traffic.
+    """
+
+    model: ProcessGroupCollection
+    cp: dist.ProcessGroup
+    control: dist.ProcessGroup
+
+
+def initialize_groups(
+    *, tp_size: int, cp_size: int, timeout: timedelta = timedelta(minutes=10)
+) -> StarGroups:
+    """Create the groups with Megatron's rank order (TP fastest, then CP).
+
+    `torch.distributed` must be initialised with tp_size * cp_size ranks.
+
+    Raises:
+        ValueError: another number of ranks.
+    """
+    check_world_size(dist.get_world_size(), tp_size=tp_size, cp_size=cp_size)
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=tp_size,
+        context_parallel_size=cp_size,
+        create_gloo_process_groups=False,
+        distributed_timeout_minutes=max(1, int(timeout.total_seconds() // 60)),
+    )
+    model = ProcessGroupCollection.use_mpu_process_groups()
+    cp = model.cp
+    model.cp = _group_of_this_rank_alone()
+    control = dist.new_group(backend="gloo", timeout=timeout)
+    return StarGroups(model=model, cp=cp, control=control)
+
+
+def check_world_size(world_size: int, *, tp_size: int, cp_size: int) -> None:
+    """Raises ValueError unless there is one rank for each place of the TP x CP grid."""
+    if tp_size * cp_size != world_size:
+        raise ValueError(
+            f"tensor-parallel size {tp_size} x context-parallel size {cp_size} needs {tp_size * cp_size} "
+            f"ranks, but {world_size} were started"
+        )
+
+
+def _group_of_this_rank_alone() -> dist.ProcessGroup:
+    groups = [dist.new_group([rank]) for rank in range(dist.get_world_size())]
+    return groups[dist.get_rank()]
+
+
+def destroy_groups() -> None:
+    """Tear down Megatron's groups and torch.distributed."""
+    if dist.is_initialized():
+        parallel_state.destroy_model_parallel()
+        dist.destroy_process_group()
+
+
+def backend_for(device: torch.device) -> str:
+    """The torch.distributed backend of the model's groups on this device."""
+    return "nccl" if device.type == "cuda" else "gloo"

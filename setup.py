@@ -1,0 +1,24 @@
+"""Packaging of megatron-star; every dependency is bounded here and nowhere else."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="megatron-star",
+    version="0.1.0",
+    description="Context-parallel long-context inference (Star Attention) for Megatron-Core",
+    python_requires=">=3.12",
+    packages=find_packages(include=["megatron_star*", "launch*", "checkpoints_tools*"]),
+    install_requires=[
+        "megatron-core>=0.19,<0.20",
+        "torch>=2.11,<2.15",
+        "transformers>=5.0,<6",
+        "safetensors>=0.5,<1",
+        "tqdm>=4.66,<5",
+    ],
+    extras_require={
+        "te": ["transformer-engine[pytorch]>=2.11,<3"],
+        "flash-attn": ["flash-attn>=2.7,<3"],
+        "demo": ["gguf>=0.17,<1"],
+        "dev": ["gguf>=0.17,<1", "pytest>=8,<10", "ruff>=0.15,<0.18"],
+    },
+)
