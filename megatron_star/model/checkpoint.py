@@ -1,0 +1,161 @@
+"""Checkpoints as this project stores them: what they describe, and their weights into a model.
+
+    DIR/latest_checkpointed_iteration.txt, DIR/release/   as Megatron's own load_checkpoint reads them
+    DIR/star_checkpoint.json                              the model in Megatron's argument names, and its source
+    DIR/tokenizer/                                        tokenizer, config.json, generation_config.json
+
+The JSON file is the only description that is read here: the `args` pickled inside the weights are for Megatron.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories
+from megatron.core.dist_checkpointing.strategies.torch import TorchDistLoadShardedStrategy
+
+DESCRIPTION_FILE = "star_checkpoint.json"
+TRACKER_FILE = "latest_checkpointed_iteration.txt"
+TOKENIZER_DIRECTORY = "tokenizer"
+FORMAT_VERSION = 1
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+_NOT_DESCRIBED = """it holds Megatron weights but no star_checkpoint.json; add one with \
+`python -m checkpoints_tools.describe {0} --hf-config DIR`"""
+_NOT_CONVERTED = """it is a Hugging Face checkpoint; convert it with \
+`python -m checkpoints_tools.convert_hf_to_megatron --hf {0} --output DIR`"""
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """What `star_checkpoint.json` says.
+
+    Attributes:
+        args: the model in the names of Megatron-LM's command line (`architecture.py`), and `vocab_size`,
+            the number of real tokens; logits beyond it belong to padding.
+        family: the Hugging Face model type, such as `llama`.
+        dtype: of the stored weights.
+    """
+
+    directory: Path
+    args: Mapping[str, Any]
+    family: str
+    dtype: torch.dtype
+    tokenizer_directory: Path
+
+
+def read_checkpoint_info(load: str | Path) -> CheckpointInfo:
+    """Read the description of a checkpoint.
+
+    Raises:
+        FileNotFoundError: there is no complete checkpoint at `load`.
+        ValueError: its description cannot be used.
+    """
+    directory = Path(load)
+    path = directory / DESCRIPTION_FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"{directory}: {_why_not_described(directory)}")
+    weights_directory(directory)
+    description = _read_json(path)
+    try:
+        return CheckpointInfo(
+            directory=directory,
+            args=description["megatron_args"],
+            family=description["family"],
+            dtype=DTYPES[description["dtype"]],
+            tokenizer_directory=directory / TOKENIZER_DIRECTORY,
+        )
+    except KeyError as error:
+        raise ValueError(f"{path}: {error} is missing or unknown; convert the checkpoint again") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        description = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not valid JSON ({error}); convert the checkpoint again") from error
+    version = description.get("format_version")
+    if version != FORMAT_VERSION:
+        raise ValueError(f"{path}: format_version is {version!r}, this program reads {FORMAT_VERSION}")
+    return description
+
+
+def _why_not_described(directory: Path) -> str:
+    if not directory.is_dir():
+        return "no such directory"
+    if (directory / TRACKER_FILE).is_file():
+        return _NOT_DESCRIBED.format(directory)
+    if (directory / "config.json").is_file():
+        return _NOT_CONVERTED.format(directory)
+    return f"not a checkpoint: neither {DESCRIPTION_FILE} nor {TRACKER_FILE} in it"
+
+
+def weights_directory(directory: str | Path) -> Path:
+    """The folder of the torch_dist files that Megatron's tracker file points to.
+
+    Raises:
+        FileNotFoundError: the tracker file or the folder is missing, or the folder is not complete.
+        ValueError: the tracker file holds neither a number nor `release`.
+    """
+    tracker = Path(directory) / TRACKER_FILE
+    if not tracker.is_file():
+        raise FileNotFoundError(f"{tracker}: no such file; is {directory} a Megatron checkpoint?")
+    iteration = tracker.read_text().strip()
+    if iteration != "release" and not iteration.isdigit():
+        raise ValueError(f"{tracker}: {iteration!r} is neither an iteration nor `release`")
+    weights = tracker.parent / (iteration if iteration == "release" else f"iter_{int(iteration):07d}")
+    for name in ("metadata.json", ".metadata"):
+        if not (weights / name).is_file():
+            raise FileNotFoundError(f"{weights / name}: no such file; not a complete torch_dist checkpoint")
+    return weights
+
+
+def load_weights(model: torch.nn.Module, info: CheckpointInfo) -> None:
+    """Read the weights into the model's parameters, in place, each rank its own part.
+
+    Any tensor-parallel size, device and parameter dtype; needs `torch.distributed` but communicates nothing.
+
+    Raises:
+        ValueError: a tensor is missing from the checkpoint or from the model, or its shape differs.
+    """
+    weights = weights_directory(info.directory)
+    strategy = TorchDistLoadShardedStrategy()
+    stored = strategy.load_tensors_metadata(weights)
+    wanted = _sharded_tensors(model, stored)
+    _check_same_tensors(wanted, stored, info)
+    strategy.load({str(i): tensor for i, tensor in enumerate(wanted)}, weights)
+
+
+def _sharded_tensors(model: torch.nn.Module, stored: Mapping[str, ShardedTensor]) -> list[ShardedTensor]:
+    """This rank's parameters as views with their place in the checkpoint, under the key names stored in it."""
+    stacked = any(key.startswith("decoder.layers.self_attention") for key in stored)
+    state = model.sharded_state_dict(metadata={"non_homogeneous_layers": not stacked})
+    apply_factories(state)
+    return [value for value in nested_values(state) if isinstance(value, ShardedTensor)]
+
+
+def _check_same_tensors(
+    wanted: list[ShardedTensor], stored: Mapping[str, ShardedTensor], info: CheckpointInfo
+) -> None:
+    where = info.directory
+    keys = {tensor.key for tensor in wanted}
+    if missing := sorted(keys - stored.keys()):
+        raise ValueError(f"{where}: {missing[0]} is not in the checkpoint ({len(missing)} keys missing)")
+    unexpected = sorted(key for key in stored.keys() - keys if not key.startswith("optimizer."))
+    if unexpected:
+        raise ValueError(f"{where}: {unexpected[0]} is not in the model ({len(unexpected)} such keys)")
+    for tensor in wanted:
+        found, expected = tuple(stored[tensor.key].global_shape), tuple(tensor.global_shape)
+        if tensor.allow_shape_mismatch:
+            found, expected = _without_padding(found, info), _without_padding(expected, info)
+        if found != expected:
+            raise ValueError(f"{where}: {tensor.key} has shape {found}, the model needs {expected}")
+
+
+def _without_padding(shape: tuple[int, ...], info: CheckpointInfo) -> tuple[int, ...]:
+    """A vocabulary may be padded to any length: its real tokens are what must agree."""
+    return (min(shape[0], info.args["vocab_size"]), *shape[1:])

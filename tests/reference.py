@@ -1,0 +1,54 @@
+"""The slow truth: what the fast paths are compared with. Nothing here imports what it checks."""
+
+import torch
+from torch import Tensor
+
+
+def block_edges(num_tokens: int, block_size: int) -> list[int]:
+    """Edges of ceil(n / block_size) even blocks."""
+    num_blocks = -(-num_tokens // block_size)
+    return [num_tokens * i // num_blocks for i in range(num_blocks + 1)] if num_blocks else [0]
+
+
+def star_mask(
+    num_tokens: int, block_size: int, anchor_size: int | None = None, neighbor_blocks: int = 0
+) -> Tensor:
+    """[n, n] bool, True where row token sees column token: the definition, token by token."""
+    edges = block_edges(num_tokens, block_size)
+    first_block = edges[1] if len(edges) > 1 else 0
+    anchor = min(block_size if anchor_size is None else anchor_size, first_block)
+    block_of = torch.zeros(num_tokens, dtype=torch.long)
+    for block, (start, end) in enumerate(zip(edges, edges[1:], strict=False)):
+        block_of[start:end] = block
+    row, column = torch.arange(num_tokens)[:, None], torch.arange(num_tokens)[None, :]
+    near = block_of[None, :] >= block_of[:, None] - neighbor_blocks
+    return (column <= row) & (near | (column < anchor))
+
+
+def with_query(context_mask: Tensor, num_query_tokens: int) -> Tensor:
+    """The mask of context and query (and generated) tokens, which see everything before them."""
+    n = context_mask.size(0)
+    mask = torch.ones(n + num_query_tokens, n + num_query_tokens, dtype=torch.bool).tril()
+    mask[:n, :n] = context_mask
+    return mask
+
+
+def attention(
+    query: Tensor, key: Tensor, value: Tensor, *, causal: bool = False, softmax_scale: float
+) -> tuple[Tensor, Tensor]:
+    """Attention and LSE in float64: [sq, b, np, hn] and [sk, b, ng, hn] to [b, np, sq, hn] and [b, np, sq].
+
+    Causal aligns the last query with the last key. A row without a visible key gives 0 and -inf.
+    """
+    repeat = query.size(2) // key.size(2)
+    q = query.double().permute(1, 2, 0, 3)
+    k = key.double().permute(1, 2, 0, 3).repeat_interleave(repeat, dim=1)
+    v = value.double().permute(1, 2, 0, 3).repeat_interleave(repeat, dim=1)
+    scores = softmax_scale * q @ k.transpose(2, 3)
+    if causal:
+        sq, sk = scores.shape[2:]
+        visible = torch.ones(sq, sk, dtype=torch.bool).tril(sk - sq)
+        scores = scores.masked_fill(~visible, -torch.inf)
+    softmax_lse = scores.logsumexp(-1)
+    weights = (scores - softmax_lse.clamp_min(-1e300).unsqueeze(-1)).exp()
+    return weights @ v, softmax_lse

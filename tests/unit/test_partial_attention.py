@@ -1,0 +1,136 @@
+"""Every kernel keeps the contract, and the merge of any split of the keys is one softmax over all of them."""
+
+import math
+
+import pytest
+import reference
+import torch
+
+from megatron_star.attention.kernels import KERNELS, select_kernel
+from megatron_star.attention.merge import PartialSum, merge_partials
+from megatron_star.attention.partial import Partial, empty_partial
+
+TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
+
+
+def tensors(sq: int, sk: int, *, np: int = 9, ng: int = 3, hn: int = 16, b: int = 1, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(sq * 1000 + sk)
+    shapes = [(sq, b, np, hn), (sk, b, ng, hn), (sk, b, ng, hn)]
+    return [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
+
+
+def assert_same_partial(actual: Partial, out: torch.Tensor, lse: torch.Tensor, tolerance: float) -> None:
+    assert actual.softmax_lse.dtype == torch.float32
+    torch.testing.assert_close(actual.out.double(), out, atol=tolerance, rtol=tolerance)
+    torch.testing.assert_close(actual.softmax_lse.double(), lse, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("np", "ng"), [(9, 3), (4, 4), (8, 1)])
+@pytest.mark.parametrize(("sq", "sk"), [(1, 1), (1, 37), (37, 37), (5, 129), (65, 3), (100, 41)])
+def test_a_kernel_equals_the_reference(kernel, dtype, np, ng, sq, sk):
+    q, k, v = tensors(sq, sk, np=np, ng=ng, b=2, dtype=dtype)
+    for causal in [False, True] if sq == sk else [False]:
+        part = KERNELS[kernel](q, k, v, causal=causal, softmax_scale=0.3)
+        expected = reference.attention(q, k, v, causal=causal, softmax_scale=0.3)
+        assert_same_partial(part, *expected, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize(("sq", "sk"), [(0, 5), (5, 0), (0, 0)])
+def test_no_rows_or_no_keys_give_zero_and_minus_infinity(kernel, sq, sk):
+    q, k, v = tensors(sq, sk)
+    part = KERNELS[kernel](q, k, v, causal=False, softmax_scale=1.0)
+    assert part.out.shape == (1, 9, sq, 16) and part.softmax_lse.shape == (1, 9, sq)
+    assert (part.out == 0).all() and (part.softmax_lse == -math.inf).all()
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_kernel_takes_views_of_larger_tensors(kernel):
+    q, k, v = tensors(40, 80)
+    part = KERNELS[kernel](q[3:20], k[7:60], v[7:60], causal=False, softmax_scale=1.0)
+    expected = reference.attention(q[3:20], k[7:60], v[7:60], softmax_scale=1.0)
+    assert_same_partial(part, *expected, 2e-5)
+
+
+def test_an_unknown_kernel_is_refused_by_name():
+    with pytest.raises(ValueError, match="'flashy'.*auto, torch"):
+        select_kernel("flashy")
+
+
+SPLITS = [[10, 27], [0, 37], [37, 0], [0, 0, 37], [1, 1, 35], [12, 0, 12, 13]]
+
+
+@pytest.mark.parametrize("sizes", SPLITS)
+@pytest.mark.parametrize("shift", [0.0, 100.0, -100.0, 3000.0])
+def test_merging_any_split_of_the_keys_is_one_softmax(sizes, shift):
+    """`shift` moves the scores of the last part, so that LSEs differ by that much."""
+    q, k, v = (tensor.double() for tensor in tensors(7, 37, np=3))
+    k[-sizes[-1] :] += shift * q.mean(0, keepdim=True) / q.mean(0).pow(2).sum(-1, keepdim=True)
+    expected = reference.attention(q, k, v, softmax_scale=1.0)
+    parts = [
+        Partial(out.float(), lse.float())
+        for out, lse in (
+            reference.attention(q, key, value, softmax_scale=1.0)
+            for key, value in zip(k.split(sizes), v.split(sizes), strict=True)
+        )
+    ]
+
+    stacked = merge_partials(torch.stack([p.out for p in parts]), torch.stack([p.softmax_lse for p in parts]))
+    running = PartialSum(q.float())
+    for part in parts:
+        running.add_rows(0, 7, part)
+
+    assert_same_partial(stacked, *expected, 1e-4)
+    assert_same_partial(running.merged(), *expected, 1e-4)
+
+
+@pytest.mark.parametrize("gap", [-1e4, -100.0, -1.0, 0.0, 1.0, 100.0, 1e4])
+def test_a_merge_is_exact_at_any_gap_of_the_lse(gap):
+    outs = torch.tensor([1.0, 3.0]).view(2, 1, 1, 1, 1)
+    lses = torch.tensor([5.0, 5.0 + gap]).view(2, 1, 1, 1)
+    weight = 1 / (1 + math.exp(-gap)) if abs(gap) < 700 else float(gap > 0)
+    expected_lse = 5 + max(gap, 0) + math.log1p(math.exp(-abs(gap)))
+    running = PartialSum(torch.zeros(1, 1, 1, 1))
+    for out, lse in zip(outs, lses, strict=True):
+        running.add_rows(0, 1, Partial(out, lse))
+    for merged in (merge_partials(outs, lses), running.merged()):
+        assert merged.out.item() == pytest.approx(1 + 2 * weight, rel=1e-6)
+        assert merged.softmax_lse.item() == pytest.approx(expected_lse, rel=1e-6)
+
+
+def test_merging_parts_without_any_key_gives_zero_and_minus_infinity():
+    query = torch.zeros(5, 1, 2, 4)
+    empty = empty_partial(query)
+    running = PartialSum(query)
+    running.add_rows(0, 5, empty)
+    running.add_rows(0, 5, empty)
+    stacked = merge_partials(empty.out.expand(3, -1, -1, -1, -1), empty.softmax_lse.expand(3, -1, -1, -1))
+    for merged in (running.merged(), stacked):
+        assert (merged.out == 0).all() and (merged.softmax_lse == -math.inf).all()
+
+
+def test_many_bf16_parts_are_accumulated_in_float32():
+    q, k, v = tensors(3, 512, np=3, dtype=torch.bfloat16)
+    expected, _ = reference.attention(q, k, v, softmax_scale=1.0)
+    running = PartialSum(q)
+    for key, value in zip(k.split(2), v.split(2), strict=True):
+        out, lse = reference.attention(q, key, value, softmax_scale=1.0)
+        running.add_rows(0, 3, Partial(out.float(), lse.float()))
+    error = (running.merged().out - expected).abs().max().item()
+    assert error < 1e-5
+    assert running.result().dtype == torch.bfloat16
+
+
+def test_rows_are_merged_where_they_belong():
+    q, k, v = tensors(10, 20, np=3)
+    running = PartialSum(q)
+    for start, end in [(0, 4), (4, 10)]:
+        running.set_rows(start, end, KERNELS["torch"](q[start:end], k[:5], v[:5], causal=False, softmax_scale=1.0))
+    running.add_rows(2, 7, KERNELS["torch"](q[2:7], k[5:], v[5:], causal=False, softmax_scale=1.0))
+    all_keys, _ = reference.attention(q[2:7], k, v, softmax_scale=1.0)
+    few_keys, _ = reference.attention(q, k[:5], v[:5], softmax_scale=1.0)
+    result = running.result().permute(1, 2, 0, 3).double()
+    torch.testing.assert_close(result[:, :, 2:7], all_keys, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(result[:, :, [0, 1, 7, 9]], few_keys[:, :, [0, 1, 7, 9]], atol=1e-5, rtol=1e-5)
