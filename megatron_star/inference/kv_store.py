@@ -1,0 +1,93 @@
+"""Where keys and values live: of an encoded context, and of a sequence's own tail.
+
+Shapes: tokens first, then b = 1, ng KV heads of this TP rank, hn head size. Layers are numbered from 1.
+"""
+
+from bisect import bisect_right
+
+from torch import Tensor
+
+from megatron_star.plan import ContextPlan, Source
+
+TAIL_CHUNK_TOKENS = 256
+
+KeyValue = tuple[Tensor, Tensor]
+
+
+class EncodedContext:
+    """One rank's share of an encoded context. It grows while it is encoded and never changes afterwards."""
+
+    def __init__(self, plan: ContextPlan, cp_rank: int) -> None:
+        self.plan = plan
+        self.num_local_tokens = plan.num_owned_tokens(cp_rank)
+        self._starts: list[int] = []
+        self._offsets: list[int] = []
+        self._layers: dict[int, KeyValue] = {}
+        offset = 0
+        for segment in plan.owned(cp_rank):
+            self._starts.append(segment.start)
+            self._offsets.append(offset)
+            offset += segment.num_tokens
+
+    def offset_of(self, token: int) -> int:
+        """Row in this rank's storage of a context token that it owns."""
+        segment = bisect_right(self._starts, token) - 1
+        return self._offsets[segment] + token - self._starts[segment]
+
+    def store(self, layer_number: int, first_token: int, key: Tensor, value: Tensor) -> None:
+        """Keep [tokens, 1, ng, hn] of consecutive owned tokens, of which `first_token` is the first."""
+        if layer_number not in self._layers:
+            shape = (self.num_local_tokens, *key.shape[1:])
+            self._layers[layer_number] = key.new_empty(shape), value.new_empty(shape)
+        keys, values = self._layers[layer_number]
+        offset = self.offset_of(first_token)
+        keys[offset : offset + key.size(0)] = key
+        values[offset : offset + value.size(0)] = value
+
+    def read(self, layer_number: int, source: Source) -> KeyValue:
+        """Views of a stored source, [tokens, 1, ng, hn] each."""
+        keys, values = self._layers[layer_number]
+        rows = slice(self.offset_of(source.start), self.offset_of(source.end - 1) + 1)
+        return keys[rows], values[rows]
+
+    def key_value(self, layer_number: int) -> KeyValue:
+        """All that this rank holds of a layer, [num_local_tokens, 1, ng, hn]; it must hold something."""
+        return self._layers[layer_number]
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of this rank's share."""
+        return sum(key.nbytes + value.nbytes for key, value in self._layers.values())
+
+
+class Tail:
+    """Query and generated tokens of one sequence, on its tail rank. Grows in chunks."""
+
+    def __init__(self) -> None:
+        self._layers: dict[int, KeyValue] = {}
+        self._lengths: dict[int, int] = {}
+
+    def append(self, layer_number: int, key: Tensor, value: Tensor) -> KeyValue:
+        """Add [tokens, 1, ng, hn] to a layer; return views of all its tail so far."""
+        start = self._lengths.get(layer_number, 0)
+        end = start + key.size(0)
+        if layer_number not in self._layers or end > self._layers[layer_number][0].size(0):
+            self._grow(layer_number, end, key)
+        keys, values = self._layers[layer_number]
+        keys[start:end], values[start:end] = key, value
+        self._lengths[layer_number] = end
+        return keys[:end], values[:end]
+
+    def _grow(self, layer_number: int, num_tokens: int, like: Tensor) -> None:
+        room = -(-num_tokens // TAIL_CHUNK_TOKENS) * TAIL_CHUNK_TOKENS
+        grown = like.new_empty(room, *like.shape[1:]), like.new_empty(room, *like.shape[1:])
+        used = self._lengths.get(layer_number, 0)
+        if used:
+            for new, old in zip(grown, self._layers[layer_number], strict=True):
+                new[:used] = old[:used]
+        self._layers[layer_number] = grown
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory held, including room to grow."""
+        return sum(key.nbytes + value.nbytes for key, value in self._layers.values())

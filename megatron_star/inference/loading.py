@@ -1,0 +1,38 @@
+"""From a checkpoint to a model that is ready to encode contexts."""
+
+import torch
+
+from megatron_star.attention.kernels import select_kernel
+from megatron_star.inference.star_model import StarModel
+from megatron_star.model.build import build_gpt_model
+from megatron_star.model.checkpoint import CheckpointInfo, load_weights
+from megatron_star.parallel.exchange import Exchange
+from megatron_star.parallel.groups import StarGroups
+
+
+def load_star_model(
+    info: CheckpointInfo,
+    groups: StarGroups,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    kernel: str = "auto",
+    transformer_impl: str = "local",
+) -> StarModel:
+    """Build the checkpoint's model on these groups and load its weights.
+
+    Raises:
+        ValueError: the kernel is unknown, the model is unsupported, or the checkpoint does not fit it.
+    """
+    attention_kernel = select_kernel(kernel)
+    model = build_gpt_model(
+        info.args, groups.model, dtype=dtype, device=device, transformer_impl=transformer_impl
+    )
+    load_weights(model, info)
+    return StarModel(
+        model=model,
+        exchange=Exchange(groups.cp),
+        kernel=attention_kernel,
+        vocab_size=info.args["vocab_size"],
+        device=device,
+    )

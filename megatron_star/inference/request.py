@@ -1,0 +1,110 @@
+"""What is asked, and what comes back."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Self
+
+from megatron.core.inference.sampling_params import SamplingParams
+
+from megatron_star.config import StarConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class StarRequest:
+    """One context, one query, and how to answer.
+
+    Attributes:
+        context_tokens: what is encoded by `star`; may be empty.
+        query_tokens: what follows it; at least one.
+        sampling: Megatron's parameters. Used: temperature, top_k, top_p, num_tokens_to_generate,
+            termination_id, stop_words. top_k=1 is greedy.
+        seed: of this request's own random generator.
+    """
+
+    context_tokens: list[int]
+    query_tokens: list[int]
+    star: StarConfig = field(default_factory=StarConfig)
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    seed: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """A form that survives JSON."""
+        return asdict(self) | {"sampling": self.sampling.serialize(), "star": asdict(self.star)}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Self:
+        """The request of `to_json`."""
+        return cls(
+            **values
+            | {
+                "star": StarConfig.from_dict(values["star"]),
+                "sampling": SamplingParams.deserialize(values["sampling"]),
+            }
+        )
+
+    def check(self, *, vocab_size: int, max_sequence_length: int) -> None:
+        """Raises ValueError, naming the value and the bound, if this cannot be answered."""
+        if not self.query_tokens:
+            raise ValueError("the query is empty: it needs at least one token")
+        for token in (*self.context_tokens, *self.query_tokens):
+            if not 0 <= token < vocab_size:
+                raise ValueError(f"token id {token} is outside of the vocabulary of {vocab_size} tokens")
+        _check_sampling(self.sampling, vocab_size)
+        context, query = len(self.context_tokens), len(self.query_tokens)
+        total = context + query + self.sampling.num_tokens_to_generate
+        if total > max_sequence_length:
+            raise ValueError(
+                f"{context} context + {query} query + {self.sampling.num_tokens_to_generate} generated tokens "
+                f"= {total}, but the model's limit is {max_sequence_length}"
+            )
+
+
+def _check_sampling(sampling: SamplingParams, vocab_size: int) -> None:
+    count = sampling.num_tokens_to_generate
+    if not isinstance(count, int) or count < 1:
+        raise ValueError(f"num_tokens_to_generate is {count!r}: it must be at least 1")
+    if not 0.0 <= sampling.temperature < float("inf"):
+        raise ValueError(f"temperature is {sampling.temperature}: it must be a number of at least 0")
+    if not 0 <= sampling.top_k < vocab_size:
+        raise ValueError(f"top_k is {sampling.top_k}: it must be from 0 to {vocab_size - 1}")
+    if not 0.0 <= sampling.top_p <= 1.0:
+        raise ValueError(f"top_p is {sampling.top_p}: it must be from 0 to 1")
+    if sampling.top_k > 0 and sampling.top_p > 0.0:
+        raise ValueError(f"top_k is {sampling.top_k} and top_p is {sampling.top_p}: set one of them")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timings:
+    """Seconds. `ttft_s` is the sum of the two before it; `tpot_s` is per token after the first.
+
+    `context_encoding_s` is 0 if another request of the batch had the same context encoded before.
+    """
+
+    context_encoding_s: float
+    query_s: float
+    ttft_s: float
+    tpot_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class StarResult:
+    """One answer.
+
+    Attributes:
+        text: without special tokens, cut before a stop string.
+        tokens: all generated ids, the one that ended the sequence included.
+        logprobs: of each of `tokens`, natural logarithm, under the model's own distribution (temperature 1).
+        finish_reason: `stop` or `length`.
+        mode: `star` or `exact`, as used.
+        kv_bytes_per_rank: memory of the context and the tail on each global rank.
+    """
+
+    text: str
+    tokens: list[int]
+    logprobs: list[float]
+    finish_reason: str
+    num_context_tokens: int
+    num_query_tokens: int
+    mode: str
+    num_blocks: int
+    timings: Timings
+    kv_bytes_per_rank: list[int]

@@ -1,0 +1,64 @@
+"""A Megatron model together with what its attention needs; one forward pass over packed tokens."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from megatron.core.inference.utils import InferenceMode
+from torch import Tensor
+
+from megatron_star.attention.partial import AttentionKernel
+from megatron_star.model.attention import StarInferenceContext
+from megatron_star.parallel.exchange import Exchange
+
+
+@dataclass(frozen=True)
+class StarModel:
+    """What context encoding and token generation run on.
+
+    Attributes:
+        model: a GPTModel of `build_gpt_model` with its weights.
+        vocab_size: tokens that exist; the model's vocabulary may be padded beyond it.
+    """
+
+    model: torch.nn.Module
+    exchange: Exchange
+    kernel: AttentionKernel
+    vocab_size: int
+    device: torch.device
+
+    @torch.inference_mode()
+    def forward(
+        self, token_ids: Sequence[int], step: StarInferenceContext, logit_rows: Sequence[int] = ()
+    ) -> Tensor:
+        """Run packed tokens through the model.
+
+        Args:
+            token_ids: one per position of `step`; none at all is fine.
+            logit_rows: the rows whose logits are wanted; without any, the output layer is skipped.
+
+        Returns:
+            Logits [len(logit_rows), vocab_size], float32.
+        """
+        with InferenceMode.active():
+            logits = self.model(
+                input_ids=torch.tensor([list(token_ids)], dtype=torch.int64, device=self.device),
+                position_ids=step.position_ids[None],
+                attention_mask=None,
+                inference_context=step,
+                runtime_gather_output=True,
+                output_processor=_logits_of_rows,
+                output_processor_context=list(logit_rows),
+            )
+        return logits[:, : self.vocab_size].float()
+
+
+def _logits_of_rows(
+    hidden_states: Tensor, output_layer: Any, output_weight: Tensor | None, context: list[int], **_: object
+) -> Tensor:
+    """GPTModel's output hook: [sq, 1, h] to [len(context), padded vocabulary]."""
+    if not context:
+        return hidden_states.new_empty(0, 0)
+    logits, _ = output_layer(hidden_states[context], weight=output_weight, runtime_gather_output=True)
+    return logits.squeeze(1)

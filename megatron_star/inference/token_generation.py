@@ -1,0 +1,127 @@
+"""Token generation: new tokens of many sequences attend to the whole context and to their own tail.
+
+Every CP rank runs all new tokens. A rank attends to the context KV that it holds; the tail of a sequence lives
+on one tail rank. What each rank finds is merged over the CP group in one collective a layer.
+Shapes: sq packed new tokens of all sequences, b = 1.
+"""
+
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass, field
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from megatron_star.attention.merge import PartialSum
+from megatron_star.attention.partial import AttentionKernel
+from megatron_star.inference.kv_store import EncodedContext, Tail
+from megatron_star.inference.star_model import StarModel
+from megatron_star.model.attention import StarInferenceContext
+
+
+@dataclass
+class Sequence:
+    """An encoded context, and the tokens that follow it.
+
+    Attributes:
+        num_tail_tokens: query and generated tokens that went through the model.
+        tail: their KV; it stays empty on all ranks but the tail rank.
+    """
+
+    context: EncodedContext
+    tail_rank: int
+    num_tail_tokens: int = 0
+    tail: Tail = field(default_factory=Tail)
+
+
+NewTokens = tuple[Sequence, SequenceOf[int]]
+
+
+def generate_step(star_model: StarModel, new_tokens: SequenceOf[NewTokens]) -> Tensor:
+    """Feed each sequence its new tokens (at least one).
+
+    Returns:
+        Logits [number of sequences, vocab_size], float32, after the last new token of each.
+    """
+    by_context = sorted(range(len(new_tokens)), key=lambda i: id(new_tokens[i][0].context))
+    packed = [new_tokens[i] for i in by_context]
+    step = TokenGenerationStep(star_model, packed)
+    token_ids = [token for _, tokens in packed for token in tokens]
+    logits = star_model.forward(token_ids, step, [end - 1 for _, end in step.rows])
+    for sequence, tokens in new_tokens:
+        sequence.num_tail_tokens += len(tokens)
+    place = {original: row for row, original in enumerate(by_context)}
+    return logits[[place[i] for i in range(len(new_tokens))]]
+
+
+class TokenGenerationStep(StarInferenceContext):
+    """Rows attend to their context (rows that share one, in one call) and, causally, to their tail."""
+
+    def __init__(self, star_model: StarModel, packed: SequenceOf[NewTokens]) -> None:
+        """packed: sequences that share a context stand side by side."""
+        self.sequences = [sequence for sequence, _ in packed]
+        self.rows = _row_ranges([len(tokens) for _, tokens in packed])
+        self.context_rows = _rows_by_context(self.sequences, self.rows)
+        self.exchange, self.kernel = star_model.exchange, star_model.kernel
+        positions = [
+            sequence.context.plan.num_tokens + sequence.num_tail_tokens + i
+            for sequence, tokens in packed
+            for i in range(len(tokens))
+        ]
+        super().__init__(torch.tensor(positions, dtype=torch.int64, device=star_model.device))
+
+    def attend(
+        self, layer_number: int, query: Tensor, key: Tensor, value: Tensor, softmax_scale: float
+    ) -> Tensor:
+        """The algorithm of token generation for one layer; see `StarInferenceContext.attend`."""
+        partials = PartialSum(query)
+        for context, start, end in self.context_rows:
+            if context.num_local_tokens:
+                held = context.key_value(layer_number)
+                part = self.kernel(query[start:end], *held, causal=False, softmax_scale=softmax_scale)
+                partials.set_rows(start, end, part)
+        for sequence, (start, end) in zip(self.sequences, self.rows, strict=True):
+            if sequence.tail_rank == self.exchange.cp_rank:
+                tail = sequence.tail.append(layer_number, key[start:end], value[start:end])
+                _add_causal(partials, self.kernel, (start, end), query, tail, softmax_scale)
+        merged = self.exchange.merge(partials.merged())
+        return merged.out.permute(2, 0, 1, 3).to(query.dtype)
+
+
+def _add_causal(
+    partials: PartialSum,
+    kernel: AttentionKernel,
+    rows: tuple[int, int],
+    query: Tensor,
+    tail: tuple[Tensor, Tensor],
+    softmax_scale: float,
+) -> None:
+    """The last query row sees all keys, the one before it one fewer, ...: a full part and a square one."""
+    start, end = rows
+    prefix = tail[0].size(0) - (end - start)
+    for keys, causal in ((slice(0, prefix), False), (slice(prefix, None), True)):
+        if keys.stop != 0:
+            part = kernel(
+                query[start:end], tail[0][keys], tail[1][keys], causal=causal, softmax_scale=softmax_scale
+            )
+            partials.add_rows(start, end, part)
+
+
+def _row_ranges(sizes: list[int]) -> list[tuple[int, int]]:
+    ranges, start = [], 0
+    for size in sizes:
+        ranges.append((start, start + size))
+        start += size
+    return ranges
+
+
+def _rows_by_context(
+    sequences: list[Sequence], rows: list[tuple[int, int]]
+) -> list[tuple[EncodedContext, int, int]]:
+    """One row range for each run of sequences that share a context."""
+    result = []
+    for _, run in groupby(zip(sequences, rows, strict=True), key=lambda pair: id(pair[0].context)):
+        first, *others = run
+        last = others[-1] if others else first
+        result.append((first[0].context, first[1][0], last[1][1]))
+    return result

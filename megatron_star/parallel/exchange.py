@@ -1,0 +1,87 @@
+"""What crosses CP ranks: the KV of sources while a context is encoded, and partial results afterwards."""
+
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from megatron_star.attention.merge import merge_partials
+from megatron_star.attention.partial import Partial
+from megatron_star.parallel.all_gather import all_gather_single
+from megatron_star.plan import Source
+
+KeyValue = tuple[Tensor, Tensor]
+
+
+class Exchange:
+    """The collectives of one CP group. Every rank of the group calls the same methods in the same order.
+
+    Attributes:
+        counts: calls and bytes so far, as `broadcasts`, `broadcast_bytes` (what this rank sent as the owner),
+            `merges` and `merge_bytes` (what this rank contributed).
+    """
+
+    def __init__(self, cp_group: dist.ProcessGroup) -> None:
+        self.cp_group = cp_group
+        self.cp_rank: int = cp_group.rank()
+        self.cp_size: int = cp_group.size()
+        self.counts: Counter[str] = Counter()
+
+    def broadcast_sources(
+        self, sources: Sequence[Source], read: Callable[[Source], KeyValue], like: Tensor
+    ) -> "SourceTransfers":
+        """Start to send these sources, each from its owner to all ranks, in this order.
+
+        Args:
+            read: the owner's stored key and value of a source, [tokens, 1, ng, hn] each.
+            like: any tensor [.., 1, ng, hn] of the KV's dtype and device.
+        """
+        return SourceTransfers(self, sources, read, like)
+
+    def merge(self, part: Partial) -> Partial:
+        """Merge this rank's float32 partial, [1, np, sq, hn] and [1, np, sq], with all others: one collective."""
+        if self.cp_size == 1:
+            return part
+        mine = torch.cat((part.out, part.softmax_lse.unsqueeze(-1)), dim=-1)
+        everyone = mine.new_empty(self.cp_size, *mine.shape)
+        all_gather_single(everyone.flatten(0, 1), mine, group=self.cp_group)
+        self.counts.update(merges=1, merge_bytes=mine.nbytes)
+        return merge_partials(everyone[..., :-1], everyone[..., -1].contiguous())
+
+
+class SourceTransfers:
+    """Sources on their way: while one is being used, the next one is in flight."""
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        sources: Sequence[Source],
+        read: Callable[[Source], KeyValue],
+        like: Tensor,
+    ) -> None:
+        self.exchange, self.read, self.like = exchange, read, like
+        self.waiting = deque(sources)
+        self.in_flight: deque[tuple[dist.Work, Tensor]] = deque()
+        self._start_next()
+
+    def receive(self) -> KeyValue:
+        """Key and value [tokens, 1, ng, hn] of the next source, in the order given at the start."""
+        work, buffer = self.in_flight.popleft()
+        work.wait()
+        self._start_next()
+        return buffer[0], buffer[1]
+
+    def _start_next(self) -> None:
+        if not self.waiting:
+            return
+        source = self.waiting.popleft()
+        group = self.exchange.cp_group
+        if source.owner == self.exchange.cp_rank:
+            buffer = torch.stack(self.read(source))
+            self.exchange.counts.update(broadcasts=1, broadcast_bytes=buffer.nbytes)
+        else:
+            buffer = self.like.new_empty(2, source.end - source.start, *self.like.shape[1:])
+        work = dist.broadcast(buffer, group=group, group_src=source.owner, async_op=True)
+        self.in_flight.append((work, buffer))

@@ -1,0 +1,116 @@
+"""Run a function on gloo ranks inside an ordinary test.
+
+The ranks are processes that live as long as the test session: importing torch and Megatron takes seconds, forming
+a group takes milliseconds. A task that fails or hangs takes its ranks with it; the next task starts new ones.
+"""
+
+import atexit
+import multiprocessing
+import os
+import socket
+import sys
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+MAX_RANKS = 4
+RANK_TIMEOUT_SECONDS = 120
+
+
+class RankError(AssertionError):
+    """A rank raised; carries its traceback."""
+
+
+class _Rank:
+    def __init__(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs,), daemon=True)
+        self.process.start()
+        theirs.close()
+
+
+_ranks: list[_Rank] = []
+
+
+def run_ranks(world_size: int, function: Callable[..., Any], *args: Any) -> list[Any]:
+    """`function(*args)` on `world_size` ranks with torch.distributed over gloo; what each returned.
+
+    `function` must be importable from its module. Raises RankError if a rank raises or does not answer.
+    """
+    assert 1 <= world_size <= MAX_RANKS
+    while len(_ranks) < world_size:
+        _ranks.append(_Rank())
+    port = _free_port()
+    for rank in range(world_size):
+        _ranks[rank].connection.send(list(sys.path))  # before the function, which is unpickled by its module
+        _ranks[rank].connection.send((rank, world_size, port, function, args))
+    try:
+        return _collect([_ranks[rank].connection for rank in range(world_size)])
+    except BaseException:
+        _stop()
+        raise
+
+
+def _collect(connections: list[Connection]) -> list[Any]:
+    results: dict[int, Any] = {}
+    while len(results) < len(connections):
+        pending = [c for i, c in enumerate(connections) if i not in results]
+        ready = wait(pending, RANK_TIMEOUT_SECONDS)
+        if not ready:
+            missing = sorted(set(range(len(connections))) - set(results))
+            raise RankError(f"no answer from ranks {missing} within {RANK_TIMEOUT_SECONDS} s")
+        for connection in ready:
+            rank = connections.index(connection)
+            succeeded, result = connection.recv()
+            if not succeeded:
+                raise RankError(f"rank {rank}:\n{result}")
+            results[rank] = result
+    return [results[rank] for rank in range(len(connections))]
+
+
+def _serve(connection: Connection) -> None:
+    # The package first: it silences what Megatron-Core says at import.
+    import megatron_star  # noqa: F401, PLC0415
+    import torch  # noqa: PLC0415
+
+    torch.set_num_threads(1)
+    while True:
+        try:
+            sys.path[:] = connection.recv()
+            rank, world_size, port, function, args = connection.recv()
+        except EOFError:
+            return
+        try:
+            connection.send((True, _run(rank, world_size, port, function, args)))
+        except BaseException:
+            connection.send((False, traceback.format_exc()))
+
+
+def _run(rank: int, world_size: int, port: int, function: Callable[..., Any], args: tuple) -> Any:
+    import torch.distributed as dist  # noqa: PLC0415
+
+    from megatron_star.parallel.groups import destroy_groups  # noqa: PLC0415
+
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    dist.init_process_group("gloo", rank=rank, world_size=world_size, timeout=timedelta(seconds=60))
+    try:
+        return function(*args)
+    finally:
+        destroy_groups()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@atexit.register
+def _stop() -> None:
+    while _ranks:
+        process = _ranks.pop().process
+        process.kill()
+        process.join()
