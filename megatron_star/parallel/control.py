@@ -12,6 +12,10 @@ from megatron_star.parallel.all_gather import all_gather_single
 DRIVER = 0
 
 
+class SharedError(ValueError):
+    """An error of the user's input that every rank raises, with the same message."""
+
+
 def broadcast_json(message: Any, control: dist.ProcessGroup) -> Any:
     """The driver's message on every rank; what the workers pass is ignored. It must survive JSON."""
     payload = torch.tensor(bytearray(json.dumps(message).encode()), dtype=torch.uint8)
@@ -41,7 +45,7 @@ def from_driver[T](function: Callable[[], T], control: dist.ProcessGroup) -> T:
     """What `function`, run on the driver alone, returns. It must survive JSON.
 
     Raises:
-        ValueError: on every rank, with the message of the ValueError or OSError that the driver met.
+        SharedError: on every rank, with the message of the ValueError or OSError that the driver met.
     """
     message: dict[str, Any] = {}
     if dist.get_rank() == DRIVER:
@@ -51,7 +55,7 @@ def from_driver[T](function: Callable[[], T], control: dist.ProcessGroup) -> T:
             message = {"error": describe(error)}
     message = broadcast_json(message, control)
     if "error" in message:
-        raise ValueError(message["error"])
+        raise SharedError(message["error"])
     return message["result"]
 
 
@@ -59,7 +63,7 @@ def on_every_rank[T](function: Callable[[], T], control: dist.ProcessGroup) -> T
     """What `function` returns on this rank, once it has succeeded on every rank.
 
     Raises:
-        ValueError: on every rank, if it failed on any; with the first such rank and its message.
+        SharedError: on every rank, if it failed on any; with the first such rank's message.
     """
     result, failure = None, ""
     try:
@@ -69,7 +73,7 @@ def on_every_rank[T](function: Callable[[], T], control: dist.ProcessGroup) -> T
     failed = gather_integers(int(bool(failure)), control)
     if any(failed):
         first = failed.index(1)
-        raise ValueError(_message_from(first, failure, control, alone=sum(failed) < len(failed)))
+        raise SharedError(_message_from(first, failure, control, alone=sum(failed) < len(failed)))
     return result
 
 

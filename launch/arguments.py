@@ -1,0 +1,123 @@
+"""Command-line arguments that the programs of this folder share: Megatron's names where Megatron has one."""
+
+import argparse
+from collections.abc import Callable
+from datetime import timedelta
+from typing import NoReturn
+
+import torch
+from megatron.core.inference.sampling_params import SamplingParams
+
+from megatron_star.attention.kernels import KERNEL_NAMES
+from megatron_star.config import ANCHOR_TRANSFERS, MODES, StarConfig, parse_token_count
+from megatron_star.model.build import TRANSFORMER_IMPLEMENTATIONS
+
+DEFAULTS = StarConfig()
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """Raises on a wrong argument, so that one rank reports it and all end."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises ValueError instead of printing the usage on every rank."""
+        raise ValueError(f"{message} (see {self.prog} --help)")
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """What is loaded, and on which grid of ranks."""
+    group = parser.add_argument_group("model")
+    group.add_argument("--load", required=True, metavar="DIR", help="checkpoint of checkpoints_tools")
+    group.add_argument("--tensor-model-parallel-size", type=_positive, default=1, metavar="N")
+    group.add_argument("--context-parallel-size", type=_positive, default=1, metavar="N")
+    dtype = group.add_mutually_exclusive_group()
+    dtype.add_argument("--bf16", dest="dtype", action="store_const", const=torch.bfloat16, help="run in bfloat16")
+    dtype.add_argument("--fp16", dest="dtype", action="store_const", const=torch.float16, help="run in float16")
+    dtype.add_argument("--fp32", dest="dtype", action="store_const", const=torch.float32, help="run in float32")
+    group.add_argument("--transformer-impl", choices=TRANSFORMER_IMPLEMENTATIONS, default="local")
+    group.add_argument("--star-attention-kernel", choices=KERNEL_NAMES, default="auto")
+    group.add_argument(
+        "--distributed-timeout-minutes", type=_timeout, default=timedelta(minutes=10), metavar="N"
+    )
+
+
+def add_star_arguments(parser: argparse.ArgumentParser) -> None:
+    """How a context is encoded; `star_config` reads them."""
+    group = parser.add_argument_group("Star Attention (token counts may be written 32K or 1M)")
+    group.add_argument("--star-mode", choices=MODES, default=DEFAULTS.mode)
+    group.add_argument("--star-block-size", type=_tokens, default=DEFAULTS.block_size, metavar="TOKENS")
+    group.add_argument(
+        "--star-anchor-size", type=_tokens, metavar="TOKENS", help="default: as large as the first block"
+    )
+    group.add_argument("--star-neighbor-blocks", type=_count, default=DEFAULTS.neighbor_blocks, metavar="N")
+    group.add_argument("--star-anchor", choices=ANCHOR_TRANSFERS, default=DEFAULTS.anchor)
+    group.add_argument(
+        "--star-wave-tokens",
+        type=_tokens,
+        default=DEFAULTS.wave_tokens,
+        metavar="TOKENS",
+        help="most context tokens that a rank encodes in one forward pass",
+    )
+
+
+def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
+    """How tokens are chosen; `sampling_params` reads them."""
+    group = parser.add_argument_group("sampling")
+    group.add_argument("--num-tokens-to-generate", type=_positive, default=64, metavar="N")
+    group.add_argument("--temperature", type=float, default=1.0, metavar="T", help="0 is greedy")
+    group.add_argument("--top-k", type=_count, default=0, metavar="K", help="1 is greedy, 0 is off")
+    group.add_argument("--top-p", type=float, default=0.0, metavar="P", help="0 is off")
+    group.add_argument("--seed", type=_count, default=0, metavar="N")
+    group.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="end at this text; may be repeated"
+    )
+
+
+def star_config(args: argparse.Namespace) -> StarConfig:
+    """The configuration that these arguments ask for; raises ValueError on a value out of bounds."""
+    return StarConfig(
+        mode=args.star_mode,
+        block_size=args.star_block_size,
+        anchor_size=args.star_anchor_size,
+        neighbor_blocks=args.star_neighbor_blocks,
+        anchor=args.star_anchor,
+        wave_tokens=args.star_wave_tokens,
+    )
+
+
+def sampling_params(args: argparse.Namespace, termination_id: int | None) -> SamplingParams:
+    """Megatron's sampling parameters of these arguments."""
+    return SamplingParams(
+        temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        num_tokens_to_generate=args.num_tokens_to_generate,
+        termination_id=termination_id,
+        stop_words=args.stop or None,
+    )
+
+
+def _argument(convert: Callable[[str], int], text: str) -> int:
+    try:
+        return convert(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _tokens(text: str) -> int:
+    return _argument(parse_token_count, text)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
+    return int(text)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def _timeout(text: str) -> timedelta:
+    return timedelta(minutes=_positive(text))

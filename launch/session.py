@@ -1,0 +1,91 @@
+"""Start and end of a process of a job: its groups, and what happens when something goes wrong."""
+
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from launch.environment import RankEnvironment
+from megatron_star.model.cpu import use_cpu_where_cuda_is_absent
+from megatron_star.parallel.control import SharedError, describe
+from megatron_star.parallel.groups import (
+    StarGroups,
+    backend_for,
+    check_world_size,
+    destroy_groups,
+    initialize_groups,
+)
+
+USER_ERROR_STATUS = 2
+FAILURE_STATUS = 1
+PEER_ENDED = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
+
+
+@contextmanager
+def exit_on_errors(rank: int) -> Iterator[None]:
+    """End this process at once with one line on an error, so that no other rank waits for it.
+
+    Errors of the user's input (ValueError, OSError) end with status 2, others with 1 and a traceback. An error
+    that all ranks have is reported by rank 0 alone.
+    """
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        everywhere = isinstance(error, SharedError) or not dist.is_initialized()
+        if rank == 0 or not everywhere:
+            where = "" if everywhere else f"rank {rank}: "
+            print(f"error: {where}{describe(error)}", file=sys.stderr)
+        _end(USER_ERROR_STATUS)
+    except KeyboardInterrupt:
+        _end(FAILURE_STATUS)
+    except Exception as error:
+        if any(sign in str(error) for sign in PEER_ENDED):
+            print(f"error: rank {rank} stops, because another rank ended", file=sys.stderr)
+        else:
+            traceback.print_exc()
+            print(f"error: rank {rank}: {type(error).__name__}: {error}", file=sys.stderr)
+        _end(FAILURE_STATUS)
+
+
+def _end(status: int) -> None:
+    """Without clean-up: tearing down a group waits for ranks that may never come."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+@contextmanager
+def process_groups(
+    environment: RankEnvironment, *, tp_size: int, cp_size: int, timeout: timedelta
+) -> Iterator[tuple[StarGroups, torch.device]]:
+    """The groups of this job and the device of this rank, for the time of a `with` block.
+
+    Raises:
+        ValueError: TP x CP is not the number of ranks.
+    """
+    check_world_size(environment.world_size, tp_size=tp_size, cp_size=cp_size)
+    if torch.cuda.is_available():
+        torch.cuda.set_device(environment.local_rank)
+    device = use_cpu_where_cuda_is_absent()
+    _join(environment, backend_for(device), timeout)
+    yield initialize_groups(tp_size=tp_size, cp_size=cp_size, timeout=timeout), device
+    destroy_groups()
+
+
+def _join(environment: RankEnvironment, backend: str, timeout: timedelta) -> None:
+    if environment.world_size == 1:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+        return
+    # torchrun's own store is used where it started this process; it listens at the same address.
+    os.environ |= {
+        "MASTER_ADDR": environment.master_addr,
+        "MASTER_PORT": str(environment.master_port),
+        "RANK": str(environment.rank),
+        "WORLD_SIZE": str(environment.world_size),
+    }
+    dist.init_process_group(backend, timeout=timeout)

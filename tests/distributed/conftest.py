@@ -1,0 +1,34 @@
+"""Checkpoints of small random models, made once a session; SmolLM2 where `make` has put it."""
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
+from models import save_random_model
+
+from checkpoints_tools.convert_hf_to_megatron import convert
+
+DEMO = Path(__file__).parents[2] / ".demo"
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory) -> Callable[[str], tuple[Path, Path]]:
+    """By name: the folders of a Hugging Face checkpoint and of its Megatron conversion."""
+
+    @cache
+    def make(name: str) -> tuple[Path, Path]:
+        directory = tmp_path_factory.mktemp(name)
+        save_random_model(name, directory / "hf")
+        convert(directory / "hf", directory / "megatron")
+        return directory / "hf", directory / "megatron"
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> tuple[Path, Path]:
+    """Folders of SmolLM2-135M-Instruct, Hugging Face and Megatron."""
+    if not (DEMO / "megatron").is_dir():
+        pytest.fail(f"{DEMO}/megatron is missing: `make test` makes it")
+    return DEMO / "hf", DEMO / "megatron"

@@ -1,0 +1,85 @@
+"""Small random Hugging Face models, their Megatron checkpoints, and their dense forward with a plan's mask."""
+
+from pathlib import Path
+
+import torch
+from reference import star_mask, with_query
+from torch import Tensor
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, Qwen2Config, Qwen3Config
+
+from megatron_star.config import StarConfig
+
+VOCAB_SIZE = 257
+_COMMON = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 3,
+    "max_position_embeddings": 4096,
+    "initializer_range": 0.2,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
+LLAMA3_SCALING = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+
+
+def _heads(num_attention_heads: int, num_key_value_heads: int, head_dim: int) -> dict[str, int]:
+    return {
+        "num_attention_heads": num_attention_heads,
+        "num_key_value_heads": num_key_value_heads,
+        "head_dim": head_dim,
+    }
+
+
+MODELS: dict[str, PreTrainedConfig] = {
+    "llama": LlamaConfig(**_COMMON, **_heads(9, 3, 16)),
+    "llama_tied": LlamaConfig(**_COMMON, **_heads(6, 2, 8), tie_word_embeddings=True),
+    "llama3_scaled": LlamaConfig(**_COMMON, **_heads(4, 2, 16), rope_parameters=LLAMA3_SCALING),
+    "llama_one_kv_head": LlamaConfig(**_COMMON, **_heads(4, 1, 16)),
+    "qwen2": Qwen2Config(**_COMMON, **{k: v for k, v in _heads(6, 2, 8).items() if k != "head_dim"}),
+    "qwen2_yarn": Qwen2Config(
+        **_COMMON,
+        **{k: v for k, v in _heads(6, 2, 8).items() if k != "head_dim"},
+        rope_parameters=YARN,
+    ),
+    "qwen3": Qwen3Config(**_COMMON, **_heads(6, 2, 16)),
+}
+
+
+def save_random_model(name: str, directory: Path) -> None:
+    """Write a random Hugging Face checkpoint of this configuration; biases and norms are random too."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(MODELS[name], dtype=torch.float32)
+    for key, parameter in model.named_parameters():
+        if parameter.dim() == 1:
+            torch.nn.init.normal_(parameter, mean=0.0 if key.endswith("bias") else 1.0, std=0.3)
+    model.save_pretrained(directory)
+
+
+def dense_logits(hf: Path, token_ids: list[int], num_context: int, config: StarConfig) -> Tensor:
+    """[tokens, vocabulary], float32: one dense forward of the Hugging Face model with the plan's mask."""
+    model = AutoModelForCausalLM.from_pretrained(hf, dtype=torch.float32, attn_implementation="eager").eval()
+    block_size = max(1, num_context) if config.mode == "exact" else config.block_size
+    context = star_mask(num_context, block_size, config.anchor_size, config.neighbor_blocks)
+    visible = with_query(context, len(token_ids) - num_context)
+    additive = torch.zeros(visible.shape).masked_fill_(~visible, torch.finfo(torch.float32).min)
+    with torch.inference_mode():
+        return model(torch.tensor([token_ids]), attention_mask=additive[None, None]).logits[0]
+
+
+def random_tokens(count: int, seed: int = 0) -> list[int]:
+    """Token ids of the small models' vocabulary."""
+    return torch.randint(VOCAB_SIZE, (count,), generator=torch.Generator().manual_seed(seed)).tolist()

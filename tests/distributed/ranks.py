@@ -1,0 +1,70 @@
+"""What the ranks of a distributed test run; importable by their processes."""
+
+from collections.abc import Sequence as SequenceOf
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from megatron_star.config import StarConfig
+from megatron_star.cost_model import choose_plan, token_costs
+from megatron_star.inference.context_encoding import encode_context
+from megatron_star.inference.generator import StarGenerator
+from megatron_star.inference.loading import load_star_model
+from megatron_star.inference.request import StarRequest, StarResult
+from megatron_star.inference.star_model import StarModel
+from megatron_star.inference.token_generation import Sequence, generate_step
+from megatron_star.model.checkpoint import read_checkpoint_info
+from megatron_star.model.cpu import use_cpu_where_cuda_is_absent
+from megatron_star.parallel.groups import StarGroups, initialize_groups
+
+
+def load(checkpoint: str, tp_size: int) -> tuple[StarModel, StarGroups]:
+    """The checkpoint in float32; all ranks that TP does not take form the CP groups."""
+    device = use_cpu_where_cuda_is_absent()
+    groups = initialize_groups(tp_size=tp_size, cp_size=dist.get_world_size() // tp_size)
+    info = read_checkpoint_info(checkpoint)
+    return load_star_model(info, groups, device=device, dtype=torch.float32), groups
+
+
+def star_logits(
+    checkpoint: str,
+    tp_size: int,
+    token_ids: SequenceOf[int],
+    num_context: int,
+    num_query: int,
+    configs: SequenceOf[StarConfig],
+) -> list[Tensor]:
+    """For each configuration [1 + tokens after the query, vocabulary]: logits after the query and after each later token.
+
+    The tokens after the query are fed one by one, as decoding does.
+    """
+    star_model, _ = load(checkpoint, tp_size)
+    return [_logits(star_model, list(token_ids), num_context, num_query, config) for config in configs]
+
+
+def _logits(
+    star_model: StarModel, token_ids: list[int], num_context: int, num_query: int, config: StarConfig
+) -> Tensor:
+    exchange = star_model.exchange
+    _, plan = choose_plan(num_context, exchange.cp_size, config, token_costs(star_model.model.config))
+    context = encode_context(star_model, token_ids[:num_context], plan)
+    sequence = Sequence(context, tail_rank=exchange.cp_size - 1)
+    steps = [token_ids[num_context : num_context + num_query]]
+    steps += [[token] for token in token_ids[num_context + num_query :]]
+    return torch.cat([generate_step(star_model, [(sequence, tokens)]) for tokens in steps])
+
+
+class NumbersAsText:
+    """A tokenizer whose text is the token ids, for models that have none."""
+
+    def decode(self, token_ids: list[int], *, skip_special_tokens: bool) -> str:
+        """`[3, 7]` is "3 7 "."""
+        return "".join(f"{token} " for token in token_ids)
+
+
+def generate(checkpoint: str, tp_size: int, batches: SequenceOf[SequenceOf[StarRequest]]) -> list[list[StarResult]]:
+    """Answer batch after batch on one model."""
+    star_model, groups = load(checkpoint, tp_size)
+    generator = StarGenerator(star_model, NumbersAsText(), groups.control, max_sequence_length=4096)
+    return [generator.generate(batch) for batch in batches]
