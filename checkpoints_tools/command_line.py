@@ -1,0 +1,63 @@
+"""What the commands have in common: errors in one line, progress, log lines of dependencies."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+import torch
+from tqdm import tqdm
+
+EXIT_MISMATCH = 1
+EXIT_ERROR = 2
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(EXIT_ERROR, f"error: {message} (see `{self.prog} --help`)\n")
+
+
+def command_parser(module: str, description: str) -> argparse.ArgumentParser:
+    """A parser for `python -m checkpoints_tools.<module>`."""
+    return _Parser(prog=f"python -m checkpoints_tools.{module}", description=description, allow_abbrev=False)
+
+
+def run_command(main: Callable[[], int | None]) -> NoReturn:
+    """Run a command and exit; what users can put right is one line on stderr and status 2."""
+    logging.getLogger("megatron").setLevel(logging.ERROR)  # "GPTModel IS DEPRECATED", at every model
+    torch.set_grad_enabled(False)
+    try:
+        status = main()
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        status = EXIT_ERROR
+    except KeyboardInterrupt:
+        print("error: interrupted; nothing was written to the output", file=sys.stderr)
+        status = EXIT_ERROR
+    sys.exit(status)
+
+
+class _Lines:
+    """A stream for tqdm that writes each state of the bar as a line of its own."""
+
+    def write(self, text: str) -> None:
+        if line := text.strip():
+            sys.stderr.write(line + "\n")
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
+def progress_bar(total_bytes: int, description: str) -> tqdm:
+    """A bar over bytes on a terminal; elsewhere a line now and then."""
+    on_terminal = sys.stderr.isatty()
+    return tqdm(
+        total=total_bytes,
+        desc=description,
+        unit="B",
+        unit_scale=True,
+        mininterval=0.2 if on_terminal else 20.0,
+        bar_format=None if on_terminal else "{desc}: {n_fmt} of {total_fmt}B, {elapsed} elapsed, {rate_fmt}",
+        file=None if on_terminal else _Lines(),
+    )

@@ -1,0 +1,96 @@
+"""The tokenizer inside a GGUF file, as tokenizer.json and tokenizer_config.json."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+
+Field = Callable[..., Any]
+
+_CONTROL, _USER_DEFINED = 3, 4  # GGUF's token types
+_LLAMA3_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def _smollm() -> list[Any]:
+    """Digits one by one, then GPT-2's words."""
+    return [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+
+
+def _llama3() -> list[Any]:
+    return [
+        pre_tokenizers.Split(Regex(_LLAMA3_SPLIT), behavior="isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ]
+
+
+def _gpt2() -> list[Any]:
+    return [pre_tokenizers.ByteLevel(add_prefix_space=False)]
+
+
+# `tokenizer.ggml.pre` -> how text is divided before the merges.
+_PRE_TOKENIZERS = {"smollm": _smollm, "llama-bpe": _llama3, "gpt-2": _gpt2}
+
+
+def write_tokenizer(field: Field, directory: Path) -> None:
+    """Write the tokenizer of a GGUF file.
+
+    Args:
+        field: gives the value of a GGUF field by its name, or a default.
+
+    Raises:
+        ValueError: the kind of tokenizer is not in the table above.
+    """
+    tokenizer = _byte_level_bpe(field)
+    tokenizer.save(str(directory / "tokenizer.json"))
+    tokens = field("tokenizer.ggml.tokens")
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": field("llama.context_length"),
+        **_named_tokens(field, tokens),
+    }
+    if template := field("tokenizer.chat_template"):
+        config["chat_template"] = template
+    (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _byte_level_bpe(field: Field) -> Tokenizer:
+    model, pre = field("tokenizer.ggml.model"), field("tokenizer.ggml.pre")
+    if model != "gpt2" or pre not in _PRE_TOKENIZERS:
+        raise ValueError(
+            f"tokenizer.ggml.model={model!r} with tokenizer.ggml.pre={pre!r} is not supported; "
+            f"gpt2 with {', '.join(_PRE_TOKENIZERS)} is"
+        )
+    tokens = field("tokenizer.ggml.tokens")
+    merges = [tuple(merge.split(" ")) for merge in field("tokenizer.ggml.merges")]
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(_PRE_TOKENIZERS[pre]())
+    tokenizer.decoder = decoders.ByteLevel()
+    _add_tokens(tokenizer, tokens, field("tokenizer.ggml.token_type"))
+    if field("tokenizer.ggml.add_bos_token", False):
+        bos = field("tokenizer.ggml.bos_token_id")
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{tokens[bos]} $A", special_tokens=[(tokens[bos], bos)]
+        )
+    return tokenizer
+
+
+def _add_tokens(tokenizer: Tokenizer, tokens: list[str], types: list[int]) -> None:
+    special = [AddedToken(token, special=True) for token, kind in zip(tokens, types) if kind == _CONTROL]
+    whole = [
+        AddedToken(token, normalized=False) for token, kind in zip(tokens, types) if kind == _USER_DEFINED
+    ]
+    tokenizer.add_special_tokens(special)
+    tokenizer.add_tokens(whole)
+
+
+def _named_tokens(field: Field, tokens: list[str]) -> dict[str, str]:
+    names = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
+    ids = {name: field(f"tokenizer.ggml.{key}_token_id") for name, key in names.items()}
+    return {name: tokens[i] for name, i in ids.items() if i is not None}

@@ -1,0 +1,239 @@
+"""Write and read Megatron's torch_dist weights one piece at a time, through torch.distributed.checkpoint.
+
+Nothing here needs torch.distributed to be initialised, a model, or more memory than a piece takes.
+"""
+
+import io
+from argparse import Namespace
+from collections.abc import Callable, Mapping, Sequence
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
+from megatron.core.dist_checkpointing.mapping import ShardedObject
+from torch import Tensor
+from torch.distributed.checkpoint import (
+    DefaultLoadPlanner,
+    DefaultSavePlanner,
+    FileSystemReader,
+    FileSystemWriter,
+    save,
+)
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+from torch.distributed.checkpoint.planner import (
+    LoadPlan,
+    ReadItem,
+    SavePlan,
+    TensorWriteData,
+    WriteItem,
+    WriteItemType,
+)
+from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
+
+from checkpoints_tools.families import Chunk, Shape
+
+_COMMON_STATE = ShardedObject("common_state", None, (1,), (0,)).unique_key
+# Modules that may keep FP8 state. Megatron looks for an entry of each, also where the state is empty.
+_MODULES_WITH_STATE = (
+    "self_attention.core_attention",
+    "self_attention.linear_proj",
+    "self_attention.linear_qkv",
+    "mlp.linear_fc1",
+    "mlp.linear_fc2",
+)
+
+
+def write_weights(
+    directory: Path,
+    chunks: Sequence[Chunk],
+    value_of: Callable[[Chunk], Tensor],
+    args: Namespace,
+    dtype: torch.dtype,
+) -> None:
+    """Write the weights as Megatron's `save_checkpoint` would.
+
+    Args:
+        chunks: what will be written, in order.
+        value_of: the data of a chunk, of its `weight_shape`; called when its turn comes.
+        args: what `--use-checkpoint-args` finds.
+        dtype: of all chunks.
+    """
+    common_state = {"args": args, "iteration": 0, "checkpoint_version": 3.0}
+    objects = {_COMMON_STATE: _serialised([common_state])}
+    objects |= dict.fromkeys(_extra_state_keys(args.num_layers), _serialised([None]))
+    planner = _LazySavePlanner(chunks, value_of, objects, dtype)
+    # Copying ahead, which only happens beside a GPU, would reorder the chunks.
+    writer = FileSystemWriter(directory, per_thread_copy_ahead=0)
+    save({}, storage_writer=writer, planner=planner, no_dist=True)
+    save_config(CheckpointingConfig("torch_dist"), str(directory))
+
+
+def _serialised(value: object) -> io.BytesIO:
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer
+
+
+def _extra_state_keys(num_layers: int) -> list[str]:
+    final = ShardedObject("decoder.final_layernorm._extra_state", None, (1,), (0,)).unique_key
+    return [final] + [
+        ShardedObject(f"decoder.layers.{module}._extra_state", None, (num_layers,), (layer,)).unique_key
+        for module in _MODULES_WITH_STATE
+        for layer in range(num_layers)
+    ]
+
+
+class _LazySavePlanner(DefaultSavePlanner):
+    """Plans from shapes alone; makes the data of an item when the writer asks for it."""
+
+    def __init__(
+        self,
+        chunks: Sequence[Chunk],
+        value_of: Callable[[Chunk], Tensor],
+        objects: Mapping[str, io.BytesIO],
+        dtype: torch.dtype,
+    ) -> None:
+        super().__init__(flatten_state_dict=False)
+        self._chunks = {MetadataIndex(chunk.key, chunk.offsets): chunk for chunk in chunks}
+        self._value_of = value_of
+        self._objects = objects
+        self._dtype = dtype
+
+    def create_local_plan(self) -> SavePlan:
+        objects = [WriteItem(MetadataIndex(key), WriteItemType.BYTE_IO) for key in self._objects]
+        tensors = [
+            WriteItem(index, WriteItemType.SHARD, tensor_data=self._describe(chunk))
+            for index, chunk in self._chunks.items()
+        ]
+        self.plan = SavePlan(objects + tensors)
+        return self.plan
+
+    def _describe(self, chunk: Chunk) -> TensorWriteData:
+        return TensorWriteData(
+            chunk=ChunkStorageMetadata(torch.Size(chunk.offsets), torch.Size(chunk.shape)),
+            properties=TensorProperties(dtype=self._dtype),
+            size=torch.Size(chunk.global_shape),
+        )
+
+    def resolve_data(self, write_item: WriteItem) -> Tensor | io.BytesIO:
+        if write_item.type == WriteItemType.BYTE_IO:
+            return self._objects[write_item.index.fqn]
+        chunk = self._chunks[MetadataIndex(write_item.index.fqn, write_item.index.offset)]
+        value = self._value_of(chunk)
+        assert value.dtype == self._dtype, (chunk.key, value.dtype)
+        return value.view(chunk.shape)
+
+
+class MegatronWeights:
+    """The tensors of a folder of torch_dist files, whatever parallel sizes wrote them."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._reader = FileSystemReader(directory)
+        metadata = self._reader.read_metadata()
+        self._reader.set_up_storage_reader(metadata, is_coordinator=True)
+        self.tensors: dict[str, TensorStorageMetadata] = {
+            key: stored
+            for key, stored in metadata.state_dict_metadata.items()
+            if isinstance(stored, TensorStorageMetadata)
+        }
+
+    def stored(self, chunk: Chunk) -> tuple[str, TensorStorageMetadata]:
+        """The key that the chunk's tensor is stored under, with or without the layer in it.
+
+        Raises:
+            ValueError: the checkpoint has no such tensor.
+        """
+        for key in (chunk.key, _key_of_layer(chunk)):
+            if key in self.tensors:
+                return key, self.tensors[key]
+        raise ValueError(f"{self.directory}: {chunk.key} is not in the checkpoint")
+
+    def read(self, chunk: Chunk) -> Tensor:
+        """The chunk's data, of its `weight_shape`; of a vocabulary its real tokens only.
+
+        Raises:
+            ValueError: it is missing, has another shape, or is not wholly there.
+        """
+        key, stored = self.stored(chunk)
+        offsets, shape, size = _place(chunk, without_layer=key != chunk.key)
+        self._check_size(key, tuple(stored.size), size, chunk)
+        out = torch.empty(shape, dtype=stored.properties.dtype)
+        region = ChunkStorageMetadata(torch.Size(offsets), torch.Size(shape))
+        items = create_read_items_for_chunk_list(key, stored, [region])
+        if sum(prod(item.lengths) for item in items) != out.numel():
+            raise ValueError(f"{self.directory}: {key} is not wholly in the checkpoint")
+        self._reader.read_data(LoadPlan(items), _ReadInto(out)).wait()
+        return out.view(-1, *chunk.weight_shape[1:])
+
+    def _check_size(self, key: str, found: Shape, expected: Shape, chunk: Chunk) -> None:
+        if chunk.sources[0].shape != chunk.weight_shape and len(chunk.sources) == 1:  # padded vocabulary
+            rows = chunk.sources[0].shape[0]
+            found, expected = (min(found[0], rows), *found[1:]), (rows, *expected[1:])
+        if found != expected:
+            raise ValueError(f"{self.directory}: {key} has shape {found}, expected {expected}")
+
+
+def _key_of_layer(chunk: Chunk) -> str:
+    return chunk.key.replace("decoder.layers.", f"decoder.layers.{chunk.layer}.")
+
+
+def _place(chunk: Chunk, *, without_layer: bool) -> tuple[Shape, Shape, Shape]:
+    """Offsets and shape of the chunk's real data, and the whole tensor's shape, as they are stored."""
+    rows_axis = chunk.num_leading
+    shape = list(chunk.shape)
+    shape[rows_axis] = sum(source.shape[0] for source in chunk.sources)
+    skip = 1 if without_layer else 0
+    return chunk.offsets[skip:], tuple(shape[skip:]), chunk.global_shape[skip:]
+
+
+class _ReadInto(DefaultLoadPlanner):
+    """Puts what is read into one tensor."""
+
+    def __init__(self, out: Tensor) -> None:
+        super().__init__()
+        self._out = out
+
+    def resolve_tensor(self, read_item: ReadItem) -> Tensor:
+        out = self._out
+        for axis, (start, length) in enumerate(zip(read_item.dest_offsets, read_item.lengths, strict=True)):
+            out = out.narrow(axis, start, length)
+        return out
+
+
+def args_for_megatron(model_args: Mapping[str, Any], tokenizer: Path, dtype: torch.dtype) -> Namespace:
+    """A complete `args` of a converted checkpoint: the model, and what Megatron's loading looks up in it."""
+    return Namespace(
+        **model_args,
+        seq_length=model_args["max_position_embeddings"],
+        add_position_embedding=False,
+        use_rotary_position_embeddings=model_args["position_embedding_type"] == "rope",
+        squared_relu=False,
+        apply_layernorm_1p=False,
+        apply_query_key_layer_scaling=False,
+        attention_dropout=0.0,
+        hidden_dropout=0.0,
+        tokenizer_type="HuggingFaceTokenizer",
+        tokenizer_model=str(tokenizer.absolute()),
+        ckpt_format="torch_dist",
+        use_dist_ckpt=True,
+        tensor_model_parallel_size=1,
+        pipeline_model_parallel_size=1,
+        expert_model_parallel_size=1,
+        world_size=1,
+        data_parallel_size=1,
+        params_dtype=dtype,
+        bf16=dtype == torch.bfloat16,
+        fp16=dtype == torch.float16,
+        no_save_optim=True,
+        no_save_rng=True,
+        consumed_train_samples=0,
+        consumed_valid_samples=0,
+    )
