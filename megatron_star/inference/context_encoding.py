@@ -49,7 +49,9 @@ class ContextEncodingStep(StarInferenceContext):
     def __init__(self, star_model: StarModel, wave: Wave, context: EncodedContext) -> None:
         rank = star_model.exchange.cp_rank
         self.segments = tuple(segment for segment in wave if segment.owner == rank)
-        self.positions = [position for segment in self.segments for position in _positions(segment)]
+        # Megatron's attention cannot reshape an empty batch: a rank without segments runs one filler token,
+        # which attends to nothing and is not stored.
+        self.positions = [position for segment in self.segments for position in _positions(segment)] or [0]
         super().__init__(torch.tensor(self.positions, dtype=torch.int64, device=star_model.device))
         self.reads = wave_reads(wave, rank)
         self.context, self.exchange, self.kernel = context, star_model.exchange, star_model.kernel

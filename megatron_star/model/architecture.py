@@ -48,10 +48,10 @@ def transformer_config(
     Context parallelism is off in it: Megatron would cut rotary embeddings and assert in its attention.
 
     Raises:
-        ValueError: heads or KV heads do not divide over the TP ranks.
+        ValueError: heads, KV heads or another size do not divide over the TP ranks.
         KeyError: an argument that every model has is missing from `args`.
     """
-    _check_heads(args, tp_size)
+    _check_divisible(args, tp_size)
     values = {name: args[name] for name in _SAME_NAME if args.get(name) is not None}
     values |= {field: args[name] for name, field in _RENAMED.items() if args.get(name) is not None}
     values["num_query_groups"] = args["num_query_groups"] if args.get("group_query_attention") else None
@@ -118,11 +118,12 @@ def check_supported(config: TransformerConfig) -> None:
             raise ValueError(f"Star Attention does not support {name}={getattr(config, name)!r}")
 
 
-def _check_heads(args: Mapping[str, Any], tp_size: int) -> None:
+def _check_divisible(args: Mapping[str, Any], tp_size: int) -> None:
     heads = args["num_attention_heads"]
     groups = args["num_query_groups"] if args.get("group_query_attention") else heads
-    if heads % tp_size:
-        raise ValueError(f"{heads} attention heads cannot be divided over tensor-parallel size {tp_size}")
+    for name in ("num_attention_heads", "ffn_hidden_size", "padded_vocab_size"):
+        if args[name] % tp_size:
+            raise ValueError(f"{name} {args[name]} cannot be divided over tensor-parallel size {tp_size}")
     if groups % tp_size and tp_size % groups:
         raise ValueError(
             f"{groups} KV heads (num_query_groups) and tensor-parallel size {tp_size}: "

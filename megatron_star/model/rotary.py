@@ -25,7 +25,7 @@ class RotaryAtPositions(torch.nn.Module):
 
     def forward(self, position_ids: Tensor, **_: object) -> Tensor | tuple[Tensor, float]:
         """Angles [sq, 1, 1, rotary dim], float32; with YaRN's scale beside them, as its class returns."""
-        unit = self.rotary_pos_emb(1, 1)
+        unit = self.rotary_pos_emb.get_emb(1, offset=1)
         positions = position_ids.to(torch.float32)[:, None, None, None]
         if isinstance(unit, tuple):
             return unit[0] * positions, unit[1]

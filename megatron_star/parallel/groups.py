@@ -1,4 +1,8 @@
-"""Process groups: Megatron's TP groups as they are, Megatron's CP groups as ours."""
+"""Process groups: Megatron's TP groups as they are; our CP ranks are data-parallel replicas to Megatron.
+
+Context parallelism stays off inside Megatron, which would cut rotary embeddings in zigzag halves for it. The ranks
+that share a context hold the same weights, so they are what Megatron calls a data-parallel group.
+"""
 
 from dataclasses import dataclass
 from datetime import timedelta
@@ -14,8 +18,8 @@ class StarGroups:
     """The groups of one rank.
 
     Attributes:
-        model: the groups that the Megatron model is built with. Its `cp` holds this rank alone.
-        cp: the ranks that share a context: Megatron's real CP group.
+        model: the groups that the Megatron model is built with; its `cp` holds this rank alone.
+        cp: the ranks that share a context.
         control: all ranks over gloo, for requests, tokens and errors; apart from the model's traffic.
     """
 
@@ -37,15 +41,13 @@ def initialize_groups(
     check_world_size(dist.get_world_size(), tp_size=tp_size, cp_size=cp_size)
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=tp_size,
-        context_parallel_size=cp_size,
         create_gloo_process_groups=False,
         distributed_timeout_minutes=max(1, int(timeout.total_seconds() // 60)),
     )
     model = ProcessGroupCollection.use_mpu_process_groups()
-    cp = model.cp
-    model.cp = _group_of_this_rank_alone()
+    assert model.cp.size() == 1 and model.dp.size() == cp_size
     control = dist.new_group(backend="gloo", timeout=timeout)
-    return StarGroups(model=model, cp=cp, control=control)
+    return StarGroups(model=model, cp=model.dp, control=control)
 
 
 def check_world_size(world_size: int, *, tp_size: int, cp_size: int) -> None:
@@ -55,11 +57,6 @@ def check_world_size(world_size: int, *, tp_size: int, cp_size: int) -> None:
             f"tensor-parallel size {tp_size} x context-parallel size {cp_size} needs {tp_size * cp_size} "
             f"ranks, but {world_size} were started"
         )
-
-
-def _group_of_this_rank_alone() -> dist.ProcessGroup:
-    groups = [dist.new_group([rank]) for rank in range(dist.get_world_size())]
-    return groups[dist.get_rank()]
 
 
 def destroy_groups() -> None:

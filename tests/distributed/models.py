@@ -12,8 +12,8 @@ from megatron_star.config import StarConfig
 VOCAB_SIZE = 257
 _COMMON = {
     "vocab_size": VOCAB_SIZE,
-    "hidden_size": 48,
-    "intermediate_size": 80,
+    "hidden_size": 72,
+    "intermediate_size": 84,
     "num_hidden_layers": 3,
     "max_position_embeddings": 4096,
     "initializer_range": 0.2,
