@@ -82,12 +82,11 @@ def _byte_level_bpe(field: Field) -> Tokenizer:
 
 
 def _add_tokens(tokenizer: Tokenizer, tokens: list[str], types: list[int]) -> None:
-    special = [AddedToken(token, special=True) for token, kind in zip(tokens, types) if kind == _CONTROL]
-    whole = [
-        AddedToken(token, normalized=False) for token, kind in zip(tokens, types) if kind == _USER_DEFINED
-    ]
-    tokenizer.add_special_tokens(special)
-    tokenizer.add_tokens(whole)
+    def of_type(wanted: int) -> list[str]:
+        return [token for token, kind in zip(tokens, types, strict=True) if kind == wanted]
+
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in of_type(_CONTROL)])
+    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in of_type(_USER_DEFINED)])
 
 
 def _named_tokens(field: Field, tokens: list[str]) -> dict[str, str]:

@@ -98,12 +98,10 @@ def _read_header(path: Path) -> dict[str, Entry]:
             raise ValueError(f"{path}: not a safetensors file (its header is not JSON)") from error
     header.pop("__metadata__", None)
     start = 8 + length
-    entries = {
-        name: Entry(
-            path, entry["dtype"], tuple(entry["shape"]), *(start + at for at in entry["data_offsets"])
-        )
-        for name, entry in header.items()
-    }
+    entries = {}
+    for name, entry in header.items():
+        begin, end = entry["data_offsets"]
+        entries[name] = Entry(path, entry["dtype"], tuple(entry["shape"]), start + begin, start + end)
     end = max((entry.end for entry in entries.values()), default=start)
     if end > size:
         raise ValueError(f"{path}: truncated at {size} of {end} bytes; download it again")

@@ -38,6 +38,7 @@ from torch.distributed.checkpoint.planner import (
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
 from checkpoints_tools.families import Chunk, Shape
+from megatron_star.model.checkpoint import without_torch_warnings
 
 _COMMON_STATE = ShardedObject("common_state", None, (1,), (0,)).unique_key
 # Modules that may keep FP8 state. Megatron looks for an entry of each, also where the state is empty.
@@ -71,7 +72,8 @@ def write_weights(
     planner = _LazySavePlanner(chunks, value_of, objects, dtype)
     # Copying ahead, which only happens beside a GPU, would reorder the chunks.
     writer = FileSystemWriter(directory, per_thread_copy_ahead=0)
-    save({}, storage_writer=writer, planner=planner, no_dist=True)
+    with without_torch_warnings():
+        save({}, storage_writer=writer, planner=planner, no_dist=True)
     save_config(CheckpointingConfig("torch_dist"), str(directory))
 
 

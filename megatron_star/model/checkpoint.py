@@ -1,14 +1,17 @@
 """Checkpoints as this project stores them: what they describe, and their weights into a model.
 
     DIR/latest_checkpointed_iteration.txt, DIR/release/   as Megatron's own load_checkpoint reads them
-    DIR/star_checkpoint.json                              the model in Megatron's argument names, and its source
+    DIR/star_checkpoint.json                              the model in Megatron's argument names
     DIR/tokenizer/                                        tokenizer, config.json, generation_config.json
 
-The JSON file is the only description that is read here: the `args` pickled inside the weights are for Megatron.
+The JSON file is the only description that is read here; the `args` pickled beside the weights are
+for Megatron.
 """
 
 import json
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,11 +130,20 @@ def load_weights(model: torch.nn.Module, info: CheckpointInfo) -> None:
     stored = strategy.load_tensors_metadata(weights)
     wanted = _sharded_tensors(model, stored)
     _check_same_tensors(wanted, stored, info)
-    strategy.load({str(i): tensor for i, tensor in enumerate(wanted)}, weights)
+    with without_torch_warnings():
+        strategy.load({str(i): tensor for i, tensor in enumerate(wanted)}, weights)
+
+
+@contextmanager
+def without_torch_warnings() -> Iterator[None]:
+    """For calls of torch.distributed.checkpoint, which warns about what its callers inside torch do."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"torch\.distributed")
+        yield
 
 
 def _sharded_tensors(model: torch.nn.Module, stored: Mapping[str, ShardedTensor]) -> list[ShardedTensor]:
-    """This rank's parameters as views with their place in the checkpoint, under the key names stored in it."""
+    """This rank's parameters as views, each with its key and place in the checkpoint."""
     stacked = any(key.startswith("decoder.layers.self_attention") for key in stored)
     state = model.sharded_state_dict(metadata={"non_homogeneous_layers": not stacked})
     apply_factories(state)
