@@ -111,7 +111,7 @@ def answer_documents(
     """Read the input on the driver, answer it batch by batch on all ranks, write on the driver."""
     documents, requests = _read_requests(args, groups, generator, tokenizer)
     pairs = list(zip(documents, requests, strict=True))
-    for batch in batched(pairs, args.max_batch_size, strict=False):
+    for batch in batched(pairs, args.max_batch_size):
         results = _answer(environment, generator, [request for _, request in batch])
         if environment.rank:
             continue

@@ -43,7 +43,9 @@ def generate_step(star_model: StarModel, new_tokens: SequenceOf[NewTokens]) -> T
     Returns:
         Logits [number of sequences, vocab_size], float32, after the last new token of each.
     """
-    by_context = sorted(range(len(new_tokens)), key=lambda i: id(new_tokens[i][0].context))
+    contexts = [id(sequence.context) for sequence, _ in new_tokens]
+    # Side by side where they share a context, in an order that is the same on every rank.
+    by_context = sorted(range(len(new_tokens)), key=lambda i: contexts.index(contexts[i]))
     packed = [new_tokens[i] for i in by_context]
     step = TokenGenerationStep(star_model, packed)
     token_ids = [token for _, tokens in packed for token in tokens]
