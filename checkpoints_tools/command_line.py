@@ -9,8 +9,11 @@ from typing import NoReturn
 import torch
 from tqdm import tqdm
 
+from megatron_star.model.checkpoint import DTYPES
+
 EXIT_MISMATCH = 1
 EXIT_ERROR = 2
+_SHORT_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -21,6 +24,22 @@ class _Parser(argparse.ArgumentParser):
 def command_parser(module: str, description: str) -> argparse.ArgumentParser:
     """A parser for `python -m checkpoints_tools.<module>`."""
     return _Parser(prog=f"python -m checkpoints_tools.{module}", description=description, allow_abbrev=False)
+
+
+def add_dtype_option(parser: argparse.ArgumentParser) -> None:
+    """Add `--dtype`, read with `dtype_option`."""
+    parser.add_argument(
+        "--dtype",
+        choices=[*DTYPES, *_SHORT_DTYPES],
+        help="dtype of the result; default: as in the checkpoint",
+    )
+
+
+def dtype_option(options: argparse.Namespace) -> torch.dtype | None:
+    """The dtype of `--dtype`; None if it was not given."""
+    if options.dtype is None:
+        return None
+    return DTYPES[_SHORT_DTYPES.get(options.dtype, options.dtype)]
 
 
 def run_command(main: Callable[[], int | None]) -> NoReturn:

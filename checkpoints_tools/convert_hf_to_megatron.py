@@ -11,7 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from checkpoints_tools.command_line import command_parser, progress_bar, run_command
+from checkpoints_tools.command_line import (
+    add_dtype_option,
+    command_parser,
+    dtype_option,
+    progress_bar,
+    run_command,
+)
 from checkpoints_tools.describe import write_description
 from checkpoints_tools.families import Chunk, chunks
 from checkpoints_tools.hf_config import family_of, model_arguments, read_hf_config
@@ -19,9 +25,7 @@ from checkpoints_tools.layouts import fuse
 from checkpoints_tools.output import copy_tokenizer, new_directory
 from checkpoints_tools.safetensors_files import DTYPES_IN_FILES, HfWeights
 from checkpoints_tools.torch_dist import args_for_megatron, write_weights
-from megatron_star.model.checkpoint import DTYPES, TOKENIZER_DIRECTORY, TRACKER_FILE
-
-_SHORT_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+from megatron_star.model.checkpoint import TOKENIZER_DIRECTORY, TRACKER_FILE, CheckpointInfo
 
 
 def convert(hf: Path, output: Path, *, dtype: torch.dtype | None = None, force: bool = False) -> None:
@@ -38,7 +42,7 @@ def convert(hf: Path, output: Path, *, dtype: torch.dtype | None = None, force: 
     weights = HfWeights(hf)
     pieces = list(chunks(family, model_args))
     check_names_and_shapes(weights, pieces, model_args)
-    dtype = dtype or _common_dtype(weights, pieces)
+    dtype = dtype or common_dtype(weights, pieces)
     num_bytes = sum(piece.num_elements for piece in pieces) * dtype.itemsize
     with new_directory(output, force=force, num_bytes=num_bytes) as temporary:
         tokenizer = copy_tokenizer(hf, temporary / TOKENIZER_DIRECTORY)
@@ -47,14 +51,8 @@ def convert(hf: Path, output: Path, *, dtype: torch.dtype | None = None, force: 
             source = _Source(weights, dtype, model_args["num_query_groups"], bar)
             write_weights(temporary / "release", pieces, source.value_of, args, dtype)
         (temporary / TRACKER_FILE).write_text("release")
-        write_description(
-            temporary,
-            source=hf,
-            family=family,
-            dtype=dtype,
-            model_args=model_args,
-            hashes=source.hashes(tokenizer),
-        )
+        info = CheckpointInfo(temporary, model_args, family, dtype, temporary / TOKENIZER_DIRECTORY)
+        write_description(temporary, info, source=hf, hashes=source.hashes(tokenizer))
 
 
 class _Source:
@@ -109,7 +107,12 @@ def _may_be_left_out(name: str, model_args: dict[str, Any]) -> bool:
     return name.endswith("rotary_emb.inv_freq") or (tied and name == "lm_head.weight")
 
 
-def _common_dtype(weights: HfWeights, pieces: list[Chunk]) -> torch.dtype:
+def common_dtype(weights: HfWeights, pieces: list[Chunk]) -> torch.dtype:
+    """The dtype that all tensors have.
+
+    Raises:
+        ValueError: they have several, or one that cannot be converted.
+    """
     names = [source.name for piece in pieces for source in piece.sources]
     counts = Counter(weights.entries[name].dtype for name in names)
     common = counts.most_common(1)[0][0]
@@ -123,20 +126,14 @@ def _common_dtype(weights: HfWeights, pieces: list[Chunk]) -> torch.dtype:
     return DTYPES_IN_FILES[common]
 
 
-def parse_dtype(text: str) -> torch.dtype:
-    """`bf16` or `bfloat16`, and so on."""
-    return DTYPES[_SHORT_DTYPES.get(text, text)]
-
-
 def main() -> None:
     parser = command_parser("convert_hf_to_megatron", __doc__.splitlines()[0])
     parser.add_argument("--hf", type=Path, required=True, help="Hugging Face directory")
     parser.add_argument("--output", type=Path, required=True, help="directory to create")
-    parser.add_argument("--dtype", choices=[*DTYPES, *_SHORT_DTYPES], help="default: that of the checkpoint")
+    add_dtype_option(parser)
     parser.add_argument("--force", action="store_true", help="replace an existing output")
     options = parser.parse_args()
-    dtype = parse_dtype(options.dtype) if options.dtype else None
-    convert(options.hf, options.output, dtype=dtype, force=options.force)
+    convert(options.hf, options.output, dtype=dtype_option(options), force=options.force)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from checkpoints_tools.families import FAMILIES
 
 Config = dict[str, Any]
 
-# Megatron pads the vocabulary to a multiple of this for TP 1 (--make-vocab-size-divisible-by).
+# Megatron pads the vocabulary to a multiple of this (--make-vocab-size-divisible-by) times the TP size.
 _VOCAB_DIVISOR = 128
 _LLAMA3_CONSTANTS = {
     "low_freq_factor": 1.0,
@@ -65,6 +65,7 @@ def model_arguments(config: Config) -> Config:
     _refuse_what_differs(family, config)
     heads = config["num_attention_heads"]
     vocab_size = config["vocab_size"]
+    divisor = math.lcm(_VOCAB_DIVISOR, heads)  # so that every TP size that divides the heads divides it
     return {
         "num_layers": config["num_hidden_layers"],
         "hidden_size": config["hidden_size"],
@@ -80,8 +81,8 @@ def model_arguments(config: Config) -> Config:
         "qk_layernorm": family in ("qwen3", "qwen3_moe"),
         "swiglu": True,
         "vocab_size": vocab_size,
-        "padded_vocab_size": math.ceil(vocab_size / _VOCAB_DIVISOR) * _VOCAB_DIVISOR,
-        "make_vocab_size_divisible_by": _VOCAB_DIVISOR,
+        "padded_vocab_size": math.ceil(vocab_size / divisor) * divisor,
+        "make_vocab_size_divisible_by": divisor,
         "untie_embeddings_and_output_weights": not config.get("tie_word_embeddings", False),
         "num_experts": None,
         **_rotary_arguments(config),

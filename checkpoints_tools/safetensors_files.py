@@ -5,6 +5,7 @@ data_offsets, counted from the end of the header; the data. https://github.com/h
 """
 
 import json
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -130,6 +131,7 @@ def write_hf_weights(
             for _ in groups_of_file:
                 for value in next(values):
                     file.write(memoryview(value.contiguous().view(-1).view(torch.uint8).numpy()))
+            os.fsync(file.fileno())
     if len(files) > 1:
         total = sum(_num_bytes(group, dtype) for group in groups)
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}

@@ -158,6 +158,12 @@ class MegatronWeights:
                 return key, self.tensors[key]
         raise ValueError(f"{self.directory}: {chunk.key} is not in the checkpoint")
 
+    def check(self, pieces: Sequence[Chunk]) -> None:
+        """Raises ValueError unless every piece is there, in its shape."""
+        for piece in pieces:
+            key, stored = self.stored(piece)
+            self._check_size(key, tuple(stored.size), _place(piece, without_layer=key != piece.key)[2], piece)
+
     def read(self, chunk: Chunk) -> Tensor:
         """The chunk's data, of its `weight_shape`; of a vocabulary its real tokens only.
 

@@ -33,6 +33,9 @@ _NOT_CONVERTED = """it is a Hugging Face checkpoint; convert it with \
 `python -m checkpoints_tools.convert_hf_to_megatron --hf {0} --output DIR`"""
 
 
+_LEGACY_FORMAT = "save it with Megatron's `--ckpt-convert-format torch_dist`"
+
+
 @dataclass(frozen=True)
 class CheckpointInfo:
     """What `star_checkpoint.json` says.
@@ -90,7 +93,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _why_not_described(directory: Path) -> str:
     if not directory.is_dir():
         return "no such directory"
-    if (directory / TRACKER_FILE).is_file():
+    if (directory / TRACKER_FILE).is_file() or next(directory.glob("iter_*"), None):
         return _NOT_DESCRIBED.format(directory)
     if (directory / "config.json").is_file():
         return _NOT_CONVERTED.format(directory)
@@ -104,17 +107,29 @@ def weights_directory(directory: str | Path) -> Path:
         FileNotFoundError: the tracker file or the folder is missing, or the folder is not complete.
         ValueError: the tracker file holds neither a number nor `release`.
     """
-    tracker = Path(directory) / TRACKER_FILE
+    weights = _tracked_directory(Path(directory))
+    if next(weights.glob("mp_rank_*"), None):
+        raise ValueError(f"{weights}: {_LEGACY_FORMAT}")
+    for name in ("metadata.json", ".metadata"):
+        if not (weights / name).is_file():
+            raise FileNotFoundError(f"{weights / name}: no such file; not a complete torch_dist checkpoint")
+    backend = json.loads((weights / "metadata.json").read_text()).get("sharded_backend")
+    if backend != "torch_dist":
+        raise ValueError(f"{weights}: the format {backend!r} is not supported; {_LEGACY_FORMAT}")
+    return weights
+
+
+def _tracked_directory(directory: Path) -> Path:
+    tracker = directory / TRACKER_FILE
     if not tracker.is_file():
+        iterations = sorted(directory.glob("iter_*"))
+        if len(iterations) == 1:  # Megatron Bridge may track its checkpoints in another file
+            return iterations[0]
         raise FileNotFoundError(f"{tracker}: no such file; is {directory} a Megatron checkpoint?")
     iteration = tracker.read_text().strip()
     if iteration != "release" and not iteration.isdigit():
         raise ValueError(f"{tracker}: {iteration!r} is neither an iteration nor `release`")
-    weights = tracker.parent / (iteration if iteration == "release" else f"iter_{int(iteration):07d}")
-    for name in ("metadata.json", ".metadata"):
-        if not (weights / name).is_file():
-            raise FileNotFoundError(f"{weights / name}: no such file; not a complete torch_dist checkpoint")
-    return weights
+    return directory / (iteration if iteration == "release" else f"iter_{int(iteration):07d}")
 
 
 def load_weights(model: torch.nn.Module, info: CheckpointInfo) -> None:

@@ -1,0 +1,99 @@
+"""Convert a Megatron checkpoint to Hugging Face, in the memory of a few tensors.
+
+python -m checkpoints_tools.convert_megatron_to_hf --megatron DIR --output DIR [--hf-config DIR]
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from checkpoints_tools.command_line import (
+    add_dtype_option,
+    command_parser,
+    dtype_option,
+    progress_bar,
+    run_command,
+)
+from checkpoints_tools.describe import describe
+from checkpoints_tools.families import Chunk, chunks
+from checkpoints_tools.layouts import split
+from checkpoints_tools.output import copy_tokenizer, new_directory
+from checkpoints_tools.safetensors_files import write_hf_weights
+from checkpoints_tools.torch_dist import MegatronWeights
+from megatron_star.model.checkpoint import DTYPES, weights_directory
+
+
+def convert(
+    megatron: Path,
+    output: Path,
+    *,
+    hf_config: Path | None = None,
+    dtype: torch.dtype | None = None,
+    force: bool = False,
+) -> None:
+    """Convert `megatron` to `output`.
+
+    Args:
+        hf_config: a Hugging Face directory of the same model, for a checkpoint without star_checkpoint.json.
+        dtype: of the result; None keeps that of the checkpoint.
+    """
+    info = describe(megatron, hf_config)
+    weights = MegatronWeights(weights_directory(megatron))
+    pieces = list(chunks(info.family, info.args))
+    weights.check(pieces)
+    dtype = dtype or info.dtype
+    groups = [piece.sources for piece in pieces]
+    num_bytes = sum(piece.num_elements for piece in pieces) * dtype.itemsize
+    with (
+        new_directory(output, force=force, num_bytes=num_bytes) as temporary,
+        progress_bar(num_bytes, "converting") as bar,
+    ):
+        values = hf_tensors(weights, pieces, info.args, dtype, bar)
+        write_hf_weights(temporary, groups, values, dtype)
+        copy_tokenizer(info.tokenizer_directory, temporary)
+        _write_dtype(temporary / "config.json", dtype)
+
+
+def hf_tensors(
+    weights: MegatronWeights, pieces: list[Chunk], args: Mapping[str, Any], dtype: torch.dtype, bar: Any
+) -> Iterator[list[Tensor]]:
+    """The Hugging Face tensors of each piece."""
+    for piece in pieces:
+        fused = weights.read(piece).to(dtype)
+        bar.update(piece.num_elements * dtype.itemsize)
+        yield split(piece.layout, fused, [source.shape for source in piece.sources], args["num_query_groups"])
+
+
+def _write_dtype(path: Path, dtype: torch.dtype) -> None:
+    """Make config.json name the dtype of the weights, and leave the file as it is if it does."""
+    config = json.loads(path.read_text())
+    key = "torch_dtype" if "torch_dtype" in config else "dtype"
+    name = next(name for name, value in DTYPES.items() if value == dtype)
+    if config.get(key) != name:
+        config[key] = name
+        path.write_text(json.dumps(config, indent=2) + "\n")
+
+
+def main() -> None:
+    parser = command_parser("convert_megatron_to_hf", __doc__.splitlines()[0])
+    parser.add_argument("--megatron", type=Path, required=True, help="Megatron checkpoint directory")
+    parser.add_argument("--output", type=Path, required=True, help="directory to create")
+    parser.add_argument("--hf-config", type=Path, help="Hugging Face directory of the same model")
+    add_dtype_option(parser)
+    parser.add_argument("--force", action="store_true", help="replace an existing output")
+    options = parser.parse_args()
+    convert(
+        options.megatron,
+        options.output,
+        hf_config=options.hf_config,
+        dtype=dtype_option(options),
+        force=options.force,
+    )
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,118 @@
+"""Say what a checkpoint, Megatron or Hugging Face, holds and what it needs; reads no weights.
+
+python -m checkpoints_tools.inspect DIR [--hf-config DIR]
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from checkpoints_tools.command_line import command_parser, run_command
+from checkpoints_tools.convert_hf_to_megatron import common_dtype
+from checkpoints_tools.describe import describe
+from checkpoints_tools.families import Chunk, chunks
+from checkpoints_tools.hf_config import family_of, model_arguments, read_hf_config
+from checkpoints_tools.safetensors_files import HfWeights
+from megatron_star.model.architecture import transformer_config
+from megatron_star.model.checkpoint import DESCRIPTION_FILE, CheckpointInfo
+
+_TP_SIZES = range(1, 9)
+
+
+def inspect(directory: Path, hf_config: Path | None = None) -> str:
+    """A report of some lines on the checkpoint."""
+    info = _info(directory, hf_config)
+    args = info.args
+    pieces = list(chunks(info.family, args))
+    parameters = sum(_num_real_elements(piece) for piece in pieces)
+    lines = {
+        "family": info.family,
+        "dtype": str(info.dtype).removeprefix("torch."),
+        "parameters": f"{parameters:,}",
+        "layers": args["num_layers"],
+        "hidden, feed-forward size": f"{args['hidden_size']}, {args['ffn_hidden_size']}{_experts(args)}",
+        "heads": f"{args['num_attention_heads']} query, {args['num_query_groups']} key-value, "
+        f"of {args['kv_channels']}",
+        "vocabulary": f"{args['vocab_size']:,} (padded to {args['padded_vocab_size']:,}), "
+        f"{'untied' if args['untie_embeddings_and_output_weights'] else 'tied'} output layer",
+        "positions": f"{_rotary(args)}, up to {args['max_position_embeddings']:,} tokens",
+        "KV cache": f"{kv_bytes_per_token(args, info.dtype, tp_size=1):,} bytes per token",
+        "Star Attention": "star, exact and neighbor blocks; shared contexts; CP x TP",
+    }
+    report = [f"{name:<26}{value}" for name, value in lines.items()]
+    report += ["", "TP  weights per rank  KV per token and rank"]
+    report += [_tp_line(args, info.dtype, pieces, tp_size) for tp_size in _TP_SIZES]
+    return "\n".join(report)
+
+
+def _info(directory: Path, hf_config: Path | None) -> CheckpointInfo:
+    if (directory / "config.json").is_file() and not (directory / DESCRIPTION_FILE).is_file():
+        config = read_hf_config(directory)
+        family, args = family_of(config), model_arguments(config)
+        dtype = common_dtype(HfWeights(directory), list(chunks(family, args)))
+        return CheckpointInfo(directory, args, family, dtype, directory)
+    return describe(directory, hf_config)
+
+
+def _num_real_elements(piece: Chunk) -> int:
+    return sum(torch.Size(source.shape).numel() for source in piece.sources)
+
+
+def _experts(args: Mapping[str, Any]) -> str:
+    if not args["num_experts"]:
+        return ""
+    chosen = args["moe_router_topk"]
+    return f"; {args['num_experts']} experts of {args['moe_ffn_hidden_size']}, {chosen} per token"
+
+
+def _rotary(args: Mapping[str, Any]) -> str:
+    scaling = ""
+    if args["use_rope_scaling"]:
+        scaling = f", Llama-3 scaling by {args['rope_scaling_factor']:g}"
+    if args["position_embedding_type"] == "yarn":
+        scaling = f", YaRN scaling by {args['rotary_scaling_factor']:g}"
+    return f"rotary, base {args['rotary_base']:,}{scaling}"
+
+
+def kv_bytes_per_token(args: Mapping[str, Any], dtype: torch.dtype, *, tp_size: int) -> int:
+    """Bytes of keys and values that one tensor-parallel rank keeps for a token, over all layers."""
+    groups = max(1, args["num_query_groups"] // tp_size)
+    return 2 * args["num_layers"] * groups * args["kv_channels"] * dtype.itemsize
+
+
+def weight_bytes_per_rank(pieces: list[Chunk], dtype: torch.dtype, *, tp_size: int) -> int:
+    """Bytes of weights on one tensor-parallel rank."""
+    elements = sum(p.num_elements if p.split_axis is None else p.num_elements // tp_size for p in pieces)
+    return elements * dtype.itemsize
+
+
+def _tp_line(args: Mapping[str, Any], dtype: torch.dtype, pieces: list[Chunk], tp_size: int) -> str:
+    if problem := _why_not(args, dtype, tp_size):
+        return f"{tp_size:<4}no: {problem}"
+    weights = weight_bytes_per_rank(pieces, dtype, tp_size=tp_size)
+    kv = kv_bytes_per_token(args, dtype, tp_size=tp_size)
+    return f"{tp_size:<4}{weights / 1e9:>13.3f} GB  {kv:>15,} bytes"
+
+
+def _why_not(args: Mapping[str, Any], dtype: torch.dtype, tp_size: int) -> str | None:
+    if (args.get("moe_ffn_hidden_size") or 0) % tp_size:
+        return f"moe_ffn_hidden_size {args['moe_ffn_hidden_size']} cannot be divided"
+    try:
+        transformer_config(args, tp_size=tp_size, dtype=dtype, device=torch.device("cpu"))
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def main() -> None:
+    parser = command_parser("inspect", __doc__.splitlines()[0])
+    parser.add_argument("directory", type=Path, help="Megatron or Hugging Face checkpoint")
+    parser.add_argument("--hf-config", type=Path, help="for a checkpoint without star_checkpoint.json")
+    options = parser.parse_args()
+    print(inspect(options.directory, options.hf_config))
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,141 @@
+"""Compare a Megatron checkpoint with its Hugging Face source: every tensor, then logits.
+
+python -m checkpoints_tools.verify --hf DIR --megatron DIR [--hf-config DIR] [--skip-logits]
+"""
+
+import math
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from checkpoints_tools.command_line import EXIT_MISMATCH, command_parser, progress_bar, run_command
+from checkpoints_tools.convert_hf_to_megatron import check_names_and_shapes
+from checkpoints_tools.convert_megatron_to_hf import hf_tensors
+from checkpoints_tools.describe import describe, stored_dtype
+from checkpoints_tools.families import chunks
+from checkpoints_tools.hf_config import family_of, model_arguments, read_hf_config
+from checkpoints_tools.safetensors_files import HfWeights
+from checkpoints_tools.torch_dist import MegatronWeights
+from checkpoints_tools.whole_sequence import megatron_logits
+from megatron_star.model.checkpoint import CheckpointInfo, weights_directory
+from megatron_star.parallel.groups import destroy_groups
+
+LOGITS_TOLERANCE = 1e-4
+_TEXT = """Call me Ishmael. Some years ago, never mind how long precisely, having little or no money in my \
+purse, and nothing particular to interest me on shore, I thought I would sail about a little and see the \
+watery part of the world. In 1851 that cost $3.50."""
+_NUM_TOKENS_WITHOUT_TOKENIZER = 48
+
+
+class Difference(NamedTuple):
+    """The largest difference found, and where. `size` is infinite where a value is not a number."""
+
+    size: float
+    where: str
+
+
+def compare_tensors(hf: Path, info: CheckpointInfo) -> Difference:
+    """The largest difference of any value, after a cast to the dtype of the Megatron checkpoint.
+
+    Raises:
+        ValueError: names, shapes or dtypes are not those of the table.
+    """
+    source, weights = HfWeights(hf), MegatronWeights(weights_directory(info.directory))
+    pieces = list(chunks(info.family, info.args))
+    check_names_and_shapes(source, pieces, dict(info.args))
+    weights.check(pieces)
+    dtype = stored_dtype(weights, pieces)
+    if dtype != info.dtype:
+        raise ValueError(f"{info.directory}: weights are {dtype}, star_checkpoint.json says {info.dtype}")
+    worst = Difference(0.0, "nowhere")
+    total = sum(piece.num_elements for piece in pieces) * dtype.itemsize
+    with progress_bar(total, "comparing") as bar:
+        values = hf_tensors(weights, pieces, info.args, dtype, bar)
+        for piece, tensors in zip(pieces, values, strict=True):
+            for expected, found in zip(piece.sources, tensors, strict=True):
+                found_difference = _difference(source.read(expected.name).to(dtype), found, expected.name)
+                worst = max(worst, found_difference, key=lambda difference: difference.size)
+    return worst
+
+
+def _difference(expected: Tensor, found: Tensor, name: str) -> Difference:
+    if torch.equal(expected, found):
+        return Difference(0.0, name)
+    differences = (expected.double() - found.double()).abs().nan_to_num(nan=math.inf)
+    index = tuple(i.item() for i in torch.unravel_index(differences.argmax(), differences.shape))
+    return Difference(differences.max().item(), f"{name}{list(index)}")
+
+
+def compare_arguments(hf: Path, info: CheckpointInfo) -> list[str]:
+    """The arguments in which the description differs from config.json."""
+    config = read_hf_config(hf)
+    expected = {"family": family_of(config), **model_arguments(config)}
+    found = {"family": info.family, **info.args}
+    return [
+        f"{name}: {found.get(name)!r}, config.json says {value!r}"
+        for name, value in expected.items()
+        if found.get(name) != value and name != "padded_vocab_size"
+    ]
+
+
+def compare_logits(hf: Path, info: CheckpointInfo) -> Difference:
+    """The largest difference of the logits on a fixed text, both models in float32 with these weights."""
+    token_ids = _token_ids(info)
+    expected = _hf_logits(hf, token_ids, info.dtype)
+    with tempfile.NamedTemporaryFile() as store:
+        dist.init_process_group("gloo", init_method=f"file://{store.name}", rank=0, world_size=1)
+        try:
+            found = megatron_logits(info, token_ids, tp_size=1)
+        finally:
+            destroy_groups()
+    return _difference(expected, found, "logits of [token, word]")
+
+
+def _token_ids(info: CheckpointInfo) -> list[int]:
+    if (info.tokenizer_directory / "tokenizer_config.json").is_file():
+        return AutoTokenizer.from_pretrained(info.tokenizer_directory)(_TEXT).input_ids
+    return [7919 * i % info.args["vocab_size"] for i in range(_NUM_TOKENS_WITHOUT_TOKENIZER)]
+
+
+def _hf_logits(hf: Path, token_ids: list[int], dtype: torch.dtype) -> Tensor:
+    """[tokens, vocabulary], float32."""
+    model = AutoModelForCausalLM.from_pretrained(hf, dtype=dtype).float().eval()
+    with torch.inference_mode():
+        return model(torch.tensor([token_ids])).logits[0]
+
+
+def main() -> int:
+    parser = command_parser("verify", __doc__.splitlines()[0])
+    parser.add_argument("--hf", type=Path, required=True, help="Hugging Face directory")
+    parser.add_argument("--megatron", type=Path, required=True, help="Megatron checkpoint directory")
+    parser.add_argument("--hf-config", type=Path, help="for a checkpoint without star_checkpoint.json")
+    parser.add_argument("--skip-logits", action="store_true", help="for models larger than the memory")
+    options = parser.parse_args()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    info = describe(options.megatron, options.hf_config)
+    problems = compare_arguments(options.hf, info)
+    tensors = compare_tensors(options.hf, info)
+    if tensors.size > 0:
+        problems.append(f"tensors differ by up to {tensors.size:g}, at {tensors.where}")
+    else:
+        print("tensors: all equal")
+    if not options.skip_logits:
+        logits = compare_logits(options.hf, info)
+        print(f"logits, float32: largest difference {logits.size:.2g} ({logits.where})")
+        if not logits.size <= LOGITS_TOLERANCE:
+            problems.append(f"logits differ by {logits.size:g}, more than {LOGITS_TOLERANCE:g}")
+    for problem in problems:
+        print(f"MISMATCH {problem}")
+    print("mismatch" if problems else "the same")
+    return EXIT_MISMATCH if problems else 0
+
+
+if __name__ == "__main__":
+    run_command(main)

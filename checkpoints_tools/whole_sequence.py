@@ -1,0 +1,54 @@
+"""Logits of a whole sequence from the Megatron model, in one ordinary causal forward: for comparisons."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from megatron.core.inference.utils import InferenceMode
+from torch import Tensor
+
+from megatron_star.model.attention import StarInferenceContext
+from megatron_star.model.build import build_gpt_model
+from megatron_star.model.checkpoint import CheckpointInfo, load_weights
+from megatron_star.model.cpu import use_cpu_where_cuda_is_absent
+from megatron_star.parallel.groups import initialize_groups
+
+
+class _CausalAttention(StarInferenceContext):
+    """Every token attends to itself and to what is before it; nothing is kept."""
+
+    def __init__(self, position_ids: Tensor) -> None:
+        super().__init__(position_ids)
+        self.config.materialize_only_last_token_logits = False
+
+    def attend(
+        self, layer_number: int, query: Tensor, key: Tensor, value: Tensor, softmax_scale: float
+    ) -> Tensor:
+        """See `StarInferenceContext.attend`."""
+        del layer_number
+        query, key, value = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
+        out = F.scaled_dot_product_attention(
+            query, key, value, is_causal=True, scale=softmax_scale, enable_gqa=True
+        )
+        return out.permute(2, 0, 1, 3)
+
+
+def megatron_logits(info: CheckpointInfo, token_ids: Sequence[int], *, tp_size: int) -> Tensor:
+    """[tokens, vocab_size], float32, on every rank; torch.distributed must have `tp_size` ranks.
+
+    The model is in float32, whatever the dtype of the checkpoint.
+    """
+    device = use_cpu_where_cuda_is_absent()
+    groups = initialize_groups(tp_size=tp_size, cp_size=1)
+    model = build_gpt_model(info.args, groups.model, dtype=torch.float32, device=device)
+    load_weights(model, info)
+    positions = torch.arange(len(token_ids), device=device)
+    with InferenceMode.active(), torch.inference_mode():
+        logits = model(
+            torch.tensor([token_ids], device=device),
+            positions[None],
+            attention_mask=None,
+            inference_context=_CausalAttention(positions),
+            runtime_gather_output=True,
+        )
+    return logits[0, :, : info.args["vocab_size"]].float().cpu()

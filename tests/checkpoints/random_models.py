@@ -1,0 +1,89 @@
+"""Small random Hugging Face checkpoints, one for each family and each way of the rotary embedding."""
+
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    MistralConfig,
+    MixtralConfig,
+    PreTrainedConfig,
+    Qwen2Config,
+    Qwen3Config,
+    Qwen3MoeConfig,
+)
+
+VOCAB_SIZE = 259
+_SIZES = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 72,
+    "intermediate_size": 88,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.15,
+    "tie_word_embeddings": False,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
+_HEAD = {"head_dim": 16}  # not hidden_size / num_attention_heads
+_LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 1000.0,
+    "factor": 32.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+_YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 32}
+
+CONFIGS: dict[str, PreTrainedConfig] = {
+    "llama2": LlamaConfig(**_SIZES | {"num_key_value_heads": 4}, **_HEAD),
+    "llama_tied": LlamaConfig(**_SIZES | {"tie_word_embeddings": True}, **_HEAD),
+    "llama3_scaled": LlamaConfig(**_SIZES, **_HEAD, rope_parameters=_LLAMA3),
+    "mistral": MistralConfig(**_SIZES, **_HEAD, sliding_window=None, rms_norm_eps=1e-5),
+    "qwen2": Qwen2Config(**_SIZES),
+    "qwen2_yarn": Qwen2Config(**_SIZES, rope_parameters=_YARN),
+    "qwen3": Qwen3Config(**_SIZES, **_HEAD),
+    "qwen3_yarn_attention_factor": Qwen3Config(
+        **_SIZES, **_HEAD, rope_parameters=_YARN | {"attention_factor": 1.3, "truncate": False}
+    ),
+    "mixtral": MixtralConfig(
+        **_SIZES, **_HEAD, num_local_experts=4, num_experts_per_tok=2, sliding_window=None
+    ),
+    "qwen3_moe": Qwen3MoeConfig(
+        **_SIZES, **_HEAD, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=40, norm_topk_prob=True
+    ),
+    "qwen3_moe_not_renormalised": Qwen3MoeConfig(
+        **_SIZES,
+        **_HEAD,
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=40,
+        norm_topk_prob=False,
+    ),
+}
+
+
+def save_random_model(config: PreTrainedConfig, directory: Path, dtype: torch.dtype = torch.float32) -> None:
+    """Write a checkpoint with random weights, random biases and norms among them."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 1:
+            torch.nn.init.normal_(parameter, mean=0.0 if name.endswith("bias") else 1.0, std=0.3)
+    model.to(dtype).save_pretrained(directory)
+
+
+def random_token_ids(count: int = 45) -> list[int]:
+    """Token ids of these models."""
+    return torch.randint(VOCAB_SIZE, (count,), generator=torch.Generator().manual_seed(1)).tolist()
+
+
+def hf_logits(directory: Path, token_ids: list[int]) -> torch.Tensor:
+    """[tokens, vocabulary], float32, of the unmodified Hugging Face model."""
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    with torch.inference_mode():
+        return model(torch.tensor([token_ids])).logits[0]
