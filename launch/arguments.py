@@ -30,9 +30,15 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--tensor-model-parallel-size", type=_positive, default=1, metavar="N")
     group.add_argument("--context-parallel-size", type=_positive, default=1, metavar="N")
     dtype = group.add_mutually_exclusive_group()
-    dtype.add_argument("--bf16", dest="dtype", action="store_const", const=torch.bfloat16, help="run in bfloat16")
-    dtype.add_argument("--fp16", dest="dtype", action="store_const", const=torch.float16, help="run in float16")
-    dtype.add_argument("--fp32", dest="dtype", action="store_const", const=torch.float32, help="run in float32")
+    dtype.add_argument(
+        "--bf16", dest="dtype", action="store_const", const=torch.bfloat16, help="run in bfloat16"
+    )
+    dtype.add_argument(
+        "--fp16", dest="dtype", action="store_const", const=torch.float16, help="run in float16"
+    )
+    dtype.add_argument(
+        "--fp32", dest="dtype", action="store_const", const=torch.float32, help="run in float32"
+    )
     group.add_argument("--transformer-impl", choices=TRANSFORMER_IMPLEMENTATIONS, default="local")
     group.add_argument("--star-attention-kernel", choices=KERNEL_NAMES, default="auto")
     group.add_argument(

@@ -35,7 +35,9 @@ def read_environment(environ: Mapping[str, str] = os.environ) -> RankEnvironment
 def _from_torchrun(environ: Mapping[str, str]) -> RankEnvironment:
     missing = [name for name in TORCHRUN if name not in environ]
     if missing:
-        raise ValueError(f"{', '.join(missing)} not set, although RANK or WORLD_SIZE is: start with torchrun or srun")
+        raise ValueError(
+            f"{', '.join(missing)} not set, although RANK or WORLD_SIZE is: start with torchrun or srun"
+        )
     return RankEnvironment(
         rank=_number(environ, "RANK"),
         world_size=_number(environ, "WORLD_SIZE"),

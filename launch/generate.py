@@ -51,7 +51,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     group = parser.add_argument_group("input and output")
     documents = group.add_mutually_exclusive_group(required=True)
     documents.add_argument("--context-file", metavar="FILE", help="text of one document")
-    documents.add_argument("--input-jsonl", metavar="FILE", help="lines with context, query and, optionally, id")
+    documents.add_argument(
+        "--input-jsonl", metavar="FILE", help="lines with context, query and, optionally, id"
+    )
     query = group.add_mutually_exclusive_group()
     query.add_argument("--query", metavar="TEXT")
     query.add_argument("--query-file", metavar="FILE")
@@ -123,9 +125,7 @@ def answer_documents(
         print(results[0].text)
 
 
-def _answer(
-    environment: RankEnvironment, generator: StarGenerator, requests: list[StarRequest]
-) -> list[Any]:
+def _answer(environment: RankEnvironment, generator: StarGenerator, requests: list[StarRequest]) -> list[Any]:
     if environment.rank:
         return generator.generate(requests)
     progress = ConsoleProgress(sum(len(request.context_tokens) for request in requests))
@@ -166,9 +166,7 @@ def _unanswered(args: argparse.Namespace) -> list[Document]:
     return remaining
 
 
-def _request(
-    document: Document, args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase
-) -> StarRequest:
+def _request(document: Document, args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase) -> StarRequest:
     context, query = split_into_tokens(tokenizer, document.context, document.query, chat=args.chat)
     return StarRequest(
         context_tokens=context,

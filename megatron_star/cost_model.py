@@ -43,7 +43,9 @@ def kv_bytes_per_token(shape: ModelShape, *, tp_size: int, bytes_per_value: int)
     return 2 * shape.num_layers * groups * shape.kv_channels * bytes_per_value
 
 
-def choose_plan(num_tokens: int, cp_size: int, config: StarConfig, costs: TokenCosts) -> tuple[str, ContextPlan]:
+def choose_plan(
+    num_tokens: int, cp_size: int, config: StarConfig, costs: TokenCosts
+) -> tuple[str, ContextPlan]:
     """The mode that is used, `star` or `exact`, and its plan; `auto` is exact unless star costs less."""
     plans = {
         mode: ContextPlan.build(num_tokens, cp_size, replace(config, mode=mode), costs)

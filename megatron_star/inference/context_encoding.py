@@ -35,9 +35,7 @@ def encode_context(
     return context
 
 
-def encode_wave(
-    star_model: StarModel, token_ids: Sequence[int], wave: Wave, context: EncodedContext
-) -> None:
+def encode_wave(star_model: StarModel, token_ids: Sequence[int], wave: Wave, context: EncodedContext) -> None:
     """One forward pass over this rank's segments of a wave; a rank that owns none only takes part."""
     step = ContextEncodingStep(star_model, wave, context)
     star_model.forward([token_ids[position] for position in step.positions], step)

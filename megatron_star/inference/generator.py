@@ -85,9 +85,7 @@ class StarGenerator:
         """Raises ValueError if this request cannot be answered here."""
         request.check(vocab_size=self.star_model.vocab_size, max_sequence_length=self.max_sequence_length)
 
-    def generate(
-        self, requests: Iterable[StarRequest], progress: Progress | None = None
-    ) -> list[StarResult]:
+    def generate(self, requests: Iterable[StarRequest], progress: Progress | None = None) -> list[StarResult]:
         """Answer these requests, in their order. Contexts that are the same are encoded once.
 
         Raises:
@@ -104,17 +102,13 @@ class StarGenerator:
             progress.generated(len(running))
         return [self._result(item) for item in batch]
 
-    def _encode_contexts(
-        self, requests: list[StarRequest], on_wave: Callable[[int], None]
-    ) -> list[_Running]:
+    def _encode_contexts(self, requests: list[StarRequest], on_wave: Callable[[int], None]) -> list[_Running]:
         encoded: dict[tuple, EncodedContext] = {}
         tail_tokens = Counter({rank: 0 for rank in range(self.star_model.exchange.cp_size)})
         batch = []
         for request in requests:
             start = self._now()
-            mode, plan = choose_plan(
-                len(request.context_tokens), len(tail_tokens), request.star, self.costs
-            )
+            mode, plan = choose_plan(len(request.context_tokens), len(tail_tokens), request.star, self.costs)
             key = (tuple(request.context_tokens), plan)
             if key not in encoded:
                 encoded[key] = encode_context(self.star_model, request.context_tokens, plan, on_wave)

@@ -16,7 +16,9 @@ GREEDY = {"top_k": 1}
 STAR = StarConfig(block_size=16)
 
 
-def request(num_context: int = 60, num_query: int = 5, *, seed: int = 0, tokens: int = 8, star=STAR, **sampling):
+def request(
+    num_context: int = 60, num_query: int = 5, *, seed: int = 0, tokens: int = 8, star=STAR, **sampling
+):
     """A request with random tokens and these sampling parameters."""
     return StarRequest(
         context_tokens=random_tokens(num_context, seed=num_context),
@@ -160,7 +162,9 @@ def test_a_rank_that_raises_ends_the_test_with_its_traceback(checkpoints):
 
 
 def test_a_request_survives_json():
-    asked = request(60, 5, temperature=0.5, stop_words=["a"], star=StarConfig(block_size=9, anchor="recompute"))
+    asked = request(
+        60, 5, temperature=0.5, stop_words=["a"], star=StarConfig(block_size=9, anchor="recompute")
+    )
     again = StarRequest.from_json(asked.to_json())
     assert again == asked
     assert torch.tensor(again.context_tokens).numel() == 60

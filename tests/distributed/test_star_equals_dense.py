@@ -36,7 +36,11 @@ STAR = {
 
 
 def assert_equals_dense(
-    hf: Path, results: list[list[torch.Tensor]], configs: list[StarConfig], num_context: int, tokens: list[int]
+    hf: Path,
+    results: list[list[torch.Tensor]],
+    configs: list[StarConfig],
+    num_context: int,
+    tokens: list[int],
 ) -> None:
     """Every rank's logits of every configuration are the oracle's, and so are the greedy tokens."""
     for i, config in enumerate(configs):

@@ -127,7 +127,9 @@ def test_rows_are_merged_where_they_belong():
     q, k, v = tensors(10, 20, np=3)
     running = PartialSum(q)
     for start, end in [(0, 4), (4, 10)]:
-        running.set_rows(start, end, KERNELS["torch"](q[start:end], k[:5], v[:5], causal=False, softmax_scale=1.0))
+        running.set_rows(
+            start, end, KERNELS["torch"](q[start:end], k[:5], v[:5], causal=False, softmax_scale=1.0)
+        )
     running.add_rows(2, 7, KERNELS["torch"](q[2:7], k[5:], v[5:], causal=False, softmax_scale=1.0))
     all_keys, _ = reference.attention(q[2:7], k, v, softmax_scale=1.0)
     few_keys, _ = reference.attention(q, k[:5], v[:5], softmax_scale=1.0)

@@ -112,7 +112,15 @@ def test_the_slowest_rank_costs_little_more_than_the_average(cp_size, num_blocks
 def test_exact_mode_gives_each_rank_its_zigzag_pair():
     plan = ContextPlan.build(80, 4, StarConfig(mode="exact"), COSTS)
     owners = {(s.start, s.end): s.owner for s in plan.segments()}
-    assert owners == {(0, 10): 0, (10, 20): 1, (20, 30): 2, (30, 50): 3, (50, 60): 2, (60, 70): 1, (70, 80): 0}
+    assert owners == {
+        (0, 10): 0,
+        (10, 20): 1,
+        (20, 30): 2,
+        (30, 50): 3,
+        (50, 60): 2,
+        (60, 70): 1,
+        (70, 80): 0,
+    }
 
 
 @pytest.mark.parametrize(("num_blocks", "cp_size"), [(8, 2), (16, 2), (12, 4), (6, 3)])

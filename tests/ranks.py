@@ -63,8 +63,34 @@ class NumbersAsText:
         return "".join(f"{token} " for token in token_ids)
 
 
-def generate(checkpoint: str, tp_size: int, batches: SequenceOf[SequenceOf[StarRequest]]) -> list[list[StarResult]]:
+def generate(
+    checkpoint: str, tp_size: int, batches: SequenceOf[SequenceOf[StarRequest]]
+) -> list[list[StarResult]]:
     """Answer batch after batch on one model."""
     star_model, groups = load(checkpoint, tp_size)
     generator = StarGenerator(star_model, NumbersAsText(), groups.control, max_sequence_length=4096)
     return [generator.generate(batch) for batch in batches]
+
+
+def communication(
+    checkpoint: str, token_ids: SequenceOf[int], num_context: int, config: StarConfig
+) -> tuple[list[str], list[str], dict[str, int], int]:
+    """Collectives, as torch's profiler sees them, of encoding a context and of one decoding step.
+
+    Returns:
+        Their names while encoding, while decoding, the exchange's own counts, and the number of waves.
+    """
+    star_model, _ = load(checkpoint, 1)
+    exchange = star_model.exchange
+    _, plan = choose_plan(num_context, exchange.cp_size, config, token_costs(star_model.model.config))
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as encoding:
+        context = encode_context(star_model, token_ids[:num_context], plan)
+    sequence = Sequence(context, tail_rank=0)
+    generate_step(star_model, [(sequence, token_ids[num_context:])])
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as decoding:
+        generate_step(star_model, [(sequence, token_ids[-1:])])
+    return _collectives(encoding), _collectives(decoding), dict(exchange.counts), len(plan.waves)
+
+
+def _collectives(profile: torch.profiler.profile) -> list[str]:
+    return [event.name for event in profile.events() if event.name.startswith("c10d::")]

@@ -1,0 +1,58 @@
+"""What crosses ranks, counted by torch's profiler and not by our own code."""
+
+import pytest
+from distributed import run_ranks
+from models import random_tokens
+from ranks import communication
+
+from megatron_star.config import StarConfig
+
+LAYERS, KV_BYTES_PER_TOKEN_AND_LAYER = 3, 2 * 3 * 16 * 4
+
+
+@pytest.mark.parametrize("cp_size", [2, 4])
+@pytest.mark.parametrize("wave_tokens", [1000, 10])
+def test_only_the_anchors_kv_crosses_ranks_once_a_layer_and_wave(checkpoints, cp_size, wave_tokens):
+    _, megatron = checkpoints("llama")
+    config = StarConfig(block_size=10, anchor_size=6, wave_tokens=wave_tokens)
+    results = run_ranks(cp_size, communication, str(megatron), random_tokens(84), 80, config)
+    num_waves = results[0][3]
+    assert num_waves == (1 if wave_tokens == 1000 else 8 // cp_size)
+    for encoding, _, counts, _ in results:
+        assert encoding == ["c10d::broadcast_"] * LAYERS * num_waves
+        assert counts.get("broadcast_bytes", 0) in (0, LAYERS * num_waves * 6 * KV_BYTES_PER_TOKEN_AND_LAYER)
+    assert sum(counts.get("broadcasts", 0) for _, _, counts, _ in results) == LAYERS * num_waves
+
+
+def test_a_recomputed_anchor_sends_nothing_while_encoding(checkpoints):
+    _, megatron = checkpoints("llama")
+    config = StarConfig(block_size=10, anchor="recompute")
+    for encoding, *_ in run_ranks(2, communication, str(megatron), random_tokens(84), 80, config):
+        assert encoding == []
+
+
+def test_exact_mode_sends_every_key_once_to_whoever_lacks_it(checkpoints):
+    _, megatron = checkpoints("llama")
+    config = StarConfig(mode="exact")
+    results = run_ranks(2, communication, str(megatron), random_tokens(84), 80, config)
+    sent = sum(counts.get("broadcast_bytes", 0) for _, _, counts, _ in results)
+    last_piece = 20  # nobody comes after it
+    assert sent == LAYERS * (80 - last_piece) * KV_BYTES_PER_TOKEN_AND_LAYER
+
+
+@pytest.mark.parametrize("cp_size", [2, 3])
+def test_a_decoding_step_makes_one_collective_a_layer(checkpoints, cp_size):
+    _, megatron = checkpoints("llama")
+    config = StarConfig(block_size=10)
+    for _, decoding, _, _ in run_ranks(cp_size, communication, str(megatron), random_tokens(84), 80, config):
+        assert len(decoding) == LAYERS
+        assert len(set(decoding)) == 1 and "gather" in decoding[0]
+
+
+def test_a_single_rank_sends_nothing(checkpoints):
+    _, megatron = checkpoints("llama")
+    config = StarConfig(block_size=10)
+    ((encoding, decoding, counts, _),) = run_ranks(
+        1, communication, str(megatron), random_tokens(84), 80, config
+    )
+    assert encoding == decoding == [] and counts == {}

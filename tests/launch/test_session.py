@@ -1,0 +1,32 @@
+"""What happens to a job when something goes wrong on one of its ranks."""
+
+from pathlib import Path
+from time import monotonic
+
+import pytest
+from programs import error_lines, start_ranks
+
+FAILING = str(Path(__file__).parent / "failing_rank.py")
+
+
+def wait_for(processes) -> tuple[list[int], list[str], float]:
+    """Exit statuses, stderr of each, and the seconds between the first end and the last."""
+    outputs = [process.communicate(timeout=60)[1] for process in processes[::-1]][::-1]
+    return [process.returncode for process in processes], outputs, monotonic()
+
+
+@pytest.mark.parametrize("failing", [0, 1, 2])
+def test_a_rank_that_raises_ends_ranks_that_nobody_watches(failing):
+    start = monotonic()
+    statuses, outputs, end = wait_for(start_ranks(3, FAILING, str(failing), "raises"))
+    assert all(status == 1 for status in statuses)
+    assert error_lines(outputs[failing]) == [f"error: rank {failing}: RuntimeError: a bug in a kernel"]
+    others = [error_lines(output) for rank, output in enumerate(outputs) if rank != failing]
+    assert all("stops, because another rank ended" in line for (line,) in others)
+    assert end - start < 45  # two imports of Megatron on busy cores, not the timeout of 10 minutes
+
+
+def test_an_error_of_the_users_input_on_one_rank_is_reported_once_by_the_driver():
+    statuses, outputs, _ = wait_for(start_ranks(3, FAILING, "2", "checked"))
+    assert statuses == [2, 2, 2]
+    assert [error_lines(output) for output in outputs] == [["error: rank 2: no checkpoint here"], [], []]
