@@ -50,15 +50,15 @@ def add_star_arguments(parser: argparse.ArgumentParser) -> None:
     """How a context is encoded; `star_config` reads them."""
     group = parser.add_argument_group("Star Attention (token counts may be written 32K or 1M)")
     group.add_argument("--star-mode", choices=MODES, default=DEFAULTS.mode)
-    group.add_argument("--star-block-size", type=_tokens, default=DEFAULTS.block_size, metavar="TOKENS")
+    group.add_argument("--star-block-size", type=token_count, default=DEFAULTS.block_size, metavar="TOKENS")
     group.add_argument(
-        "--star-anchor-size", type=_tokens, metavar="TOKENS", help="default: as large as the first block"
+        "--star-anchor-size", type=token_count, metavar="TOKENS", help="default: as large as the first block"
     )
     group.add_argument("--star-neighbor-blocks", type=_count, default=DEFAULTS.neighbor_blocks, metavar="N")
     group.add_argument("--star-anchor", choices=ANCHOR_TRANSFERS, default=DEFAULTS.anchor)
     group.add_argument(
         "--star-wave-tokens",
-        type=_tokens,
+        type=token_count,
         default=DEFAULTS.wave_tokens,
         metavar="TOKENS",
         help="most context tokens that a rank encodes in one forward pass",
@@ -109,7 +109,8 @@ def _argument(convert: Callable[[str], int], text: str) -> int:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
-def _tokens(text: str) -> int:
+def token_count(text: str) -> int:
+    """An argument type: `4096`, `32K` or `1M`."""
     return _argument(parse_token_count, text)
 
 

@@ -30,8 +30,8 @@ PEER_ENDED = ("Connection closed by peer", "Connection reset by peer", "Broken p
 def exit_on_errors(rank: int) -> Iterator[None]:
     """End this process at once with one line on an error, so that no other rank waits for it.
 
-    Errors of the user's input (ValueError, OSError) end with status 2, others with 1 and a traceback. An error
-    that all ranks have is reported by rank 0 alone.
+    Errors of the user's input (ValueError, OSError) end with status 2, others with 1 and a traceback. An
+    error that all ranks have is reported by rank 0 alone.
     """
     try:
         yield

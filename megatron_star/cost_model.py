@@ -23,7 +23,7 @@ class ModelShape(Protocol):
 
 
 def token_costs(shape: ModelShape) -> TokenCosts:
-    """Floating-point operations of encoding: per token, and per visible (query, key) pair; all TP ranks together.
+    """Floating-point operations of encoding, of all TP ranks together: per token, and per visible pair.
 
     A multiplication by a weight counts 2 (one multiply, one add). The output layer is not run on a context.
     """

@@ -1,7 +1,8 @@
 """Run a function on gloo ranks inside an ordinary test.
 
-The ranks are processes that live as long as the test session: importing torch and Megatron takes seconds, forming
-a group takes milliseconds. A task that fails or hangs takes its ranks with it; the next task starts new ones.
+The ranks are processes that live as long as the test session: importing torch and Megatron takes seconds,
+forming a group takes milliseconds. A task that fails or hangs takes its ranks with it; the next task starts
+new ones.
 """
 
 import atexit
@@ -73,8 +74,9 @@ def _collect(connections: list[Connection]) -> list[Any]:
 
 def _serve(connection: Connection) -> None:
     # The package first: it silences what Megatron-Core says at import.
-    import megatron_star  # noqa: F401, PLC0415
     import torch  # noqa: PLC0415
+
+    import megatron_star  # noqa: F401, PLC0415
 
     torch.set_num_threads(1)
     while True:

@@ -1,4 +1,4 @@
-"""Small random Hugging Face models, their Megatron checkpoints, and their dense forward with a plan's mask."""
+"""Small random Hugging Face models, and the dense forward of one with a plan's mask."""
 
 from pathlib import Path
 

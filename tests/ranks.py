@@ -35,9 +35,9 @@ def star_logits(
     num_query: int,
     configs: SequenceOf[StarConfig],
 ) -> list[Tensor]:
-    """For each configuration [1 + tokens after the query, vocabulary]: logits after the query and after each later token.
+    """For each configuration, logits [1 + later tokens, vocabulary]: after the query and each later token.
 
-    The tokens after the query are fed one by one, as decoding does.
+    The later tokens are fed one by one, as decoding does.
     """
     star_model, _ = load(checkpoint, tp_size)
     return [_logits(star_model, list(token_ids), num_context, num_query, config) for config in configs]

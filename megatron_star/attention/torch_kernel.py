@@ -1,8 +1,8 @@
 """torch's own fused attention, which computes the LSE that `scaled_dot_product_attention` throws away.
 
-On a CPU, `_scaled_dot_product_flash_attention_for_cpu`; it is given no empty input (it dies of SIGFPE), no head
-counts that do not divide (it reads past them), and float32 where the input is narrower: its bf16 path is slow
-for few rows. On CUDA, `_scaled_dot_product_flash_attention` (fp16, bf16); not run on a GPU yet (docs/gpu.md).
+On a CPU, `_scaled_dot_product_flash_attention_for_cpu`; it is given no empty input (it dies of SIGFPE), no
+head counts that do not divide (it reads past them), and float32 where the input is narrower: its bf16 path is
+slow for few rows. On CUDA, `_scaled_dot_product_flash_attention` (fp16, bf16); not run on a GPU yet.
 """
 
 import torch

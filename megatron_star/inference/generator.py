@@ -1,7 +1,7 @@
 """Answer a batch of requests: encode their contexts, feed their queries, decode them together.
 
-All ranks run this in step with the same requests. The driver samples and sends the tokens, so that no rank can
-come to a different one.
+All ranks run this in step with the same requests. The driver samples and sends the tokens, so that no rank
+can come to a different one.
 """
 
 from collections import Counter
@@ -104,7 +104,7 @@ class StarGenerator:
 
     def _encode_contexts(self, requests: list[StarRequest], on_wave: Callable[[int], None]) -> list[_Running]:
         encoded: dict[tuple, EncodedContext] = {}
-        tail_tokens = Counter({rank: 0 for rank in range(self.star_model.exchange.cp_size)})
+        tail_tokens = Counter(dict.fromkeys(range(self.star_model.exchange.cp_size), 0))
         batch = []
         for request in requests:
             start = self._now()

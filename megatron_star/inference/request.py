@@ -50,11 +50,12 @@ class StarRequest:
                 raise ValueError(f"token id {token} is outside of the vocabulary of {vocab_size} tokens")
         _check_sampling(self.sampling, vocab_size)
         context, query = len(self.context_tokens), len(self.query_tokens)
-        total = context + query + self.sampling.num_tokens_to_generate
+        generated = self.sampling.num_tokens_to_generate
+        total = context + query + generated
         if total > max_sequence_length:
             raise ValueError(
-                f"{context} context + {query} query + {self.sampling.num_tokens_to_generate} generated tokens "
-                f"= {total}, but the model's limit is {max_sequence_length}"
+                f"{context} context + {query} query + {generated} generated tokens = {total}, "
+                f"but the model's limit is {max_sequence_length}"
             )
 
 

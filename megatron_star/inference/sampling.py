@@ -14,7 +14,7 @@ class TokenSampler:
         self.generator = torch.Generator().manual_seed(seed)
 
     def sample(self, logits: Tensor) -> tuple[int, float]:
-        """The next token of logits [vocab_size], float32 on the CPU, and its log-probability at temperature 1."""
+        """The next token, and its log-probability at temperature 1, of logits [vocab_size], float32, CPU."""
         greedy = self.sampling.temperature == 0.0
         token = TorchSampling.sample_from_logits(
             logits[None],

@@ -1,7 +1,7 @@
 """Token generation: new tokens of many sequences attend to the whole context and to their own tail.
 
-Every CP rank runs all new tokens. A rank attends to the context KV that it holds; the tail of a sequence lives
-on one tail rank. What each rank finds is merged over the CP group in one collective a layer.
+Every CP rank runs all new tokens. A rank attends to the context KV that it holds; the tail of a sequence
+lives on one tail rank. What each rank finds is merged over the CP group in one collective a layer.
 Shapes: sq packed new tokens of all sequences, b = 1.
 """
 

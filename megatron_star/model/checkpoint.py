@@ -162,7 +162,19 @@ def _sharded_tensors(model: torch.nn.Module, stored: Mapping[str, ShardedTensor]
     stacked = any(key.startswith("decoder.layers.self_attention") for key in stored)
     state = model.sharded_state_dict(metadata={"non_homogeneous_layers": not stacked})
     apply_factories(state)
-    return [value for value in nested_values(state) if isinstance(value, ShardedTensor)]
+    tensors = [value for value in nested_values(state) if isinstance(value, ShardedTensor)]
+    for tensor in tensors:
+        tensor.key = _stored_key(tensor.key, stored)
+    return tensors
+
+
+def _stored_key(key: str, stored: Mapping[str, ShardedTensor]) -> str:
+    """Of a layer with experts, Megatron's local specification names the norm as if it had a dense MLP.
+
+    Its TransformerEngine specification, which checkpoints are made with, does not.
+    """
+    with_experts = key.replace("mlp.linear_fc1.layer_norm_weight", "pre_mlp_layernorm.weight")
+    return key if key in stored else with_experts
 
 
 def _check_same_tensors(

@@ -1,4 +1,4 @@
-"""The control plane between the driver (global rank 0) and the workers: small messages over gloo, no pickle."""
+"""The control plane between the driver (global rank 0) and the workers: small messages, gloo, no pickle."""
 
 import json
 from collections.abc import Callable

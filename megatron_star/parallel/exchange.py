@@ -41,7 +41,7 @@ class Exchange:
         return SourceTransfers(self, sources, read, like)
 
     def merge(self, part: Partial) -> Partial:
-        """Merge this rank's float32 partial, [1, np, sq, hn] and [1, np, sq], with all others: one collective."""
+        """Merge this rank's float32 partial, [1, np, sq, hn] and [1, np, sq], with all: one collective."""
         if self.cp_size == 1:
             return part
         mine = torch.cat((part.out, part.softmax_lse.unsqueeze(-1)), dim=-1)

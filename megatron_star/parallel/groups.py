@@ -1,7 +1,7 @@
 """Process groups: Megatron's TP groups as they are; our CP ranks are data-parallel replicas to Megatron.
 
-Context parallelism stays off inside Megatron, which would cut rotary embeddings in zigzag halves for it. The ranks
-that share a context hold the same weights, so they are what Megatron calls a data-parallel group.
+Context parallelism stays off inside Megatron, which would cut rotary embeddings in zigzag halves for it. The
+ranks that share a context hold the same weights, so they are what Megatron calls a data-parallel group.
 """
 
 from dataclasses import dataclass

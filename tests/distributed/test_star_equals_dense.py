@@ -1,4 +1,4 @@
-"""Star Attention on any grid of ranks equals one dense forward of the Hugging Face model with the plan's mask."""
+"""Star Attention on any grid of ranks equals a dense forward of the Hugging Face model with its mask."""
 
 from pathlib import Path
 
