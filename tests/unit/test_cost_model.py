@@ -1,0 +1,51 @@
+"""Costs agree with arithmetic written out."""
+
+from types import SimpleNamespace
+
+from megatron_star.config import StarConfig
+from megatron_star.cost_model import choose_plan, kv_bytes_per_token, token_costs
+from megatron_star.plan import ContextPlan
+
+LLAMA_8B = SimpleNamespace(
+    num_layers=32,
+    hidden_size=4096,
+    ffn_hidden_size=14336,
+    num_attention_heads=32,
+    num_query_groups=8,
+    kv_channels=128,
+    gated_linear_unit=True,
+)
+
+
+def test_a_token_of_llama_8b_costs_twice_its_weights():
+    """All weights but the embedding and the head: 8.03e9 - 2 * 128256 * 4096 (and norms)."""
+    assert token_costs(LLAMA_8B).linear_per_token == 2 * 6_979_321_856
+    assert token_costs(LLAMA_8B).attention_per_pair == 4 * 32 * 4096
+
+
+def test_kv_of_llama_8b_is_128_kib_a_token_in_bf16():
+    assert kv_bytes_per_token(LLAMA_8B, tp_size=1, bytes_per_value=2) == 128 * 1024
+    assert kv_bytes_per_token(LLAMA_8B, tp_size=8, bytes_per_value=2) == 16 * 1024
+    assert kv_bytes_per_token(LLAMA_8B, tp_size=16, bytes_per_value=2) == 16 * 1024
+
+
+def test_the_cost_of_a_plan_is_the_slowest_ranks():
+    costs = token_costs(LLAMA_8B)
+    plan = ContextPlan.build(4000, 2, StarConfig(block_size=1000), costs)
+    pairs = 2 * (1000 * 1001 / 2 + 1000 * 1000)  # the second rank: two blocks, each with the anchor
+    assert plan.cost(costs) == costs.linear_per_token * 2000 + costs.attention_per_pair * pairs
+
+
+def test_recomputing_the_anchor_doubles_the_linear_work_of_later_blocks():
+    costs = token_costs(LLAMA_8B)
+    plan = ContextPlan.build(4000, 4, StarConfig(block_size=1000, anchor="recompute"), costs)
+    assert plan.cost(costs) == costs.linear_per_token * 2000 + costs.attention_per_pair * (2000 * 2001 / 2)
+
+
+def test_auto_takes_star_only_where_it_costs_less():
+    costs = token_costs(LLAMA_8B)
+    modes = [
+        choose_plan(n, 4, StarConfig(mode="auto", block_size=32768), costs)[0]
+        for n in (0, 1000, 32768, 262144)
+    ]
+    assert modes == ["exact", "exact", "exact", "star"]
