@@ -94,3 +94,17 @@ def communication(
 
 def _collectives(profile: torch.profiler.profile) -> list[str]:
     return [event.name for event in profile.events() if event.name.startswith("c10d::")]
+
+
+def output_layer_calls(checkpoint: str, token_ids: SequenceOf[int], config: StarConfig) -> list[int]:
+    """Rows that went through the output layer while a context was encoded, and while a query was fed."""
+    star_model, _ = load(checkpoint, 1)
+    rows: list[int] = []
+    star_model.model.output_layer.register_forward_hook(lambda _, inputs, __: rows.append(len(inputs[0])))
+    _, plan = choose_plan(
+        len(token_ids), star_model.exchange.cp_size, config, token_costs(star_model.model.config)
+    )
+    context = encode_context(star_model, token_ids, plan)
+    encoding = sum(rows)
+    generate_step(star_model, [(Sequence(context, tail_rank=0), token_ids[:9])])
+    return [encoding, sum(rows)]

@@ -7,7 +7,7 @@ import torch
 from distributed import RankError, run_ranks
 from megatron.core.inference.sampling_params import SamplingParams
 from models import VOCAB_SIZE, dense_logits, random_tokens
-from ranks import generate
+from ranks import generate, output_layer_calls
 
 from megatron_star.config import StarConfig
 from megatron_star.inference.request import StarRequest
@@ -168,3 +168,9 @@ def test_a_request_survives_json():
     again = StarRequest.from_json(asked.to_json())
     assert again == asked
     assert torch.tensor(again.context_tokens).numel() == 60
+
+
+def test_logits_are_made_for_the_last_query_token_only(checkpoints):
+    _, megatron = checkpoints("qwen3")
+    for calls in run_ranks(2, output_layer_calls, str(megatron), random_tokens(50), STAR):
+        assert calls == [0, 1]

@@ -1,0 +1,42 @@
+"""Keys and values are found where they were put, and nothing else is kept alive."""
+
+import torch
+
+from megatron_star.config import StarConfig
+from megatron_star.inference.kv_store import TAIL_CHUNK_TOKENS, EncodedContext, Tail
+from megatron_star.plan import ContextPlan, Source
+
+
+def token_kv(start: int, end: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Key and value [tokens, 1, 2, 4] that tell which token they are of."""
+    key = torch.arange(start, end, dtype=torch.float32)[:, None, None, None].expand(-1, 1, 2, 4)
+    return key, -key
+
+
+def test_sources_are_read_back_from_zigzag_pieces():
+    plan = ContextPlan.build(80, 2, StarConfig(mode="exact"))
+    context = EncodedContext(plan, 0)
+    for segment in plan.owned(0):
+        context.store(1, segment.start, *token_kv(segment.start, segment.end))
+    for source in (Source(0, 20, 0), Source(60, 80, 0), Source(5, 9, 0), Source(79, 80, 0)):
+        for read, stored in zip(context.read(1, source), token_kv(source.start, source.end), strict=True):
+            assert torch.equal(read, stored)
+
+
+def test_only_the_kept_tokens_are_held_in_memory():
+    """A view of the larger tensor with the anchor's copy in it would hold twice as much."""
+    plan = ContextPlan.build(64, 2, StarConfig(block_size=32, anchor="recompute"))
+    context = EncodedContext(plan, 1)
+    augmented = token_kv(0, 64)
+    context.store(1, 32, augmented[0][32:], augmented[1][32:])
+    held = sum(tensor.untyped_storage().nbytes() for tensor in context.key_value(1))
+    assert held == context.num_bytes == 2 * 32 * 2 * 4 * 4
+
+
+def test_a_tail_grows_and_keeps_what_it_had():
+    tail = Tail()
+    for start in range(0, 3 * TAIL_CHUNK_TOKENS, 100):
+        key, value = tail.append(1, *token_kv(start, start + 100))
+    assert torch.equal(key, token_kv(0, start + 100)[0])
+    assert torch.equal(value, token_kv(0, start + 100)[1])
+    assert tail.append(2, *token_kv(0, 1))[0].size(0) == 1
