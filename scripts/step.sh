@@ -9,7 +9,7 @@ output=$(mktemp)
 printf '%s ' "$1"
 "${@:2}" >"$output" 2>&1 </dev/null &
 command=$!
-(while sleep 3; do printf '.'; done) &
+(while sleep 3 &>/dev/null; do printf '.'; done) &
 dots=$!
 trap 'kill "$dots" "$command" 2>/dev/null; rm -f "$output"' EXIT
 trap 'printf "\n"; exit 130' INT TERM
