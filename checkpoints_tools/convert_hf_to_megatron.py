@@ -84,7 +84,7 @@ class _Source:
 
 
 def check_names_and_shapes(weights: HfWeights, pieces: list[Chunk], model_args: dict[str, Any]) -> None:
-    """The checkpoint holds the tensors of the table, all and only, in the shapes that config.json says.
+    """The tensors are those of the table, all and only, of a float type, in the shapes of config.json.
 
     Raises:
         ValueError: it does not.
@@ -96,6 +96,11 @@ def check_names_and_shapes(weights: HfWeights, pieces: list[Chunk], model_args: 
             raise ValueError(f"{weights.directory}: {name} is not in the checkpoint")
         if entry.shape != shape:
             raise ValueError(f"{entry.file}: {name} has shape {entry.shape}, config.json says {shape}")
+        if entry.dtype not in DTYPES_IN_FILES:
+            raise ValueError(
+                f"{entry.file}: {name} has dtype {entry.dtype}; {', '.join(DTYPES_IN_FILES)} are supported "
+                "(a quantised checkpoint must be dequantised first)"
+            )
     for name in weights.entries.keys() - expected.keys():
         if not _may_be_left_out(name, model_args):
             raise ValueError(f"{weights.entries[name].file}: {name} is not a tensor of this family")
@@ -118,7 +123,7 @@ def common_dtype(weights: HfWeights, pieces: list[Chunk]) -> torch.dtype:
     common = counts.most_common(1)[0][0]
     for name in names:
         found = weights.entries[name].dtype
-        if found != common or found not in DTYPES_IN_FILES:
+        if found != common:
             raise ValueError(
                 f"{weights.entries[name].file}: {name} has dtype {found}, most tensors {common}; "
                 "choose one with --dtype (float32, bfloat16 or float16)"

@@ -161,6 +161,13 @@ def write_description(directory: Path, info: CheckpointInfo, *, source: Path, ha
     (directory / DESCRIPTION_FILE).write_text(json.dumps(description, indent=2) + "\n")
 
 
+def add_description(directory: Path, hf_config: Path) -> None:
+    """Write the description and copy the tokenizer into the checkpoint."""
+    info = describe(directory, hf_config)
+    copy_tokenizer(hf_config, directory / TOKENIZER_DIRECTORY)
+    write_description(directory, info, source=hf_config, hashes={})
+
+
 def main() -> None:
     parser = command_parser("describe", __doc__.splitlines()[0])
     parser.add_argument("megatron", type=Path, help="checkpoint of Megatron-LM or Megatron Bridge")
@@ -168,9 +175,7 @@ def main() -> None:
         "--hf-config", type=Path, required=True, help="Hugging Face directory: configuration, tokenizer"
     )
     options = parser.parse_args()
-    info = describe(options.megatron, options.hf_config)
-    copy_tokenizer(options.hf_config, options.megatron / TOKENIZER_DIRECTORY)
-    write_description(options.megatron, info, source=options.hf_config, hashes={})
+    add_description(options.megatron, options.hf_config)
     print(f"{options.megatron / DESCRIPTION_FILE} written")
 
 

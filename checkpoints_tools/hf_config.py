@@ -60,8 +60,7 @@ def model_arguments(config: Config) -> Config:
     """
     family = family_of(config)
     for key in _REQUIRED:
-        if config.get(key) is None:
-            raise ValueError(f"config.json: {key} is missing")
+        _require(config, key)
     _refuse_what_differs(family, config)
     heads = config["num_attention_heads"]
     vocab_size = config["vocab_size"]
@@ -184,20 +183,25 @@ def _yarn_mscales(rope: Config, factor: float) -> tuple[float | None, float | No
 
 
 def _expert_arguments(family: str, config: Config) -> Config:
-    if family == "mixtral":
-        num_experts, size, pre_softmax = config["num_local_experts"], config["intermediate_size"], False
-    elif family == "qwen3_moe":
-        # Softmax over the chosen experts equals softmax over all, renormalised.
-        num_experts, size = config["num_experts"], config["moe_intermediate_size"]
-        pre_softmax = not config.get("norm_topk_prob", False)
-    else:
+    if family not in ("mixtral", "qwen3_moe"):
         return {}
+    size = "intermediate_size" if family == "mixtral" else "moe_intermediate_size"
+    # Softmax over the chosen experts (Megatron's default) equals softmax over all, renormalised.
+    renormalised = family == "mixtral" or config.get("norm_topk_prob", False)
     return {
-        "num_experts": num_experts,
-        "moe_ffn_hidden_size": size,
-        "moe_router_topk": config["num_experts_per_tok"],
-        "moe_router_pre_softmax": pre_softmax,
+        "num_experts": _require(config, "num_local_experts", "num_experts"),
+        "moe_ffn_hidden_size": _require(config, size),
+        "moe_router_topk": _require(config, "num_experts_per_tok"),
+        "moe_router_pre_softmax": not renormalised,
         "moe_router_load_balancing_type": "none",
-        "moe_token_dispatcher_type": "alltoall",
+        "moe_token_dispatcher_type": "allgather",
         "moe_layer_freq": 1,
     }
+
+
+def _require(config: Config, *names: str) -> Any:
+    """The value of the first of these keys that is there."""
+    for name in names:
+        if config.get(name) is not None:
+            return config[name]
+    raise ValueError(f"config.json: {names[0]} is missing")

@@ -49,11 +49,6 @@ class HfWeights:
     def read(self, name: str) -> Tensor:
         """The tensor, in memory of its own."""
         entry = self.entries[name]
-        if entry.dtype not in DTYPES_IN_FILES:
-            raise ValueError(
-                f"{entry.file}: {name} has dtype {entry.dtype}; can convert {', '.join(DTYPES_IN_FILES)} "
-                "(quantised checkpoints must be dequantised first)"
-            )
         data = torch.empty(entry.end - entry.begin, dtype=torch.uint8)
         with entry.file.open("rb", buffering=0) as file:
             file.seek(entry.begin)

@@ -15,6 +15,7 @@ from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_conf
 from megatron.core.dist_checkpointing.mapping import ShardedObject
 from torch import Tensor
 from torch.distributed.checkpoint import (
+    CheckpointException,
     DefaultLoadPlanner,
     DefaultSavePlanner,
     FileSystemReader,
@@ -72,8 +73,12 @@ def write_weights(
     planner = _LazySavePlanner(chunks, value_of, objects, dtype)
     # Copying ahead, which only happens beside a GPU, would reorder the chunks.
     writer = FileSystemWriter(directory, per_thread_copy_ahead=0)
-    with without_torch_warnings():
-        save({}, storage_writer=writer, planner=planner, no_dist=True)
+    try:
+        with without_torch_warnings():
+            save({}, storage_writer=writer, planner=planner, no_dist=True)
+    except CheckpointException as error:
+        cause, _ = error.failures[0]
+        raise cause from None
     save_config(CheckpointingConfig("torch_dist"), str(directory))
 
 
