@@ -60,6 +60,11 @@ _COMPARED = (
     "moe_router_topk",
     "moe_router_pre_softmax",
 )
+_ONLY_WITH = {
+    "rope_scaling_factor": "use_rope_scaling",
+    "moe_router_topk": "num_experts",
+    "moe_router_pre_softmax": "num_experts",
+}
 
 
 def describe(directory: Path, hf_config: Path | None) -> CheckpointInfo:
@@ -110,18 +115,18 @@ def _bridge_arguments(path: Path) -> dict[str, Any]:
 
 
 def _missing(recorded: Mapping[str, Any]) -> str:
-    missing = [name for name in _COMPARED if name not in recorded and "moe" not in name]
+    missing = [name for name in _COMPARED if name not in recorded and _has_effect(name, recorded)]
     return ", ".join(["the family", "the tokenizer", *missing])
 
 
+def _has_effect(name: str, args: Mapping[str, Any]) -> bool:
+    return name not in _ONLY_WITH or bool(args.get(_ONLY_WITH[name]))
+
+
 def _check_agreement(directory: Path, recorded: Mapping[str, Any], model_args: Mapping[str, Any]) -> None:
-    scaled = model_args["use_rope_scaling"]
-    experts = model_args["num_experts"]
     for name in _COMPARED:
-        if name not in recorded or recorded[name] is None:
+        if recorded.get(name) is None or not _has_effect(name, model_args):
             continue
-        if (name == "rope_scaling_factor" and not scaled) or (name.startswith("moe") and not experts):
-            continue  # a default that has no effect
         found, expected = recorded[name], model_args.get(name)
         if name == "num_query_groups" and not recorded.get("group_query_attention", True):
             found = recorded["num_attention_heads"]

@@ -1,0 +1,57 @@
+"""Conversion needs the memory of a few tensors, not of the model."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from checkpoints_tools.families import chunks
+from checkpoints_tools.hf_config import model_arguments
+from checkpoints_tools.safetensors_files import write_hf_weights
+
+_CONFIG = {
+    "model_type": "llama",
+    "num_hidden_layers": 14,
+    "hidden_size": 512,
+    "intermediate_size": 2048,
+    "num_attention_heads": 8,
+    "vocab_size": 1000,
+    "max_position_embeddings": 512,
+}
+_MEASURED = """
+import resource, sys
+from pathlib import Path
+from checkpoints_tools import convert_hf_to_megatron, convert_megatron_to_hf
+def peak_bytes():
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+hf, megatron, back = map(Path, sys.argv[1:])
+before = peak_bytes()
+convert_hf_to_megatron.convert(hf, megatron)
+convert_megatron_to_hf.convert(megatron, back)
+print(peak_bytes() - before)
+"""
+
+
+def write_synthetic_checkpoint(directory: Path, config: dict) -> int:
+    """A Hugging Face checkpoint of random float32 values; its size in bytes."""
+    directory.mkdir()
+    (directory / "config.json").write_text(json.dumps(config))
+    groups = [piece.sources for piece in chunks("llama", model_arguments(config))]
+    values = ([torch.rand(tensor.shape) for tensor in group] for group in groups)
+    write_hf_weights(directory, groups, values, torch.float32)
+    return (directory / "model.safetensors").stat().st_size
+
+
+def test_both_directions_grow_the_process_by_a_small_part_of_the_model(tmp_path):
+    size = write_synthetic_checkpoint(tmp_path / "hf", _CONFIG)
+    paths = [str(tmp_path / name) for name in ("hf", "megatron", "back")]
+    done = subprocess.run(
+        [sys.executable, "-c", _MEASURED, *paths], capture_output=True, text=True, check=True
+    )
+    growth = int(done.stdout)
+    assert size > 230e6 and growth < 80e6, f"{growth / 1e6:.0f} MB for {size / 1e6:.0f} MB"
+    assert (tmp_path / "back/model.safetensors").read_bytes() == (
+        tmp_path / "hf/model.safetensors"
+    ).read_bytes()
