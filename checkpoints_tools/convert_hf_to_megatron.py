@@ -22,9 +22,10 @@ from checkpoints_tools.describe import write_description
 from checkpoints_tools.families import Chunk, chunks
 from checkpoints_tools.hf_config import family_of, model_arguments, read_hf_config
 from checkpoints_tools.layouts import fuse
+from checkpoints_tools.megatron_args import args_for_megatron
 from checkpoints_tools.output import copy_tokenizer, new_directory
 from checkpoints_tools.safetensors_files import DTYPES_IN_FILES, HfWeights
-from checkpoints_tools.torch_dist import args_for_megatron, write_weights
+from checkpoints_tools.torch_dist import write_weights
 from megatron_star.model.checkpoint import TOKENIZER_DIRECTORY, TRACKER_FILE, CheckpointInfo
 
 

@@ -100,9 +100,10 @@ def _refuse_what_differs(family: str, config: Config) -> None:
         "mlp_only_layers": bool(config.get("mlp_only_layers")),
         "decoder_sparse_step": config.get("decoder_sparse_step", 1) != 1,
     }
+    values = _rope_parameters(config) | config
     for key, is_refused in refused.items():
         if is_refused:
-            raise ValueError(f"config.json: {key}={config.get(key)!r} is not supported for {family}")
+            raise ValueError(f"config.json: {key}={values.get(key)!r} is not supported for {family}")
 
 
 def _uses_sliding_window(family: str, config: Config) -> bool:

@@ -5,10 +5,9 @@ Nothing here needs torch.distributed to be initialised, a model, or more memory 
 
 import io
 from argparse import Namespace
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import prod
 from pathlib import Path
-from typing import Any
 
 import torch
 from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
@@ -42,14 +41,6 @@ from checkpoints_tools.families import Chunk, Shape
 from megatron_star.model.checkpoint import without_torch_warnings
 
 _COMMON_STATE = ShardedObject("common_state", None, (1,), (0,)).unique_key
-# Modules that may keep FP8 state. Megatron looks for an entry of each, also where the state is empty.
-_MODULES_WITH_STATE = (
-    "self_attention.core_attention",
-    "self_attention.linear_proj",
-    "self_attention.linear_qkv",
-    "mlp.linear_fc1",
-    "mlp.linear_fc2",
-)
 
 
 def write_weights(
@@ -69,7 +60,7 @@ def write_weights(
     """
     common_state = {"args": args, "iteration": 0, "checkpoint_version": 3.0}
     objects = {_COMMON_STATE: _serialised([common_state])}
-    objects |= dict.fromkeys(_extra_state_keys(args.num_layers), _serialised([None]))
+    objects |= dict.fromkeys(_extra_state_keys(chunks), _serialised([None]))
     planner = _LazySavePlanner(chunks, value_of, objects, dtype)
     # Copying ahead, which only happens beside a GPU, would reorder the chunks.
     writer = FileSystemWriter(directory, per_thread_copy_ahead=0)
@@ -88,13 +79,14 @@ def _serialised(value: object) -> io.BytesIO:
     return buffer
 
 
-def _extra_state_keys(num_layers: int) -> list[str]:
-    final = ShardedObject("decoder.final_layernorm._extra_state", None, (1,), (0,)).unique_key
-    return [final] + [
-        ShardedObject(f"decoder.layers.{module}._extra_state", None, (num_layers,), (layer,)).unique_key
-        for module in _MODULES_WITH_STATE
-        for layer in range(num_layers)
-    ]
+def _extra_state_keys(chunks: Sequence[Chunk]) -> Iterator[str]:
+    """Of every module: TransformerEngine may keep FP8 state in it, and Megatron looks for it in any case."""
+    for chunk in chunks:
+        module, _, _ = chunk.key.rpartition(".")
+        shape, offset = chunk.global_shape[: chunk.num_leading], chunk.offsets[: chunk.num_leading]
+        names = [module, module.replace("linear_qkv", "core_attention")]
+        for name in names if module.startswith("decoder.") else []:
+            yield ShardedObject(f"{name}._extra_state", None, shape or (1,), offset or (0,)).unique_key
 
 
 class _LazySavePlanner(DefaultSavePlanner):
@@ -219,34 +211,3 @@ class _ReadInto(DefaultLoadPlanner):
         for axis, (start, length) in enumerate(zip(read_item.dest_offsets, read_item.lengths, strict=True)):
             out = out.narrow(axis, start, length)
         return out
-
-
-def args_for_megatron(model_args: Mapping[str, Any], tokenizer: Path, dtype: torch.dtype) -> Namespace:
-    """A complete `args` of a converted checkpoint: the model, and what Megatron's loading looks up in it."""
-    return Namespace(
-        **model_args,
-        seq_length=model_args["max_position_embeddings"],
-        add_position_embedding=False,
-        use_rotary_position_embeddings=model_args["position_embedding_type"] == "rope",
-        squared_relu=False,
-        apply_layernorm_1p=False,
-        apply_query_key_layer_scaling=False,
-        attention_dropout=0.0,
-        hidden_dropout=0.0,
-        tokenizer_type="HuggingFaceTokenizer",
-        tokenizer_model=str(tokenizer.absolute()),
-        ckpt_format="torch_dist",
-        use_dist_ckpt=True,
-        tensor_model_parallel_size=1,
-        pipeline_model_parallel_size=1,
-        expert_model_parallel_size=1,
-        world_size=1,
-        data_parallel_size=1,
-        params_dtype=dtype,
-        bf16=dtype == torch.bfloat16,
-        fp16=dtype == torch.float16,
-        no_save_optim=True,
-        no_save_rng=True,
-        consumed_train_samples=0,
-        consumed_valid_samples=0,
-    )

@@ -9,6 +9,8 @@ from unittest.mock import patch
 import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.dist_checkpointing.strategies.torch import (
     MCoreSavePlanner,
     TorchDistSaveShardedStrategy,
@@ -26,7 +28,7 @@ from megatron.training.arguments import core_transformer_config_from_args, parse
 from megatron.training.checkpointing import load_args_from_checkpoint, load_checkpoint
 from torch.distributed.checkpoint import FileSystemWriter, save
 
-from checkpoints_tools.torch_dist import args_for_megatron
+from checkpoints_tools.megatron_args import args_for_megatron
 from checkpoints_tools.whole_sequence import megatron_logits
 from megatron_star.model.build import build_gpt_model
 from megatron_star.model.checkpoint import load_weights, read_checkpoint_info
@@ -105,6 +107,15 @@ def load_with_ours(checkpoint: str, tp_size: int) -> dict[str, torch.Tensor]:
     load_weights(model, info)
     assert pointers == {name: value.data_ptr() for name, value in model.named_parameters()}
     return {name: value.clone() for name, value in model.state_dict().items() if value is not None}
+
+
+def objects_wanted(checkpoint: str) -> list[str]:
+    """The keys of what Megatron's model would load besides tensors."""
+    device = use_cpu_where_cuda_is_absent()
+    groups = initialize_groups(tp_size=1, cp_size=1)
+    info = read_checkpoint_info(checkpoint)
+    state = build_gpt_model(info.args, groups.model, dtype=torch.float32, device=device).sharded_state_dict()
+    return [value.unique_key for value in nested_values(state) if isinstance(value, ShardedObject)]
 
 
 def save_with_megatron(source: str, target: str, tp_size: int, metadata: dict | None) -> None:

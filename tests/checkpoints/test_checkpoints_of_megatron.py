@@ -10,9 +10,10 @@ import torch
 import yaml
 from distributed import run_ranks
 from megatron.core.dist_checkpointing.serialization import load_common_state_dict
-from megatron_ranks import load_with_megatron, load_with_ours, logits_of, save_with_megatron
+from megatron_ranks import load_with_megatron, load_with_ours, logits_of, objects_wanted, save_with_megatron
 from random_models import hf_logits, random_token_ids
 from test_checkpoints_conversion import assert_same_tensors
+from torch.distributed.checkpoint import FileSystemReader
 
 from checkpoints_tools import convert_megatron_to_hf, describe
 from megatron_star.model.checkpoint import TRACKER_FILE, read_checkpoint_info
@@ -27,6 +28,14 @@ def test_load_checkpoint_of_megatron_reads_ours_with_use_checkpoint_args(convert
         assert theirs[rank].keys() == ours[rank].keys()
         for key, value in ours[rank].items():
             assert torch.equal(theirs[rank][key], value), key
+
+
+@pytest.mark.parametrize("name", ["qwen3", "qwen3_moe"])
+def test_every_object_that_megatrons_model_looks_for_is_there(converted, name):
+    megatron = converted(name).megatron
+    [wanted] = run_ranks(1, objects_wanted, str(megatron))
+    stored = FileSystemReader(megatron / "release").read_metadata().state_dict_metadata
+    assert len(wanted) >= 12 and set(wanted) <= stored.keys()
 
 
 def test_args_hold_every_argument_of_the_description(converted):

@@ -65,6 +65,7 @@ ROPE = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_facto
             {"rope_parameters": ROPE | {"high_freq_factor": 2.0, "original_max_position_embeddings": 8192}},
             ["high_freq_factor=2.0", "4.0"],
         ),
+        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, ["partial_rotary_factor=0.5"]),
         ({"hidden_size": None}, ["hidden_size is missing"]),
         ({"intermediate_size": 96}, ["model.safetensors", "gate_proj.weight", "(88, 72)", "(96, 72)"]),
     ],

@@ -1,0 +1,39 @@
+"""The `args` that Megatron-LM finds in a converted checkpoint."""
+
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def args_for_megatron(model_args: Mapping[str, Any], tokenizer: Path, dtype: torch.dtype) -> Namespace:
+    """A complete `args` of a converted checkpoint: the model, and what Megatron's loading looks up in it."""
+    return Namespace(
+        **model_args,
+        seq_length=model_args["max_position_embeddings"],
+        add_position_embedding=False,
+        use_rotary_position_embeddings=model_args["position_embedding_type"] == "rope",
+        squared_relu=False,
+        apply_layernorm_1p=False,
+        apply_query_key_layer_scaling=False,
+        attention_dropout=0.0,
+        hidden_dropout=0.0,
+        tokenizer_type="HuggingFaceTokenizer",
+        tokenizer_model=str(tokenizer.absolute()),
+        ckpt_format="torch_dist",
+        use_dist_ckpt=True,
+        tensor_model_parallel_size=1,
+        pipeline_model_parallel_size=1,
+        expert_model_parallel_size=1,
+        world_size=1,
+        data_parallel_size=1,
+        params_dtype=dtype,
+        bf16=dtype == torch.bfloat16,
+        fp16=dtype == torch.float16,
+        no_save_optim=True,
+        no_save_rng=True,
+        consumed_train_samples=0,
+        consumed_valid_samples=0,
+    )
