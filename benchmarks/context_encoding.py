@@ -1,10 +1,10 @@
-"""Context encoding, measured side by side: exact, star with the anchor recomputed, star with the anchor broadcast.
+"""Context encoding, side by side: exact, star with the anchor recomputed, star with the anchor broadcast.
 
     OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 benchmarks/context_encoding.py --load .demo/megatron \\
         --num-tokens 8K --block-size 1K --repeats 3 --output result.json
 
-All variants run in one process group, one after the other, `--repeats` times; figures are medians, and ratios are
-medians of the ratios within a round, so that a machine that becomes slower in between does not bend them.
+All variants run in one process group, one after the other, `--repeats` times; figures are medians, and ratios
+are medians of the ratios within a round, so that a machine that becomes slower in between does not bend them.
 """
 
 import json

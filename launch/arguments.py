@@ -42,6 +42,12 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--transformer-impl", choices=TRANSFORMER_IMPLEMENTATIONS, default="local")
     group.add_argument("--star-attention-kernel", choices=KERNEL_NAMES, default="auto")
     group.add_argument(
+        "--star-kv-gigabytes",
+        type=float,
+        metavar="GB",
+        help="KV that a rank may hold; default: a share of the memory that is free",
+    )
+    group.add_argument(
         "--distributed-timeout-minutes", type=_timeout, default=timedelta(minutes=10), metavar="N"
     )
 

@@ -152,7 +152,7 @@ def run_demo(seed: int) -> bool:
     for mode in MODES:
         results[mode] = answer(mode)
         print(f"{describe_answer(mode, results[mode], needle)}\n")
-    print(f"{table(results)}\n")
+    print(f"{table(results)}\nOne run each: other work on this machine shows in the times.\n")
     print("Next: put a text of your own in --context-file and a question in --query, or serve it: README.md.")
     return all(contains(result, needle) for result in results.values())
 

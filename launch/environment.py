@@ -15,6 +15,7 @@ class RankEnvironment:
     rank: int
     world_size: int
     local_rank: int
+    local_world_size: int
     master_addr: str
     master_port: int
 
@@ -29,7 +30,7 @@ def read_environment(environ: Mapping[str, str] = os.environ) -> RankEnvironment
         return _checked(_from_torchrun(environ))
     if "SLURM_STEP_ID" in environ and "SLURM_PROCID" in environ:
         return _checked(_from_slurm(environ))
-    return RankEnvironment(0, 1, 0, "127.0.0.1", 0)
+    return RankEnvironment(0, 1, 0, 1, "127.0.0.1", 0)
 
 
 def _from_torchrun(environ: Mapping[str, str]) -> RankEnvironment:
@@ -42,6 +43,9 @@ def _from_torchrun(environ: Mapping[str, str]) -> RankEnvironment:
         rank=_number(environ, "RANK"),
         world_size=_number(environ, "WORLD_SIZE"),
         local_rank=_number(environ, "LOCAL_RANK"),
+        local_world_size=_number(
+            {"LOCAL_WORLD_SIZE": environ["WORLD_SIZE"]} | dict(environ), "LOCAL_WORLD_SIZE"
+        ),
         master_addr=environ["MASTER_ADDR"],
         master_port=_number(environ, "MASTER_PORT"),
     )
@@ -53,9 +57,19 @@ def _from_slurm(environ: Mapping[str, str]) -> RankEnvironment:
         rank=_number(environ, "SLURM_PROCID"),
         world_size=_number(environ, "SLURM_STEP_NUM_TASKS"),
         local_rank=_number(environ, "SLURM_LOCALID"),
+        local_world_size=_tasks_on_this_node(environ),
         master_addr=environ.get("MASTER_ADDR") or _first_host(environ["SLURM_STEP_NODELIST"]),
         master_port=_number({"MASTER_PORT": port}, "MASTER_PORT"),
     )
+
+
+def _tasks_on_this_node(environ: Mapping[str, str]) -> int:
+    """Slurm writes the tasks of each node as "2(x3),1": three nodes of two, one of one."""
+    counts = []
+    for run in environ["SLURM_STEP_TASKS_PER_NODE"].split(","):
+        tasks, _, times = run.partition("(x")
+        counts += [int(tasks)] * int(times.rstrip(")") or 1)
+    return counts[_number(environ, "SLURM_NODEID")]
 
 
 def _first_host(node_list: str) -> str:

@@ -8,7 +8,6 @@ import argparse
 import sys
 from itertools import batched
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -30,13 +29,13 @@ from launch.documents import (
     read_jsonl,
     write_json,
 )
-from launch.environment import RankEnvironment, read_environment
+from launch.environment import read_environment
+from launch.model import kv_budget, load_model
 from launch.progress import ConsoleProgress
 from launch.session import exit_on_errors, process_groups
-from megatron_star.inference.generator import StarGenerator
-from megatron_star.inference.loading import load_star_model
+from megatron_star.inference.engine import StarEngine, run_worker
 from megatron_star.inference.prompt import split_into_tokens
-from megatron_star.inference.request import StarRequest
+from megatron_star.inference.request import StarRequest, StarResult
 from megatron_star.model.checkpoint import read_checkpoint_info
 from megatron_star.parallel.control import from_driver, on_every_rank
 from megatron_star.parallel.groups import StarGroups
@@ -86,37 +85,31 @@ def main() -> None:
             timeout=args.distributed_timeout_minutes,
         ) as (groups, device):
             info = on_every_rank(lambda: read_checkpoint_info(args.load), groups.control)
-            tokenizer = AutoTokenizer.from_pretrained(info.tokenizer_directory)
-            star_model = on_every_rank(
-                lambda: load_star_model(
-                    info,
-                    groups,
-                    device=device,
-                    dtype=args.dtype or info.dtype,
-                    kernel=args.star_attention_kernel,
-                    transformer_impl=args.transformer_impl,
-                ),
-                groups.control,
-            )
-            limit = info.args["max_position_embeddings"]
-            generator = StarGenerator(star_model, tokenizer, groups.control, limit)
-            answer_documents(args, environment, groups, generator, tokenizer)
+            star_model = load_model(args, info, groups, device)
+            budget = kv_budget(args, environment, groups, device)
+            if environment.rank:
+                from_driver(lambda: None, groups.control)
+                run_worker(star_model, groups.control)
+            else:
+                tokenizer = AutoTokenizer.from_pretrained(info.tokenizer_directory)
+                engine = StarEngine(
+                    star_model,
+                    tokenizer,
+                    groups.control,
+                    max_sequence_length=info.args["max_position_embeddings"],
+                    budget_bytes_per_rank=budget,
+                    max_running=args.max_batch_size,
+                )
+                answer_documents(args, engine, groups)
+                engine.stop()
 
 
-def answer_documents(
-    args: argparse.Namespace,
-    environment: RankEnvironment,
-    groups: StarGroups,
-    generator: StarGenerator,
-    tokenizer: PreTrainedTokenizerBase,
-) -> None:
-    """Read the input on the driver, answer it batch by batch on all ranks, write on the driver."""
-    documents, requests = _read_requests(args, groups, generator, tokenizer)
-    pairs = list(zip(documents, requests, strict=True))
+def answer_documents(args: argparse.Namespace, engine: StarEngine, groups: StarGroups) -> None:
+    """Read the input, answer it batch by batch, write. Only the driver; raises on all ranks on bad input."""
+    pairs: list[tuple[Document, StarRequest]] = []
+    from_driver(lambda: pairs.extend(read_requests(args, engine)), groups.control)
     for batch in batched(pairs, args.max_batch_size):
-        results = _answer(environment, generator, [request for _, request in batch])
-        if environment.rank:
-            continue
+        results = answer_batch(engine, [request for _, request in batch])
         if args.input_jsonl:
             append_jsonl(args.output, zip((document for document, _ in batch), results, strict=True))
             continue
@@ -125,33 +118,29 @@ def answer_documents(
         print(results[0].text)
 
 
-def _answer(environment: RankEnvironment, generator: StarGenerator, requests: list[StarRequest]) -> list[Any]:
-    if environment.rank:
-        return generator.generate(requests)
+def answer_batch(engine: StarEngine, requests: list[StarRequest]) -> list[StarResult]:
+    """The results of these requests, with progress shown."""
+    answers = [engine.submit(request) for request in requests]
     progress = ConsoleProgress(sum(len(request.context_tokens) for request in requests))
     try:
-        return generator.generate(requests, progress)
+        while not all(answer.ended.is_set() for answer in answers):
+            engine.step()
+            progress.show(
+                num_encoded=sum(answer.num_encoded_tokens for answer in answers),
+                num_generated=sum(len(answer.tokens) for answer in answers),
+            )
     finally:
         progress.close()
+    return [answer.result() for answer in answers]
 
 
-def _read_requests(
-    args: argparse.Namespace, groups: StarGroups, generator: StarGenerator, tokenizer: PreTrainedTokenizerBase
-) -> tuple[list[Document], list[StarRequest]]:
-    """Documents that are still to be answered, and their requests, on every rank."""
-
-    def read() -> list[list[dict[str, Any]]]:
-        documents = _unanswered(args)
-        requests = [_request(document, args, tokenizer) for document in documents]
-        for request in requests:
-            generator.check(request)
-        return [
-            [vars(document) for document in documents],
-            [request.to_json() for request in requests],
-        ]
-
-    documents, requests = from_driver(read, groups.control)
-    return [Document(**values) for values in documents], [StarRequest.from_json(r) for r in requests]
+def read_requests(args: argparse.Namespace, engine: StarEngine) -> list[tuple[Document, StarRequest]]:
+    """Documents that are still to be answered, and their requests; raises ValueError or OSError."""
+    documents = _unanswered(args)
+    requests = [_request(document, args, engine.tokenizer) for document in documents]
+    for request in requests:
+        engine.check(request)
+    return list(zip(documents, requests, strict=True))
 
 
 def _unanswered(args: argparse.Namespace) -> list[Document]:

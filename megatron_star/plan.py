@@ -108,7 +108,15 @@ class ContextPlan:
 
     def cost(self, costs: TokenCosts) -> float:
         """The time of the encoding in units of `costs`: the slowest rank of each wave, added up."""
-        return sum(_slowest_rank(wave, self.cp_size, costs) for wave in self.waves)
+        return sum(self.wave_cost(index, costs) for index in range(len(self.waves)))
+
+    def wave_cost(self, index: int, costs: TokenCosts) -> float:
+        """The slowest rank of one wave."""
+        return _slowest_rank(self.waves[index], self.cp_size, costs)
+
+    def largest_wave_cost(self, costs: TokenCosts) -> float:
+        """The slowest rank of the slowest wave; 0 for an empty context."""
+        return max((self.wave_cost(index, costs) for index in range(len(self.waves))), default=0.0)
 
 
 class Read(NamedTuple):

@@ -9,7 +9,7 @@ from torch import Tensor
 from megatron_star.config import StarConfig
 from megatron_star.cost_model import choose_plan, token_costs
 from megatron_star.inference.context_encoding import encode_context
-from megatron_star.inference.generator import StarGenerator
+from megatron_star.inference.engine import StarEngine, run_worker
 from megatron_star.inference.loading import load_star_model
 from megatron_star.inference.request import StarRequest, StarResult
 from megatron_star.inference.star_model import StarModel
@@ -17,6 +17,8 @@ from megatron_star.inference.token_generation import Sequence, generate_step
 from megatron_star.model.checkpoint import read_checkpoint_info
 from megatron_star.model.cpu import use_cpu_where_cuda_is_absent
 from megatron_star.parallel.groups import StarGroups, initialize_groups
+
+ENGINE_LIMITS = {"max_sequence_length": 4096, "budget_bytes_per_rank": 1 << 30}
 
 
 def load(checkpoint: str, tp_size: int) -> tuple[StarModel, StarGroups]:
@@ -66,10 +68,18 @@ class NumbersAsText:
 def generate(
     checkpoint: str, tp_size: int, batches: SequenceOf[SequenceOf[StarRequest]]
 ) -> list[list[StarResult]]:
-    """Answer batch after batch on one model."""
+    """Answer batch after batch on one model; each begins without cached contexts. Workers return nothing."""
     star_model, groups = load(checkpoint, tp_size)
-    generator = StarGenerator(star_model, NumbersAsText(), groups.control, max_sequence_length=4096)
-    return [generator.generate(batch) for batch in batches]
+    if dist.get_rank():
+        run_worker(star_model, groups.control)
+        return []
+    engine = StarEngine(star_model, NumbersAsText(), groups.control, **ENGINE_LIMITS)
+    results = []
+    for batch in batches:
+        results.append(engine.generate(batch))
+        engine.scheduler.drop_unused_contexts()
+    engine.stop()
+    return results
 
 
 def communication(

@@ -14,6 +14,11 @@ TAIL_CHUNK_TOKENS = 256
 KeyValue = tuple[Tensor, Tensor]
 
 
+def tail_room(num_tokens: int) -> int:
+    """Tokens that a tail of `num_tokens` takes memory for."""
+    return -(-num_tokens // TAIL_CHUNK_TOKENS) * TAIL_CHUNK_TOKENS
+
+
 class EncodedContext:
     """One rank's share of an encoded context. It grows while it is encoded and never changes afterwards."""
 
@@ -79,7 +84,7 @@ class Tail:
         return keys[:end], values[:end]
 
     def _grow(self, layer_number: int, num_tokens: int, like: Tensor) -> None:
-        room = -(-num_tokens // TAIL_CHUNK_TOKENS) * TAIL_CHUNK_TOKENS
+        room = tail_room(num_tokens)
         grown = like.new_empty(room, *like.shape[1:]), like.new_empty(room, *like.shape[1:])
         used = self._lengths.get(layer_number, 0)
         if used:

@@ -1,5 +1,6 @@
 """What is asked, and what comes back."""
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
@@ -18,6 +19,7 @@ class StarRequest:
         sampling: Megatron's parameters. Used: temperature, top_k, top_p, num_tokens_to_generate,
             termination_id, stop_words. top_k=1 is greedy.
         seed: of this request's own random generator.
+        deadline_seconds: after so many seconds the request ends with what it has.
     """
 
     context_tokens: list[int]
@@ -25,6 +27,7 @@ class StarRequest:
     star: StarConfig = field(default_factory=StarConfig)
     sampling: SamplingParams = field(default_factory=SamplingParams)
     seed: int = 0
+    deadline_seconds: float = math.inf
 
     def to_json(self) -> dict[str, Any]:
         """A form that survives JSON."""
@@ -49,6 +52,8 @@ class StarRequest:
             if not 0 <= token < vocab_size:
                 raise ValueError(f"token id {token} is outside of the vocabulary of {vocab_size} tokens")
         _check_sampling(self.sampling, vocab_size)
+        if not self.deadline_seconds > 0:
+            raise ValueError(f"deadline_seconds is {self.deadline_seconds}: it must be more than 0")
         context, query = len(self.context_tokens), len(self.query_tokens)
         generated = self.sampling.num_tokens_to_generate
         total = context + query + generated
@@ -75,11 +80,12 @@ def _check_sampling(sampling: SamplingParams, vocab_size: int) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Timings:
-    """Seconds. `ttft_s` is the sum of the two before it; `tpot_s` is per token after the first.
+    """Seconds: in the queue, for the context, from there to the first token; `tpot_s` per token after it.
 
-    `context_encoding_s` is 0 if another request of the batch had the same context encoded before.
+    `ttft_s` is the sum of the two before it. What ran beside the request is in all of them.
     """
 
+    queue_s: float
     context_encoding_s: float
     query_s: float
     ttft_s: float
@@ -94,9 +100,10 @@ class StarResult:
         text: without special tokens, cut before a stop string.
         tokens: all generated ids, the one that ended the sequence included.
         logprobs: of each of `tokens`, natural logarithm, under the model's own distribution (temperature 1).
-        finish_reason: `stop` or `length`.
+        finish_reason: `stop`, `length`, `cancelled` or `deadline`.
         mode: `star` or `exact`, as used.
-        kv_bytes_per_rank: memory of the context and the tail on each global rank.
+        cache_hit: the context was encoded, or being encoded, for another request already.
+        kv_bytes_per_rank: memory of the context and the tail on each CP rank (on each TP rank of it).
     """
 
     text: str
@@ -107,5 +114,6 @@ class StarResult:
     num_query_tokens: int
     mode: str
     num_blocks: int
+    cache_hit: bool
     timings: Timings
     kv_bytes_per_rank: list[int]

@@ -53,6 +53,11 @@ class StarModel:
             )
         return logits[:, : self.vocab_size].float()
 
+    def synchronize(self) -> None:
+        """Wait until the device has done what it was given."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
 
 def _logits_of_rows(
     hidden_states: Tensor, output_layer: Any, output_weight: Tensor | None, context: list[int], **_: object

@@ -30,14 +30,9 @@ def request(
 
 
 def answers(checkpoints, world_size: int, *batches, tp_size: int = 1):
-    """Driver's results; all ranks' tokens and texts must agree."""
+    """The driver's results, batch by batch."""
     _, megatron = checkpoints("qwen3")
-    of_ranks = run_ranks(world_size, generate, str(megatron), tp_size, batches)
-    for of_rank in of_ranks[1:]:
-        for batch, driver_batch in zip(of_rank, of_ranks[0], strict=True):
-            assert [r.tokens for r in batch] == [r.tokens for r in driver_batch]
-            assert [r.finish_reason for r in batch] == [r.finish_reason for r in driver_batch]
-    return of_ranks[0]
+    return run_ranks(world_size, generate, str(megatron), tp_size, batches)[0]
 
 
 @pytest.mark.parametrize("mode", ["star", "exact"])
@@ -77,8 +72,7 @@ def test_requests_with_the_same_context_share_its_encoding(checkpoints):
     shared = [request(60, n, **GREEDY) for n in (3, 4, 5)]
     together, *alone = answers(checkpoints, 2, shared, *([r] for r in shared))
     assert [r.tokens for r in together] == [r.tokens for (r,) in alone]
-    encoding = [r.timings.context_encoding_s for r in together]
-    assert max(encoding[1:]) < 0.2 * encoding[0]
+    assert [r.cache_hit for r in together] == [False, True, True]
 
 
 def test_a_seed_decides_what_is_sampled(checkpoints):

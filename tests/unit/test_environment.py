@@ -17,21 +17,23 @@ SLURM = {
     "SLURM_STEP_NUM_TASKS": "4",
     "SLURM_LOCALID": "0",
     "SLURM_JOB_ID": "17",
+    "SLURM_NODEID": "1",
+    "SLURM_STEP_TASKS_PER_NODE": "2(x2)",
     "SLURM_STEP_NODELIST": "n[1-2]",
     "MASTER_ADDR": "n1",
 }
 
 
 def test_without_a_launcher_there_is_one_rank():
-    assert read_environment({}) == RankEnvironment(0, 1, 0, "127.0.0.1", 0)
+    assert read_environment({}) == RankEnvironment(0, 1, 0, 1, "127.0.0.1", 0)
 
 
 def test_torchruns_variables_are_used_even_inside_slurm():
-    assert read_environment(SLURM | TORCHRUN) == RankEnvironment(3, 4, 1, "node1", 29500)
+    assert read_environment(SLURM | TORCHRUN) == RankEnvironment(3, 4, 1, 4, "node1", 29500)
 
 
 def test_slurms_variables_are_used_and_the_port_follows_from_the_job():
-    assert read_environment(SLURM) == RankEnvironment(2, 4, 0, "n1", 20017)
+    assert read_environment(SLURM) == RankEnvironment(2, 4, 0, 2, "n1", 20017)
 
 
 def test_a_batch_script_without_srun_is_one_process():

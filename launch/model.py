@@ -1,0 +1,42 @@
+"""From arguments to a loaded model and its memory budget, on every rank of a job."""
+
+import argparse
+
+import torch
+
+from launch.environment import RankEnvironment
+from megatron_star.inference.loading import load_star_model
+from megatron_star.inference.memory import default_kv_budget
+from megatron_star.inference.star_model import StarModel
+from megatron_star.model.checkpoint import CheckpointInfo
+from megatron_star.parallel.control import gather_integers, on_every_rank
+from megatron_star.parallel.groups import StarGroups
+
+
+def load_model(
+    args: argparse.Namespace, info: CheckpointInfo, groups: StarGroups, device: torch.device
+) -> StarModel:
+    """The model that the arguments ask for; raises SharedError on all ranks if one of them cannot."""
+    return on_every_rank(
+        lambda: load_star_model(
+            info,
+            groups,
+            device=device,
+            dtype=args.dtype or info.dtype,
+            kernel=args.star_attention_kernel,
+            transformer_impl=args.transformer_impl,
+        ),
+        groups.control,
+    )
+
+
+def kv_budget(
+    args: argparse.Namespace, environment: RankEnvironment, groups: StarGroups, device: torch.device
+) -> int:
+    """Bytes of KV that every rank has room for; raises ValueError if there is none."""
+    if args.star_kv_gigabytes is not None:
+        if not 0 < args.star_kv_gigabytes < float("inf"):
+            raise ValueError(f"--star-kv-gigabytes is {args.star_kv_gigabytes}: it must be more than 0")
+        return int(args.star_kv_gigabytes * 1e9)
+    ranks_here = environment.local_world_size
+    return min(gather_integers(default_kv_budget(device, ranks_here), groups.control))

@@ -1,0 +1,158 @@
+"""One request's answer while it comes: tokens, text, end, and timings. Read from any thread."""
+
+import queue
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from time import monotonic
+from typing import Protocol
+
+from torch import Tensor
+
+from megatron_star.inference.request import StarResult, Timings
+from megatron_star.inference.sampling import TokenSampler
+from megatron_star.inference.scheduler import Job
+
+
+class Tokenizer(Protocol):
+    """What is needed of a Hugging Face tokenizer."""
+
+    def decode(self, token_ids: list[int], *, skip_special_tokens: bool) -> str:
+        """The text of these tokens."""
+
+
+@dataclass(frozen=True)
+class NewToken:
+    """A token as it came.
+
+    `text` is what it adds to the answer; a piece in which a stop string may begin comes with a later token.
+    """
+
+    token: int
+    logprob: float
+    text: str
+
+
+class Answer:
+    """Streams `NewToken`s and ends with a `StarResult`.
+
+    Attributes:
+        cancelled: set by the engine's `cancel`.
+        ended: set when there is a result.
+        num_encoded_tokens: context tokens that are encoded so far.
+    """
+
+    def __init__(self, job: Job, tokenizer: Tokenizer) -> None:
+        self.job, self.tokenizer = job, tokenizer
+        self.sampler = TokenSampler(job.request.sampling, job.request.seed)
+        self.submitted_at = monotonic()
+        self.deadline = self.submitted_at + job.request.deadline_seconds
+        self.cancelled = False
+        self.ended = threading.Event()
+        self.finish_reason = ""
+        self.tokens: list[int] = []
+        self.logprobs: list[float] = []
+        self.text = ""
+        self.num_encoded_tokens = 0
+        self._emitted_text = 0
+        self._admitted_at = self._encoded_at = self._first_token_at = self._last_token_at = 0.0
+        self._events: queue.SimpleQueue[NewToken | None] = queue.SimpleQueue()
+        self._result: StarResult | None = None
+
+    @property
+    def id(self) -> int:
+        """What `StarEngine.cancel` takes."""
+        return self.job.id
+
+    def __iter__(self) -> Iterator[NewToken]:
+        """Tokens as they come, until the end; once."""
+        while (event := self._events.get()) is not None:
+            yield event
+
+    def result(self, timeout: float | None = None) -> StarResult:
+        """Wait for the end. Raises TimeoutError after `timeout` seconds."""
+        if not self.ended.wait(timeout):
+            raise TimeoutError(f"request {self.id} has not ended within {timeout} s")
+        return self._result
+
+    def note_admitted(self) -> None:
+        """It left the queue."""
+        self._admitted_at = monotonic()
+
+    def note_waves(self, num_waves: int) -> None:
+        """So many waves of its context are encoded."""
+        waves = self.job.plan.waves[:num_waves]
+        self.num_encoded_tokens = sum(segment.num_tokens for wave in waves for segment in wave)
+
+    def note_encoded(self) -> None:
+        """Its context is encoded; only the first call counts."""
+        self.num_encoded_tokens = self.job.plan.num_tokens
+        self._encoded_at = self._encoded_at or monotonic()
+
+    def add_token(self, logits: Tensor) -> int:
+        """Sample the next token from logits [vocab_size], float32, CPU; sets `finish_reason` at an end."""
+        token, logprob = self.sampler.sample(logits)
+        self.tokens.append(token)
+        self.logprobs.append(logprob)
+        self._last_token_at = monotonic()
+        self._first_token_at = self._first_token_at or self._last_token_at
+        self.text = self.tokenizer.decode(self.tokens, skip_special_tokens=True)
+        self._note_the_end()
+        self._events.put(NewToken(token, logprob, self._text_to_emit()))
+        return token
+
+    def end(self, reason: str, kv_bytes_per_cp_rank: list[int]) -> None:
+        """The one terminal state: `stop`, `length`, `cancelled` or `deadline`."""
+        assert not self.ended.is_set()
+        self.finish_reason = reason
+        request, plan = self.job.request, self.job.plan
+        self._result = StarResult(
+            text=self.text,
+            tokens=self.tokens,
+            logprobs=self.logprobs,
+            finish_reason=reason,
+            num_context_tokens=plan.num_tokens,
+            num_query_tokens=len(request.query_tokens),
+            mode=self.job.mode,
+            num_blocks=plan.num_blocks,
+            cache_hit=self.job.cache_hit,
+            timings=self._timings(),
+            kv_bytes_per_rank=kv_bytes_per_cp_rank,
+        )
+        self.ended.set()
+        self._events.put(None)
+
+    def _note_the_end(self) -> None:
+        sampling = self.job.request.sampling
+        found = [self.text.find(stop) for stop in sampling.stop_words or () if stop in self.text]
+        if found:
+            self.text, self.finish_reason = self.text[: min(found)], "stop"
+        elif self.tokens[-1] == sampling.termination_id:
+            self.finish_reason = "stop"
+        elif len(self.tokens) == sampling.num_tokens_to_generate:
+            self.finish_reason = "length"
+
+    def _text_to_emit(self) -> str:
+        """What is certain to stay: no half character, and no beginning of a stop string."""
+        end = len(self.text)
+        if not self.finish_reason:
+            stops = self.job.request.sampling.stop_words or ()
+            held = [n for stop in stops for n in range(1, len(stop)) if self.text.endswith(stop[:n])]
+            held.append(len(self.text) - len(self.text.rstrip("\ufffd")))
+            end -= max(held)
+        text = self.text[self._emitted_text : max(end, self._emitted_text)]
+        self._emitted_text += len(text)
+        return text
+
+    def _timings(self) -> Timings:
+        admitted = self._admitted_at or self._last_token_at or monotonic()
+        encoded = max(admitted, self._encoded_at) if self._encoded_at else admitted
+        first = self._first_token_at or encoded
+        last = self._last_token_at or first
+        return Timings(
+            queue_s=admitted - self.submitted_at,
+            context_encoding_s=encoded - admitted,
+            query_s=first - encoded,
+            ttft_s=first - admitted,
+            tpot_s=(last - first) / max(1, len(self.tokens) - 1),
+        )

@@ -1,0 +1,266 @@
+"""The engine: one process group answers many requests at once.
+
+The driver schedules; every step it sends one command to all ranks, samples from the logits, and streams the
+tokens to whoever asked. Workers apply commands until they are told to stop.
+"""
+
+import math
+import threading
+from collections.abc import Iterable
+from dataclasses import replace
+from time import monotonic
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from megatron_star.config import StarConfig
+from megatron_star.cost_model import choose_plan, kv_bytes_per_token, token_costs
+from megatron_star.inference.answer import Answer, Tokenizer
+from megatron_star.inference.executor import Command, RankExecutor
+from megatron_star.inference.pace import Pace
+from megatron_star.inference.request import StarRequest, StarResult
+from megatron_star.inference.scheduler import Job, Scheduler, context_key
+from megatron_star.inference.star_model import StarModel
+from megatron_star.parallel.control import broadcast_json
+
+HEARTBEAT_SECONDS = 1.0
+CALIBRATION_TOKENS = 512
+CALIBRATION_CONTEXT = -1
+
+
+def run_worker(star_model: StarModel, control: dist.ProcessGroup) -> None:
+    """Apply the driver's commands until it stops; for every rank but the driver."""
+    executor = RankExecutor(star_model)
+    while True:
+        command = Command.from_json(broadcast_json(None, control))
+        if command.stop:
+            return
+        executor.execute(command)
+
+
+class StarEngine:
+    """Answers requests on all ranks; lives on the driver.
+
+    `step` advances everything by one command. Either call it (`generate` does), or let `start` run it in a
+    thread; `submit`, `cancel` and `stats` may be called from any thread.
+    """
+
+    def __init__(
+        self,
+        star_model: StarModel,
+        tokenizer: Tokenizer,
+        control: dist.ProcessGroup,
+        *,
+        max_sequence_length: int,
+        budget_bytes_per_rank: int,
+        max_running: int = 64,
+        max_wait_seconds: float = math.inf,
+    ) -> None:
+        """
+        Args:
+            max_sequence_length: context, query and generated tokens of one request, at most.
+            budget_bytes_per_rank: KV that a rank may hold.
+            max_running: requests that run at the same time, at most.
+            max_wait_seconds: between two tokens of a running sequence while another request's context is
+                encoded, at most; waves are cut to it.
+        """
+        config = star_model.model.config
+        self.star_model, self.tokenizer, self.control = star_model, tokenizer, control
+        self.max_sequence_length = max_sequence_length
+        self.executor = RankExecutor(star_model)
+        self.costs = token_costs(config)
+        self.pace = Pace(max_wait_seconds)
+        dtype_bytes = torch.empty(0, dtype=config.params_dtype).element_size()
+        tp_size = config.tensor_model_parallel_size
+        self.scheduler = Scheduler(
+            cp_size=star_model.exchange.cp_size,
+            kv_bytes_per_token=kv_bytes_per_token(config, tp_size=tp_size, bytes_per_value=dtype_bytes),
+            budget_bytes_per_rank=budget_bytes_per_rank,
+            max_running=max_running,
+        )
+        self._answers: dict[int, Answer] = {}
+        self._submitted: list[Answer] = []
+        self._next_id = 0
+        self._lock = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._stopping = False
+        self.num_context_encodings = 0
+
+    def check(self, request: StarRequest) -> None:
+        """Raises ValueError if this request cannot be answered here, ever."""
+        self._job(-1, request)
+
+    def submit(self, request: StarRequest) -> Answer:
+        """Queue a request; its answer streams from the result.
+
+        Raises:
+            ValueError: it cannot be answered here, ever.
+            RuntimeError: the engine has stopped.
+        """
+        with self._lock:
+            if self._stopping:
+                raise RuntimeError("the engine has stopped")
+            job = self._job(self._next_id, request)
+            self._next_id += 1
+            answer = Answer(job, self.tokenizer)
+            self._answers[job.id] = answer
+            self._submitted.append(answer)
+            self._lock.notify_all()
+        return answer
+
+    def cancel(self, request_id: int) -> None:
+        """End a request at the next step; nothing happens if it has ended already."""
+        with self._lock:
+            answer = self._answers.get(request_id)
+            if answer:
+                answer.cancelled = True
+                self._lock.notify_all()
+
+    def generate(self, requests: Iterable[StarRequest]) -> list[StarResult]:
+        """Answer these requests, in their order; steps the engine itself where no thread does.
+
+        Raises:
+            ValueError: one of them cannot be answered; none was submitted.
+        """
+        requests = list(requests)
+        for request in requests:
+            self.check(request)
+        answers = [self.submit(request) for request in requests]
+        while not self._thread and not all(answer.ended.is_set() for answer in answers):
+            self.step()
+        return [answer.result() for answer in answers]
+
+    def step(self) -> None:
+        """Advance by one command."""
+        self._take_submitted()
+        self._end_cancelled_and_late()
+        for job in self.scheduler.admit():
+            self._answers[job.id].note_admitted()
+        command = self.scheduler.next_command()
+        logits = self._run(command)
+        self._note_encoding(command)
+        if logits is not None:
+            self._emit(command, logits)
+
+    def start(self) -> None:
+        """Run `step` in a thread of its own until `stop`."""
+        self._calibrate()
+        self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Cancel what runs, and let the workers go."""
+        with self._lock:
+            self._stopping = True
+            self._lock.notify_all()
+        if self._thread:
+            self._thread.join()
+        with self._lock:
+            answers = list(self._answers.values())
+        for answer in answers:
+            self._end(answer, "cancelled")
+        broadcast_json(Command(stop=True).to_json(), self.control)
+
+    def stats(self) -> dict[str, Any]:
+        """Numbers for a person or a monitor."""
+        with self._lock:
+            return {
+                "waiting": len(self.scheduler.waiting) + len(self._submitted),
+                "running": len(self.scheduler.running),
+                "cached_contexts": len(self.scheduler.contexts),
+                "context_encodings": self.num_context_encodings,
+                "kv_bytes_per_rank": list(self.scheduler.used),
+                "kv_budget_bytes_per_rank": self.scheduler.budget,
+            }
+
+    def _calibrate(self) -> None:
+        """Learn how fast waves are from one of a made-up context, before anybody waits for one."""
+        tokens = [0] * min(CALIBRATION_TOKENS, self.max_sequence_length)
+        star = StarConfig(mode="exact")
+        self._run(
+            Command(open_context=(CALIBRATION_CONTEXT, tokens, star), encode_wave=(CALIBRATION_CONTEXT, 0))
+        )
+        self._run(Command(drop_contexts=[CALIBRATION_CONTEXT]))
+
+    def _loop(self) -> None:
+        while True:
+            with self._lock:
+                if self.scheduler.idle and not self._submitted and not self._stopping:
+                    self._lock.wait(HEARTBEAT_SECONDS)
+                if self._stopping:
+                    return
+            # Idle or not: a command that says nothing is the heartbeat of the control group.
+            self.step()
+
+    def _run(self, command: Command) -> torch.Tensor | None:
+        broadcast_json(command.to_json(), self.control)
+        start = monotonic()
+        logits = self.executor.execute(command)
+        if command.encode_wave and not command.feed:
+            context_id, wave = command.encode_wave
+            plan = self.executor.contexts[context_id].encoded.plan
+            self.pace.note(plan.wave_cost(wave, self.costs), monotonic() - start)
+        return logits
+
+    def _job(self, job_id: int, request: StarRequest) -> Job:
+        request.check(vocab_size=self.star_model.vocab_size, max_sequence_length=self.max_sequence_length)
+        cp_size = self.star_model.exchange.cp_size
+        num_tokens = len(request.context_tokens)
+        mode, plan = choose_plan(num_tokens, cp_size, request.star, self.costs)
+        star = replace(request.star, mode=mode)
+        star, plan = self.pace.bounded(star, plan, self.costs)
+        key = context_key(request.context_tokens, plan, star)
+        job = Job(job_id, request, mode, star, plan, key, pending=list(request.query_tokens))
+        self.scheduler.check_fits(job)
+        return job
+
+    def _take_submitted(self) -> None:
+        with self._lock:
+            submitted, self._submitted = self._submitted, []
+        for answer in submitted:
+            self.scheduler.add(answer.job)
+
+    def _end_cancelled_and_late(self) -> None:
+        now = monotonic()
+        with self._lock:
+            answers = list(self._answers.values())
+        for answer in answers:
+            if answer.cancelled:
+                self._end(answer, "cancelled")
+            elif now > answer.deadline:
+                self._end(answer, "deadline")
+
+    def _note_encoding(self, command: Command) -> None:
+        self.num_context_encodings += command.open_context is not None
+        for job in self.scheduler.running.values():
+            if job.context.encoded:
+                self._answers[job.id].note_encoded()
+            else:
+                self._answers[job.id].note_waves(job.context.next_wave)
+
+    def _emit(self, command: Command, logits: torch.Tensor) -> None:
+        """Sample for each sequence that has no tokens left to feed, and retire those that end."""
+        rows = logits.cpu()
+        for (job_id, _), row in zip(command.feed, rows, strict=True):
+            answer = self._answers[job_id]
+            if answer.job.pending:
+                continue
+            answer.job.pending = [answer.add_token(row)]
+            if answer.finish_reason:
+                self._end(answer, answer.finish_reason)
+
+    def _end(self, answer: Answer, reason: str) -> None:
+        if answer.job in self.scheduler.waiting or answer.job.id in self.scheduler.running:
+            self.scheduler.remove(answer.job)
+        with self._lock:
+            self._answers.pop(answer.job.id, None)
+            if answer in self._submitted:
+                self._submitted.remove(answer)
+        answer.end(reason, self._kv_bytes(answer.job))
+
+    def _kv_bytes(self, job: Job) -> list[int]:
+        """Bytes of the context and the tail on each CP rank; the same on each TP rank of it."""
+        sizes = list(job.context.bytes_per_rank) if job.context else [0] * len(self.scheduler.used)
+        sizes[job.tail_rank] += job.tail_bytes
+        return sizes
