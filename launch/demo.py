@@ -7,6 +7,7 @@ The sentence, and the question for it, are those of RULER's needle-in-a-haystack
 
 import argparse
 import json
+import os
 import random
 import shlex
 import subprocess
@@ -111,10 +112,10 @@ def answer(mode: str) -> dict[str, Any]:
     Raises:
         subprocess.CalledProcessError: it failed, and has said why.
     """
-    arguments = torchrun_arguments(mode)
-    print(f"$ {shlex.join(['torchrun', *arguments])}", flush=True)
-    command = [sys.executable, "-m", "torch.distributed.run", *arguments]
-    subprocess.run(command, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    command = [os.path.relpath(Path(sys.executable).with_name("torchrun")), *torchrun_arguments(mode)]
+    print(f"$ OMP_NUM_THREADS=1 {shlex.join(command)}", flush=True)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run(command, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=environment)
     return json.loads((FILES / f"{mode}.json").read_text(encoding="utf-8"))
 
 
