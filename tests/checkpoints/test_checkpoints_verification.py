@@ -58,6 +58,18 @@ def test_values_that_are_not_numbers_are_infinitely_different():
     assert found == (float("inf"), "w[1, 0]")
 
 
+def test_the_largest_difference_is_found_in_any_block_and_the_same_bits_are_equal(monkeypatch):
+    monkeypatch.setattr(verify, "_BLOCK", 4)
+    values = torch.arange(15.0).view(3, 5)
+    values[0, 1] = torch.nan
+    assert verify._difference(values, values.clone(), "w").size == 0
+    other = values.nan_to_num(nan=1.0)
+    changed = other.clone()
+    changed[0, 3] += 0.25
+    changed[2, 1] -= 0.5
+    assert verify._difference(other, changed, "w") == (0.5, "w[2, 1]")
+
+
 def test_inspect_says_the_same_of_both_checkpoints(converted):
     made = converted("llama3_scaled")
     of_megatron, of_hf = inspect(made.megatron), inspect(made.hf)
