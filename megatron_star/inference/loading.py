@@ -24,10 +24,10 @@ def load_star_model(
     Raises:
         ValueError: the kernel is unknown, the model is unsupported, or the checkpoint does not fit it.
     """
-    attention_kernel = select_kernel(kernel)
     model = build_gpt_model(
         info.args, groups.model, dtype=dtype, device=device, transformer_impl=transformer_impl
     )
+    attention_kernel = select_kernel(kernel, device=device, dtype=dtype, head_size=model.config.kv_channels)
     load_weights(model, info)
     return StarModel(
         model=model,

@@ -1,0 +1,53 @@
+"""torch's three fused attentions on CUDA, with the LSE that `scaled_dot_product_attention` throws away.
+
+They take [b, np, s, hn] of any strides, and differ in the shape of the LSE and in grouped heads.
+"""
+
+import torch
+from torch import Tensor
+
+from megatron_star.attention.adapter import ALL_ROWS, HALF_PRECISION, KernelInfo
+from megatron_star.attention.partial import Partial
+
+
+def attend_flash(query: Tensor, key: Tensor, value: Tensor, causal: bool, softmax_scale: float) -> Partial:
+    """See `Attend`. LSE [b, np, sq]."""
+    q, k, v = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
+    out, lse, *_ = torch.ops.aten._scaled_dot_product_flash_attention(
+        q, k, v, dropout_p=0.0, is_causal=causal, return_debug_mask=False, scale=softmax_scale
+    )
+    return Partial(out, lse)
+
+
+def attend_cudnn(query: Tensor, key: Tensor, value: Tensor, causal: bool, softmax_scale: float) -> Partial:
+    """See `Attend`. LSE [b, np, sq, 1]."""
+    q, k, v = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
+    out, lse, *_ = torch.ops.aten._scaled_dot_product_cudnn_attention(
+        q, k, v, attn_bias=None, compute_log_sumexp=True, dropout_p=0.0, is_causal=causal, scale=softmax_scale
+    )
+    return Partial(out, lse.squeeze(-1))
+
+
+def attend_efficient(
+    query: Tensor, key: Tensor, value: Tensor, causal: bool, softmax_scale: float
+) -> Partial:
+    """See `Attend`. LSE [b, np, sq rounded up to 32]; one KV head for each query head."""
+    heads_per_group = query.size(2) // key.size(2)
+    q, k, v = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
+    k, v = (tensor.repeat_interleave(heads_per_group, dim=1) for tensor in (k, v))
+    out, lse, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(
+        q, k, v, attn_bias=None, compute_log_sumexp=True, dropout_p=0.0, is_causal=causal, scale=softmax_scale
+    )
+    return Partial(out, lse[:, :, : query.size(0)])
+
+
+FLASH = KernelInfo(name="torch-flash", load=lambda: attend_flash, folded_rows=64)
+CUDNN = KernelInfo(name="torch-cudnn", load=lambda: attend_cudnn)
+EFFICIENT = KernelInfo(
+    name="torch-efficient",
+    load=lambda: attend_efficient,
+    dtypes=(torch.float32, *HALF_PRECISION),
+    min_capability=(5, 0),
+    max_head_size=1 << 16,
+    folded_rows=ALL_ROWS,
+)
