@@ -14,6 +14,7 @@ setup(
         "transformers>=5.0,<6",
         "safetensors>=0.5,<1",
         "tqdm>=4.66,<5",
+        "pyyaml>=6,<7",
     ],
     extras_require={
         "te": ["transformer-engine[pytorch]>=2.11,<3"],

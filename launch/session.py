@@ -6,6 +6,8 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from time import sleep
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
@@ -20,9 +22,11 @@ from megatron_star.parallel.groups import (
     destroy_groups,
     initialize_groups,
 )
+from megatron_star.parallel.watch import RankWatch
 
 USER_ERROR_STATUS = 2
 FAILURE_STATUS = 1
+SECONDS_FOR_THE_WATCH = 2.0
 PEER_ENDED = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
 
 
@@ -35,24 +39,30 @@ def exit_on_errors(rank: int) -> Iterator[None]:
     """
     try:
         yield
-    except (ValueError, OSError) as error:
+    except (Exception, KeyboardInterrupt) as error:
+        end_process(rank, error)
+
+
+def end_process(rank: int, error: BaseException) -> NoReturn:
+    """What `exit_on_errors` does with an error; for threads, which it does not see."""
+    if isinstance(error, KeyboardInterrupt):
+        _end(FAILURE_STATUS)
+    if isinstance(error, ValueError | OSError):
         everywhere = isinstance(error, SharedError) or not dist.is_initialized()
         if rank == 0 or not everywhere:
             where = "" if everywhere else f"rank {rank}: "
             print(f"error: {where}{describe(error)}", file=sys.stderr)
         _end(USER_ERROR_STATUS)
-    except KeyboardInterrupt:
-        _end(FAILURE_STATUS)
-    except Exception as error:
-        if any(sign in str(error) for sign in PEER_ENDED):
-            print(f"error: rank {rank} stops, because another rank ended", file=sys.stderr)
-        else:
-            traceback.print_exc()
-            print(f"error: rank {rank}: {type(error).__name__}: {error}", file=sys.stderr)
-        _end(FAILURE_STATUS)
+    if any(sign in str(error) for sign in PEER_ENDED):
+        sleep(SECONDS_FOR_THE_WATCH)  # it names the rank that ended, and ends this process
+        print(f"error: rank {rank} stops, because another rank ended", file=sys.stderr)
+    else:
+        traceback.print_exception(error)
+        print(f"error: rank {rank}: {type(error).__name__}: {error}", file=sys.stderr)
+    _end(FAILURE_STATUS)
 
 
-def _end(status: int) -> None:
+def _end(status: int) -> NoReturn:
     """Without clean-up: tearing down a group waits for ranks that may never come."""
     sys.stdout.flush()
     sys.stderr.flush()
@@ -73,7 +83,15 @@ def process_groups(
         torch.cuda.set_device(environment.local_rank)
     device = use_cpu_where_cuda_is_absent()
     _join(environment, backend_for(device), timeout)
-    yield initialize_groups(tp_size=tp_size, cp_size=cp_size, timeout=timeout), device
+    groups = initialize_groups(tp_size=tp_size, cp_size=cp_size, timeout=timeout)
+    watch = RankWatch(groups.control, environment.master_addr)
+    try:
+        yield groups, device
+    except SharedError:
+        watch.close()
+        raise
+    watch.close()
+    dist.barrier(groups.control)
     destroy_groups()
 
 

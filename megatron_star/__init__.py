@@ -12,6 +12,7 @@ for _message in (
     "Transformer Engine and Apex are not installed",
     "absl.logging is not installed",
     "full scope is deprecated",
+    "Only transformer-engine>=1.7.0 supports MoE experts",
 ):
     warnings.filterwarnings("ignore", message=_message)
 logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)

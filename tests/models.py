@@ -15,7 +15,7 @@ _COMMON = {
     "hidden_size": 72,
     "intermediate_size": 84,
     "num_hidden_layers": 3,
-    "max_position_embeddings": 4096,
+    "max_position_embeddings": 8192,
     "initializer_range": 0.2,
     "bos_token_id": None,
     "eos_token_id": None,

@@ -1,6 +1,9 @@
 """What the ranks of a distributed test run; importable by their processes."""
 
+import traceback
+from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -18,13 +21,14 @@ from megatron_star.model.checkpoint import read_checkpoint_info
 from megatron_star.model.cpu import use_cpu_where_cuda_is_absent
 from megatron_star.parallel.groups import StarGroups, initialize_groups
 
-ENGINE_LIMITS = {"max_sequence_length": 4096, "budget_bytes_per_rank": 1 << 30}
+TIMEOUT = timedelta(minutes=1)
+ENGINE_LIMITS = {"max_sequence_length": 8192, "budget_bytes_per_rank": 1 << 30}
 
 
-def load(checkpoint: str, tp_size: int) -> tuple[StarModel, StarGroups]:
+def load(checkpoint: str, tp_size: int, timeout: timedelta = TIMEOUT) -> tuple[StarModel, StarGroups]:
     """The checkpoint in float32; all ranks that TP does not take form the CP groups."""
     device = use_cpu_where_cuda_is_absent()
-    groups = initialize_groups(tp_size=tp_size, cp_size=dist.get_world_size() // tp_size)
+    groups = initialize_groups(tp_size=tp_size, cp_size=dist.get_world_size() // tp_size, timeout=timeout)
     info = read_checkpoint_info(checkpoint)
     return load_star_model(info, groups, device=device, dtype=torch.float32), groups
 
@@ -118,3 +122,19 @@ def output_layer_calls(checkpoint: str, token_ids: SequenceOf[int], config: Star
     encoding = sum(rows)
     generate_step(star_model, [(Sequence(context, tail_rank=0), token_ids[:9])])
     return [encoding, sum(rows)]
+
+
+def on_engine(
+    checkpoint: str, limits: dict, use: Callable[[StarEngine], object], timeout: timedelta = TIMEOUT
+) -> object:
+    """What `use` makes of a running engine, on the driver; None on workers."""
+    star_model, groups = load(checkpoint, 1, timeout)
+    if dist.get_rank():
+        run_worker(star_model, groups.control)
+        return None
+    engine = StarEngine(star_model, NumbersAsText(), groups.control, **ENGINE_LIMITS | limits)
+    engine.start(lambda error: traceback.print_exception(error))
+    try:
+        return use(engine)
+    finally:
+        engine.stop()

@@ -6,7 +6,7 @@ tokens to whoever asked. Workers apply commands until they are told to stop.
 
 import math
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from time import monotonic
 from typing import Any
@@ -143,10 +143,13 @@ class StarEngine:
         if logits is not None:
             self._emit(command, logits)
 
-    def start(self) -> None:
-        """Run `step` in a thread of its own until `stop`."""
+    def start(self, on_failure: Callable[[Exception], None]) -> None:
+        """Run `step` in a thread of its own until `stop`.
+
+        `on_failure` is called in that thread with what `step` raises; the engine does no more then.
+        """
         self._calibrate()
-        self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
+        self._thread = threading.Thread(target=self._loop, args=(on_failure,), name="engine", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
@@ -183,7 +186,13 @@ class StarEngine:
         )
         self._run(Command(drop_contexts=[CALIBRATION_CONTEXT]))
 
-    def _loop(self) -> None:
+    def _loop(self, on_failure: Callable[[Exception], None]) -> None:
+        try:
+            self._step_until_stopped()
+        except Exception as error:
+            on_failure(error)
+
+    def _step_until_stopped(self) -> None:
         while True:
             with self._lock:
                 if self.scheduler.idle and not self._submitted and not self._stopping:

@@ -121,8 +121,8 @@ def check_supported(config: TransformerConfig) -> None:
 def _check_divisible(args: Mapping[str, Any], tp_size: int) -> None:
     heads = args["num_attention_heads"]
     groups = args["num_query_groups"] if args.get("group_query_attention") else heads
-    for name in ("num_attention_heads", "ffn_hidden_size", "padded_vocab_size"):
-        if args[name] % tp_size:
+    for name in ("num_attention_heads", "ffn_hidden_size", "moe_ffn_hidden_size", "padded_vocab_size"):
+        if (args.get(name) or 0) % tp_size:
             raise ValueError(f"{name} {args[name]} cannot be divided over tensor-parallel size {tp_size}")
     if groups % tp_size and tp_size % groups:
         raise ValueError(

@@ -138,7 +138,7 @@ BAD = {
     "top_p is 1.5": request(top_p=1.5),
     "top_k is 5 and top_p is 0.5": request(top_k=5, top_p=0.5),
     "num_tokens_to_generate is 0": request(tokens=0),
-    "model's limit is 4096": request(4090, 5),
+    "model's limit is 8192": request(8190, 5),
     "token id 9999": replace(request(), context_tokens=[9999]),
     "token id -1": replace(request(), query_tokens=[-1]),
 }
@@ -147,7 +147,7 @@ BAD = {
 @pytest.mark.parametrize("message", BAD)
 def test_a_request_that_cannot_be_answered_is_refused_before_anything_runs(checkpoints, message):
     with pytest.raises(ValueError, match=message):
-        BAD[message].check(vocab_size=VOCAB_SIZE, max_sequence_length=4096)
+        BAD[message].check(vocab_size=VOCAB_SIZE, max_sequence_length=8192)
 
 
 def test_a_rank_that_raises_ends_the_test_with_its_traceback(checkpoints):

@@ -1,0 +1,146 @@
+"""What tests do with a running engine, importable by its process. Each returns plain data."""
+
+import random
+import resource
+import threading
+import time
+from dataclasses import replace
+
+from megatron.core.inference.sampling_params import SamplingParams
+from models import random_tokens
+
+from megatron_star.config import StarConfig
+from megatron_star.inference.engine import StarEngine
+from megatron_star.inference.request import StarRequest
+
+MODES = (
+    StarConfig(block_size=300),
+    StarConfig(mode="exact"),
+    StarConfig(mode="auto", block_size=128),
+    StarConfig(block_size=200, neighbor_blocks=1, anchor="recompute", wave_tokens=500),
+)
+
+
+def questions(num_contexts: int, per_context: int) -> list[StarRequest]:
+    """Requests of 100 to 6,000 context tokens in mixed modes, greedy and sampled."""
+    rng = random.Random(0)
+    requests = []
+    for i in range(num_contexts):
+        context = random_tokens(100 + 5900 * i // max(1, num_contexts - 1), seed=i)
+        for j in range(per_context):
+            sampling = {"top_k": 1} if j % 2 else {"temperature": 1.2, "top_p": 0.9}
+            requests.append(
+                StarRequest(
+                    context_tokens=context,
+                    query_tokens=random_tokens(rng.randrange(1, 30), seed=1000 + 10 * i + j),
+                    star=MODES[i % len(MODES)],
+                    sampling=SamplingParams(num_tokens_to_generate=rng.randrange(1, 12), **sampling),
+                    seed=j,
+                )
+            )
+    rng.shuffle(requests)
+    return requests
+
+
+def together_and_one_by_one(engine: StarEngine) -> dict:
+    """Tokens of 32 requests asked at once, and of each alone; contexts that were encoded for the first."""
+    requests = questions(8, 4)
+    answers = [engine.submit(request) for request in requests]
+    together = [answer.result(100).tokens for answer in answers]
+    encodings = engine.num_context_encodings
+    alone = [engine.submit(request).result(100).tokens for request in requests]
+    return {"together": together, "alone": alone, "encodings": encodings}
+
+
+def streamed(engine: StarEngine) -> dict:
+    """The pieces of a streamed answer with a stop string, and its final text."""
+    request = replace(questions(1, 1)[0], sampling=SamplingParams(num_tokens_to_generate=20, top_k=1))
+    tokens = engine.submit(request).result(60).tokens
+    stop = f" {tokens[10]} {tokens[11]} "
+    request.sampling.stop_words = [stop]
+    answer = engine.submit(request)
+    pieces = [new.text for new in answer]
+    return {"pieces": pieces, "text": answer.result(1).text, "stop": stop}
+
+
+def soak(engine: StarEngine, num_requests: int) -> dict:
+    """Random requests with random cancels, deadlines and stop strings; what came out, and what is left."""
+    rng = random.Random(1)
+    contexts = [random_tokens(rng.randrange(0, 250), seed=i) for i in range(12)]
+    answers, memory = [], []
+    for i in range(num_requests):
+        answers.append(engine.submit(_random_request(rng, contexts)))
+        if rng.random() < 0.2:
+            threading.Timer(rng.random() * 0.1, engine.cancel, [answers[-1].id]).start()
+        while sum(not answer.ended.is_set() for answer in answers[-40:]) > 30:
+            time.sleep(0.002)
+        if i % (num_requests // 10) == num_requests // 20:
+            memory.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    reasons = [answer.result(60).finish_reason for answer in answers]
+    while not engine.scheduler.idle:
+        time.sleep(0.01)
+    left = engine.stats()
+    cached = sum(sum(context.bytes_per_rank) for context in engine.scheduler.contexts.values())
+    return {"reasons": reasons, "left": left, "cached_bytes": cached, "memory_kb": memory}
+
+
+def _random_request(rng: random.Random, contexts: list[list[int]]) -> StarRequest:
+    sampling = SamplingParams(
+        num_tokens_to_generate=rng.randrange(1, 12),
+        temperature=rng.choice([0.0, 1.0, 3.0]),
+        termination_id=rng.choice([None, rng.randrange(257)]),
+        stop_words=rng.choice([None, [f"{rng.randrange(10)} "], ["nothing like this"]]),
+    )
+    return StarRequest(
+        context_tokens=rng.choice(contexts),
+        query_tokens=random_tokens(rng.randrange(1, 8), seed=rng.randrange(1000)),
+        star=rng.choice([StarConfig(block_size=40), StarConfig(mode="exact"), StarConfig(block_size=64)]),
+        sampling=sampling,
+        seed=rng.randrange(100),
+        deadline_seconds=rng.choice([60.0, 60.0, 60.0, 0.02]),
+    )
+
+
+def soak_1000(engine: StarEngine) -> dict:
+    """`soak` of a thousand requests."""
+    return soak(engine, 1000)
+
+
+def after_idling(engine: StarEngine) -> str:
+    """How a request ends that comes after a pause longer than the groups' timeout."""
+    time.sleep(8)
+    return engine.submit(questions(1, 1)[0]).result(30).finish_reason
+
+
+def between_tokens_while_encoding(engine: StarEngine) -> dict:
+    """The longest time between two tokens of a sequence while a long context is encoded beside it."""
+    base = questions(1, 1)[0]
+    sampling = SamplingParams(num_tokens_to_generate=2000, top_k=1)
+    running = engine.submit(replace(base, sampling=sampling))
+    times = []
+    tokens = iter(running)
+    next(tokens)
+    long = engine.submit(
+        replace(base, context_tokens=random_tokens(7000), star=StarConfig(block_size=3500), seed=5)
+    )
+    while not long.ended.is_set():
+        next(tokens)
+        times.append(time.monotonic())
+    waves = len(long.job.plan.waves)
+    engine.cancel(running.id)
+    gaps = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+    return {"longest": max(gaps), "tokens": len(times), "waves": waves}
+
+
+def too_large_and_waiting(engine: StarEngine) -> dict:
+    """What a request says that can never fit, and that one which does not fit now is answered later."""
+    base = questions(1, 1)[0]
+    try:
+        engine.submit(replace(base, context_tokens=random_tokens(8000)))
+        message = "accepted"
+    except ValueError as error:
+        message = str(error)
+    fitting = [replace(base, context_tokens=random_tokens(1500, seed=i)) for i in range(6)]
+    answers = [engine.submit(request) for request in fitting]
+    reasons = [answer.result(60).finish_reason for answer in answers]
+    return {"message": message, "reasons": reasons, "cached": engine.stats()["cached_contexts"]}

@@ -1,0 +1,59 @@
+"""One engine, many requests: the same answers as alone, bounded memory, one end for each."""
+
+from collections import Counter
+from datetime import timedelta
+
+import engine_uses
+import pytest
+from distributed import run_ranks
+from ranks import on_engine
+
+
+def use(checkpoints, world_size: int, what, **limits):
+    """`what` of an engine on so many ranks, over the small qwen3 model."""
+    _, megatron = checkpoints("qwen3")
+    return run_ranks(world_size, on_engine, str(megatron), limits, what)[0]
+
+
+def test_requests_asked_at_once_get_what_each_gets_alone_and_contexts_are_encoded_once(checkpoints):
+    result = use(checkpoints, 2, engine_uses.together_and_one_by_one)
+    assert result["together"] == result["alone"]
+    assert result["encodings"] == 8
+
+
+def test_a_stream_gives_the_text_and_never_a_piece_of_a_stop_string(checkpoints):
+    result = use(checkpoints, 2, engine_uses.streamed)
+    assert "".join(result["pieces"]) == result["text"]
+    assert result["stop"] not in result["text"] and len(result["pieces"]) == 12
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_a_thousand_random_requests_end_once_each_and_leave_nothing(checkpoints, world_size):
+    result = use(checkpoints, world_size, engine_uses.soak_1000, budget_bytes_per_rank=2_000_000)
+    assert len(result["reasons"]) == 1000
+    assert set(result["reasons"]) <= {"stop", "length", "cancelled", "deadline"}
+    assert min(Counter(result["reasons"])[reason] for reason in ("stop", "length", "cancelled")) > 20
+    assert result["left"]["running"] == result["left"]["waiting"] == 0
+    assert sum(result["left"]["kv_bytes_per_rank"]) == result["cached_bytes"]
+    assert max(result["left"]["kv_bytes_per_rank"]) <= 2_000_000
+    assert result["memory_kb"][-1] - result["memory_kb"][2] < 40_000
+
+
+def test_a_pause_longer_than_the_groups_timeout_harms_nothing(checkpoints):
+    _, megatron = checkpoints("qwen3")
+    timeout = timedelta(seconds=5)
+    ended, _ = run_ranks(2, on_engine, str(megatron), {}, engine_uses.after_idling, timeout)
+    assert ended in ("length", "stop")
+
+
+def test_a_running_sequence_does_not_wait_longer_than_set_while_a_context_is_encoded(checkpoints):
+    result = use(checkpoints, 2, engine_uses.between_tokens_while_encoding, max_wait_seconds=0.3)
+    assert result["waves"] > 2 and result["tokens"] >= result["waves"]
+
+
+def test_what_never_fits_is_refused_with_numbers_and_what_does_not_fit_now_waits(checkpoints):
+    result = use(checkpoints, 2, engine_uses.too_large_and_waiting, budget_bytes_per_rank=1_000_000)
+    assert "8000 context tokens" in result["message"]
+    assert "bytes of KV on a rank, but the budget is 1,000,000 bytes a rank" in result["message"]
+    assert set(result["reasons"]) <= {"length", "stop"}
+    assert result["cached"] < 6
