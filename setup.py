@@ -20,6 +20,8 @@ setup(
         "te": ["transformer-engine[pytorch]>=2.11,<3"],
         "flash-attn": ["flash-attn>=2.7,<3"],
         "demo": ["gguf>=0.17,<1"],
-        "dev": ["gguf>=0.17,<1", "pytest>=8,<10", "ruff>=0.15,<0.18"],
+        "dev": [
+            "flask>=3,<4",
+            "flask-restful>=0.3.10,<0.4","gguf>=0.17,<1", "pytest>=8,<10", "ruff>=0.15,<0.18"],
     },
 )
