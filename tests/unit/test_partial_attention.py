@@ -1,62 +1,21 @@
-"""Every kernel keeps the contract, and the merge of any split of the keys is one softmax over all of them."""
+"""The merge of any split of the keys is one softmax over all of them."""
 
 import math
 
 import pytest
 import reference
 import torch
+from kernel_contract import assert_same_partial, tensors
 
-from megatron_star.attention.kernels import KERNELS, select_kernel
+from megatron_star.attention.kernels import select_kernel
 from megatron_star.attention.merge import PartialSum, merge_partials
 from megatron_star.attention.partial import Partial, empty_partial
 
-TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
 
-
-def tensors(sq: int, sk: int, *, np: int = 9, ng: int = 3, hn: int = 16, b: int = 1, dtype=torch.float32):
-    generator = torch.Generator().manual_seed(sq * 1000 + sk)
-    shapes = [(sq, b, np, hn), (sk, b, ng, hn), (sk, b, ng, hn)]
-    return [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
-
-
-def assert_same_partial(actual: Partial, out: torch.Tensor, lse: torch.Tensor, tolerance: float) -> None:
-    assert actual.softmax_lse.dtype == torch.float32
-    torch.testing.assert_close(actual.out.double(), out, atol=tolerance, rtol=tolerance)
-    torch.testing.assert_close(actual.softmax_lse.double(), lse, atol=tolerance, rtol=tolerance)
-
-
-@pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("np", "ng"), [(9, 3), (4, 4), (8, 1)])
-@pytest.mark.parametrize(("sq", "sk"), [(1, 1), (1, 37), (37, 37), (5, 129), (65, 3), (100, 41)])
-def test_a_kernel_equals_the_reference(kernel, dtype, np, ng, sq, sk):
-    q, k, v = tensors(sq, sk, np=np, ng=ng, b=2, dtype=dtype)
-    for causal in [False, True] if sq == sk else [False]:
-        part = KERNELS[kernel](q, k, v, causal=causal, softmax_scale=0.3)
-        expected = reference.attention(q, k, v, causal=causal, softmax_scale=0.3)
-        assert_same_partial(part, *expected, TOLERANCE[dtype])
-
-
-@pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize(("sq", "sk"), [(0, 5), (5, 0), (0, 0)])
-def test_no_rows_or_no_keys_give_zero_and_minus_infinity(kernel, sq, sk):
-    q, k, v = tensors(sq, sk)
-    part = KERNELS[kernel](q, k, v, causal=False, softmax_scale=1.0)
-    assert part.out.shape == (1, 9, sq, 16) and part.softmax_lse.shape == (1, 9, sq)
-    assert (part.out == 0).all() and (part.softmax_lse == -math.inf).all()
-
-
-@pytest.mark.parametrize("kernel", KERNELS)
-def test_a_kernel_takes_views_of_larger_tensors(kernel):
-    q, k, v = tensors(40, 80)
-    part = KERNELS[kernel](q[3:20], k[7:60], v[7:60], causal=False, softmax_scale=1.0)
-    expected = reference.attention(q[3:20], k[7:60], v[7:60], softmax_scale=1.0)
-    assert_same_partial(part, *expected, 2e-5)
-
-
-def test_an_unknown_kernel_is_refused_by_name():
-    with pytest.raises(ValueError, match="'flashy'.*auto, torch"):
-        select_kernel("flashy")
+def attend(query, key, value):
+    """The CPU's kernel, every row seeing every key."""
+    kernel = select_kernel("torch-cpu", device=query.device, dtype=query.dtype, head_size=query.size(3))
+    return kernel(query, key, value, causal=False, softmax_scale=1.0)
 
 
 SPLITS = [[10, 27], [0, 37], [37, 0], [0, 0, 37], [1, 1, 35], [12, 0, 12, 13]]
@@ -128,9 +87,19 @@ def test_rows_are_merged_where_they_belong():
     running = PartialSum(q)
     for start, end in [(0, 4), (4, 10)]:
         running.set_rows(
-            start, end, KERNELS["torch"](q[start:end], k[:5], v[:5], causal=False, softmax_scale=1.0)
+            start,
+            end,
+            select_kernel("auto", device=torch.device("cpu"), dtype=torch.float32, head_size=16)(
+                q[start:end], k[:5], v[:5], causal=False, softmax_scale=1.0
+            ),
         )
-    running.add_rows(2, 7, KERNELS["torch"](q[2:7], k[5:], v[5:], causal=False, softmax_scale=1.0))
+    running.add_rows(
+        2,
+        7,
+        select_kernel("auto", device=torch.device("cpu"), dtype=torch.float32, head_size=16)(
+            q[2:7], k[5:], v[5:], causal=False, softmax_scale=1.0
+        ),
+    )
     all_keys, _ = reference.attention(q[2:7], k, v, softmax_scale=1.0)
     few_keys, _ = reference.attention(q, k[:5], v[:5], softmax_scale=1.0)
     result = running.result().permute(1, 2, 0, 3).double()

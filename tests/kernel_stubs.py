@@ -1,0 +1,288 @@
+"""Stand-ins for kernels that need a GPU: the library's own signature, layout and LSE, computed in float64.
+
+Each refuses what the library refuses, or silently misreads. `tests/unit/test_kernel_signatures.py` compares
+the signatures with the libraries, where they are installed.
+"""
+
+import sys
+from enum import IntEnum
+from types import ModuleType
+
+import pytest
+import reference
+import torch
+from torch import Tensor
+
+HALF = (torch.float16, torch.bfloat16)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, *, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+    """[b, s, h, hn] each to out [b, s, h, hn] in q's dtype and LSE [b, h, s]; causal is bottom-right."""
+    assert q.dtype == k.dtype == v.dtype and k.shape == v.shape
+    assert q.size(0) == k.size(0) and q.size(3) == k.size(3) and q.size(2) % k.size(2) == 0
+    assert 0 not in (*q.shape, *k.shape), "no library agrees with another about empty input"
+    out, lse = reference.attention(
+        *(t.transpose(0, 1) for t in (q, k, v)), causal=causal, softmax_scale=scale
+    )
+    return out.transpose(1, 2).to(q.dtype).contiguous(), lse.float()
+
+
+def flash_attn_func(
+    q,
+    k,
+    v,
+    dropout_p=0.0,
+    softmax_scale=None,
+    causal=False,
+    window_size=(-1, -1),
+    softcap=0.0,
+    alibi_slopes=None,
+    deterministic=False,
+    return_attn_probs=False,
+):
+    """flash-attn 2, dense."""
+    _check_half(q, k, v)
+    out, lse = attend(q, k, v, causal=causal, scale=softmax_scale)
+    return (out, lse.masked_fill(lse == -torch.inf, torch.inf), None) if return_attn_probs else out
+
+
+def flash_attn_varlen_func(
+    q,
+    k,
+    v,
+    cu_seqlens_q,
+    cu_seqlens_k,
+    max_seqlen_q,
+    max_seqlen_k,
+    dropout_p=0.0,
+    softmax_scale=None,
+    causal=False,
+    window_size=(-1, -1),
+    softcap=0.0,
+    alibi_slopes=None,
+    deterministic=False,
+    return_attn_probs=False,
+    block_table=None,
+):
+    """flash-attn 2, packed; LSE [np, total query rows]."""
+    _check_half(q, k, v)
+    q, k, v = _unpacked(q, cu_seqlens_q), _unpacked(k, cu_seqlens_k), _unpacked(v, cu_seqlens_k)
+    assert (q.size(1), k.size(1)) == (max_seqlen_q, max_seqlen_k)
+    out, lse = attend(q, k, v, causal=causal, scale=softmax_scale)
+    packed_lse = lse.transpose(0, 1).flatten(1)
+    return (out.flatten(0, 1), packed_lse, None) if return_attn_probs else out.flatten(0, 1)
+
+
+def flash_attn_with_kvcache(
+    q,
+    k_cache,
+    v_cache,
+    k=None,
+    v=None,
+    rotary_cos=None,
+    rotary_sin=None,
+    cache_seqlens=None,
+    cache_batch_idx=None,
+    cache_leftpad=None,
+    block_table=None,
+    softmax_scale=None,
+    causal=False,
+    window_size=(-1, -1),
+    softcap=0.0,
+    rotary_interleaved=True,
+    alibi_slopes=None,
+    num_splits=0,
+    return_softmax_lse=False,
+):
+    """flash-attn 2 against a KV cache."""
+    _check_half(q, k_cache, v_cache)
+    assert k is None and v is None, "the adapter adds nothing to the cache"
+    out, lse = attend(q, k_cache, v_cache, causal=causal, scale=softmax_scale)
+    return (out, lse) if return_softmax_lse else out
+
+
+def flash_attn_func_4(
+    q,
+    k,
+    v,
+    qv=None,
+    gather_kv_indices=None,
+    softmax_scale=None,
+    causal=False,
+    window_size=(None, None),
+    learnable_sink=None,
+    softcap=0.0,
+    num_splits=1,
+    pack_gqa=None,
+    deterministic=False,
+    score_mod=None,
+    score_mod_bwd=None,
+    mask_mod=None,
+    aux_tensors=None,
+    aux_scalars=None,
+    block_sparse_tensors=None,
+    block_sparse_tensors_bwd=None,
+    return_lse=False,
+    gather_bwd_recompute_p=False,
+    gather_bwd_token_chunk=None,
+):
+    """flash-attn 4, dense. Without `return_lse` the LSE is left out."""
+    _check_half(q, k, v)
+    out, lse = attend(q, k, v, causal=causal, scale=softmax_scale)
+    return out, lse if return_lse else None
+
+
+class FusedAttnBackend(IntEnum):
+    """TransformerEngine's kernels."""
+
+    No_Backend = -1
+    F16_arbitrary_seqlen = 1
+    FP8 = 2
+
+
+def fused_attn_fwd(
+    is_training,
+    max_seqlen_q,
+    max_seqlen_kv,
+    cu_seqlens_q,
+    cu_seqlens_kv,
+    q,
+    k,
+    v,
+    fake_dtype,
+    fused_attention_backend,
+    attn_bias=None,
+    cu_seqlens_q_padded=None,
+    cu_seqlens_kv_padded=None,
+    page_table_k=None,
+    page_table_v=None,
+    s_quantizer=None,
+    o_quantizer=None,
+    attn_scale=None,
+    dropout=0.0,
+    fast_zero_fill=True,
+    qkv_layout="sbh3d",
+    o_format="sbhd",
+    qkv_scale_inv_format=None,
+    attn_bias_type="no_bias",
+    attn_mask_type="padding",
+    softmax_type="vanilla",
+    window_size=(-1, -1),
+    bottom_right_diagonal=None,
+    rng_gen=None,
+    softmax_offset=None,
+    return_max_logit=False,
+    cuda_graph=False,
+):
+    """TransformerEngine; the LSE of `thd` is packed, unless cuDNN is older than 9.6 (`packed_lse`)."""
+    layout = qkv_layout.split("_")[0]
+    assert qkv_layout == f"{layout}_{layout}_{layout}" and o_format == layout
+    assert fake_dtype == q.dtype in HALF and fused_attention_backend == 1
+    assert all(tensor.is_contiguous() for tensor in (q, k, v)), "strides are made from the layout"
+    masks = ("padding", "padding_causal") if layout == "thd" else ("no_mask", "causal")
+    assert attn_mask_type in masks, f"{attn_mask_type} with {layout}"
+    if layout == "thd":
+        assert cu_seqlens_q_padded is not None and cu_seqlens_kv_padded is not None
+        q, k, v = _unpacked(q, cu_seqlens_q), _unpacked(k, cu_seqlens_kv), _unpacked(v, cu_seqlens_kv)
+    elif layout == "sbhd":
+        q, k, v = (tensor.transpose(0, 1) for tensor in (q, k, v))
+    assert (q.size(1), k.size(1)) == (max_seqlen_q, max_seqlen_kv)
+    for lengths, tensor in ((cu_seqlens_q, q), (cu_seqlens_kv, k)):
+        assert lengths.dtype == torch.int32 and lengths.tolist() == _starts(tensor)
+    out, lse = attend(q, k, v, causal="causal" in attn_mask_type, scale=attn_scale)
+    out = {"thd": out.flatten(0, 1), "sbhd": out.transpose(0, 1).contiguous(), "bshd": out}[layout]
+    if layout == "thd" and fused_attn_fwd.packed_lse:
+        lse = lse.transpose(1, 2).flatten(0, 1)
+    return out, [lse.unsqueeze(-1), torch.zeros(2, dtype=torch.int64)]
+
+
+fused_attn_fwd.packed_lse = True
+
+
+def install_library_stubs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put the stubs where the adapters import the libraries from."""
+    _install(
+        monkeypatch,
+        "flash_attn",
+        flash_attn_func=flash_attn_func,
+        flash_attn_varlen_func=flash_attn_varlen_func,
+        flash_attn_with_kvcache=flash_attn_with_kvcache,
+    )
+    _install(monkeypatch, "flash_attn.cute", flash_attn_func=flash_attn_func_4)
+    package = "transformer_engine.pytorch.cpp_extensions.fused_attn"
+    for depth in range(1, 4):
+        _install(monkeypatch, ".".join(package.split(".")[:depth]))
+    _install(monkeypatch, package, fused_attn_fwd=fused_attn_fwd, FusedAttnBackend=FusedAttnBackend)
+
+
+def _install(monkeypatch: pytest.MonkeyPatch, name: str, **members: object) -> None:
+    module = ModuleType(name)
+    module.__path__ = []
+    module.__dict__.update(members)
+    monkeypatch.setitem(sys.modules, name, module)
+
+
+def install_torch_stubs(library: torch.library.Library) -> None:
+    """Register CPU kernels for torch's CUDA attention; arguments go through torch's own schemas."""
+    library.impl("_scaled_dot_product_flash_attention", _torch_flash, "CPU")
+    library.impl("_scaled_dot_product_cudnn_attention", _torch_cudnn, "CPU")
+    library.impl("_scaled_dot_product_efficient_attention", _torch_efficient, "CPU")
+
+
+def _torch_flash(query, key, value, dropout_p=0.0, is_causal=False, return_debug_mask=False, *, scale=None):
+    _check_half(query, key, value)
+    out, lse = _heads_first(query, key, value, is_causal, scale)
+    nothing = torch.empty(0)
+    return out, lse, nothing, nothing, query.size(2), key.size(2), nothing, nothing, nothing
+
+
+def _torch_cudnn(
+    query,
+    key,
+    value,
+    attn_bias,
+    compute_log_sumexp,
+    dropout_p=0.0,
+    is_causal=False,
+    return_debug_mask=False,
+    *,
+    scale=None,
+):
+    _check_half(query, key, value)
+    out, lse = _heads_first(query, key, value, is_causal, scale)
+    lse = lse.unsqueeze(-1) if compute_log_sumexp else torch.empty(0)
+    nothing = torch.empty(0)
+    return out, lse, nothing, nothing, query.size(2), key.size(2), nothing, nothing, nothing
+
+
+def _torch_efficient(
+    query, key, value, attn_bias, compute_log_sumexp, dropout_p=0.0, is_causal=False, *, scale=None
+):
+    assert query.size(1) == key.size(1), "it has no grouped heads"
+    out, lse = _heads_first(query, key, value, is_causal, scale)
+    rows = -(-query.size(2) // 32) * 32
+    padded = lse.new_full((*lse.shape[:2], rows), torch.inf)
+    padded[:, :, : query.size(2)] = lse
+    return out, padded if compute_log_sumexp else torch.empty(0), torch.empty(0), torch.empty(0)
+
+
+def _heads_first(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+    out, lse = attend(*(t.transpose(1, 2) for t in (q, k, v)), causal=causal, scale=scale)
+    return out.transpose(1, 2), lse
+
+
+def _check_half(*tensors: Tensor) -> None:
+    assert all(tensor.dtype in HALF and tensor.stride(-1) == 1 for tensor in tensors)
+
+
+def _unpacked(tensor: Tensor, starts: Tensor) -> Tensor:
+    """[t, h, hn] of sequences of one length to [b, s, h, hn]."""
+    assert tensor.dim() == 3 and starts.dtype == torch.int32 and starts[-1] == tensor.size(0)
+    unpacked = tensor.unflatten(0, (starts.numel() - 1, -1))
+    assert starts.tolist() == _starts(unpacked)
+    return unpacked
+
+
+def _starts(tensor: Tensor) -> list[int]:
+    """Starts of the sequences of [b, s, h, hn] when packed, and the end of the last."""
+    return [tensor.size(1) * i for i in range(tensor.size(0) + 1)]

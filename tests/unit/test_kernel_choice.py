@@ -1,0 +1,112 @@
+"""The kernel is chosen once: by name, or by device, dtype, head size and what is installed."""
+
+import sys
+from importlib import metadata
+from types import ModuleType
+
+import kernel_stubs
+import pytest
+import torch
+
+from megatron_star.attention.kernels import AUTO, KERNEL_NAMES, KERNELS, select_kernel
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """A function that makes this look like a machine with these packages and such a GPU."""
+
+    def pretend(*packages: str, capability: tuple[int, int] = (9, 0)) -> None:
+        def version(name: str) -> str:
+            if name not in ("torch", *packages):
+                raise metadata.PackageNotFoundError(name)
+            return "1.0"
+
+        monkeypatch.setattr("megatron_star.attention.adapter.metadata.version", version)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+        kernel_stubs.install_library_stubs(monkeypatch)
+
+    return pretend
+
+
+def chosen(device=CUDA, dtype=torch.bfloat16, head_size=128, name="auto") -> str:
+    return select_kernel(name, device=device, dtype=dtype, head_size=head_size).name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("head_size", [7, 64, 512])
+def test_a_cpu_gets_torchs_kernel(dtype, head_size):
+    assert chosen(CPU, dtype, head_size) == "torch-cpu"
+
+
+@pytest.mark.parametrize(
+    ("packages", "expected"),
+    [
+        ([], "torch-flash"),
+        (["flash-attn"], "flash-attn-2"),
+        (["flash-attn-4"], "flash-attn-4"),
+        (["transformer-engine"], "torch-flash"),
+        (["transformer-engine", "flash-attn"], "flash-attn-2"),
+    ],
+)
+def test_a_gpu_gets_the_best_kernel_that_is_installed(machine, packages, expected):
+    machine(*packages)
+    assert chosen() == expected
+
+
+def test_auto_goes_by_dtype_head_size_and_gpu(machine):
+    machine("flash-attn-4")
+    assert chosen(dtype=torch.float32) == "torch-efficient"
+    assert chosen(head_size=256) == "torch-flash"
+    machine("flash-attn-4", capability=(7, 5))
+    assert chosen(dtype=torch.float16) == "torch-efficient"
+
+
+def test_where_nothing_fits_each_reason_is_named(machine):
+    machine()
+    with pytest.raises(ValueError, match="torch-flash: it takes head sizes up to 256 that 8 divides, not 20"):
+        chosen(head_size=20)
+    assert set(AUTO) <= set(KERNEL_NAMES)
+
+
+def test_an_unknown_kernel_is_refused_by_name():
+    with pytest.raises(ValueError, match="'flashy'.*auto, torch-cpu"):
+        chosen(name="flashy")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("flash-attn-2", "needs flash-attn, which is not installed: pip install"),
+        ("flash-attn-2-varlen", "needs flash-attn, which is not installed: pip install"),
+        ("flash-attn-4", "needs flash-attn-4, which is not installed: pip install"),
+        ("transformer-engine", "needs transformer-engine, which is not installed: see docs/kernels.md"),
+    ],
+)
+def test_a_missing_kernel_says_how_to_install_it(machine, name, message):
+    machine()
+    with pytest.raises(ValueError, match=message):
+        chosen(name=name)
+
+
+@pytest.mark.parametrize("name", [name for name in KERNELS if name != "torch-cpu"])
+def test_a_kernel_is_refused_where_it_cannot_run(machine, name):
+    machine("flash-attn", "flash-attn-4", "transformer-engine")
+    assert chosen(name=name) == name
+    with pytest.raises(ValueError, match="runs on cuda, not on cpu"):
+        chosen(CPU, name=name)
+    if name != "torch-efficient":
+        with pytest.raises(ValueError, match="computes in float16 or bfloat16, not in float32"):
+            chosen(dtype=torch.float32, name=name)
+        machine("flash-attn", "flash-attn-4", "transformer-engine", capability=(7, 0))
+        with pytest.raises(ValueError, match="compute capability 8.0 or newer"):
+            chosen(name=name)
+
+
+@pytest.mark.parametrize("name", ["auto", "flash-attn-2"])
+def test_a_broken_installation_is_an_error_even_if_another_kernel_would_do(machine, monkeypatch, name):
+    machine("flash-attn")
+    monkeypatch.setitem(sys.modules, "flash_attn", ModuleType("flash_attn"))  # without its functions
+    with pytest.raises(ImportError, match="flash-attn is installed but broken: cannot import"):
+        chosen(name=name)

@@ -1,0 +1,78 @@
+"""Every kernel keeps the contract: the CPU's own, and each adapter on a stub of its library.
+
+The same on the libraries themselves is in `tests/gpu`.
+"""
+
+import kernel_contract as contract
+import kernel_stubs
+import pytest
+import torch
+from kernel_contract import EMPTY, HEADS, SHAPES, TOLERANCE, tensors
+
+from megatron_star.attention.kernels import KERNELS
+
+NAMES_AND_DTYPES = [
+    pytest.param(name, dtype, id=f"{name}-{dtype}".replace("torch.", ""))
+    for name, info in KERNELS.items()
+    for dtype in info.dtypes
+]
+
+
+@pytest.fixture(autouse=True)
+def stubs(monkeypatch):
+    """Stubs of all libraries, and of torch's CUDA kernels."""
+    kernel_stubs.install_library_stubs(monkeypatch)
+    with torch.library._scoped_library("aten", "IMPL") as library:
+        kernel_stubs.install_torch_stubs(library)
+        yield
+
+
+@pytest.mark.parametrize(("name", "dtype"), NAMES_AND_DTYPES)
+@pytest.mark.parametrize(("np", "ng"), HEADS)
+@pytest.mark.parametrize(("sq", "sk"), SHAPES)
+def test_a_kernel_equals_the_reference(name, dtype, np, ng, sq, sk):
+    qkv = tensors(sq, sk, np=np, ng=ng, b=2, dtype=dtype)
+    contract.check_equals_reference(KERNELS[name].loaded(), *qkv, tolerance=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize(("sq", "sk"), EMPTY)
+def test_no_rows_or_no_keys_give_zero_and_minus_infinity(name, sq, sk):
+    contract.check_empty(KERNELS[name].loaded(), *tensors(sq, sk, dtype=torch.bfloat16))
+
+
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize(("sq", "sk"), [(3, 70), (70, 70)])
+def test_a_kernel_takes_heads_that_lie_apart(name, sq, sk):
+    qkv = tensors(sq, sk, dtype=torch.bfloat16)
+    contract.check_strided(KERNELS[name].loaded(), *qkv, tolerance=TOLERANCE[torch.bfloat16])
+
+
+@pytest.mark.parametrize("b", [1, 3])
+def test_transformer_engine_with_an_old_cudnn_gives_an_unpacked_lse(monkeypatch, b):
+    monkeypatch.setattr(kernel_stubs.fused_attn_fwd, "packed_lse", False)
+    qkv = tensors(17, 17, b=b, dtype=torch.float16)
+    contract.check_equals_reference(KERNELS["transformer-engine"].loaded(), *qkv, tolerance=3e-3)
+
+
+@pytest.mark.parametrize("name", ["torch-flash", "torch-cudnn", "torch-efficient"])
+@pytest.mark.parametrize(("sq", "sk"), [(1, 37), (45, 45), (100, 41)])
+def test_torchs_cuda_kernels_have_these_shapes_on_the_meta_device(name, sq, sk):
+    """torch's own shape functions of these kernels, not our stubs."""
+    query, key, value = tensors(sq, sk, b=2, dtype=torch.float16, device="meta")
+    part = KERNELS[name].loaded()(query, key, value, causal=sq == sk, softmax_scale=1.0)
+    assert part.out.shape == (2, 9, sq, 16) and part.out.dtype == torch.float16
+    assert part.softmax_lse.shape == (2, 9, sq) and part.softmax_lse.dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_few_rows_read_a_groups_keys_once(name, monkeypatch):
+    """Where a kernel wants it, the heads of a group arrive as rows."""
+    kernel = KERNELS[name].loaded()
+    seen = []
+    spy = type(kernel)(
+        name, lambda query, *rest: seen.append(query.shape) or kernel.attend(query, *rest), kernel.folded_rows
+    )
+    query, key, value = tensors(5, 40, dtype=torch.bfloat16)
+    spy(query, key, value, causal=False, softmax_scale=1.0)
+    assert seen == [(15, 1, 3, 16) if KERNELS[name].folded_rows else (5, 1, 9, 16)]
