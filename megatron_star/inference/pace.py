@@ -6,7 +6,7 @@ from megatron_star.config import StarConfig
 from megatron_star.plan import ContextPlan, TokenCosts
 
 SMALLEST_WAVE_TOKENS = 128
-WAVE_SHARE = 0.6
+WAVE_SHARE = 0.5
 """Of the longest wait, for the wave; the rest is for the decoding step beside it, and for a busy machine."""
 
 
