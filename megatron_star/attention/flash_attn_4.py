@@ -1,7 +1,9 @@
 """FlashAttention 4 (the package flash-attn-4), whose kernels are compiled at their first call.
 
 It takes [b, s, h, hn], has grouped heads and folds them into rows itself, and splits the keys over the GPU
-when it is asked to choose how (`num_splits=0`). Its folder is that of flash-attn 2: install one of them.
+when it is asked to choose how (`num_splits=0`): on Blackwell. On older GPUs it cannot split them, and leaves
+most of a GPU idle when there are few rows, so it is not used there. Its folder is that of flash-attn 2:
+install one of the two.
 """
 
 from torch import Tensor
@@ -27,6 +29,7 @@ def load() -> Attend:
 FLASH_ATTN_4 = KernelInfo(
     name="flash-attn-4",
     load=load,
+    min_capability=(10, 0),
     max_head_size=128,
     distribution="flash-attn-4",
     install="pip install --pre flash-attn-4",

@@ -1,9 +1,12 @@
-"""The only LSE arithmetic of the project: merging partial attention results.
+"""The only LSE arithmetic of the project (with its twin for CUDA, triton_merge.py): merging partial results.
 
 Two parts with outputs o1, o2 and LSEs l1, l2 make o = w * o2 + (1 - w) * o1 with w = sigmoid(l2 - l1), and
 l = log(exp(l1) + exp(l2)) (FlashAttention, arXiv 2205.14135, section 3.1; Star Attention, arXiv 2411.17116,
 algorithm 2). Written so that it neither overflows at any gap nor makes NaN of parts that hold no key.
 """
+
+import importlib
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -26,6 +29,22 @@ def merge_partials(outs: Tensor, softmax_lses: Tensor) -> Partial:
     return Partial((outs * weights.unsqueeze(-1)).sum(0), softmax_lse)
 
 
+def merge_into(out: Tensor, softmax_lse: Tensor, part: Partial) -> None:
+    """Merge a part over further keys into float32 out [b, np, sq, hn] and LSE [b, np, sq], in place."""
+    weight = torch.sigmoid(part.softmax_lse - softmax_lse)
+    weight.masked_fill_(part.softmax_lse == -torch.inf, 0.0)
+    out.lerp_(part.out.to(torch.float32), weight.unsqueeze(-1))
+    torch.logaddexp(softmax_lse, part.softmax_lse, out=softmax_lse)
+
+
+def merge_into_on(device: torch.device) -> Callable[[Tensor, Tensor, Partial], None]:
+    """`merge_into`, or on CUDA the Triton kernel that does the same in one pass over memory."""
+    if device.type != "cuda":
+        return merge_into
+    # Triton comes with torch's CUDA builds; elsewhere it may be missing.
+    return importlib.import_module("megatron_star.attention.triton_merge").merge_into
+
+
 class PartialSum:
     """A running merge over packed query rows, in float32, in place."""
 
@@ -33,6 +52,7 @@ class PartialSum:
         """Rows of query [sq, b, np, hn], with no keys seen yet."""
         sq, b, np, hn = query.shape
         self.dtype = query.dtype
+        self.merge_into = merge_into_on(query.device)
         out = torch.zeros(sq, b, np, hn, dtype=torch.float32, device=query.device)
         lse = torch.full((sq, b, np), -torch.inf, dtype=torch.float32, device=query.device)
         self.out = out.permute(1, 2, 0, 3)
@@ -45,11 +65,7 @@ class PartialSum:
 
     def add_rows(self, start: int, end: int, part: Partial) -> None:
         """Merge a part over further keys into rows [start, end)."""
-        out, lse = self.out[:, :, start:end], self.softmax_lse[:, :, start:end]
-        weight = torch.sigmoid(part.softmax_lse - lse)
-        weight.masked_fill_(part.softmax_lse == -torch.inf, 0.0)
-        out.lerp_(part.out.to(torch.float32), weight.unsqueeze(-1))
-        torch.logaddexp(lse, part.softmax_lse, out=lse)
+        self.merge_into(self.out[:, :, start:end], self.softmax_lse[:, :, start:end], part)
 
     def merged(self) -> Partial:
         """All rows so far, in float32."""

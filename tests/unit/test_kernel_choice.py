@@ -17,7 +17,7 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 def machine(monkeypatch):
     """A function that makes this look like a machine with these packages and such a GPU."""
 
-    def pretend(*packages: str, capability: tuple[int, int] = (9, 0)) -> None:
+    def pretend(*packages: str, capability: tuple[int, int] = (10, 0)) -> None:
         def version(name: str) -> str:
             if name not in ("torch", *packages):
                 raise metadata.PackageNotFoundError(name)
@@ -59,6 +59,8 @@ def test_auto_goes_by_dtype_head_size_and_gpu(machine):
     machine("flash-attn-4")
     assert chosen(dtype=torch.float32) == "torch-efficient"
     assert chosen(head_size=256) == "torch-flash"
+    machine("flash-attn-4", capability=(9, 0))
+    assert chosen() == "torch-flash"
     machine("flash-attn-4", capability=(7, 5))
     assert chosen(dtype=torch.float16) == "torch-efficient"
 
@@ -100,7 +102,7 @@ def test_a_kernel_is_refused_where_it_cannot_run(machine, name):
         with pytest.raises(ValueError, match="computes in float16 or bfloat16, not in float32"):
             chosen(dtype=torch.float32, name=name)
         machine("flash-attn", "flash-attn-4", "transformer-engine", capability=(7, 0))
-        with pytest.raises(ValueError, match="compute capability 8.0 or newer"):
+        with pytest.raises(ValueError, match="compute capability (8|10).0 or newer"):
             chosen(name=name)
 
 
