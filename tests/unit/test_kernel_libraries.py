@@ -3,8 +3,10 @@
 import importlib
 from importlib import metadata
 
+import gpu_ranks
 import pytest
 import torch
+from distributed import run_ranks
 from kernel_contract import tensors
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -45,6 +47,15 @@ def test_transformer_engine_knows_the_names_that_the_adapter_uses(installed):
         assert f"{layout}_{layout}_{layout}" in library.QKVLayout and layout in library.QKVFormat
     masks = {*transformer_engine.DENSE_MASKS.values(), *transformer_engine.PACKED_MASKS.values()}
     assert masks <= set(library.AttnMaskType)
+
+
+def test_transformer_engines_layers_take_star_attention_and_the_same_checkpoints(installed, checkpoints):
+    installed("transformer-engine")
+    _, megatron = checkpoints("llama")
+    ((local_keys, keys, classes),) = run_ranks(1, gpu_ranks.checkpoint_keys, str(megatron))
+    assert keys == local_keys
+    assert {"StarSelfAttention", "StarCoreAttention", "TELayerNormColumnParallelLinear"} <= set(classes)
+    assert "TEDotProductAttention" not in classes
 
 
 @pytest.mark.parametrize(("sq", "sk"), [(37, 37), (1, 5000)])

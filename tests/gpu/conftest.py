@@ -1,0 +1,12 @@
+"""Every test in this folder needs a GPU; docs/gpu.md says which of them have run, and where."""
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def gpu() -> torch.device:
+    """The first GPU."""
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA GPU here")
+    return torch.device("cuda", 0)

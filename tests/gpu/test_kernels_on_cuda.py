@@ -1,0 +1,74 @@
+"""The contract on the libraries themselves, and the Triton merge on a GPU."""
+
+import kernel_contract as contract
+import pytest
+import torch
+from kernel_contract import EMPTY, HEADS, SHAPES, TOLERANCE, tensors
+
+from megatron_star.attention.kernels import KERNELS, select_kernel
+from megatron_star.attention.merge import PartialSum, merge_into
+from megatron_star.attention.partial import AttentionKernel, Partial
+
+CUDA_KERNELS = [name for name, info in KERNELS.items() if info.device_type == "cuda"]
+NAMES_AND_DTYPES = [
+    pytest.param(name, dtype, id=f"{name}-{dtype}".replace("torch.", ""))
+    for name in CUDA_KERNELS
+    for dtype in KERNELS[name].dtypes
+]
+SPLIT_KEYS = [(1, 20_001), (4, 4_097)]
+
+
+def kernel_or_skip(name: str, dtype: torch.dtype, head_size: int) -> AttentionKernel:
+    """The kernel, if this machine has it; an installation that is broken fails the test."""
+    device, info = torch.device("cuda", 0), KERNELS[name]
+    if reason := info.obstacle(device, dtype, head_size):
+        pytest.skip(f"{name}: {reason}")
+    if not info.is_installed:
+        pytest.skip(f"{info.distribution} is not installed")
+    return select_kernel(name, device=device, dtype=dtype, head_size=head_size)
+
+
+@pytest.mark.parametrize(("name", "dtype"), NAMES_AND_DTYPES)
+@pytest.mark.parametrize("hn", [64, 128])
+@pytest.mark.parametrize(("np", "ng"), HEADS)
+@pytest.mark.parametrize(("sq", "sk"), SHAPES + SPLIT_KEYS)
+def test_a_kernel_equals_the_reference(name, dtype, hn, np, ng, sq, sk):
+    kernel = kernel_or_skip(name, dtype, hn)
+    qkv = tensors(sq, sk, np=np, ng=ng, hn=hn, b=2, dtype=dtype, device="cuda")
+    contract.check_equals_reference(kernel, *qkv, tolerance=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("name", CUDA_KERNELS)
+@pytest.mark.parametrize(("sq", "sk"), EMPTY)
+def test_no_rows_or_no_keys_give_zero_and_minus_infinity(name, sq, sk):
+    kernel = kernel_or_skip(name, torch.bfloat16, 64)
+    contract.check_empty(kernel, *tensors(sq, sk, hn=64, dtype=torch.bfloat16, device="cuda"))
+
+
+@pytest.mark.parametrize("name", CUDA_KERNELS)
+@pytest.mark.parametrize(("sq", "sk"), [(3, 70), (70, 70)])
+def test_a_kernel_takes_heads_that_lie_apart(name, sq, sk):
+    kernel = kernel_or_skip(name, torch.bfloat16, 64)
+    qkv = tensors(sq, sk, hn=64, dtype=torch.bfloat16, device="cuda")
+    contract.check_strided(kernel, *qkv, tolerance=TOLERANCE[torch.bfloat16])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("sq", "hn"), [(1, 64), (37, 80), (4_097, 128)])
+def test_the_triton_merge_equals_torchs(gpu, dtype, sq, hn):
+    generator = torch.Generator(device=gpu).manual_seed(0)
+    new = Partial(
+        torch.randn(1, 9, sq, hn, generator=generator, device=gpu).to(dtype),
+        torch.randn(1, 9, sq, generator=generator, device=gpu) * 100,
+    )
+    new.softmax_lse[:, 0] = -torch.inf
+    new.out[:, 0] = 0
+    running = PartialSum(torch.zeros(sq, 1, 9, hn, device=gpu))
+    expected = PartialSum(torch.zeros(sq, 1, 9, hn, device=gpu))
+    assert running.merge_into is not merge_into
+    for shift in (0.0, 1.0, -100.0):
+        part = Partial(new.out + shift, new.softmax_lse * 0.5 + shift)
+        running.add_rows(0, sq, part)
+        merge_into(expected.out, expected.softmax_lse, part)
+    torch.testing.assert_close(running.out, expected.out, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(running.softmax_lse, expected.softmax_lse, atol=1e-5, rtol=1e-5)

@@ -1,0 +1,70 @@
+"""Models on one GPU, which several ranks share, against a dense forward of Hugging Face's model."""
+
+import gpu_ranks
+import pytest
+import torch
+from distributed import run_ranks
+from models import dense_logits, random_tokens
+
+from megatron_star.attention.kernels import KERNELS
+from megatron_star.config import StarConfig
+
+NUM_CONTEXT, NUM_LATER = 150, 9
+CONFIGS = [StarConfig(mode="exact"), StarConfig(block_size=32), StarConfig(block_size=32, anchor="recompute")]
+
+
+def expected_logits(hf, token_ids, config):
+    return dense_logits(hf, token_ids, NUM_CONTEXT, config)[NUM_CONTEXT:]
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=["exact", "broadcast", "recompute"])
+@pytest.mark.parametrize("num_ranks", [1, 2, 3])
+@pytest.mark.parametrize("model", ["llama", "qwen3"])
+def test_star_in_float32_equals_a_dense_forward(checkpoints, model, num_ranks, config):
+    hf, megatron = checkpoints(model)
+    token_ids = random_tokens(NUM_CONTEXT + NUM_LATER)
+    arguments = (str(megatron), token_ids, NUM_CONTEXT, config, torch.float32)
+    expected = expected_logits(hf, token_ids, config)
+    for logits in run_ranks(num_ranks, gpu_ranks.star_logits, *arguments):
+        torch.testing.assert_close(logits, expected, atol=1e-3, rtol=1e-3)
+        assert torch.equal(logits.argmax(-1), expected.argmax(-1))
+
+
+@pytest.mark.parametrize("kernel", [name for name, info in KERNELS.items() if info.device_type == "cuda"])
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_star_in_bfloat16_is_as_close_as_rounding_lets_it(gpu, checkpoints, kernel, num_ranks):
+    """bf16 moves logits of any implementation; star may move them no further than one rank's exact run."""
+    info = KERNELS[kernel]
+    if reason := info.obstacle(gpu, torch.bfloat16, 16):
+        pytest.skip(reason)
+    if not info.is_installed:
+        pytest.skip(f"{info.distribution} is not installed")
+    hf, megatron = checkpoints("llama")
+    token_ids = random_tokens(NUM_CONTEXT + NUM_LATER)
+
+    def error(ranks: int, config: StarConfig, name: str) -> float:
+        arguments = (str(megatron), token_ids, NUM_CONTEXT, config, torch.bfloat16, name)
+        logits = run_ranks(ranks, gpu_ranks.star_logits, *arguments)[0]
+        return (logits - expected_logits(hf, token_ids, config)).pow(2).mean().sqrt().item()
+
+    assert error(num_ranks, StarConfig(block_size=32), kernel) <= 2 * error(
+        1, StarConfig(mode="exact"), "torch-efficient"
+    )
+
+
+def test_transformer_engines_layers_give_the_same_logits(checkpoints):
+    pytest.importorskip("transformer_engine.pytorch", reason="transformer-engine is not installed")
+    hf, megatron = checkpoints("llama")
+    token_ids = random_tokens(NUM_CONTEXT + NUM_LATER)
+    config = StarConfig(block_size=32)
+    arguments = (str(megatron), token_ids, NUM_CONTEXT, config, torch.float32, "auto", "transformer_engine")
+    (logits,) = run_ranks(1, gpu_ranks.star_logits, *arguments)
+    torch.testing.assert_close(logits, expected_logits(hf, token_ids, config), atol=1e-2, rtol=1e-2)
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_only_the_kv_stays_in_memory_after_encoding(checkpoints, num_ranks):
+    _, megatron = checkpoints("llama")
+    arguments = (str(megatron), random_tokens(4_000), StarConfig(block_size=512))
+    for kept, kv in run_ranks(num_ranks, gpu_ranks.encoding_memory, *arguments):
+        assert kv <= kept <= kv * 1.05 + (1 << 20)
