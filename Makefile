@@ -41,6 +41,17 @@ setup: $(VENV)/.installed  ## make the virtual environment
 
 model: $(MEGATRON_MODEL)  ## fetch SmolLM2-135M and the essays, and convert the model for Megatron
 
+.PHONY: te-check test-gpu bench-gpu
+te-check: setup  ## without a GPU: build TransformerEngine (once, 20 minutes), check the adapters against the libraries
+	@scripts/check_gpu_libraries.sh $(VENV)
+
+test-gpu: setup  ## on a GPU: kernels, model parity, streams, graphs, memory
+	@$(RUN) benchmarks/gpu_machine.py
+	@$(RUN) -m pytest tests/gpu -rs
+
+bench-gpu: setup  ## on a GPU: time the attention kernels and the merge
+	@$(RUN) benchmarks/gpu_attention.py --output bench-gpu.json
+
 clean:  ## remove .venv and .demo
 	rm -rf .venv .demo
 

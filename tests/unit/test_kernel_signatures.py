@@ -25,9 +25,7 @@ FUNCTIONS = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("package", "file", "stub"), FUNCTIONS, ids=lambda value: getattr(value, "__name__", "")
-)
+@pytest.mark.parametrize(("package", "file", "stub"), FUNCTIONS)
 def test_a_stub_has_the_signature_of_the_library(package, file, stub):
     assert _parameters_of_stub(stub) == _parameters_in(
         _source(package, file), stub.__name__.removesuffix("_4")
