@@ -1,5 +1,6 @@
 """What the ranks of the GPU tests run; importable by their processes. They share one GPU, but for NCCL."""
 
+from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 
 import torch
@@ -11,13 +12,14 @@ from megatron_star.attention.merge import PartialSum
 from megatron_star.config import StarConfig
 from megatron_star.cost_model import choose_plan, token_costs
 from megatron_star.inference.context_encoding import encode_context
+from megatron_star.inference.kv_store import EncodedContext
 from megatron_star.inference.loading import load_star_model
 from megatron_star.inference.star_model import StarModel
 from megatron_star.inference.token_generation import Sequence, generate_step
 from megatron_star.model.build import build_gpt_model
 from megatron_star.model.checkpoint import read_checkpoint_info
 from megatron_star.model.cpu import use_cpu_where_cuda_is_absent
-from megatron_star.parallel.exchange import Exchange
+from megatron_star.parallel.exchange import Exchange, SourceTransfers
 from megatron_star.parallel.groups import initialize_groups
 from megatron_star.plan import Source
 
@@ -53,7 +55,7 @@ def star_logits(
     )
 
 
-def encode(star_model: StarModel, token_ids: SequenceOf[int], config: StarConfig):
+def encode(star_model: StarModel, token_ids: SequenceOf[int], config: StarConfig) -> EncodedContext:
     """The encoded context of these tokens."""
     cp_size = star_model.exchange.cp_size
     _, plan = choose_plan(len(token_ids), cp_size, config, token_costs(star_model.model.config))
@@ -90,7 +92,7 @@ def overlap(num_rows: int, num_anchor: int) -> tuple[float, float, float]:
         own = kernel(query, key, value, causal=True, softmax_scale=0.1)
         PartialSum(query).set_rows(0, num_rows, own)
 
-    def send():
+    def send() -> SourceTransfers:
         return exchange.broadcast_sources([anchor], lambda _: (key[:num_anchor], value[:num_anchor]), key)
 
     def both() -> None:
@@ -104,7 +106,7 @@ def overlap(num_rows: int, num_anchor: int) -> tuple[float, float, float]:
     return result
 
 
-def median_ms(function, repeats: int = 20) -> float:
+def median_ms(function: Callable[[], object], repeats: int = 20) -> float:
     """Milliseconds of the GPU's own clock, after three warm-up calls."""
     times = []
     for _ in range(repeats + 3):

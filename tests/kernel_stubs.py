@@ -41,7 +41,7 @@ def flash_attn_func(
     return_attn_probs=False,
 ):
     """flash-attn 2, dense."""
-    _check_half(q, k, v)
+    check_half(q, k, v)
     out, lse = attend(q, k, v, causal=causal, scale=softmax_scale)
     return (out, lse.masked_fill(lse == -torch.inf, torch.inf), None) if return_attn_probs else out
 
@@ -65,7 +65,7 @@ def flash_attn_varlen_func(
     block_table=None,
 ):
     """flash-attn 2, packed; LSE [np, total query rows]."""
-    _check_half(q, k, v)
+    check_half(q, k, v)
     q, k, v = _unpacked(q, cu_seqlens_q), _unpacked(k, cu_seqlens_k), _unpacked(v, cu_seqlens_k)
     assert (q.size(1), k.size(1)) == (max_seqlen_q, max_seqlen_k)
     out, lse = attend(q, k, v, causal=causal, scale=softmax_scale)
@@ -95,7 +95,7 @@ def flash_attn_with_kvcache(
     return_softmax_lse=False,
 ):
     """flash-attn 2 against a KV cache."""
-    _check_half(q, k_cache, v_cache)
+    check_half(q, k_cache, v_cache)
     assert k is None and v is None, "the adapter adds nothing to the cache"
     out, lse = attend(q, k_cache, v_cache, causal=causal, scale=softmax_scale)
     return (out, lse) if return_softmax_lse else out
@@ -127,7 +127,7 @@ def flash_attn_func_4(
     gather_bwd_token_chunk=None,
 ):
     """flash-attn 4, dense. Without `return_lse` the LSE is left out."""
-    _check_half(q, k, v)
+    check_half(q, k, v)
     out, lse = attend(q, k, v, causal=causal, scale=softmax_scale)
     return out, lse if return_lse else None
 
@@ -222,56 +222,7 @@ def _install(monkeypatch: pytest.MonkeyPatch, name: str, **members: object) -> N
     monkeypatch.setitem(sys.modules, name, module)
 
 
-def install_torch_stubs(library: torch.library.Library) -> None:
-    """Register CPU kernels for torch's CUDA attention; arguments go through torch's own schemas."""
-    library.impl("_scaled_dot_product_flash_attention", _torch_flash, "CPU")
-    library.impl("_scaled_dot_product_cudnn_attention", _torch_cudnn, "CPU")
-    library.impl("_scaled_dot_product_efficient_attention", _torch_efficient, "CPU")
-
-
-def _torch_flash(query, key, value, dropout_p=0.0, is_causal=False, return_debug_mask=False, *, scale=None):
-    _check_half(query, key, value)
-    out, lse = _heads_first(query, key, value, is_causal, scale)
-    nothing = torch.empty(0)
-    return out, lse, nothing, nothing, query.size(2), key.size(2), nothing, nothing, nothing
-
-
-def _torch_cudnn(
-    query,
-    key,
-    value,
-    attn_bias,
-    compute_log_sumexp,
-    dropout_p=0.0,
-    is_causal=False,
-    return_debug_mask=False,
-    *,
-    scale=None,
-):
-    _check_half(query, key, value)
-    out, lse = _heads_first(query, key, value, is_causal, scale)
-    lse = lse.unsqueeze(-1) if compute_log_sumexp else torch.empty(0)
-    nothing = torch.empty(0)
-    return out, lse, nothing, nothing, query.size(2), key.size(2), nothing, nothing, nothing
-
-
-def _torch_efficient(
-    query, key, value, attn_bias, compute_log_sumexp, dropout_p=0.0, is_causal=False, *, scale=None
-):
-    assert query.size(1) == key.size(1), "it has no grouped heads"
-    out, lse = _heads_first(query, key, value, is_causal, scale)
-    rows = -(-query.size(2) // 32) * 32
-    padded = lse.new_full((*lse.shape[:2], rows), torch.inf)
-    padded[:, :, : query.size(2)] = lse
-    return out, padded if compute_log_sumexp else torch.empty(0), torch.empty(0), torch.empty(0)
-
-
-def _heads_first(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
-    out, lse = attend(*(t.transpose(1, 2) for t in (q, k, v)), causal=causal, scale=scale)
-    return out.transpose(1, 2), lse
-
-
-def _check_half(*tensors: Tensor) -> None:
+def check_half(*tensors: Tensor) -> None:
     assert all(tensor.dtype in HALF and tensor.stride(-1) == 1 for tensor in tensors)
 
 

@@ -7,6 +7,7 @@ import kernel_contract as contract
 import kernel_stubs
 import pytest
 import torch
+import torch_kernel_stubs
 from kernel_contract import EMPTY, HEADS, SHAPES, TOLERANCE, tensors
 
 from megatron_star.attention.kernels import KERNELS
@@ -23,7 +24,7 @@ def stubs(monkeypatch):
     """Stubs of all libraries, and of torch's CUDA kernels."""
     kernel_stubs.install_library_stubs(monkeypatch)
     with torch.library._scoped_library("aten", "IMPL") as library:
-        kernel_stubs.install_torch_stubs(library)
+        torch_kernel_stubs.install_torch_stubs(library)
         yield
 
 
