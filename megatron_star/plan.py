@@ -66,26 +66,42 @@ class ContextPlan:
     A wave is a range of the context, in order, which the ranks encode in one forward pass. In it, a block is
     either whole on one rank or spread over all of them in zigzag order, so that every rank gets early and
     late pieces and the causal work is even.
+
+    A plan may extend another one, whose `num_tokens` it begins at (`start`): its waves encode the tokens from
+    there on, in blocks of their own, with the other plan's anchor and segments among their sources.
     """
 
+    start: int
     num_tokens: int
     cp_size: int
     anchor_size: int
     block_edges: tuple[int, ...]
     waves: tuple[Wave, ...]
+    stored: tuple[Source, ...]
 
     @classmethod
     def build(
-        cls, num_tokens: int, cp_size: int, config: StarConfig, costs: TokenCosts | None = None
+        cls,
+        num_tokens: int,
+        cp_size: int,
+        config: StarConfig,
+        costs: TokenCosts | None = None,
+        base: Self | None = None,
     ) -> Self:
-        """The plan for a context of `num_tokens` >= 0. `config.mode` is `star` or `exact`."""
-        planner = _Planner(num_tokens, cp_size, config, costs or TokenCosts())
+        """The plan for a context of `num_tokens` >= 0, of which `base` has the beginning.
+
+        `config.mode` is `star` or `exact`; `base` was built with the same mode and sizes.
+        """
+        planner = _Planner(num_tokens, cp_size, config, costs or TokenCosts(), base)
+        waves = tuple(planner.waves())
         return cls(
+            start=planner.start,
             num_tokens=num_tokens,
             cp_size=cp_size,
             anchor_size=planner.anchor_size,
             block_edges=planner.block_edges,
-            waves=tuple(planner.waves()),
+            waves=waves,
+            stored=tuple(planner.stored),
         )
 
     @property
@@ -181,6 +197,12 @@ def _even_edges(start: int, end: int, parts: int) -> list[int]:
     return [start + (end - start) * i // parts for i in range(parts + 1)]
 
 
+def _with_even_blocks(edges: tuple[int, ...], end: int, block_size: int) -> tuple[int, ...]:
+    """Block edges continued to `end` by as few blocks of at most `block_size` as there can be, evenly."""
+    num_blocks = -(-(end - edges[-1]) // block_size)
+    return edges[:-1] + tuple(_even_edges(edges[-1], end, num_blocks)) if num_blocks else edges
+
+
 def _slowest_rank(wave: Wave, cp_size: int, costs: TokenCosts) -> float:
     totals = [0.0] * cp_size
     for segment in wave:
@@ -191,30 +213,32 @@ def _slowest_rank(wave: Wave, cp_size: int, costs: TokenCosts) -> float:
 class _Planner:
     """Builds the waves of one plan from front to back, so that sources always exist already."""
 
-    def __init__(self, num_tokens: int, cp_size: int, config: StarConfig, costs: TokenCosts) -> None:
+    def __init__(
+        self, num_tokens: int, cp_size: int, config: StarConfig, costs: TokenCosts, base: ContextPlan | None
+    ) -> None:
         assert num_tokens >= 0 and cp_size >= 1 and config.mode in ("star", "exact")
+        self.num_tokens, self.cp_size, self.config, self.costs = num_tokens, cp_size, config, costs
+        self.start = base.num_tokens if base else 0
         exact = config.mode == "exact"
         block_size = max(1, num_tokens) if exact else config.block_size
+        first_edges = base.block_edges if base and not exact else (0,)
+        self.block_edges = _with_even_blocks(first_edges, num_tokens, block_size)
         anchor_size = block_size if exact or config.anchor_size is None else config.anchor_size
-        num_blocks = -(-num_tokens // block_size)
-        self.num_tokens, self.cp_size, self.config, self.costs = num_tokens, cp_size, config, costs
-        self.block_edges = tuple(_even_edges(0, num_tokens, num_blocks)) if num_blocks else (0,)
-        self.anchor_size = min(anchor_size, self.block_edges[1]) if num_blocks else 0
-        self.stored: list[Source] = []
+        self.anchor_size = min(anchor_size, self.block_edges[1]) if num_tokens else 0
+        self.stored = list(base.stored) if base else []
 
     def waves(self) -> Iterator[Wave]:
-        """The waves; each call starts from the front of the context."""
-        self.stored = []
+        """The waves, once: `stored` grows with them."""
         for first, last in pairwise(self._wave_edges()):
             yield from self._waves_within(first, last)
 
     def _wave_edges(self) -> list[int]:
         """Block edges between waves, a multiple of `cp_size` blocks apart where blocks fit a wave."""
-        num_blocks = len(self.block_edges) - 1
-        largest = max((end - start for start, end in pairwise(self.block_edges)), default=1)
+        edges = [self.start, *(edge for edge in self.block_edges if edge > self.start)]
+        largest = max((end - start for start, end in pairwise(edges)), default=1)
         per_rank = self.config.wave_tokens // largest
         step = per_rank * self.cp_size or max(1, self.config.wave_tokens * self.cp_size // largest)
-        return [self.block_edges[i] for i in range(0, num_blocks, step)] + [self.num_tokens]
+        return [edges[i] for i in range(0, len(edges) - 1, step)] + [self.num_tokens]
 
     def _waves_within(self, start: int, end: int) -> Iterator[Wave]:
         """[start, end) as one wave, or halved until no rank gets more than `wave_tokens`."""

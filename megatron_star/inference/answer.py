@@ -81,8 +81,10 @@ class Answer:
 
     def note_waves(self, num_waves: int) -> None:
         """So many waves of its context are encoded."""
-        waves = self.job.plan.waves[:num_waves]
-        self.num_encoded_tokens = sum(segment.num_tokens for wave in waves for segment in wave)
+        plan = self.job.context.plan
+        if num_waves:
+            encoded = sum(segment.num_tokens for wave in plan.waves[:num_waves] for segment in wave)
+            self.num_encoded_tokens = plan.start + encoded
 
     def note_encoded(self) -> None:
         """Its context is encoded; only the first call counts."""
@@ -115,7 +117,8 @@ class Answer:
             num_query_tokens=len(request.query_tokens),
             mode=self.job.mode,
             num_blocks=plan.num_blocks,
-            cache_hit=self.job.cache_hit,
+            cache_hit=0 < plan.num_tokens == self.job.num_cached_tokens,
+            num_cached_tokens=self.job.num_cached_tokens,
             timings=self._timings(),
             kv_bytes_per_rank=kv_bytes_per_cp_rank,
         )

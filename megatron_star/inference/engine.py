@@ -23,6 +23,7 @@ from megatron_star.inference.request import StarRequest, StarResult
 from megatron_star.inference.scheduler import Job, Scheduler, context_key
 from megatron_star.inference.star_model import StarModel
 from megatron_star.parallel.control import broadcast_json
+from megatron_star.plan import ContextPlan
 
 HEARTBEAT_SECONDS = 1.0
 CALIBRATION_TOKENS = 512
@@ -74,6 +75,7 @@ class StarEngine:
         dtype_bytes = torch.empty(0, dtype=config.params_dtype).element_size()
         tp_size = config.tensor_model_parallel_size
         self.scheduler = Scheduler(
+            self.costs,
             cp_size=star_model.exchange.cp_size,
             kv_bytes_per_token=kv_bytes_per_token(config, tp_size=tp_size, bytes_per_value=dtype_bytes),
             budget_bytes_per_rank=budget_bytes_per_rank,
@@ -182,7 +184,9 @@ class StarEngine:
         tokens = [0] * min(CALIBRATION_TOKENS, self.max_sequence_length)
         star = StarConfig(mode="exact")
         self._run(
-            Command(open_context=(CALIBRATION_CONTEXT, tokens, star), encode_wave=(CALIBRATION_CONTEXT, 0))
+            Command(
+                open_context=(CALIBRATION_CONTEXT, tokens, star, None), encode_wave=(CALIBRATION_CONTEXT, 0)
+            )
         )
         self._run(Command(drop_contexts=[CALIBRATION_CONTEXT]))
 
@@ -219,10 +223,21 @@ class StarEngine:
         mode, plan = choose_plan(num_tokens, cp_size, request.star, self.costs)
         star = replace(request.star, mode=mode)
         star, plan = self.pace.bounded(star, plan, self.costs)
-        key = context_key(request.context_tokens, plan, star)
-        job = Job(job_id, request, mode, star, plan, key, pending=list(request.query_tokens))
+        plans = self._plans(request, star, plan)
+        keys = [context_key(request.context_tokens[: p.num_tokens], p, star) for p in plans]
+        job = Job(job_id, request, mode, star, plans, keys, pending=list(request.query_tokens))
         self.scheduler.check_fits(job)
         return job
+
+    def _plans(self, request: StarRequest, star: StarConfig, plan: ContextPlan) -> list[ContextPlan]:
+        """The plan of each turn's context, each extending the one before; one plan without earlier turns."""
+        if not request.turn_edges:
+            return [plan]
+        plans: list[ContextPlan] = []
+        for num_tokens in (*request.turn_edges, plan.num_tokens):
+            base = plans[-1] if plans else None
+            plans.append(ContextPlan.build(num_tokens, plan.cp_size, star, self.costs, base))
+        return plans
 
     def _take_submitted(self) -> None:
         with self._lock:
@@ -270,6 +285,10 @@ class StarEngine:
 
     def _kv_bytes(self, job: Job) -> list[int]:
         """Bytes of the context and the tail on each CP rank; the same on each TP rank of it."""
-        sizes = list(job.context.bytes_per_rank) if job.context else [0] * len(self.scheduler.used)
+        sizes = [0] * len(self.scheduler.used)
         sizes[job.tail_rank] += job.tail_bytes
+        context = job.context
+        while context:
+            sizes = [size + more for size, more in zip(sizes, context.bytes_per_rank, strict=True)]
+            context = context.parent
         return sizes

@@ -20,7 +20,8 @@ class Command:
 
     Attributes:
         drop_sequences, drop_contexts: ids whose KV is freed.
-        open_context: id, tokens and configuration (mode decided, wave size set) of a context to be encoded.
+        open_context: of a context to be encoded: id, all tokens, configuration (mode decided, wave size set),
+            and the id of the context that it extends.
         encode_wave: id of a context and the index of its next wave.
         open_sequences: id, context id and tail rank of sequences that begin.
         feed: id and new tokens of the sequences that go through the model together.
@@ -29,7 +30,7 @@ class Command:
 
     drop_sequences: list[int] = field(default_factory=list)
     drop_contexts: list[int] = field(default_factory=list)
-    open_context: tuple[int, list[int], StarConfig] | None = None
+    open_context: tuple[int, list[int], StarConfig, int | None] | None = None
     encode_wave: tuple[int, int] | None = None
     open_sequences: list[tuple[int, int, int]] = field(default_factory=list)
     feed: list[tuple[int, list[int]]] = field(default_factory=list)
@@ -44,8 +45,8 @@ class Command:
         """The command of `to_json`."""
         command = cls(**values)
         if command.open_context:
-            context_id, tokens, star = command.open_context
-            command.open_context = context_id, tokens, StarConfig.from_dict(star)
+            context_id, tokens, star, parent_id = command.open_context
+            command.open_context = context_id, tokens, StarConfig.from_dict(star), parent_id
         return command
 
 
@@ -85,10 +86,14 @@ class RankExecutor:
             return None
         return generate_step(self.star_model, [(self.sequences[i], tokens) for i, tokens in command.feed])
 
-    def _open_context(self, context_id: int, token_ids: list[int], star: StarConfig) -> None:
+    def _open_context(
+        self, context_id: int, token_ids: list[int], star: StarConfig, parent_id: int | None
+    ) -> None:
         exchange = self.star_model.exchange
-        plan = ContextPlan.build(len(token_ids), exchange.cp_size, star, self.costs)
-        self.contexts[context_id] = _Context(token_ids, EncodedContext(plan, exchange.cp_rank))
+        parent = None if parent_id is None else self.contexts[parent_id].encoded
+        base = parent.plan if parent else None
+        plan = ContextPlan.build(len(token_ids), exchange.cp_size, star, self.costs, base)
+        self.contexts[context_id] = _Context(token_ids, EncodedContext(plan, exchange.cp_rank, parent))
 
     def _encode_wave(self, context_id: int, index: int) -> None:
         context = self.contexts[context_id]

@@ -4,6 +4,8 @@ Shapes: tokens first, then b = 1, ng KV heads of this TP rank, hn head size. Lay
 """
 
 from bisect import bisect_right
+from collections.abc import Iterator
+from typing import Self
 
 from torch import Tensor
 
@@ -20,10 +22,14 @@ def tail_room(num_tokens: int) -> int:
 
 
 class EncodedContext:
-    """One rank's share of an encoded context. It grows while it is encoded and never changes afterwards."""
+    """One rank's share of an encoded context. It grows while it is encoded and never changes afterwards.
 
-    def __init__(self, plan: ContextPlan, cp_rank: int) -> None:
-        self.plan = plan
+    A context that extends another one (`parent`) holds what its own plan encodes and reads the rest there.
+    """
+
+    def __init__(self, plan: ContextPlan, cp_rank: int, parent: Self | None = None) -> None:
+        assert plan.start == (parent.plan.num_tokens if parent else 0)
+        self.plan, self.parent = plan, parent
         self.num_local_tokens = plan.num_owned_tokens(cp_rank)
         self._starts: list[int] = []
         self._offsets: list[int] = []
@@ -51,17 +57,22 @@ class EncodedContext:
 
     def read(self, layer_number: int, source: Source) -> KeyValue:
         """Views of a stored source, [tokens, 1, ng, hn] each."""
+        if source.start < self.plan.start:
+            return self.parent.read(layer_number, source)
         keys, values = self._layers[layer_number]
         rows = slice(self.offset_of(source.start), self.offset_of(source.end - 1) + 1)
         return keys[rows], values[rows]
 
-    def key_value(self, layer_number: int) -> KeyValue:
-        """All that this rank holds of a layer, [num_local_tokens, 1, ng, hn]; it must hold something."""
-        return self._layers[layer_number]
+    def held(self, layer_number: int) -> Iterator[KeyValue]:
+        """All that this rank holds of a layer, in one piece for each context of the chain that has any."""
+        if self.parent:
+            yield from self.parent.held(layer_number)
+        if self.num_local_tokens:
+            yield self._layers[layer_number]
 
     @property
     def num_bytes(self) -> int:
-        """Memory of this rank's share."""
+        """Memory of this rank's share, without the parent's."""
         return sum(key.nbytes + value.nbytes for key, value in self._layers.values())
 
 

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from typing import Any, Self
 
 from megatron.core.inference.sampling_params import SamplingParams
@@ -20,6 +21,8 @@ class StarRequest:
             termination_id, stop_words. top_k=1 is greedy.
         seed: of this request's own random generator.
         deadline_seconds: after so many seconds the request ends with what it has.
+        turn_edges: where, in tokens, earlier contexts ended that this one extends. Each part is cut into
+            blocks on its own, so what was encoded for an earlier turn is used again as it is.
     """
 
     context_tokens: list[int]
@@ -28,6 +31,7 @@ class StarRequest:
     sampling: SamplingParams = field(default_factory=SamplingParams)
     seed: int = 0
     deadline_seconds: float = math.inf
+    turn_edges: tuple[int, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """A form that survives JSON."""
@@ -40,6 +44,7 @@ class StarRequest:
             **values
             | {
                 "star": StarConfig.from_dict(values["star"]),
+                "turn_edges": tuple(values["turn_edges"]),
                 "sampling": SamplingParams.deserialize(values["sampling"]),
             }
         )
@@ -54,6 +59,7 @@ class StarRequest:
         _check_sampling(self.sampling, vocab_size)
         if not self.deadline_seconds > 0:
             raise ValueError(f"deadline_seconds is {self.deadline_seconds}: it must be more than 0")
+        _check_turn_edges(self.turn_edges, len(self.context_tokens))
         context, query = len(self.context_tokens), len(self.query_tokens)
         generated = self.sampling.num_tokens_to_generate
         total = context + query + generated
@@ -62,6 +68,14 @@ class StarRequest:
                 f"{context} context + {query} query + {generated} generated tokens = {total}, "
                 f"but the model's limit is {max_sequence_length}"
             )
+
+
+def _check_turn_edges(edges: tuple[int, ...], num_context_tokens: int) -> None:
+    bounds = (0, *edges, num_context_tokens)
+    if any(left >= right for left, right in pairwise(bounds)) and edges:
+        raise ValueError(
+            f"turn_edges {list(edges)} must rise, between 0 and {num_context_tokens} context tokens"
+        )
 
 
 def _check_sampling(sampling: SamplingParams, vocab_size: int) -> None:
@@ -102,7 +116,8 @@ class StarResult:
         logprobs: of each of `tokens`, natural logarithm, under the model's own distribution (temperature 1).
         finish_reason: `stop`, `length`, `cancelled` or `deadline`.
         mode: `star` or `exact`, as used.
-        cache_hit: the context was encoded, or being encoded, for another request already.
+        cache_hit: all of the context was encoded, or being encoded, for another request already.
+        num_cached_tokens: context tokens of which that is so; fewer than all if the context extends another.
         kv_bytes_per_rank: memory of the context and the tail on each CP rank (on each TP rank of it).
     """
 
@@ -117,3 +132,4 @@ class StarResult:
     cache_hit: bool
     timings: Timings
     kv_bytes_per_rank: list[int]
+    num_cached_tokens: int = 0

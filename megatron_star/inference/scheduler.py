@@ -9,12 +9,13 @@ from array import array
 from collections import deque
 from dataclasses import dataclass
 from itertools import count
+from typing import Self
 
 from megatron_star.config import StarConfig
 from megatron_star.inference.executor import Command
 from megatron_star.inference.kv_store import tail_room
 from megatron_star.inference.request import StarRequest
-from megatron_star.plan import ContextPlan
+from megatron_star.plan import ContextPlan, TokenCosts
 
 ContextKey = tuple[bytes, tuple[int, ...], int, int]
 MAX_TOKENS_FED_AT_ONCE = 512
@@ -31,13 +32,17 @@ def context_key(token_ids: list[int], plan: ContextPlan, star: StarConfig) -> Co
 
 @dataclass(eq=False)
 class CachedContext:
-    """A context that is encoded, being encoded, or waiting for it. `users` are sequences that need it."""
+    """A context that is encoded, being encoded, or waiting for it.
+
+    `users` are the sequences that need it, and the contexts that extend it.
+    """
 
     id: int
     key: ContextKey
     token_ids: list[int]
     star: StarConfig
     plan: ContextPlan
+    parent: Self | None
     bytes_per_rank: list[int]
     users: int = 0
     last_use: int = 0
@@ -55,6 +60,7 @@ class Job:
     """A request on its way through the scheduler.
 
     Attributes:
+        plans: of its context, and before it of each earlier turn's context, which the next one extends.
         pending: tokens that are to be fed next: the query, then each generated token.
         opened: its sequence exists on the ranks.
     """
@@ -63,22 +69,34 @@ class Job:
     request: StarRequest
     mode: str
     star: StarConfig
-    plan: ContextPlan
-    key: ContextKey
+    plans: list[ContextPlan]
+    keys: list[ContextKey]
     pending: list[int]
     context: CachedContext | None = None
     tail_rank: int = 0
     tail_bytes: int = 0
     opened: bool = False
-    cache_hit: bool = False
+    num_cached_tokens: int = 0
+
+    @property
+    def plan(self) -> ContextPlan:
+        """The plan of the whole context."""
+        return self.plans[-1]
 
 
 class Scheduler:
     """Queues jobs, shares contexts, keeps within the budget, and says what the ranks do next."""
 
     def __init__(
-        self, *, cp_size: int, kv_bytes_per_token: int, budget_bytes_per_rank: int, max_running: int = 64
+        self,
+        costs: TokenCosts,
+        *,
+        cp_size: int,
+        kv_bytes_per_token: int,
+        budget_bytes_per_rank: int,
+        max_running: int = 64,
     ) -> None:
+        self.costs = costs
         self.kv_bytes_per_token, self.budget = kv_bytes_per_token, budget_bytes_per_rank
         self.max_running = max_running
         self.used = [0] * cp_size
@@ -92,7 +110,7 @@ class Scheduler:
 
     def check_fits(self, job: Job) -> None:
         """Raises ValueError, with what it needs and what there is, if this job can never run."""
-        needs = [self._context_bytes(job.plan, rank) for rank in range(len(self.used))]
+        needs = self._bytes_of(job.plans)
         tail = self._tail_bytes(job.request)
         needs[min(range(len(needs)), key=needs.__getitem__)] += tail
         if max(needs) > self.budget:
@@ -137,9 +155,7 @@ class Scheduler:
         self.used[job.tail_rank] -= job.tail_bytes
         if job.opened:
             self._drop_sequences.append(job.id)
-        job.context.users -= 1
-        if not job.context.users and not job.context.encoded:
-            self._drop(job.context)
+        self._give_up(job.context)
 
     @property
     def idle(self) -> bool:
@@ -148,15 +164,16 @@ class Scheduler:
 
     def drop_unused_contexts(self) -> None:
         """Forget every context that no sequence uses."""
-        for context in [context for context in self.contexts.values() if not context.users]:
-            self._drop(context)
+        while unused := [context for context in self.contexts.values() if not context.users]:
+            self._drop(unused[0])
 
     def _encode_into(self, command: Command) -> None:
         if not self._to_encode:
             return
         context = self._to_encode[0]
         if not context.opened:
-            command.open_context = context.id, context.token_ids, context.star
+            parent_id = context.parent.id if context.parent else None
+            command.open_context = context.id, context.token_ids, context.star, parent_id
             context.opened = True
         if context.next_wave < len(context.plan.waves):
             command.encode_wave = context.id, context.next_wave
@@ -166,35 +183,66 @@ class Scheduler:
 
     def _reserve(self, job: Job) -> bool:
         """Take what the job needs, dropping unused contexts for it, oldest first; False if in vain."""
-        context = self.contexts.get(job.key)
-        needs = [0 if context else self._context_bytes(job.plan, rank) for rank in range(len(self.used))]
+        num_reused, context = self._longest_cached(job)
+        self._replan(job, num_reused, context)
+        needs = self._bytes_of(job.plans[num_reused:])
         tail_bytes = self._tail_bytes(job.request)
         tail_rank = min(range(len(needs)), key=lambda rank: self.used[rank] + needs[rank])
         needs[tail_rank] += tail_bytes
         if not self._make_room(needs, keep=context):
             return False
-        job.tail_rank, job.tail_bytes, job.cache_hit = tail_rank, tail_bytes, context is not None
-        if context is None:
-            needs[tail_rank] -= tail_bytes
-            tokens = job.request.context_tokens
-            context = CachedContext(next(self._ids), job.key, tokens, job.star, job.plan, needs)
-            self.contexts[job.key] = context
-            self._to_encode.append(context)
-            self._add(needs)
+        job.tail_rank, job.tail_bytes = tail_rank, tail_bytes
+        job.num_cached_tokens = context.plan.num_tokens if context else 0
         self.used[tail_rank] += tail_bytes
-        job.context = context
+        for plan, key in zip(job.plans[num_reused:], job.keys[num_reused:], strict=True):
+            context = self._new_context(job, plan, key, parent=context)
         context.users += 1
         context.last_use = next(self._clock)
+        job.context = context
         return True
 
+    def _longest_cached(self, job: Job) -> tuple[int, CachedContext | None]:
+        """How many of the job's turns are encoded, or being encoded, already; and the context of the last."""
+        for index in range(len(job.keys) - 1, -1, -1):
+            if context := self.contexts.get(job.keys[index]):
+                return index + 1, context
+        return 0, None
+
+    def _replan(self, job: Job, num_reused: int, context: CachedContext | None) -> None:
+        """Let the job's remaining plans extend the plan that the reused context was really encoded by."""
+        if context is None or context.plan is job.plans[num_reused - 1]:
+            return
+        job.plans[num_reused - 1] = context.plan
+        for index in range(num_reused, len(job.plans)):
+            num_tokens, base = job.plans[index].num_tokens, job.plans[index - 1]
+            job.plans[index] = ContextPlan.build(num_tokens, base.cp_size, job.star, self.costs, base)
+
+    def _new_context(
+        self, job: Job, plan: ContextPlan, key: ContextKey, parent: CachedContext | None
+    ) -> CachedContext:
+        tokens, sizes = job.request.context_tokens[: plan.num_tokens], self._bytes_of([plan])
+        context = CachedContext(next(self._ids), key, tokens, job.star, plan, parent, sizes)
+        context.last_use = next(self._clock)
+        if parent:
+            parent.users += 1
+        self.contexts[key] = context
+        self._to_encode.append(context)
+        self._add(sizes)
+        return context
+
     def _make_room(self, needs: list[int], keep: CachedContext | None) -> bool:
-        unused = [c for c in self.contexts.values() if not c.users and c is not keep]
-        unused.sort(key=lambda context: context.last_use)
         while any(used + need > self.budget for used, need in zip(self.used, needs, strict=True)):
+            unused = [c for c in self.contexts.values() if not c.users and c is not keep]
             if not unused:
                 return False
-            self._drop(unused.pop(0))
+            self._drop(min(unused, key=lambda context: context.last_use))
         return True
+
+    def _give_up(self, context: CachedContext) -> None:
+        """One user fewer; what is not encoded yet and has no user left is not worth encoding."""
+        context.users -= 1
+        if not context.users and not context.encoded:
+            self._drop(context)
 
     def _drop(self, context: CachedContext) -> None:
         del self.contexts[context.key]
@@ -203,12 +251,18 @@ class Scheduler:
         if context.opened:
             self._drop_contexts.append(context.id)
         self._add([-size for size in context.bytes_per_rank])
+        if context.parent:
+            self._give_up(context.parent)
 
     def _add(self, sizes: list[int]) -> None:
         self.used = [used + size for used, size in zip(self.used, sizes, strict=True)]
 
-    def _context_bytes(self, plan: ContextPlan, rank: int) -> int:
-        return plan.num_owned_tokens(rank) * self.kv_bytes_per_token
+    def _bytes_of(self, plans: list[ContextPlan]) -> list[int]:
+        """KV of what these plans encode, on each rank."""
+        return [
+            sum(plan.num_owned_tokens(rank) for plan in plans) * self.kv_bytes_per_token
+            for rank in range(len(self.used))
+        ]
 
     def _tail_bytes(self, request: StarRequest) -> int:
         tokens = len(request.query_tokens) + request.sampling.num_tokens_to_generate

@@ -78,10 +78,9 @@ class TokenGenerationStep(StarInferenceContext):
         """The algorithm of token generation for one layer; see `StarInferenceContext.attend`."""
         partials = PartialSum(query)
         for context, start, end in self.context_rows:
-            if context.num_local_tokens:
-                held = context.key_value(layer_number)
+            for held in context.held(layer_number):
                 part = self.kernel(query[start:end], *held, causal=False, softmax_scale=softmax_scale)
-                partials.set_rows(start, end, part)
+                partials.add_rows(start, end, part)
         for sequence, (start, end) in zip(self.sequences, self.rows, strict=True):
             if sequence.tail_rank == self.exchange.cp_rank:
                 tail = sequence.tail.append(layer_number, key[start:end], value[start:end])

@@ -144,3 +144,35 @@ def too_large_and_waiting(engine: StarEngine) -> dict:
     answers = [engine.submit(request) for request in fitting]
     reasons = [answer.result(60).finish_reason for answer in answers]
     return {"message": message, "reasons": reasons, "cached": engine.stats()["cached_contexts"]}
+
+
+def turns(engine: StarEngine) -> list[dict]:
+    """A conversation whose context grows, its last turn with nothing cached, and all of it exact."""
+    context = random_tokens(900, seed=5)
+    sampling = SamplingParams(num_tokens_to_generate=6, top_k=1)
+    results = []
+    for mode in ("star", "exact"):
+        ask = StarRequest(
+            context_tokens=context,
+            query_tokens=[3, 4],
+            star=StarConfig(mode=mode, block_size=100),
+            sampling=sampling,
+        )
+        first = replace(ask, context_tokens=context[:350])
+        second = replace(ask, context_tokens=context[:600], turn_edges=(350,))
+        third = replace(ask, turn_edges=(350, 600))
+        growing = [engine.submit(request).result(60) for request in (first, second, third)]
+        engine.scheduler.drop_unused_contexts()
+        alone = engine.submit(third).result(60)
+        whole = engine.submit(replace(ask, seed=1)).result(60)
+        results.append(
+            {
+                "cached": [result.num_cached_tokens for result in growing],
+                "growing": growing[-1].tokens,
+                "alone": alone.tokens,
+                "alone_cached": alone.num_cached_tokens,
+                "whole": whole.tokens,
+                "blocks": growing[-1].num_blocks,
+            }
+        )
+    return results

@@ -57,3 +57,16 @@ def test_what_never_fits_is_refused_with_numbers_and_what_does_not_fit_now_waits
     assert "bytes of KV on a rank, but the budget is 1,000,000 bytes a rank" in result["message"]
     assert set(result["reasons"]) <= {"length", "stop"}
     assert result["cached"] < 6
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_a_growing_context_encodes_only_what_is_new_and_answers_as_if_nothing_was_cached(
+    checkpoints, world_size
+):
+    star, exact = use(checkpoints, world_size, engine_uses.turns)
+    for result in (star, exact):
+        assert result["cached"] == [0, 350, 600]
+        assert result["alone_cached"] == 0
+        assert result["growing"] == result["alone"]
+    assert exact["growing"] == exact["whole"]
+    assert star["blocks"] == 4 + 3 + 3

@@ -29,7 +29,7 @@ def test_only_the_kept_tokens_are_held_in_memory():
     context = EncodedContext(plan, 1)
     augmented = token_kv(0, 64)
     context.store(1, 32, augmented[0][32:], augmented[1][32:])
-    held = sum(tensor.untyped_storage().nbytes() for tensor in context.key_value(1))
+    held = sum(tensor.untyped_storage().nbytes() for tensor in next(context.held(1)))
     assert held == context.num_bytes == 2 * 32 * 2 * 4 * 4
 
 

@@ -1,0 +1,164 @@
+"""The driver's bookkeeping, without ranks: sharing, room, order, and what is given back."""
+
+import pytest
+from megatron.core.inference.sampling_params import SamplingParams
+
+from megatron_star.config import StarConfig
+from megatron_star.inference.request import StarRequest
+from megatron_star.inference.scheduler import Job, Scheduler, context_key
+from megatron_star.plan import ContextPlan, TokenCosts
+
+STAR = StarConfig(block_size=100)
+BYTES = 10  # of KV per token
+
+
+def scheduler(budget_tokens: int, cp_size: int = 2, max_running: int = 8) -> Scheduler:
+    """One with room for so many tokens a rank."""
+    return Scheduler(
+        TokenCosts(),
+        cp_size=cp_size,
+        kv_bytes_per_token=BYTES,
+        budget_bytes_per_rank=budget_tokens * BYTES,
+        max_running=max_running,
+    )
+
+
+def job(job_id: int, tokens: list[int], turn_edges: tuple[int, ...] = (), star: StarConfig = STAR) -> Job:
+    """A job whose tail takes room for 256 tokens."""
+    request = StarRequest(
+        context_tokens=tokens,
+        query_tokens=[1, 2],
+        star=star,
+        sampling=SamplingParams(num_tokens_to_generate=5),
+        turn_edges=turn_edges,
+    )
+    plans: list[ContextPlan] = []
+    for end in (*turn_edges, len(tokens)):
+        plans.append(ContextPlan.build(end, 2, star, TokenCosts(), plans[-1] if plans else None))
+    keys = [context_key(tokens[: plan.num_tokens], plan, star) for plan in plans]
+    return Job(job_id, request, star.mode, star, plans, keys, pending=[1, 2])
+
+
+def run_until_fed(queue: Scheduler) -> list:
+    """Commands until every running job has been fed its query."""
+    commands = []
+    while any(running.pending for running in queue.running.values()):
+        commands.append(queue.next_command())
+    return commands
+
+
+def test_two_jobs_with_one_context_encode_it_once():
+    queue = scheduler(10_000)
+    for i in range(2):
+        queue.add(job(i, list(range(400))))
+    assert [j.num_cached_tokens for j in queue.admit()] == [0, 400]
+    commands = run_until_fed(queue)
+    assert sum(command.open_context is not None for command in commands) == 1
+    assert [i for command in commands for i, _ in command.feed] == [0, 1]
+
+
+def test_the_wave_size_does_not_keep_a_context_from_being_shared():
+    queue = scheduler(10_000)
+    queue.add(job(0, list(range(400))))
+    queue.add(job(1, list(range(400)), star=StarConfig(block_size=100, wave_tokens=7)))
+    assert [j.num_cached_tokens for j in queue.admit()] == [0, 400]
+
+
+def test_another_mask_is_another_context():
+    queue = scheduler(10_000)
+    queue.add(job(0, list(range(400))))
+    queue.add(job(1, list(range(400)), star=StarConfig(block_size=100, neighbor_blocks=1)))
+    assert [j.num_cached_tokens for j in queue.admit()] == [0, 0]
+
+
+def test_what_does_not_fit_waits_in_its_order_and_later_ones_do_not_overtake():
+    queue = scheduler(600)
+    jobs = [job(0, list(range(600))), job(1, list(range(1, 601))), job(2, [])]
+    for waiting in jobs:
+        queue.add(waiting)
+    assert queue.admit() == [jobs[0]]
+    run_until_fed(queue)
+    queue.remove(jobs[0])
+    assert queue.admit() == [jobs[1], jobs[2]]
+
+
+def test_the_least_recently_used_context_goes_first():
+    queue = scheduler(650)
+    first, second, third = (job(i, list(range(i, 200 + i))) for i in range(3))
+    for one in (first, second):
+        queue.add(one)
+        queue.admit()
+        run_until_fed(queue)
+        queue.remove(one)
+    again = job(3, list(range(200)))
+    queue.add(again)
+    queue.admit()
+    run_until_fed(queue)
+    assert again.num_cached_tokens == 200
+    queue.remove(again)
+    large = job(4, list(range(500, 1000)))
+    queue.add(large)
+    assert queue.admit() == [large]
+    assert list(queue.contexts) == [first.keys[-1], large.keys[-1]]
+
+
+@pytest.mark.parametrize("star", [STAR, StarConfig(mode="exact")])
+def test_a_context_that_extends_a_cached_one_encodes_only_what_is_new(star):
+    queue = scheduler(10_000)
+    earlier, later = job(0, list(range(300)), star=star), job(1, list(range(450)), (300,), star)
+    queue.add(earlier)
+    queue.admit()
+    run_until_fed(queue)
+    queue.add(later)
+    queue.admit()
+    assert later.num_cached_tokens == 300
+    (opened,) = [c.open_context for c in run_until_fed(queue) if c.open_context]
+    assert opened[3] == earlier.context.id and len(opened[1]) == 450
+    assert sum(sum(c.bytes_per_rank) for c in queue.contexts.values()) == 450 * BYTES
+
+
+def test_the_base_of_an_extension_stays_while_the_extension_is_cached():
+    queue = scheduler(700)
+    later = job(0, list(range(450)), (300,))
+    queue.add(later)
+    queue.admit()
+    run_until_fed(queue)
+    queue.remove(later)
+    base, extension = queue.contexts.values()
+    assert (base.users, extension.users) == (1, 0)
+    large = job(1, list(range(500, 1300)))
+    queue.add(large)
+    assert queue.admit() == [large]
+    assert list(queue.contexts) == [large.keys[-1]]
+
+
+@pytest.mark.parametrize("when", ["waiting", "admitted", "encoding", "running"])
+def test_everything_is_given_back_whenever_a_job_ends(when):
+    queue = scheduler(10_000)
+    one = job(0, list(range(450)), (300,), StarConfig(block_size=100, wave_tokens=100))
+    queue.add(one)
+    if when != "waiting":
+        queue.admit()
+    if when == "encoding":
+        queue.next_command()
+    if when == "running":
+        run_until_fed(queue)
+    queue.remove(one)
+    queue.drop_unused_contexts()
+    assert queue.used == [0, 0] and not queue.contexts
+    dropped = queue.next_command()
+    assert dropped.encode_wave is None and dropped.open_context is None
+    assert queue.idle
+    assert len(dropped.drop_contexts) == {"running": 2, "encoding": 1}.get(when, 0)
+
+
+def test_no_more_run_at_once_than_allowed():
+    queue = scheduler(10_000, max_running=3)
+    for i in range(5):
+        queue.add(job(i, []))
+    assert len(queue.admit()) == 3 and len(queue.waiting) == 2
+
+
+def test_what_never_fits_is_refused_with_what_it_needs_and_what_there_is():
+    with pytest.raises(ValueError, match=r"2000 context tokens.*need 12,560 bytes.*budget is 5,000 bytes"):
+        scheduler(500).check_fits(job(0, list(range(2000))))
