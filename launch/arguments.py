@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Callable
 from datetime import timedelta
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from megatron.core.inference.sampling_params import SamplingParams
@@ -16,7 +16,10 @@ DEFAULTS = StarConfig()
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """Raises on a wrong argument, so that one rank reports it and all end."""
+    """Raises on a wrong argument, so that one rank reports it and all end. Arguments are not abbreviated."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
         """Raises ValueError instead of printing the usage on every rank."""
