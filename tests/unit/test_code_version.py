@@ -1,0 +1,30 @@
+"""Ranks that run different code are told apart."""
+
+import pytest
+
+from launch.code_version import check_same_fingerprints, code_fingerprint
+from megatron_star.parallel.control import SharedError
+
+
+def test_a_changed_file_and_a_moved_file_change_the_fingerprint(tmp_path):
+    (tmp_path / "a.py").write_text("x = 1\n")
+    first = code_fingerprint(tmp_path)
+    (tmp_path / "a.py").write_text("x = 2\n")
+    second = code_fingerprint(tmp_path)
+    (tmp_path / "a.py").rename(tmp_path / "b.py")
+    assert len({first, second, code_fingerprint(tmp_path)}) == 3
+    assert all(0 <= value < 1 << 63 for value in (first, second))
+
+
+def test_files_that_python_makes_do_not_count(tmp_path):
+    (tmp_path / "a.py").write_text("x = 1\n")
+    before = code_fingerprint(tmp_path)
+    (tmp_path / "__pycache__").mkdir()
+    (tmp_path / "__pycache__" / "a.cpython-312.pyc").write_bytes(b"1")
+    assert code_fingerprint(tmp_path) == before
+
+
+def test_ranks_with_other_code_are_named():
+    check_same_fingerprints([7, 7, 7])
+    with pytest.raises(SharedError, match=r"rank 2, 3: other code than rank 0"):
+        check_same_fingerprints([7, 7, 8, 9])
