@@ -3,7 +3,7 @@
 import kernel_contract as contract
 import pytest
 import torch
-from kernel_contract import EMPTY, HEADS, SHAPES, TOLERANCE, tensors
+from kernel_contract import EMPTY, SHAPES, TOLERANCE, tensors
 
 from megatron_star.attention.kernels import KERNELS, select_kernel
 from megatron_star.attention.merge import PartialSum, merge_into
@@ -15,6 +15,7 @@ NAMES_AND_DTYPES = [
     for name in CUDA_KERNELS
     for dtype in KERNELS[name].dtypes
 ]
+HEADS_AND_SIZES = [(9, 3, 64), (32, 8, 128), (8, 1, 64)]
 SPLIT_KEYS = [(1, 20_001), (4, 4_097)]
 
 
@@ -29,10 +30,9 @@ def kernel_or_skip(name: str, dtype: torch.dtype, head_size: int) -> AttentionKe
 
 
 @pytest.mark.parametrize(("name", "dtype"), NAMES_AND_DTYPES)
-@pytest.mark.parametrize("hn", [64, 128])
-@pytest.mark.parametrize(("np", "ng"), HEADS)
+@pytest.mark.parametrize(("np", "ng", "hn"), HEADS_AND_SIZES)
 @pytest.mark.parametrize(("sq", "sk"), SHAPES + SPLIT_KEYS)
-def test_a_kernel_equals_the_reference(name, dtype, hn, np, ng, sq, sk):
+def test_a_kernel_equals_the_reference(name, dtype, np, ng, hn, sq, sk):
     kernel = kernel_or_skip(name, dtype, hn)
     qkv = tensors(sq, sk, np=np, ng=ng, hn=hn, b=2, dtype=dtype, device="cuda")
     contract.check_equals_reference(kernel, *qkv, tolerance=TOLERANCE[dtype])
