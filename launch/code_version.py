@@ -31,6 +31,6 @@ def check_same_fingerprints(fingerprints: list[int]) -> None:
     if others:
         shown = ", ".join(others[:8]) + (", ..." if len(others) > 8 else "")
         raise SharedError(
-            f"rank {shown}: other code than rank 0 (megatron_star {megatron_star.__version__}, its files or the "
+            f"rank {shown}: other code than rank 0 (version {megatron_star.__version__}, its files, or the "
             f"version of {' or '.join(PACKAGES)}): install the same on all nodes"
         )
