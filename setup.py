@@ -22,6 +22,10 @@ setup(
         "demo": ["gguf>=0.17,<1"],
         "dev": [
             "flask>=3,<4",
-            "flask-restful>=0.3.10,<0.4","gguf>=0.17,<1", "pytest>=8,<10", "ruff>=0.15,<0.18"],
+            "flask-restful>=0.3.10,<0.4",
+            "gguf>=0.17,<1",
+            "pytest>=8,<10",
+            "ruff>=0.15,<0.18",
+        ],
     },
 )
