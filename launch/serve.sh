@@ -1,0 +1,25 @@
+#!/bin/bash
+# Serve a checkpoint over HTTP on this machine, with torchrun; no Slurm. In the root of the repository:
+#
+#   CHECKPOINT=llama-8b CP=8 launch/serve.sh
+#
+# Arguments go to launch/run_text_generation_server.py. Ctrl-C or SIGTERM drains.
+
+CHECKPOINT=${CHECKPOINT:-}          # made by checkpoints_tools.convert_hf_to_megatron
+TP=${TP:-1}                         # tensor-parallel size
+CP=${CP:-1}                         # context-parallel size: TP x CP ranks are started
+BLOCK_SIZE=${BLOCK_SIZE:-32K}       # tokens; requests may ask for another
+HOST=${HOST:-127.0.0.1}             # 0.0.0.0 serves to other machines
+PORT=${PORT:-5000}
+REPOSITORY=${REPOSITORY:-$(dirname "$(dirname "$(realpath "$0")")")}
+PYTHON=${PYTHON:-$REPOSITORY/.venv/bin/python}
+
+source "$REPOSITORY/launch/slurm.sh" || exit 2
+check_programs
+check_grid 1 "$((TP * CP))" "$TP" "$CP"
+[[ -n $CHECKPOINT ]] || fail "CHECKPOINT is not set: the folder that convert_hf_to_megatron made"
+check_port_is_free "$PORT"
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} PYTHONPATH=$REPOSITORY${PYTHONPATH:+:$PYTHONPATH}
+exec "$PYTHON" -m torch.distributed.run --standalone --nproc-per-node "$((TP * CP))" \
+    "$REPOSITORY/launch/run_text_generation_server.py" --load "$CHECKPOINT" --tensor-model-parallel-size "$TP" \
+    --context-parallel-size "$CP" --star-block-size "$BLOCK_SIZE" --host "$HOST" --port "$PORT" "$@"
