@@ -11,7 +11,7 @@ from torch import Tensor
 from megatron_star.attention.merge import PartialSum
 from megatron_star.inference.kv_store import EncodedContext
 from megatron_star.inference.star_model import StarModel
-from megatron_star.model.attention import StarInferenceContext
+from megatron_star.model.attention import StarInferenceContext, StepIsComplete
 from megatron_star.plan import ContextPlan, Segment, Wave, wave_reads
 
 
@@ -52,6 +52,7 @@ class ContextEncodingStep(StarInferenceContext):
         self.positions = [position for segment in self.segments for position in _positions(segment)] or [0]
         super().__init__(torch.tensor(self.positions, dtype=torch.int64, device=star_model.device))
         self.reads = wave_reads(wave, rank)
+        self.num_layers: int = star_model.model.config.num_layers
         self.context, self.exchange, self.kernel = context, star_model.exchange, star_model.kernel
 
     def attend(
@@ -59,6 +60,8 @@ class ContextEncodingStep(StarInferenceContext):
     ) -> Tensor:
         """The algorithm of context encoding for one layer; see `StarInferenceContext.attend`."""
         self._store(layer_number, key, value)
+        if layer_number == self.num_layers:
+            raise StepIsComplete  # of the last layer, only the KV is wanted
         transfers = self.exchange.broadcast_sources(
             [read.source for read in self.reads if read.crosses_ranks],
             lambda source: self.context.read(layer_number, source),

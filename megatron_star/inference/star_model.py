@@ -1,6 +1,7 @@
 """A Megatron model together with what its attention needs; one forward pass over packed tokens."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,7 @@ from megatron.core.inference.utils import InferenceMode
 from torch import Tensor
 
 from megatron_star.attention.partial import AttentionKernel
-from megatron_star.model.attention import StarInferenceContext
+from megatron_star.model.attention import StarInferenceContext, StepIsComplete
 from megatron_star.parallel.exchange import Exchange
 
 
@@ -39,9 +40,9 @@ class StarModel:
             logit_rows: the rows whose logits are wanted; without any, the output layer is skipped.
 
         Returns:
-            Logits [len(logit_rows), vocab_size], float32.
+            Logits [len(logit_rows), vocab_size], float32; none if the step was complete before them.
         """
-        with InferenceMode.active():
+        with InferenceMode.active(), suppress(StepIsComplete):
             logits = self.model(
                 input_ids=torch.tensor([list(token_ids)], dtype=torch.int64, device=self.device),
                 position_ids=step.position_ids[None],
@@ -51,7 +52,9 @@ class StarModel:
                 output_processor=_logits_of_rows,
                 output_processor_context=list(logit_rows),
             )
-        return logits[:, : self.vocab_size].float()
+            return logits[:, : self.vocab_size].float()
+        assert not logit_rows
+        return torch.empty(0, self.vocab_size, device=self.device)
 
     def synchronize(self) -> None:
         """Wait until the device has done what it was given."""

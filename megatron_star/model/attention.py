@@ -15,6 +15,10 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 
+class StepIsComplete(Exception):
+    """Raised by `attend` when nothing that the model would still compute in this step is wanted."""
+
+
 class StarInferenceContext(BaseInferenceContext):
     """What one forward pass needs to know: the positions of its tokens, and what each of them attends to."""
 
@@ -46,6 +50,9 @@ class StarInferenceContext(BaseInferenceContext):
 
         Returns:
             [sq, 1, np, hn] in the query's dtype.
+
+        Raises:
+            StepIsComplete: on all TP ranks alike, where the rest of the model need not run.
         """
 
 
