@@ -16,7 +16,8 @@ RESULT = StarResult(
     num_query_tokens=3,
     mode="star",
     num_blocks=1,
-    timings=Timings(context_encoding_s=1.0, query_s=0.5, ttft_s=1.5, tpot_s=0.1),
+    cache_hit=False,
+    timings=Timings(queue_s=0.0, context_encoding_s=1.0, query_s=0.5, ttft_s=1.5, tpot_s=0.1),
     kv_bytes_per_rank=[4],
 )
 
