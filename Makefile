@@ -21,7 +21,7 @@ MEGATRON_MODEL := .demo/megatron/latest_checkpointed_iteration.txt
 CONVERTERS := $(wildcard checkpoints_tools/*.py)
 
 help:  ## list the targets
-	@sed -nE 's/^([a-z]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 14
+	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 14
 
 demo: model  ## ask a real model for a number hidden in 4,000 tokens of essays, exactly and with Star Attention
 	@$(RUN) -m launch.demo
@@ -49,8 +49,11 @@ test-gpu: setup  ## on a GPU: kernels, model parity, streams, graphs, memory
 	@$(RUN) benchmarks/gpu_machine.py
 	@$(RUN) -m pytest tests/gpu -rs
 
-bench-gpu: setup  ## on a GPU: time the attention kernels and the merge
+bench-gpu: setup  ## on a GPU: time the kernels, the merge, and a random 8B model's encoding and decoding
 	@$(RUN) benchmarks/gpu_attention.py --output bench-gpu.json
+	@for tokens in 32K 128K; do $(RUN) -m torch.distributed.run --nproc-per-node gpu \
+	    benchmarks/context_encoding.py --load - --random-model llama-3.1-8b --bf16 --num-tokens $$tokens \
+	    --block-size 8K --output bench-gpu-$$tokens.json; done
 
 clean:  ## remove .venv and .demo
 	rm -rf .venv .demo

@@ -17,7 +17,7 @@ setup(
         "pyyaml>=6,<7",
     ],
     extras_require={
-        "te": ["transformer-engine[pytorch]>=2.11,<3"],
+        "te": ["transformer-engine[pytorch]>=2.20,<3"],
         "flash-attn": ["flash-attn>=2.7,<3"],
         "demo": ["gguf>=0.17,<1"],
         "dev": [

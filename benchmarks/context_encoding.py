@@ -3,6 +3,8 @@
     OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 benchmarks/context_encoding.py --load .demo/megatron \\
         --num-tokens 8K --block-size 1K --repeats 3 --output result.json
 
+On GPUs, without a checkpoint: `--load - --random-model llama-3.1-8b --bf16 --num-tokens 128K`.
+
 All variants run in one process group, one after the other, `--repeats` times; figures are medians, and ratios
 are medians of the ratios within a round, so that a machine that becomes slower in between does not bend them.
 """
@@ -21,15 +23,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 import torch.distributed as dist
 
+from benchmarks.models import add_random_model_argument, measured_model
 from launch.arguments import ArgumentParser, add_model_arguments, token_count
 from launch.environment import read_environment
 from launch.session import exit_on_errors, process_groups
 from megatron_star.config import StarConfig
 from megatron_star.cost_model import choose_plan, token_costs
 from megatron_star.inference.context_encoding import encode_context
-from megatron_star.inference.loading import load_star_model
 from megatron_star.inference.star_model import StarModel
-from megatron_star.model.checkpoint import read_checkpoint_info
+from megatron_star.inference.token_generation import Sequence, generate_step
+
+DECODE_STEPS = 8
 
 
 def variants(block_size: int) -> dict[str, StarConfig]:
@@ -42,18 +46,43 @@ def variants(block_size: int) -> dict[str, StarConfig]:
 
 
 def measure(star_model: StarModel, token_ids: list[int], config: StarConfig) -> dict[str, float]:
-    """Seconds until the slowest rank has encoded the context, and bytes that all ranks sent for it."""
-    exchange = star_model.exchange
-    _, plan = choose_plan(len(token_ids), exchange.cp_size, config, token_costs(star_model.model.config))
+    """One encoding and a few tokens after it.
+
+    Returns:
+        Seconds until the slowest rank has encoded the context, bytes that a CP group sent for it, TFLOP/s of
+        the slowest CP rank (by the cost model), and seconds of a token after it.
+    """
+    exchange, costs = star_model.exchange, token_costs(star_model.model.config)
+    _, plan = choose_plan(len(token_ids), exchange.cp_size, config, costs)
     exchange.counts.clear()
     dist.barrier()
     start = perf_counter()
-    encode_context(star_model, token_ids, plan)
-    seconds = torch.tensor(perf_counter() - start, dtype=torch.float64)
-    sent = torch.tensor(exchange.counts["broadcast_bytes"], dtype=torch.float64)
-    dist.all_reduce(seconds, dist.ReduceOp.MAX)
-    dist.all_reduce(sent)
-    return {"seconds": seconds.item(), "bytes_sent": sent.item()}
+    context = encode_context(star_model, token_ids, plan)
+    star_model.synchronize()
+    seconds = _over_ranks(perf_counter() - start, dist.ReduceOp.MAX, star_model)
+    sent = _over_ranks(exchange.counts["broadcast_bytes"], dist.ReduceOp.SUM, star_model)
+    return {
+        "seconds": seconds,
+        "bytes_sent": sent / star_model.model.config.tensor_model_parallel_size,
+        "tflops_per_s": plan.cost(costs) / seconds / 1e12,
+        "decode_s": _decode_seconds(star_model, Sequence(context, tail_rank=0)),
+    }
+
+
+def _decode_seconds(star_model: StarModel, sequence: Sequence) -> float:
+    generate_step(star_model, [(sequence, [1] * 8)])
+    star_model.synchronize()
+    start = perf_counter()
+    for _ in range(DECODE_STEPS):
+        generate_step(star_model, [(sequence, [1])])
+    star_model.synchronize()
+    return _over_ranks((perf_counter() - start) / DECODE_STEPS, dist.ReduceOp.MAX, star_model)
+
+
+def _over_ranks(value: float, operation: dist.ReduceOp, star_model: StarModel) -> float:
+    tensor = torch.tensor(value, dtype=torch.float64, device=star_model.device)
+    dist.all_reduce(tensor, operation)
+    return tensor.item()
 
 
 def summarise(rounds: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
@@ -64,6 +93,8 @@ def summarise(rounds: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, 
         summary[name] = {
             "seconds": statistics.median(r[name]["seconds"] for r in rounds),
             "bytes_sent": rounds[0][name]["bytes_sent"],
+            "tflops_per_s": statistics.median(r[name]["tflops_per_s"] for r in rounds),
+            "decode_s": statistics.median(r[name]["decode_s"] for r in rounds),
             "broadcast_is_faster_by": statistics.median(ratios),
         }
     return summary
@@ -71,12 +102,17 @@ def summarise(rounds: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, 
 
 def print_table(summary: dict[str, dict[str, float]]) -> None:
     """For people."""
-    print(f"{'variant':<12} {'seconds':>9} {'MB sent':>9} {'/ broadcast':>12}")
+    titles = ("seconds", "/ broadcast", "TFLOP/s a rank", "MB sent", "decode ms")
+    print(f"{'variant':<12}" + "".join(f"{title:>15}" for title in titles))
     for name, figures in summary.items():
-        sent = figures["bytes_sent"] / 1e6
-        print(
-            f"{name:<12} {figures['seconds']:>9.2f} {sent:>9.1f} {figures['broadcast_is_faster_by']:>12.2f}"
+        cells = (
+            figures["seconds"],
+            figures["broadcast_is_faster_by"],
+            figures["tflops_per_s"],
+            figures["bytes_sent"] / 1e6,
+            figures["decode_s"] * 1e3,
         )
+        print(f"{name:<12}" + "".join(f"{cell:>15.3f}" for cell in cells))
 
 
 def run(args: Namespace, star_model: StarModel) -> None:
@@ -95,13 +131,24 @@ def run(args: Namespace, star_model: StarModel) -> None:
     if args.output:
         result: dict[str, Any] = {
             "command": sys.argv,
-            "machine": {"cpu": platform.processor() or platform.machine(), "torch": torch.__version__},
+            "machine": machine_name(),
+            "torch": torch.__version__,
             "num_ranks": dist.get_world_size(),
             "num_threads": torch.get_num_threads(),
             "summary": summary,
             "rounds": rounds,
         }
         Path(args.output).write_text(json.dumps(result, indent=2) + "\n")
+
+
+def machine_name() -> str:
+    """The GPU, or the processor as Linux names it."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next(
+        (line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine()
+    )
 
 
 def main() -> None:
@@ -111,6 +158,7 @@ def main() -> None:
     with exit_on_errors(environment.rank):
         parser = ArgumentParser(prog="context_encoding.py", description=__doc__.splitlines()[0])
         add_model_arguments(parser)
+        add_random_model_argument(parser)
         parser.add_argument("--num-tokens", type=token_count, default=8192, metavar="TOKENS")
         parser.add_argument("--block-size", type=token_count, default=1024, metavar="TOKENS")
         parser.add_argument("--repeats", type=int, default=3, metavar="N")
@@ -120,10 +168,7 @@ def main() -> None:
         grid = {"tp_size": args.tensor_model_parallel_size, "cp_size": cp_size}
         timeout = args.distributed_timeout_minutes
         with process_groups(environment, **grid, timeout=timeout) as (groups, device):
-            info = read_checkpoint_info(args.load)
-            dtype = args.dtype or info.dtype
-            kernel = args.star_attention_kernel
-            run(args, load_star_model(info, groups, device=device, dtype=dtype, kernel=kernel))
+            run(args, measured_model(args, groups, device))
 
 
 if __name__ == "__main__":

@@ -100,6 +100,10 @@ def _add_causal(
     """The last query row sees all keys, the one before it one fewer, ...: a full part and a square one."""
     start, end = rows
     prefix = tail[0].size(0) - (end - start)
+    if end - start == 1:
+        part = kernel(query[start:end], *tail, causal=False, softmax_scale=softmax_scale)
+        partials.add_rows(start, end, part)
+        return
     for keys, causal in ((slice(0, prefix), False), (slice(prefix, None), True)):
         if keys.stop != 0:
             part = kernel(
