@@ -12,6 +12,7 @@ from typing import NoReturn
 import torch
 import torch.distributed as dist
 
+from launch.code_version import check_same_code
 from launch.environment import RankEnvironment
 from megatron_star.model.cpu import use_cpu_where_cuda_is_absent
 from megatron_star.parallel.control import SharedError, describe
@@ -77,6 +78,7 @@ def process_groups(
 
     Raises:
         ValueError: TP x CP is not the number of ranks.
+        SharedError: the ranks do not run the same code.
     """
     check_world_size(environment.world_size, tp_size=tp_size, cp_size=cp_size)
     if torch.cuda.is_available():
@@ -86,6 +88,7 @@ def process_groups(
     groups = initialize_groups(tp_size=tp_size, cp_size=cp_size, timeout=timeout)
     watch = RankWatch(groups.control, environment.master_addr)
     try:
+        check_same_code(groups.control)
         yield groups, device
     except SharedError:
         watch.close()
