@@ -21,6 +21,7 @@ setup(
         "flash-attn": ["flash-attn>=2.7,<3"],
         "demo": ["gguf>=0.17,<1"],
         "dev": [
+            "accelerate>=1,<2",
             "flask>=3,<4",
             "flask-restful>=0.3.10,<0.4",
             "gguf>=0.17,<1",
