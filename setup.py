@@ -8,6 +8,7 @@ setup(
     description="Context-parallel long-context inference (Star Attention) for Megatron-Core",
     python_requires=">=3.12,<3.14",  # megatron-core 0.19 has no wheel for 3.14
     packages=find_packages(include=["megatron_star*", "launch*", "checkpoints_tools*"]),
+    package_data={"megatron_star.server": ["page.html"]},
     install_requires=[
         "megatron-core>=0.19,<0.20",
         "torch>=2.11,<2.15",
@@ -15,6 +16,9 @@ setup(
         "safetensors>=0.5,<1",
         "tqdm>=4.66,<5",
         "pyyaml>=6,<7",
+        "fastapi>=0.120,<1",
+        "uvicorn>=0.35,<1",
+        "prometheus-client>=0.22,<1",
     ],
     extras_require={
         "te": ["transformer-engine[pytorch]>=2.20,<3"],

@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
@@ -11,6 +12,7 @@ from megatron.core.inference.sampling_params import SamplingParams
 from megatron_star.attention.kernels import KERNEL_NAMES
 from megatron_star.config import ANCHOR_TRANSFERS, MODES, StarConfig, parse_token_count
 from megatron_star.model.build import TRANSFORMER_IMPLEMENTATIONS
+from megatron_star.server.settings import ServerSettings
 
 DEFAULTS = StarConfig()
 
@@ -87,6 +89,61 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_server_arguments(parser: argparse.ArgumentParser) -> None:
+    """Where the server listens, whom it lets in, and how much; `server_settings` reads them."""
+    group = parser.add_argument_group("server (byte counts may be written 64K or 16M)")
+    group.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in")
+    group.add_argument("--port", type=_count, default=5000, metavar="N")
+    group.add_argument("--api-key-file", metavar="FILE", help="clients must send the key that is in it")
+    group.add_argument("--served-model-name", metavar="NAME", help="default: the name of the --load folder")
+    group.add_argument("--max-request-bytes", type=token_count, default=16 << 20, metavar="BYTES")
+    group.add_argument(
+        "--max-concurrent-requests", type=_positive, default=64, metavar="N", help="sequences that run"
+    )
+    group.add_argument(
+        "--max-queued-requests", type=_count, default=256, metavar="N", help="sequences that wait for that"
+    )
+    group.add_argument("--max-context-tokens", type=token_count, metavar="TOKENS")
+    group.add_argument("--drain-seconds", type=_seconds, default=30.0, metavar="S", help="after SIGTERM")
+    group.add_argument(
+        "--request-body-seconds", type=_seconds, default=60.0, metavar="S", help="for one request's body"
+    )
+    group.add_argument(
+        "--star-query-tokens",
+        type=_positive,
+        default=256,
+        metavar="TOKENS",
+        help="end of a prompt that is its query, where the request does not say",
+    )
+    group.add_argument(
+        "--star-separator", metavar="TEXT", help="between context and query, where a prompt has it"
+    )
+    group.add_argument(
+        "--star-max-wait-seconds",
+        type=_seconds,
+        default=1.0,
+        metavar="S",
+        help="between two tokens of an answer while another context is encoded; waves are cut to it",
+    )
+
+
+def server_settings(args: argparse.Namespace) -> ServerSettings:
+    """The settings that these arguments ask for; raises ValueError or OSError."""
+    key_file = args.api_key_file
+    return ServerSettings(
+        model_name=args.served_model_name or Path(args.load).resolve().name,
+        star=star_config(args),
+        num_query_tokens=args.star_query_tokens,
+        separator=args.star_separator or None,
+        api_key=Path(key_file).read_text(encoding="utf-8").strip() if key_file else None,
+        max_request_bytes=args.max_request_bytes,
+        max_concurrent_requests=args.max_concurrent_requests,
+        max_queued_requests=args.max_queued_requests,
+        max_context_tokens=args.max_context_tokens,
+        body_seconds=args.request_body_seconds,
+    )
+
+
 def star_config(args: argparse.Namespace) -> StarConfig:
     """The configuration that these arguments ask for; raises ValueError on a value out of bounds."""
     return StarConfig(
@@ -133,6 +190,16 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < 1e7:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds of at least 0")
+    return seconds
 
 
 def _timeout(text: str) -> timedelta:

@@ -1,0 +1,131 @@
+"""Serve a model over HTTP, to Megatron's and to OpenAI's clients, on all ranks of a job of torchrun or srun.
+
+    torchrun --nproc-per-node 2 launch/run_text_generation_server.py --load CHECKPOINT \\
+        --context-parallel-size 2 --port 5000
+"""
+
+import argparse
+import signal
+import sys
+import threading
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from transformers import AutoTokenizer
+
+from launch.arguments import (
+    ArgumentParser,
+    add_model_arguments,
+    add_server_arguments,
+    add_star_arguments,
+    server_settings,
+    star_config,
+)
+from launch.environment import read_environment
+from launch.model import kv_budget, load_model
+from launch.session import end_process, exit_on_errors, process_groups
+from megatron_star.inference.engine import StarEngine, run_worker
+from megatron_star.model.checkpoint import read_checkpoint_info
+from megatron_star.parallel.control import from_driver, on_every_rank
+from megatron_star.server.app import create_app
+from megatron_star.server.completion import CompletionService
+from megatron_star.server.http_server import HttpServer, bind, log_to_stderr
+from megatron_star.server.metrics import ServerMetrics
+from megatron_star.server.state import ServerState
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line; raises ValueError on a wrong one."""
+    parser = ArgumentParser(prog="run_text_generation_server.py", description=__doc__.splitlines()[0])
+    add_model_arguments(parser)
+    add_star_arguments(parser)
+    add_server_arguments(parser)
+    return parser.parse_args(argv)
+
+
+class Frontend:
+    """HTTP on the driver: it listens from the start, and answers once there is an engine."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        """Raises ValueError or OSError: a setting is wrong, or the address is taken."""
+        self.args, self.settings = args, server_settings(args)
+        listener = bind(args.host, args.port)
+        log_to_stderr()
+        self.state, self.metrics = ServerState(), ServerMetrics()
+        app = create_app(self.settings, self.state, self.metrics)
+        self.server = HttpServer(app, self.state, listener, lambda error: end_process(0, error))
+        self.port = listener.getsockname()[1]
+
+    def serve(self, engine: StarEngine) -> None:
+        """Answer requests until a signal, then drain; a second signal cuts that short."""
+        signals = _CountedSignals()
+        engine.start(lambda error: end_process(0, error))
+        self.server.open(CompletionService(engine, self.settings, self.metrics))
+        print(f"ready: http://{self.args.host}:{self.port}/ serves {self.settings.model_name}", flush=True)
+        signals.first.wait()
+        print("draining: no new requests", flush=True)
+        self.server.drain(self.args.drain_seconds, hurry=lambda: signals.count > 1)
+        engine.stop()
+        print("stopped", flush=True)
+
+
+class _CountedSignals:
+    """Counts SIGTERM and SIGINT instead of ending at them."""
+
+    def __init__(self) -> None:
+        self.count, self.first = 0, threading.Event()
+        for number in STOP_SIGNALS:
+            signal.signal(number, self._note)
+
+    def _note(self, *_: object) -> None:
+        self.count += 1
+        self.first.set()
+
+
+def run_worker_until_the_driver_stops(star_model, control) -> None:
+    """A launcher signals all ranks; only the driver acts on it, and tells the workers when it is done."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    run_worker(star_model, control)
+
+
+def main() -> None:
+    """Entry point of every rank."""
+    with exit_on_errors(rank=0):
+        environment = read_environment()
+    with exit_on_errors(environment.rank):
+        args = parse_arguments()
+        warning = star_config(args).warning()
+        if warning and environment.rank == 0:
+            print(f"warning: {warning}", file=sys.stderr)
+        with process_groups(
+            environment,
+            tp_size=args.tensor_model_parallel_size,
+            cp_size=args.context_parallel_size,
+            timeout=args.distributed_timeout_minutes,
+        ) as (groups, device):
+            frontends: list[Frontend] = []
+            from_driver(lambda: frontends.append(Frontend(args)), groups.control)
+            info = on_every_rank(lambda: read_checkpoint_info(args.load), groups.control)
+            star_model = load_model(args, info, groups, device)
+            budget = kv_budget(args, environment, groups, device)
+            if environment.rank:
+                run_worker_until_the_driver_stops(star_model, groups.control)
+                return
+            engine = StarEngine(
+                star_model,
+                AutoTokenizer.from_pretrained(info.tokenizer_directory),
+                groups.control,
+                max_sequence_length=info.args["max_position_embeddings"],
+                budget_bytes_per_rank=budget,
+                max_running=args.max_concurrent_requests,
+                max_wait_seconds=args.star_max_wait_seconds,
+            )
+            frontends[0].serve(engine)
+
+
+if __name__ == "__main__":
+    main()

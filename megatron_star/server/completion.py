@@ -1,0 +1,281 @@
+"""From prompts to answers: admission, submission, and a bridge from the engine's threads to asyncio."""
+
+import asyncio
+import logging
+import secrets
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, replace
+from time import monotonic
+from typing import Any, NamedTuple
+
+from megatron.core.inference.sampling_params import SamplingParams
+
+from megatron_star.config import StarConfig
+from megatron_star.inference.answer import Answer, NewToken
+from megatron_star.inference.engine import StarEngine
+from megatron_star.inference.request import StarRequest, StarResult
+from megatron_star.server.errors import RequestError
+from megatron_star.server.metrics import ServerMetrics
+from megatron_star.server.prompts import PromptSplitter, SplitPrompt
+from megatron_star.server.schemas import StarOptions
+from megatron_star.server.settings import ServerSettings
+
+SMALLEST_TEMPERATURE = 1e-3
+"""Below it, sampling is greedy: logits divided by less would overflow."""
+MOST_BLOCK_SOURCES = 1 << 15
+TOKENIZER_THREADS = 2
+SECONDS_BETWEEN_PROGRESS = 1.0
+SECONDS_BETWEEN_LOG_LINES = 5.0
+log = logging.getLogger("megatron_star.server")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """How tokens are chosen; the defaults of OpenAI's and Megatron's servers are the routes' business."""
+
+    num_tokens: int
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 0.0
+    stop: tuple[str, ...] = ()
+    termination_id: int | None = None
+    seed: int | None = None
+
+    def sampling(self, eos_token_id: int | None) -> SamplingParams:
+        """Megatron's parameters. top_p = 1 leaves every token in, as 0 does."""
+        return SamplingParams(
+            temperature=self.temperature if self.temperature >= SMALLEST_TEMPERATURE else 0.0,
+            top_k=self.top_k,
+            top_p=float(self.top_p) if self.top_p < 1.0 else 0.0,
+            num_tokens_to_generate=self.num_tokens,
+            termination_id=eos_token_id if self.termination_id is None else self.termination_id,
+            stop_words=list(self.stop) or None,
+        )
+
+
+class Progress(NamedTuple):
+    """Context tokens of a batch that are encoded by now."""
+
+    num_encoded: int
+    num_tokens: int
+
+
+Event = tuple[int, NewToken | StarResult] | Progress
+Build = Callable[[PromptSplitter], list[SplitPrompt]]
+
+
+class Batch:
+    """The answers to one HTTP request, in its order: `num_choices` to each prompt."""
+
+    def __init__(self, splits: list[SplitPrompt], answers: list[Answer]) -> None:
+        self.splits, self.answers = splits, answers
+        self.results: list[StarResult | None] = [None] * len(answers)
+        self._loop = asyncio.get_running_loop()
+        self._queue: asyncio.Queue[tuple[int, NewToken | StarResult]] = asyncio.Queue()
+        self._logged_at = monotonic()
+
+    def post(self, index: int, event: NewToken | StarResult) -> None:
+        """Hand an event over to asyncio; from any thread."""
+        with suppress(RuntimeError):  # the loop is gone, and so is whoever asked
+            self._loop.call_soon_threadsafe(self._queue.put_nowait, (index, event))
+
+    async def events(self) -> AsyncIterator[Event]:
+        """Tokens and results of all answers as they come, and progress while contexts are encoded.
+
+        Raises:
+            RequestError: the server stops before an answer has ended.
+        """
+        while None in self.results:
+            try:
+                index, event = await asyncio.wait_for(self._queue.get(), SECONDS_BETWEEN_PROGRESS)
+            except TimeoutError:
+                if not any(answer.tokens for answer in self.answers):
+                    yield self._progress()
+                continue
+            if isinstance(event, StarResult):
+                self.results[index] = event
+                if event.finish_reason == "cancelled":
+                    raise RequestError(503, "the server stops, and the time to finish requests is over")
+            yield index, event
+
+    async def wait(self) -> None:
+        """Until every result is there."""
+        async for _ in self.events():
+            pass
+
+    def _progress(self) -> Progress:
+        progress = Progress(
+            sum(answer.num_encoded_tokens for answer in self.answers),
+            sum(len(answer.job.request.context_tokens) for answer in self.answers),
+        )
+        if monotonic() - self._logged_at > SECONDS_BETWEEN_LOG_LINES:
+            self._logged_at = monotonic()
+            log.info("progress", extra={"fields": progress._asdict()})
+        return progress
+
+
+class CompletionService:
+    """Admits, tokenizes and submits; knows what may still come in."""
+
+    def __init__(self, engine: StarEngine, settings: ServerSettings, metrics: ServerMetrics) -> None:
+        self.engine, self.settings, self.metrics = engine, settings, metrics
+        self.tokenizer = engine.tokenizer
+        self.splitter = PromptSplitter(engine.tokenizer, settings.num_query_tokens, settings.separator)
+        self._num_sequences = 0
+        self._answers: set[Answer] = set()
+        self._lock = threading.Lock()
+        self._tokenizers = ThreadPoolExecutor(TOKENIZER_THREADS, "tokenizer")
+        self._waiters = ThreadPoolExecutor(settings.max_sequences, "answer")
+        metrics.watch(engine)
+
+    @asynccontextmanager
+    async def batch(
+        self,
+        build: Build,
+        options: StarOptions,
+        generation: Generation,
+        *,
+        num_prompts: int,
+        num_choices: int = 1,
+    ) -> AsyncIterator[Batch]:
+        """Submit `num_choices` requests for each prompt of `build`; what has not ended at exit is cancelled.
+
+        Raises:
+            RequestError: a request cannot be answered; none is then left running.
+        """
+        self._reserve(num_prompts * num_choices)
+        prepare = asyncio.get_running_loop().run_in_executor(
+            self._tokenizers, self._prepare, build, options, generation, num_choices
+        )
+        try:
+            splits, answers = await asyncio.shield(prepare)
+        except BaseException as error:
+            prepare.add_done_callback(lambda future: self._abandon(future, num_prompts * num_choices))
+            if isinstance(error, ValueError):
+                raise RequestError(400, str(error), _field_in(str(error))) from error
+            raise
+        batch = Batch(splits, answers)
+        with self._lock:
+            self._answers.update(answers)
+        for index, answer in enumerate(answers):
+            self._waiters.submit(self._follow, batch, index, answer)
+        try:
+            yield batch
+        finally:
+            self.cancel(answers)
+
+    def cancel(self, answers: list[Answer]) -> None:
+        """End those that have not ended."""
+        for answer in answers:
+            if not answer.ended.is_set():
+                self.engine.cancel(answer.id)
+
+    def cancel_all(self) -> None:
+        """End everything that runs or waits."""
+        with self._lock:
+            answers = list(self._answers)
+        self.cancel(answers)
+
+    def pieces(self, tokens: list[int]) -> list[str]:
+        """The text of each token on its own."""
+        return self.tokenizer.batch_decode([[token] for token in tokens], skip_special_tokens=False)
+
+    async def in_tokenizer_thread[T](self, function: Callable[..., T], *args: Any) -> T:
+        """What `function` returns; for work that would hold up the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._tokenizers, function, *args)
+
+    def star_config(self, options: StarOptions) -> StarConfig:
+        """The server's, with what the request sets."""
+        return replace(self.settings.star, **options.encoding())
+
+    def _reserve(self, count: int) -> None:
+        most = self.settings.max_sequences
+        if count > most:
+            raise RequestError(400, f"{count} prompts times n are more than the {most} that fit here")
+        with self._lock:
+            if self._num_sequences + count > most:
+                raise RequestError(429, f"{self._num_sequences} of {most} places are taken: try again later")
+            self._num_sequences += count
+
+    def _release(self, count: int) -> None:
+        with self._lock:
+            self._num_sequences -= count
+
+    def _abandon(self, prepared: asyncio.Future, count: int) -> None:
+        """Whoever asked is gone, or the request was refused."""
+        if not prepared.cancelled() and prepared.exception() is None:
+            self.cancel(prepared.result()[1])
+        self._release(count)
+
+    def _prepare(
+        self, build: Build, options: StarOptions, generation: Generation, num_choices: int
+    ) -> tuple[list[SplitPrompt], list[Answer]]:
+        star = self.star_config(options)
+        splits = build(self.splitter)
+        for split in splits:
+            self._check_context(len(split.context_tokens), star)
+        answers: list[Answer] = []
+        with self._cancelled_on_error(answers):
+            for index, split in enumerate(split for split in splits for _ in range(num_choices)):
+                answers.append(self.engine.submit(self._request(split, star, generation, index)))
+        return splits, answers
+
+    @contextmanager
+    def _cancelled_on_error(self, answers: list[Answer]) -> Iterator[None]:
+        try:
+            yield
+        except BaseException as error:
+            self.cancel(answers)
+            if isinstance(error, RuntimeError):
+                raise RequestError(503, str(error)) from error
+            raise
+
+    def _request(
+        self, split: SplitPrompt, star: StarConfig, generation: Generation, index: int
+    ) -> StarRequest:
+        seed = secrets.randbits(62) if generation.seed is None else generation.seed + index
+        return StarRequest(
+            context_tokens=split.context_tokens,
+            query_tokens=split.query_tokens,
+            star=star,
+            sampling=generation.sampling(self.tokenizer.eos_token_id),
+            seed=seed,
+        )
+
+    def _check_context(self, num_tokens: int, star: StarConfig) -> None:
+        most = self.settings.max_context_tokens
+        if most is not None and num_tokens > most:
+            raise RequestError(
+                400, f"the context has {num_tokens} tokens, but the limit is {most}", "context"
+            )
+        num_blocks = -(-num_tokens // star.block_size)
+        if (
+            star.mode != "exact"
+            and num_blocks * (1 + min(star.neighbor_blocks, num_blocks)) > MOST_BLOCK_SOURCES
+        ):
+            raise RequestError(
+                400,
+                f"star.block_size is {star.block_size}: too small for {num_tokens} context tokens with "
+                f"neighbor_blocks {star.neighbor_blocks}",
+                "star.block_size",
+            )
+
+    def _follow(self, batch: Batch, index: int, answer: Answer) -> None:
+        """In a thread of its own: the answer's events, then its result."""
+        for token in answer:
+            batch.post(index, token)
+        result = answer.result()
+        with self._lock:
+            self._answers.discard(answer)
+        self._release(1)
+        self.metrics.note_result(result)
+        batch.post(index, result)
+
+
+def _field_in(message: str) -> str | None:
+    """The field that a message of the engine begins with."""
+    word = message.split(" ", 1)[0].rstrip(":")
+    return word if word.isidentifier() and "_" in word or word == "temperature" else None

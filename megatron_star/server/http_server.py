@@ -1,0 +1,102 @@
+"""uvicorn in a thread of the driver, from before the model is loaded until everything is drained."""
+
+import json
+import logging
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime
+from time import monotonic, sleep
+
+import uvicorn
+from fastapi import FastAPI
+
+from megatron_star.server.completion import CompletionService
+from megatron_star.server.state import ServerState
+
+BACKLOG = 1024
+SECONDS_FOR_LAST_WORDS = 3.0
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket that listens. Raises ValueError, naming the address."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ValueError(f"cannot listen on {host} port {port}: {reason}") from error
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Time, level and message, then the fields that came with it."""
+        line = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "message": record.getMessage(),
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line)
+
+
+def log_to_stderr() -> None:
+    """Let the server's and uvicorn's loggers write JSON lines."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines())
+    for name, level in (("megatron_star.server", logging.INFO), ("uvicorn", logging.WARNING)):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [handler], False
+        logger.setLevel(level)
+
+
+class HttpServer:
+    """The application on a socket, in a thread."""
+
+    def __init__(
+        self,
+        app: FastAPI,
+        state: ServerState,
+        listener: socket.socket,
+        on_failure: Callable[[Exception], None],
+    ) -> None:
+        """Serve from now on; `on_failure` is called in the thread if that ends unasked."""
+        self.state, self._on_failure, self._listener = state, on_failure, listener
+        config = uvicorn.Config(
+            app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=1
+        )
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._run, name="http", daemon=True)
+        self._thread.start()
+
+    def open(self, service: CompletionService) -> None:
+        """Take requests."""
+        self.state.service = service
+
+    def drain(self, seconds: float, hurry: Callable[[], bool]) -> None:
+        """Refuse new requests, wait for those inside, for so long or until `hurry`, then cancel and close."""
+        self.state.draining = True
+        self._wait_until_empty(seconds, hurry)
+        if self.state.service:
+            self.state.service.cancel_all()
+        self._wait_until_empty(SECONDS_FOR_LAST_WORDS, lambda: False)
+        self._server.should_exit = True
+        self._thread.join(SECONDS_FOR_LAST_WORDS)
+
+    def _wait_until_empty(self, seconds: float, hurry: Callable[[], bool]) -> None:
+        deadline = monotonic() + seconds
+        while self.state.num_active and monotonic() < deadline and not hurry():
+            sleep(0.05)
+
+    def _run(self) -> None:
+        try:
+            self._server.run(sockets=[self._listener])
+            if not self._server.should_exit:
+                raise RuntimeError("the HTTP server ended unasked")
+        except Exception as error:
+            self._on_failure(error)

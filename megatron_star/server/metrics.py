@@ -1,0 +1,90 @@
+"""Prometheus metrics, in a registry of their own."""
+
+from collections.abc import Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from megatron_star.inference.engine import StarEngine
+from megatron_star.inference.request import StarResult
+
+PREFIX = "megatron_star"
+TTFT_BUCKETS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
+TPOT_BUCKETS = (0.003, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 3.0)
+
+
+class EngineCollector(Collector):
+    """Reads the engine's own numbers when somebody asks."""
+
+    def __init__(self, engine: StarEngine) -> None:
+        self.engine = engine
+
+    def collect(self) -> Iterable[Metric]:
+        """Gauges of this moment."""
+        stats = self.engine.stats()
+        for key, help_text in (
+            ("waiting", "sequences that wait"),
+            ("running", "sequences that run"),
+            ("cached_contexts", "contexts whose KV is held or being made"),
+            ("context_encodings", "contexts that were encoded since the start"),
+            ("kv_budget_bytes_per_rank", "KV that a CP rank may hold"),
+        ):
+            yield GaugeMetricFamily(f"{PREFIX}_{key}", help_text, value=stats[key])
+        used = GaugeMetricFamily(f"{PREFIX}_kv_bytes", "KV that is reserved on a CP rank", labels=["cp_rank"])
+        for rank, size in enumerate(stats["kv_bytes_per_rank"]):
+            used.add_metric([str(rank)], size)
+        yield used
+
+
+class ServerMetrics:
+    """What is counted per request; the rest comes from the engine."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        registry = {"registry": self.registry}
+        self.requests = Counter(
+            f"{PREFIX}_http_requests", "HTTP requests", ["route", "method", "status"], **registry
+        )
+        self.errors = Counter(f"{PREFIX}_errors", "requests that failed", ["kind"], **registry)
+        self.tokens = Counter(f"{PREFIX}_tokens", "tokens of ended sequences", ["kind"], **registry)
+        self.ended = Counter(f"{PREFIX}_sequences_ended", "ended sequences", ["reason"], **registry)
+        self.cache_hits = Counter(
+            f"{PREFIX}_context_cache_hits", "sequences whose whole context was encoded already", **registry
+        )
+        self.ttft = Histogram(
+            f"{PREFIX}_ttft_seconds",
+            "until the first token, queue included",
+            buckets=TTFT_BUCKETS,
+            **registry,
+        )
+        self.tpot = Histogram(
+            f"{PREFIX}_tpot_seconds", "per token after the first", buckets=TPOT_BUCKETS, **registry
+        )
+
+    def watch(self, engine: StarEngine) -> None:
+        """Add the engine's gauges."""
+        self.registry.register(EngineCollector(engine))
+
+    def note_result(self, result: StarResult) -> None:
+        """A sequence has ended."""
+        self.ended.labels(result.finish_reason).inc()
+        self.tokens.labels("context").inc(result.num_context_tokens)
+        self.tokens.labels("context_cached").inc(result.num_cached_tokens)
+        self.tokens.labels("query").inc(result.num_query_tokens)
+        self.tokens.labels("generated").inc(len(result.tokens))
+        self.cache_hits.inc(int(result.cache_hit))
+        if result.tokens:
+            self.ttft.observe(result.timings.queue_s + result.timings.ttft_s)
+        if len(result.tokens) > 1:
+            self.tpot.observe(result.timings.tpot_s)
+
+    def note_response(self, *, route: str, method: str, status: int, error: str | None) -> None:
+        """An HTTP request was answered, or given up."""
+        self.requests.labels(route, method, str(status)).inc()
+        if error:
+            self.errors.labels(error).inc()
+
+    def text(self) -> bytes:
+        """The exposition format."""
+        return generate_latest(self.registry)

@@ -1,0 +1,159 @@
+"""What happens to every HTTP request before a route sees it: a log line, admission, and a bounded body."""
+
+import asyncio
+import hmac
+import logging
+import secrets
+from time import monotonic
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from megatron_star.server.errors import KINDS, error_response
+from megatron_star.server.metrics import ServerMetrics
+from megatron_star.server.settings import ServerSettings
+from megatron_star.server.state import ServerState
+
+OPEN_PATHS = ("/", "/health")
+SECRETLESS_METHODS = ("GET", "HEAD", "PUT", "POST", "DELETE", "PATCH", "OPTIONS")
+BODIES_IN_FLIGHT = 32
+log = logging.getLogger("megatron_star.server")
+
+
+class AccessLog:
+    """One line and one count for each request, without a word of what was asked or answered."""
+
+    def __init__(self, app: ASGIApp, metrics: ServerMetrics) -> None:
+        self.app, self.metrics = app, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One ASGI connection."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        start, status, request_id = monotonic(), 0, secrets.token_hex(8)
+
+        async def noted_send(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, noted_send)
+        finally:
+            self._note(scope, status or 499, request_id, monotonic() - start)
+
+    def _note(self, scope: Scope, status: int, request_id: str, seconds: float) -> None:
+        route = getattr(scope.get("route"), "path", "other")
+        method = scope["method"] if scope["method"] in SECRETLESS_METHODS else "other"
+        error = scope.get("star_error") or (KINDS.get(status, "refused") if status >= 400 else None)
+        self.metrics.note_response(route=route, method=method, status=status, error=error)
+        fields = {
+            "request_id": request_id,
+            "client": (scope.get("client") or ("?",))[0],
+            "method": method,
+            "route": route,
+            "status": status,
+            "seconds": round(seconds, 4),
+            **({"error": error} if error else {}),
+            **scope.get("star_log", {}),
+        }
+        log.info("request", extra={"fields": fields})
+
+
+class Admission:
+    """Refuses whoever has no key, and everybody while the server is not ready; counts who is inside."""
+
+    def __init__(self, app: ASGIApp, settings: ServerSettings, state: ServerState) -> None:
+        self.app, self.settings, self.state = app, settings, state
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One ASGI connection."""
+        if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
+            await self.app(scope, receive, send)
+            return
+        if not self._has_key(scope):
+            response = error_response(401, "give the API key as 'Authorization: Bearer KEY'", "Authorization")
+            await response(scope, receive, send)
+            return
+        if not self.state.ready:
+            message = f"the server is {self.state.name}: try again later"
+            await error_response(503, message)(scope, receive, send)
+            return
+        self.state.num_active += 1
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            self.state.num_active -= 1
+
+    def _has_key(self, scope: Scope) -> bool:
+        if self.settings.api_key is None:
+            return True
+        given = dict(scope["headers"]).get(b"authorization", b"")
+        scheme, _, key = given.partition(b" ")
+        matches = hmac.compare_digest(key.strip(), self.settings.api_key.encode())
+        return matches and scheme.lower() == b"bearer"
+
+
+class BodyLimit:
+    """Takes in a whole body before the route runs: at most so many bytes, within so many seconds."""
+
+    def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
+        self.app, self.settings = app, settings
+        self.bytes_in_flight = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One ASGI connection."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        body = bytearray()
+        try:
+            async with asyncio.timeout(self.settings.body_seconds):
+                refusal = await self._read(scope, receive, body)
+        except TimeoutError:
+            refusal = 408, f"the body did not come within {self.settings.body_seconds:g} seconds"
+        try:
+            if refusal:
+                response = error_response(*refusal)
+                response.headers["Connection"] = "close"
+                await response(scope, receive, send)
+            elif refusal is None:
+                await self.app(scope, _replayed(bytes(body), receive), send)
+        finally:
+            self.bytes_in_flight -= len(body)
+
+    async def _read(
+        self, scope: Scope, receive: Receive, body: bytearray
+    ) -> tuple[int, str] | tuple[()] | None:
+        """Fill `body`; a status and a message if it is refused, () if the client went away.
+
+        What is too large is read on for a while, so that the client comes to read the answer.
+        """
+        limit, num_bytes, refusal = self.settings.max_request_bytes, 0, None
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return ()
+            chunk = message.get("body", b"")
+            num_bytes += len(chunk)
+            if num_bytes > limit:
+                refusal = 413, f"the body has more than the {limit} bytes that are allowed"
+            elif self.bytes_in_flight + len(chunk) > BODIES_IN_FLIGHT * limit:
+                refusal = 503, "too many large requests at once: try again later"
+            else:
+                body += chunk
+                self.bytes_in_flight += len(chunk)
+            if not message.get("more_body") or num_bytes > 2 * limit:
+                return refusal
+
+
+def _replayed(body: bytes, receive: Receive) -> Receive:
+    """A `receive` that gives the body in one message, then what comes after it."""
+    messages = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replay() -> Message:
+        return messages.pop() if messages else await receive()
+
+    return replay

@@ -1,0 +1,35 @@
+"""For whoever runs the server, and for a person who just wants to try it: health, metrics, the page."""
+
+from pathlib import Path
+
+from fastapi import APIRouter, Request
+from fastapi.responses import HTMLResponse, JSONResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+
+PAGE = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
+PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+}
+router = APIRouter(tags=["operations"])
+
+
+@router.get("/health", responses={503: {"description": "Loading or draining."}})
+async def health(request: Request) -> JSONResponse:
+    """200 while requests are taken, 503 while they are not; needs no key."""
+    state = request.app.state.server
+    body = {"status": state.name, "live": True, "ready": state.ready, "draining": state.draining}
+    return JSONResponse(body, 200 if state.ready else 503)
+
+
+@router.get("/metrics", response_class=Response)
+def metrics(request: Request) -> Response:
+    """Prometheus' exposition format."""
+    return Response(request.app.state.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+
+@router.get("/", include_in_schema=False)
+async def page() -> HTMLResponse:
+    """One page to ask questions about a document."""
+    return HTMLResponse(PAGE, headers=PAGE_HEADERS)

@@ -1,0 +1,221 @@
+"""What requests may contain. Every number is finite and bounded, and unknown fields are errors."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+MOST_PROMPTS = 128
+MOST_TOKENS = 1 << 24
+LARGEST_SEED = (1 << 63) - 1
+
+TokenCount = Annotated[int, Field(ge=0, le=MOST_TOKENS)]
+PositiveTokens = Annotated[int, Field(ge=1, le=MOST_TOKENS)]
+TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
+StopText = Annotated[str, Field(min_length=1, max_length=256)]
+StopTexts = StopText | Annotated[list[StopText], Field(max_length=16)]
+Prompts = Annotated[list[str], Field(min_length=1, max_length=MOST_PROMPTS)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+TopK = Annotated[int, Field(ge=0, le=1000)]
+Zero = Annotated[float, Field(ge=0.0, le=0.0)]
+
+
+class Body(BaseModel):
+    """No coercion, no NaN, no unknown field."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class StarOptions(Body):
+    """How this request's context is encoded, and where it ends; what is left out is the server's default."""
+
+    mode: Literal["star", "exact", "auto"] | None = None
+    block_size: PositiveTokens | None = None
+    anchor_size: TokenCount | None = None
+    neighbor_blocks: Annotated[int, Field(ge=0, le=1024)] | None = None
+    query_tokens: PositiveTokens | None = Field(None, description="so many last tokens are the query")
+    separator: Annotated[str, Field(min_length=1, max_length=256)] | None = Field(
+        None, description="the context stands before its last occurrence, the query after it"
+    )
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> Self:
+        if self.query_tokens is not None and self.separator is not None:
+            raise ValueError("set query_tokens or separator, not both")
+        return self
+
+    def encoding(self) -> dict[str, Any]:
+        """The fields of a StarConfig that are set."""
+        return self.model_dump(exclude={"query_tokens", "separator"}, exclude_none=True)
+
+
+class MegatronGenerateRequest(Body):
+    """PUT /api: the fields of Megatron's server; `contexts` and `star` are ours."""
+
+    prompts: Prompts
+    contexts: Prompts | None = Field(None, description="one for all prompts, or one for each")
+    tokens_to_generate: PositiveTokens = 64
+    temperature: Annotated[float, Field(ge=0.0, le=100.0)] = 1.0
+    top_k: TopK = 0
+    top_p: Share = 0.0
+    top_p_decay: Zero = 0.0
+    top_p_bound: Zero = 0.0
+    logprobs: bool = False
+    add_BOS: bool = False
+    random_seed: Annotated[int, Field(ge=0, le=LARGEST_SEED)] | None = None
+    stop_token: TokenId | None = None
+    stop_on_eol: bool = False
+    stop_on_double_eol: bool = False
+    prevent_newline_after_colon: Literal[False] = False
+    length_penalty: Annotated[float, Field(ge=1.0, le=1.0)] = 1.0
+    star: StarOptions = Field(default_factory=StarOptions)
+
+    @model_validator(mode="after")
+    def _one_context_or_one_each(self) -> Self:
+        count = len(self.prompts)
+        if self.contexts and len(self.contexts) not in (1, count):
+            raise ValueError(f"contexts: {len(self.contexts)} given for {count} prompts: give 1 or {count}")
+        return self
+
+
+class PromptRequest(Body):
+    """What both servers' completions have in common."""
+
+    prompt: (
+        str
+        | Prompts
+        | Annotated[list[TokenId], Field(min_length=1, max_length=MOST_TOKENS)]
+        | Annotated[list[Annotated[list[TokenId], Field(min_length=1)]], Field(max_length=MOST_PROMPTS)]
+    )
+    contexts: Prompts | None = Field(None, description="one for all prompts, or one for each")
+    temperature: Annotated[float, Field(ge=0.0, le=100.0)] | None = None
+    top_p: Share | None = None
+    top_k: TopK | None = Field(None, description="as in Megatron; OpenAI has none")
+    n: Annotated[int, Field(ge=1, le=16)] | None = None
+    best_of: Annotated[int, Field(ge=1, le=1)] | None = None
+    seed: Annotated[int, Field(ge=-LARGEST_SEED, le=LARGEST_SEED)] | None = None
+    stop: StopTexts | None = None
+    logprobs: Annotated[int, Field(ge=0, le=1)] | None = Field(
+        None, description="0 or 1: log-probabilities of the tokens that were chosen"
+    )
+    echo: bool | None = None
+    star: StarOptions | None = None
+
+    @model_validator(mode="after")
+    def _one_context_or_one_each(self) -> Self:
+        count = len(self.prompts())
+        if count == 0:
+            raise ValueError("prompt: it is empty")
+        if self.contexts and len(self.contexts) not in (1, count):
+            raise ValueError(f"contexts: {len(self.contexts)} given for {count} prompts: give 1 or {count}")
+        return self
+
+    def prompts(self) -> list[str] | list[list[int]]:
+        """The prompt, as a list of prompts."""
+        if isinstance(self.prompt, str) or (self.prompt and isinstance(self.prompt[0], int)):
+            return [self.prompt]
+        return self.prompt
+
+
+class MegatronCompletionRequest(PromptRequest):
+    """POST /completions: as Megatron's server reads it."""
+
+    max_tokens: PositiveTokens
+    model: str | None = Field(None, description="ignored, as by Megatron's server")
+
+
+class StreamOptions(Body):
+    """`include_usage` adds a last chunk with the usage."""
+
+    include_usage: bool | None = None
+    include_obfuscation: Literal[False] | None = None
+
+
+class OpenAIFields(Body):
+    """Fields of both OpenAI routes; those that would change nothing here must have their neutral value."""
+
+    model: Annotated[str, Field(max_length=512)]
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    presence_penalty: Zero | None = None
+    frequency_penalty: Zero | None = None
+    logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
+    user: Annotated[str, Field(max_length=512)] | None = None
+    temperature: Annotated[float, Field(ge=0.0, le=2.0)] | None = None
+
+    @model_validator(mode="after")
+    def _stream_options_need_a_stream(self) -> Self:
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options: it needs stream=true")
+        return self
+
+
+class CompletionRequest(OpenAIFields, PromptRequest):
+    """POST /v1/completions."""
+
+    max_tokens: PositiveTokens | None = None
+    suffix: Literal[""] | None = None
+
+
+class TextPart(Body):
+    """A piece of a message; only text is understood."""
+
+    type: Literal["text"]
+    text: str
+
+
+class Message(Body):
+    """One message of a chat."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | Annotated[list[TextPart], Field(min_length=1, max_length=1024)]
+    name: Annotated[str, Field(max_length=512)] | None = None
+
+    def for_template(self) -> dict[str, str]:
+        """As chat templates know it."""
+        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+
+
+class TextFormat(Body):
+    """The only response format."""
+
+    type: Literal["text"]
+
+
+class ChatRequest(OpenAIFields):
+    """POST /v1/chat/completions."""
+
+    messages: Annotated[list[Message], Field(min_length=1, max_length=4096)]
+    max_completion_tokens: PositiveTokens | None = None
+    max_tokens: PositiveTokens | None = Field(None, description="the old name of max_completion_tokens")
+    top_p: Share | None = None
+    top_k: TopK | None = Field(None, description="as in Megatron; OpenAI has none")
+    n: Annotated[int, Field(ge=1, le=16)] | None = None
+    seed: Annotated[int, Field(ge=-LARGEST_SEED, le=LARGEST_SEED)] | None = None
+    stop: StopTexts | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=0)] | None = None
+    response_format: TextFormat | None = None
+    star: StarOptions | None = None
+
+    @model_validator(mode="after")
+    def _ends_with_the_user(self) -> Self:
+        if self.messages[-1].role != "user":
+            raise ValueError("messages: the last one must have the role 'user'")
+        return self
+
+
+class ErrorDetail(BaseModel):
+    """What is wrong; `param` is the field that is meant."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class ErrorBody(BaseModel):
+    """The body of every error."""
+
+    message: str
+    error: ErrorDetail

@@ -1,0 +1,51 @@
+"""What whoever starts the server chooses: one frozen dataclass."""
+
+from dataclasses import dataclass, field
+
+from megatron_star.config import StarConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerSettings:
+    """Limits, and what a request leaves open.
+
+    Attributes:
+        model_name: what `/v1/models` lists and what an OpenAI request must ask for.
+        star: how contexts are encoded unless the request's `star` object says otherwise.
+        num_query_tokens: the end of a prompt that is its query where nothing else says so.
+        separator: text between context and query, looked for where a request names none.
+        api_key: what `Authorization: Bearer` must carry; None lets everybody in.
+        max_request_bytes: of one body; 32 times as much may be in flight.
+        max_concurrent_requests: sequences (prompts times `n`) that run at the same time.
+        max_queued_requests: sequences that wait for that.
+        max_context_tokens: of one context; None leaves it to the model's limit.
+        body_seconds: a body that has not come by then ends with 408.
+    """
+
+    model_name: str
+    star: StarConfig = field(default_factory=StarConfig)
+    num_query_tokens: int = 256
+    separator: str | None = None
+    api_key: str | None = None
+    max_request_bytes: int = 16 << 20
+    max_concurrent_requests: int = 64
+    max_queued_requests: int = 256
+    max_context_tokens: int | None = None
+    body_seconds: float = 60.0
+
+    def __post_init__(self) -> None:
+        """Raises ValueError, naming the value and the bound."""
+        for name in ("num_query_tokens", "max_request_bytes", "max_concurrent_requests"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        if self.max_queued_requests < 0:
+            raise ValueError(f"max_queued_requests is {self.max_queued_requests}: it must be at least 0")
+        if self.api_key is not None and not (self.api_key.isascii() and self.api_key.isprintable()):
+            raise ValueError("the API key must be one line of printable ASCII characters")
+        if self.api_key == "":
+            raise ValueError("the API key is empty")
+
+    @property
+    def max_sequences(self) -> int:
+        """Running and waiting, at most."""
+        return self.max_concurrent_requests + self.max_queued_requests
