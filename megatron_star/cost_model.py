@@ -1,13 +1,16 @@
-"""What a plan costs: floating-point operations and bytes, from the model's configuration.
+"""What a plan costs: operations, bytes and, on given hardware, seconds, from the model's configuration.
 
-Feeds the balance of a plan and the choice between star and exact. Knows no tensor and no process group.
+Feeds the balance of a plan, the choice between star and exact, and the planner (`launch/plan.py`). Knows no
+tensor and no process group.
 """
 
-from dataclasses import replace
+from collections import Counter
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from megatron_star.config import StarConfig
-from megatron_star.plan import ContextPlan, TokenCosts
+from megatron_star.hardware import Cluster
+from megatron_star.plan import ContextPlan, TokenCosts, Wave
 
 
 class ModelShape(Protocol):
@@ -52,3 +55,152 @@ def choose_plan(
         for mode in (("exact", "star") if config.mode == "auto" else (config.mode,))
     }
     return min(plans.items(), key=lambda item: item[1].cost(costs))
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """A `ModelShape` with what its weights need besides.
+
+    Attributes:
+        ffn_hidden_size: of all experts that one token uses, together.
+        stored_ffn_hidden_size: of all experts together; the same where there are none.
+        tied_embeddings: the output layer is the embedding.
+    """
+
+    num_layers: int
+    hidden_size: int
+    ffn_hidden_size: int
+    num_attention_heads: int
+    num_query_groups: int
+    kv_channels: int
+    gated_linear_unit: bool
+    vocab_size: int
+    tied_embeddings: bool
+    stored_ffn_hidden_size: int
+
+    @property
+    def num_parameters(self) -> int:
+        """All weight matrices; norms and biases are left out."""
+        layers = token_costs(replace(self, ffn_hidden_size=self.stored_ffn_hidden_size)).linear_per_token
+        return int(layers / 2) + self.vocab_size * self.hidden_size * (1 if self.tied_embeddings else 2)
+
+    @property
+    def num_parameters_per_token(self) -> int:
+        """Those that generating one token reads: of its experts, and of the output layer."""
+        return int(token_costs(self).linear_per_token / 2) + self.vocab_size * self.hidden_size
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """A model on all GPUs of a cluster, as TP x CP ranks: consecutive GPUs are a TP group.
+
+    All results are of one rank: the slowest, or the one that holds the most.
+    """
+
+    size: ModelSize
+    cluster: Cluster
+    tp_size: int
+    bytes_per_value: int = 2
+
+    @property
+    def cp_size(self) -> int:
+        """Ranks that share a context."""
+        return self.cluster.num_gpus // self.tp_size
+
+    @property
+    def weights_bytes(self) -> float:
+        """Weights of one rank."""
+        return self.size.num_parameters * self.bytes_per_value / self.tp_size
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """KV that a rank keeps of a token that it owns."""
+        return kv_bytes_per_token(self.size, tp_size=self.tp_size, bytes_per_value=self.bytes_per_value)
+
+    def kv_bytes(self, plan: ContextPlan) -> int:
+        """KV of the context on the rank that owns most of it."""
+        owned: Counter[int] = Counter()
+        for segment in plan.segments():
+            owned[segment.owner] += segment.num_tokens
+        return max(owned.values(), default=0) * self.kv_bytes_per_token
+
+    def activation_bytes(self, plan: ContextPlan) -> float:
+        """Of the rank with most tokens in one forward pass: what a layer keeps at the same time.
+
+        Eight values of the hidden size (residual, normalised, reduced, ..); the query and the attention's
+        output, with the float32 sum of partial results and one more partial; three values of the MLP.
+        """
+        query_size = self.size.num_attention_heads * self.size.kv_channels / self.tp_size
+        mlp = 3 * self.size.ffn_hidden_size / self.tp_size
+        of_a_token = (
+            self.bytes_per_value * (8 * self.size.hidden_size + 4 * query_size + mlp) + 12 * query_size
+        )
+        return max((max(_rows_by_rank(wave).values()) for wave in plan.waves), default=0) * of_a_token
+
+    def encoding_seconds(self, plan: ContextPlan) -> float:
+        """Context encoding: the slowest rank of each wave, added up."""
+        return sum(self._wave_seconds(wave) for wave in plan.waves)
+
+    def _wave_seconds(self, wave: Wave) -> float:
+        gpu, rows, pairs = self.cluster.gpu, _rows_by_rank(wave), _pairs_by_rank(wave)
+        linear_s = token_costs(self.size).linear_per_token / self.tp_size / gpu.matmul_flops_per_s
+        pair_s = token_costs(self.size).attention_per_pair / self.tp_size / gpu.attention_flops_per_s
+        slowest = max(rows, key=lambda rank: linear_s * rows[rank] + pair_s * pairs[rank])
+        exposed_s = self._exposed_transfer_seconds(wave, rows[slowest], pair_s * pairs[slowest], pair_s)
+        compute_s = linear_s * rows[slowest] + pair_s * pairs[slowest]
+        return compute_s + self._all_reduce_seconds(rows[slowest]) + exposed_s
+
+    def _exposed_transfer_seconds(self, wave: Wave, rows: int, attention_s: float, pair_s: float) -> float:
+        """Of the broadcasts, what attention does not hide: it runs meanwhile, but for its part with the last
+        source, which must have come first.
+        """
+        crossing = {s for segment in wave for s in segment.sources if s.owner != segment.owner}
+        if not crossing:
+            return 0.0
+        rate, latency = self.cluster.link(self.cluster.num_gpus)
+        num_tokens = sum(source.end - source.start for source in crossing)
+        transfer_s = (
+            num_tokens * self.kv_bytes_per_token / rate + self.size.num_layers * len(crossing) * latency
+        )
+        last = max(crossing)
+        hidden_s = attention_s - pair_s * min(rows, wave[-1].end - last.end) * (last.end - last.start)
+        return max(0.0, transfer_s - max(0.0, hidden_s))
+
+    def _all_reduce_seconds(self, rows: int) -> float:
+        """Two a layer over the TP group, each a ring: every byte is sent and received almost twice."""
+        if self.tp_size == 1:
+            return 0.0
+        rate, latency = self.cluster.link(self.tp_size)
+        num_bytes = rows * self.size.hidden_size * self.bytes_per_value
+        ring_s = 2 * (self.tp_size - 1) / self.tp_size * num_bytes / rate
+        return 2 * self.size.num_layers * (ring_s + latency)
+
+    def step_seconds(self, plan: ContextPlan) -> float:
+        """One token of one sequence: read weights and KV once, two all-reduces and one merge a layer."""
+        num_bytes = self.size.num_parameters_per_token * self.bytes_per_value / self.tp_size
+        read_s = (num_bytes + self.kv_bytes(plan)) / self.cluster.gpu.memory_bytes_per_s
+        return read_s + self._all_reduce_seconds(1) + self._merge_seconds()
+
+    def _merge_seconds(self) -> float:
+        """One all-gather a layer over the CP group: each rank's float32 output and LSE of one token."""
+        if self.cp_size == 1:
+            return 0.0
+        rate, latency = self.cluster.link(self.cluster.num_gpus)
+        part = 4 * self.size.num_attention_heads / self.tp_size * (self.size.kv_channels + 1)
+        return self.size.num_layers * ((self.cp_size - 1) * part / rate + latency)
+
+
+def _rows_by_rank(wave: Wave) -> Counter[int]:
+    """Tokens in the forward pass of each rank, copies of the anchor included."""
+    rows: Counter[int] = Counter()
+    for segment in wave:
+        rows[segment.owner] += segment.recomputed + segment.num_tokens
+    return rows
+
+
+def _pairs_by_rank(wave: Wave) -> Counter[int]:
+    """Visible (query, key) pairs of each rank."""
+    pairs: Counter[int] = Counter()
+    for segment in wave:
+        pairs[segment.owner] += int(segment.cost(TokenCosts(0.0, 1.0)))
+    return pairs

@@ -1,0 +1,167 @@
+"""Before renting GPUs: which TP x CP, block size, memory and times to expect, and whether a model fits.
+
+    megatron-star plan --model Llama-3.1-8B/config.json --context 128K --gpus 16 --gpu h100
+
+Estimates from the cost model (megatron_star/cost_model.py) and assumed shares of the data sheet's rates
+(megatron_star/hardware.py). No GPU is needed, and none is asked.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from checkpoints_tools.hf_config import model_arguments, read_hf_config
+from launch.arguments import ArgumentParser, token_count
+from launch.estimates import (
+    LARGEST_CLUSTER,
+    MODES,
+    Estimate,
+    Question,
+    default_block_size,
+    estimates,
+    half_is_faster,
+    refuse,
+)
+from megatron_star.config import StarConfig
+from megatron_star.cost_model import ModelSize
+from megatron_star.hardware import GPUS, Cluster
+from megatron_star.model.checkpoint import DESCRIPTION_FILE, read_checkpoint_info
+
+
+def model_size(args: Mapping[str, Any]) -> ModelSize:
+    """From Megatron's argument names, as a converted checkpoint carries them."""
+    expert, num_experts = args.get("moe_ffn_hidden_size"), args.get("num_experts")
+    ffn = expert * args["moe_router_topk"] if num_experts else args["ffn_hidden_size"]
+    return ModelSize(
+        **{name: args[name] for name in ("num_layers", "hidden_size", "num_attention_heads", "kv_channels")},
+        ffn_hidden_size=ffn,
+        num_query_groups=args["num_query_groups"],
+        gated_linear_unit=args["swiglu"],
+        vocab_size=args["vocab_size"],
+        tied_embeddings=not args["untie_embeddings_and_output_weights"],
+        stored_ffn_hidden_size=expert * num_experts if num_experts else ffn,
+    )
+
+
+def read_model(path: Path) -> Mapping[str, Any]:
+    """Megatron arguments of a converted checkpoint, a Hugging Face folder, or its config.json.
+
+    Raises:
+        ValueError, OSError: there is none, or the model is not supported.
+    """
+    if path.is_file() and path.name != DESCRIPTION_FILE:
+        return model_arguments(json.loads(path.read_text()))
+    if (path / "config.json").is_file():
+        return model_arguments(read_hf_config(path))
+    return read_checkpoint_info(path.parent if path.name == DESCRIPTION_FILE else path).args
+
+
+def print_table(question: Question, cluster: Cluster, found: list[Estimate]) -> None:
+    """For people; the best first."""
+    billions = question.size.num_parameters / 1e9
+    print(
+        f"{billions:.2f} B parameters, {question.num_context_tokens:,} context tokens "
+        f"in blocks of {question.block_size:,};\n{cluster.num_gpus} x {cluster.gpu.name} in nodes of "
+        f"{cluster.gpus_per_node}, of which each has {cluster.gpu.memory_bytes / 1e9:.0f} GB to use\n"
+    )
+    print(f"{'':9}   {'GB on each GPU':^31}   {'TTFT in s':^29}   {'TPOT':>7}")
+    columns = (
+        f"{'weights':>7} {'KV':>7} {'other':>7} {'all':>7}   {'exact':>9} {'recompute':>9} {'broadcast':>9}"
+    )
+    print(f"{'TP x CP':>9}   {columns}   {'in ms':>7}")
+    for of in found:
+        print(_row(of))
+    if half_is_faster(question, cluster, found[0]):
+        print(f"\nHalf as many GPUs would answer sooner: {found[0].cp_size} ranks share too few blocks.")
+    print(f"\n{_command(question, cluster, found[0])}\n\nEstimates; docs/slurm.md says what they assume.")
+
+
+def _row(of: Estimate) -> str:
+    sizes = (of.weights_bytes, of.kv_bytes, of.activation_bytes, of.bytes_by_mode["broadcast"])
+    memory = " ".join(f"{num_bytes / 1e9:>7.1f}" for num_bytes in sizes)
+    times = " ".join(f"{of.ttft_s[mode]:>9.2f}" if of.fits[mode] else f"{'no room':>9}" for mode in MODES)
+    return f"{of.tp_size:>2} x {of.cp_size:<4}   {memory}   {times}   {of.tpot_s * 1e3:>7.1f}"
+
+
+def _command(question: Question, cluster: Cluster, best: Estimate) -> str:
+    tasks = min(cluster.gpus_per_node, cluster.num_gpus)
+    nodes = cluster.num_gpus // tasks
+    return (
+        f"CHECKPOINT=DIR TP={best.tp_size} CP={best.cp_size} BLOCK_SIZE={question.block_size} sbatch "
+        f"--nodes={nodes} \\\n    --ntasks-per-node={tasks} --gpus-per-node={tasks} launch/serve.sbatch"
+    )
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line; raises ValueError on a wrong one."""
+    parser = ArgumentParser(prog="plan.py", description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--model", type=Path, required=True, help="checkpoint, Hugging Face folder, config.json"
+    )
+    parser.add_argument("--context", type=token_count, required=True, metavar="TOKENS")
+    parser.add_argument("--gpus", type=int, required=True, metavar="N", help="all of them, at most 1024")
+    parser.add_argument("--gpu", choices=GPUS, default="h100", help="their kind; default: h100")
+    parser.add_argument("--gpus-per-node", type=int, default=8, metavar="N")
+    parser.add_argument("--node-link", type=float, metavar="GB/S", help="one GPU to others of its node")
+    parser.add_argument("--network-link", type=float, metavar="GB/S", help="one GPU to other nodes")
+    parser.add_argument("--block-size", type=token_count, metavar="TOKENS", help="default: as published")
+    parser.add_argument("--wave-tokens", type=token_count, default=StarConfig().wave_tokens, metavar="TOKENS")
+    parser.add_argument("--num-tokens-to-generate", type=int, default=256, metavar="N")
+    parser.add_argument("--json", action="store_true", help="for scripts")
+    args = parser.parse_args(argv)
+    for name, bound in (("gpus", LARGEST_CLUSTER), ("gpus_per_node", 128), ("context", 16 << 20)):
+        if not 1 <= getattr(args, name) <= bound:
+            parser.error(f"--{name.replace('_', '-')} is {getattr(args, name)}: it must be from 1 to {bound}")
+    for name in ("node_link", "network_link"):
+        if getattr(args, name) is not None and not 0 < getattr(args, name) < float("inf"):
+            parser.error(f"--{name.replace('_', '-')} is {getattr(args, name)}: it must be more than 0")
+    return args
+
+
+def cluster_of(args: argparse.Namespace) -> Cluster:
+    """The GPUs that the arguments describe; given link speeds are used as they are."""
+    links = {"node_link_bytes_per_s": args.node_link, "network_link_bytes_per_s": args.network_link}
+    given = {name: 1e9 * value for name, value in links.items() if value is not None}
+    return Cluster(replace(GPUS[args.gpu], **given), args.gpus, args.gpus_per_node)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Print the plan.
+
+    Raises:
+        ValueError, OSError: the model cannot be read, or does not fit.
+    """
+    model = read_model(args.model)
+    block_size = args.block_size or default_block_size(args.context)
+    question = Question(
+        model_size(model), args.context, args.num_tokens_to_generate, block_size, args.wave_tokens
+    )
+    cluster = cluster_of(args)
+    found = estimates(question, cluster)
+    if not found or not found[0].fits["broadcast"]:
+        refuse(question, cluster, found)
+    if args.context > model["max_position_embeddings"]:
+        print(f"warning: the model was made for {model['max_position_embeddings']:,} tokens", file=sys.stderr)
+    if args.json:
+        plans = [asdict(of) | {"block_size": block_size} for of in found]
+        print(json.dumps({"gpu": asdict(cluster.gpu), "plans": plans}, indent=2))
+    else:
+        print_table(question, cluster, found)
+
+
+def main() -> None:
+    try:
+        run(parse_arguments())
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
