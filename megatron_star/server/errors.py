@@ -61,7 +61,12 @@ def describe_validation(errors: list[dict[str, Any]]) -> tuple[str, str | None]:
     first = errors[0]
     path = [str(part) for part in first["loc"] if part != "body"]
     # What follows these names an alternative of a union, not a field.
-    path = takewhile(lambda part: part != "str" and (part.isidentifier() or part.isdecimal()), path)
+    path = takewhile(
+        lambda part: (
+            not part.startswith("function-") and part != "str" and (part.isidentifier() or part.isdecimal())
+        ),
+        path,
+    )
     field = ".".join(path)[:100] or None
     if first["type"] == "extra_forbidden":
         return f"{field}: there is no such field", field

@@ -2,18 +2,29 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 MOST_PROMPTS = 128
 MOST_TOKENS = 1 << 24
 LARGEST_SEED = (1 << 63) - 1
 
+
+def _whole_characters(text: str) -> str:
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"character {error.start} is half of a surrogate pair") from None
+    return text
+
+
+Text = Annotated[str, AfterValidator(_whole_characters)]
 TokenCount = Annotated[int, Field(ge=0, le=MOST_TOKENS)]
 PositiveTokens = Annotated[int, Field(ge=1, le=MOST_TOKENS)]
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
-StopText = Annotated[str, Field(min_length=1, max_length=256)]
+StopText = Annotated[Text, Field(min_length=1, max_length=256)]
 StopTexts = StopText | Annotated[list[StopText], Field(max_length=16)]
-Prompts = Annotated[list[str], Field(min_length=1, max_length=MOST_PROMPTS)]
+Prompts = Annotated[list[Text], Field(min_length=1, max_length=MOST_PROMPTS)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 TopK = Annotated[int, Field(ge=0, le=1000)]
 Zero = Annotated[float, Field(ge=0.0, le=0.0)]
@@ -33,7 +44,7 @@ class StarOptions(Body):
     anchor_size: TokenCount | None = None
     neighbor_blocks: Annotated[int, Field(ge=0, le=1024)] | None = None
     query_tokens: PositiveTokens | None = Field(None, description="so many last tokens are the query")
-    separator: Annotated[str, Field(min_length=1, max_length=256)] | None = Field(
+    separator: Annotated[Text, Field(min_length=1, max_length=256)] | None = Field(
         None, description="the context stands before its last occurrence, the query after it"
     )
 
@@ -81,7 +92,7 @@ class PromptRequest(Body):
     """What both servers' completions have in common."""
 
     prompt: (
-        str
+        Text
         | Prompts
         | Annotated[list[TokenId], Field(min_length=1, max_length=MOST_TOKENS)]
         | Annotated[list[Annotated[list[TokenId], Field(min_length=1)]], Field(max_length=MOST_PROMPTS)]
@@ -160,14 +171,14 @@ class TextPart(Body):
     """A piece of a message; only text is understood."""
 
     type: Literal["text"]
-    text: str
+    text: Text
 
 
 class Message(Body):
     """One message of a chat."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[TextPart], Field(min_length=1, max_length=1024)]
+    content: Text | Annotated[list[TextPart], Field(min_length=1, max_length=1024)]
     name: Annotated[str, Field(max_length=512)] | None = None
 
     def for_template(self) -> dict[str, str]:
