@@ -55,8 +55,8 @@ def read_model(path: Path) -> Mapping[str, Any]:
     Raises:
         ValueError, OSError: there is none, or the model is not supported.
     """
-    if path.is_file() and path.name != DESCRIPTION_FILE:
-        return model_arguments(json.loads(path.read_text()))
+    if path.name == "config.json":
+        return model_arguments(read_hf_config(path.parent))
     if (path / "config.json").is_file():
         return model_arguments(read_hf_config(path))
     return read_checkpoint_info(path.parent if path.name == DESCRIPTION_FILE else path).args
