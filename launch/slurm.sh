@@ -101,10 +101,11 @@ finish_ranks() {  # the status of the worst rank is this function's
     return "$status"
 }
 
-# Ranks that were killed or met an error are started again, MAX_RESTARTS times; wrong input (status 2) is not.
+# Ranks that were killed or met an error are started again, MAX_RESTARTS times; not after wrong input (status 2), nor
+# after the SIGTERM of somebody who wants the job to end, which ranks that still load the model end with (143).
 requeue_after_a_failure() {  # STATUS
     local restarts=${SLURM_RESTART_COUNT:-0}
-    if (($1 == 0 || $1 == 2)) || [[ -n $ENDING ]]; then
+    if (($1 == 0 || $1 == 2 || $1 == 143)) || [[ -n $ENDING ]]; then
         exit "$1"
     fi
     if ((restarts >= MAX_RESTARTS)); then

@@ -12,7 +12,7 @@ export GLOO_SOCKET_IFNAME=eth0 OMP_NUM_THREADS=1 PYTHONPATH=$REPOSITORY
 LAB_SCRIPTS=$REPOSITORY/../shared/slurm
 DEMO=${DEMO:-$REPOSITORY/.demo}
 SERVER=http://10.77.0.11:5000
-SECONDS_FOR_A_JOB=240
+SECONDS_FOR_A_JOB=300
 
 skip() { echo "tests/slurm/run.sh skips: $*"; exit 0; }
 die() { echo "FAILED: $*" >&2; [[ -z ${LOG:-} ]] || tail -n 20 "$LOG" >&2; exit 1; }
@@ -32,8 +32,11 @@ LAB=$WORK/lab
 export SLURM_CONF=$LAB/slurm.conf
 clean_up() {
     scancel --full --user root 2>/dev/null || true
+    for _ in $(seq 20); do [[ -n $(squeue --noheader 2>/dev/null) ]] || break; sleep 1; done
     bash "$LAB_SCRIPTS/down.sh" "$LAB" || true
-    rm -rf "$WORK"
+    ip link delete labv1 2>/dev/null || true  # a step that still ends would keep its node's network
+    ip link delete labv2 2>/dev/null || true
+    rm -rf "$WORK" 2>/dev/null || { sleep 5; rm -rf "$WORK"; }
 }
 trap clean_up EXIT
 bash "$LAB_SCRIPTS/up.sh" "$LAB" 2 >"$WORK/up.log" 2>&1 || { LOG=$WORK/up.log; die "no Slurm"; }
@@ -49,7 +52,7 @@ wait_for() {  # SECONDS WHAT CONDITION...
     shift 2
     until "$@"; do ((SECONDS < deadline)) || die "no $what in time"; sleep 0.3; done
 }
-job_is_over() { [[ -z $(squeue --noheader --jobs "$JOB" 2>/dev/null) ]]; }
+job_is_over() { [[ $(field JobState) =~ ^(COMPLETED|FAILED|CANCELLED|TIMEOUT|NODE_FAIL)$ ]]; }
 finish() {  # EXIT-CODE
     wait_for "$SECONDS_FOR_A_JOB" "end of job $JOB" job_is_over
     [[ $(field ExitCode) == "$1:0" ]] || die "job $JOB ended with $(field ExitCode), not $1:0"

@@ -104,6 +104,7 @@ def test_a_container_gets_the_repository_and_the_mounts(run_script):
     [
         ("0", "0", 0, ""),
         ("2", "0", 2, ""),
+        ("143", "0", 143, ""),
         ("137", "0", 0, "the ranks ended with status 137: requeueing job 7"),
         ("137", "3", 137, "and were restarted 3 times already"),
     ],
