@@ -39,7 +39,8 @@ clean_up() {
     rm -rf "$WORK" 2>/dev/null || { sleep 5; rm -rf "$WORK"; }
 }
 trap clean_up EXIT
-bash "$LAB_SCRIPTS/up.sh" "$LAB" 2 >"$WORK/up.log" 2>&1 || { LOG=$WORK/up.log; die "no Slurm"; }
+# nproc, which up.sh asks how many tasks a node can have, heeds OMP_NUM_THREADS.
+env --unset=OMP_NUM_THREADS bash "$LAB_SCRIPTS/up.sh" "$LAB" 2 >"$WORK/up.log" 2>&1 || { LOG=$WORK/up.log; die "no Slurm"; }
 cd "$WORK"
 
 submit() {  # SBATCH-ARGUMENTS...: sets JOB and LOG
