@@ -79,6 +79,7 @@ ask() {  # NUMBER-OF-TOKENS
     curl --silent --max-time 120 --header 'content-type: application/json' "$SERVER/v1/completions" --data \
         '{"model": "megatron", "prompt": "The capital of France is", "temperature": 0, "max_tokens": '"$1"'}'
 }
+is_restarted() { [[ $(field Restarts) == 1 ]]; }
 is_ready() { [[ $(grep -c '^ready: ' "$LOG" 2>/dev/null) == "$1" ]]; }
 
 # convert, then the demo's question on two nodes
@@ -137,7 +138,7 @@ wait_for "$SECONDS_FOR_A_JOB" "server" is_ready 1
 step "serve.sbatch answers a request from outside the job"
 kill -9 $(rank_pid 1)
 wait_for 60 "requeue" grep -q "requeueing job $JOB" "$LOG"
-wait_for 60 "restart" test "$(field Restarts)" = 1
+wait_for 60 "restart" is_restarted
 sleep 2  # Slurm holds a requeued job back for two minutes
 scontrol update JobId="$JOB" StartTime=now
 wait_for "$SECONDS_FOR_A_JOB" "second start" is_ready 2
