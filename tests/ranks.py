@@ -129,6 +129,8 @@ def on_engine(
 ) -> object:
     """What `use` makes of a running engine, on the driver; None on workers."""
     star_model, groups = load(checkpoint, 1, timeout)
+    for group in (groups.cp, groups.model.tp):  # Megatron's own setting is in whole minutes
+        dist.distributed_c10d._set_pg_timeout(timeout, group)
     if dist.get_rank():
         run_worker(star_model, groups.control)
         return None
