@@ -77,7 +77,7 @@ rank_pid() {  # RANK: the Python process of this rank, whatever its node
 }
 ask() {  # NUMBER-OF-TOKENS
     curl --silent --max-time 120 --header 'content-type: application/json' "$SERVER/v1/completions" --data \
-        '{"model": "megatron", "prompt": "The capital of France is", "temperature": 0, "max_tokens": '"$1"'}'
+        '{"model": "smollm2", "prompt": "The capital of France is", "temperature": 0, "max_tokens": '"$1"'}'
 }
 is_restarted() { [[ $(field Restarts) == 1 ]]; }
 is_ready() { [[ $(grep -c '^ready: ' "$LOG" 2>/dev/null) == "$1" ]]; }
