@@ -82,7 +82,7 @@ def process_groups(
     """
     check_world_size(environment.world_size, tp_size=tp_size, cp_size=cp_size)
     if torch.cuda.is_available():
-        torch.cuda.set_device(environment.local_rank)
+        torch.cuda.set_device(environment.device_index(torch.cuda.device_count()))
     device = use_cpu_where_cuda_is_absent()
     _join(environment, backend_for(device), timeout)
     groups = initialize_groups(tp_size=tp_size, cp_size=cp_size, timeout=timeout)
