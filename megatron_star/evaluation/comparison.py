@@ -1,0 +1,151 @@
+"""What a setting changes in the answer to one question: every rank runs this, exact first, then each setting.
+
+Exact answers greedily. A setting is shown exact's answer and predicts each of its tokens (teacher forcing):
+its own greedy answer is the same if, and only if, its most likely token is exact's at every place.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from time import monotonic
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn.functional import kl_div
+
+from megatron_star.config import StarConfig
+from megatron_star.cost_model import choose_plan, token_costs
+from megatron_star.evaluation.hidden_attention import hidden_masses
+from megatron_star.inference.context_encoding import encode_context
+from megatron_star.inference.kv_store import EncodedContext
+from megatron_star.inference.star_model import StarModel
+from megatron_star.inference.token_generation import Sequence as TokenSequence
+from megatron_star.inference.token_generation import TokenGenerationStep, generate_step
+from megatron_star.parallel.control import broadcast_token_ids
+from megatron_star.plan import ContextPlan
+
+NUM_PROBES = 16
+EXACT = StarConfig(mode="exact")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """One setting against exact, on one question.
+
+    Attributes:
+        same_first_token: the most likely first token is the same.
+        changed: the greedy answer differs somewhere.
+        kl: mean over the answer's tokens of KL(exact || setting), in nats, over the whole vocabulary.
+        hidden_mass: see `hidden_attention`; from `NUM_PROBES` context tokens.
+        exact_ttft_s, ttft_s: context encoding and exact's query step, in seconds.
+        exact_flops, flops: of the encoding on the slowest rank.
+    """
+
+    same_first_token: bool
+    changed: bool
+    kl: float
+    hidden_mass: float
+    exact_ttft_s: float
+    ttft_s: float
+    exact_flops: float
+    flops: float
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Token ids of a context and a query, where the answer ends, and how long it gets at most."""
+
+    context: Sequence[int]
+    query: Sequence[int]
+    end_token: int | None
+    num_tokens: int
+
+
+def compare(
+    star_model: StarModel,
+    prompt: Prompt,
+    settings: Mapping[str, StarConfig],
+    control: dist.ProcessGroup,
+) -> tuple[list[int], dict[str, Comparison]]:
+    """Exact's answer, and each setting compared with it; on every rank, with the same arguments."""
+    costs = token_costs(star_model.model.config)
+    plans = {
+        name: choose_plan(len(prompt.context), star_model.exchange.cp_size, star, costs)[1]
+        for name, star in ({"": EXACT} | settings).items()
+    }
+    exact_plan = plans.pop("")
+    exact, exact_s = _timed_encoding(star_model, prompt.context, exact_plan)
+    tokens, exact_logits, query_s = _greedy_answer(star_model, exact, prompt, control)
+    masses = hidden_masses(
+        star_model,
+        prompt.context,
+        exact,
+        [(plans[name], star) for name, star in settings.items()],
+        probe_positions(len(prompt.context)),
+    )
+    results = {}
+    for (name, plan), mass in zip(plans.items(), masses, strict=True):
+        context, seconds = _timed_encoding(star_model, prompt.context, plan)
+        logits = _forced_logits(star_model, context, prompt.query, tokens)
+        agrees = (logits.argmax(-1) == torch.tensor(tokens, device=logits.device)).tolist()
+        results[name] = Comparison(
+            same_first_token=agrees[0],
+            changed=not all(agrees),
+            kl=_mean_kl(exact_logits, logits),
+            hidden_mass=mass,
+            exact_ttft_s=exact_s + query_s,
+            ttft_s=seconds + query_s,
+            exact_flops=exact_plan.cost(costs),
+            flops=plan.cost(costs),
+        )
+    return tokens, results
+
+
+def probe_positions(num_tokens: int) -> list[int]:
+    """Positions of context tokens, spread evenly; the last one is the last token."""
+    count = min(NUM_PROBES, num_tokens)
+    return [num_tokens * i // count - 1 for i in range(1, count + 1)]
+
+
+def _timed_encoding(
+    star_model: StarModel, token_ids: Sequence[int], plan: ContextPlan
+) -> tuple[EncodedContext, float]:
+    start = monotonic()
+    context = encode_context(star_model, token_ids, plan)
+    star_model.synchronize()
+    return context, monotonic() - start
+
+
+def _greedy_answer(
+    star_model: StarModel, context: EncodedContext, prompt: Prompt, control: dist.ProcessGroup
+) -> tuple[list[int], Tensor, float]:
+    """Tokens, the logits [tokens, vocabulary] that they come from, and the seconds of the query's step."""
+
+    def most_likely(logits: Tensor) -> int:
+        # The driver's choice, so that ranks whose rounding differs still answer alike.
+        return broadcast_token_ids([int(logits.argmax())], control)[0]
+
+    sequence = TokenSequence(context, tail_rank=0)
+    start = monotonic()
+    logits = [generate_step(star_model, [(sequence, prompt.query)])]
+    tokens = [most_likely(logits[0])]
+    query_s = monotonic() - start
+    while len(tokens) < prompt.num_tokens and tokens[-1] != prompt.end_token:
+        logits.append(generate_step(star_model, [(sequence, tokens[-1:])]))
+        tokens.append(most_likely(logits[-1]))
+    return tokens, torch.cat(logits), query_s
+
+
+def _forced_logits(
+    star_model: StarModel, context: EncodedContext, query: Sequence[int], answer: Sequence[int]
+) -> Tensor:
+    """Logits [answer tokens, vocabulary] before each token of the answer, in one forward pass."""
+    token_ids = [*query, *answer[:-1]]
+    step = TokenGenerationStep(star_model, [(TokenSequence(context, tail_rank=0), token_ids)])
+    return star_model.forward(token_ids, step, range(len(query) - 1, len(token_ids)))
+
+
+def _mean_kl(exact_logits: Tensor, logits: Tensor) -> float:
+    """Mean of KL(exact || other) over rows; never below 0, whatever the rounding."""
+    log_exact, log_other = exact_logits.log_softmax(-1), logits.log_softmax(-1)
+    return max(0.0, float(kl_div(log_other, log_exact, reduction="batchmean", log_target=True)))

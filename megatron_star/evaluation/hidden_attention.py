@@ -1,0 +1,106 @@
+"""How much of exact attention star would hide, measured without running star.
+
+Star hides nothing from the query: it hides context tokens from each other. Of what context token p attends to
+under exact attention, star hides the keys of one range: from the end of the anchor to the first block that p
+sees. The share of the softmax that lies in it is
+
+    hidden mass = exp(LSE over the hidden keys - LSE over all keys up to p),
+
+for each layer and head. Shapes: P probed tokens, S settings, b = 1, np query heads, ng KV heads, hn head
+size.
+"""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from megatron_star.attention.merge import PartialSum
+from megatron_star.config import StarConfig
+from megatron_star.inference.kv_store import EncodedContext
+from megatron_star.inference.star_model import StarModel
+from megatron_star.model.attention import StarInferenceContext, StepIsComplete
+from megatron_star.plan import ContextPlan, Source
+
+
+class KeyRange(NamedTuple):
+    """Context tokens [start, end)."""
+
+    start: int
+    end: int
+
+
+def hidden_keys(plan: ContextPlan, star: StarConfig, position: int) -> KeyRange:
+    """What the plan, built with `star`, hides from the context token at `position`; may be empty."""
+    block = bisect_right(plan.block_edges, position) - 1
+    first_seen = plan.block_edges[max(0, block - star.neighbor_blocks)]
+    return KeyRange(plan.anchor_size, max(plan.anchor_size, first_seen))
+
+
+def hidden_masses(
+    star_model: StarModel,
+    token_ids: Sequence[int],
+    exact: EncodedContext,
+    settings: Sequence[tuple[ContextPlan, StarConfig]],
+    positions: Sequence[int],
+) -> list[float]:
+    """For each setting, the mean hidden mass over these positions, all layers and this TP rank's heads.
+
+    Args:
+        token_ids: the whole context.
+        exact: the context as exact attention encodes it, on every rank.
+        positions: of the context tokens that are looked at; at least one.
+    """
+    hidden = [[hidden_keys(plan, star, position) for position in positions] for plan, star in settings]
+    step = ProbingStep(star_model, exact, positions, hidden)
+    star_model.forward([token_ids[position] for position in positions], step)
+    return torch.stack(step.masses).mean(0).tolist()
+
+
+class ProbingStep(StarInferenceContext):
+    """Context tokens once more, each seeing the stored KV up to itself: exactly what exact attention did."""
+
+    def __init__(
+        self,
+        star_model: StarModel,
+        context: EncodedContext,
+        positions: Sequence[int],
+        hidden: Sequence[Sequence[KeyRange]],
+    ) -> None:
+        super().__init__(torch.tensor(positions, dtype=torch.int64, device=star_model.device))
+        self.exchange, self.kernel, self.context = star_model.exchange, star_model.kernel, context
+        self.num_layers: int = star_model.model.config.num_layers
+        # One row for what each token sees, then one for what each setting hides from it.
+        seen = [KeyRange(0, position + 1) for position in positions]
+        self.ranges = [*seen, *(keys for of_setting in hidden for keys in of_setting)]
+        self.masses: list[Tensor] = []
+
+    def attend(
+        self, layer_number: int, query: Tensor, key: Tensor, value: Tensor, softmax_scale: float
+    ) -> Tensor:
+        """Note each setting's mean hidden mass [S] of this layer; see `StarInferenceContext.attend`."""
+        num_probed = query.size(0)
+        rows = query.repeat(len(self.ranges) // num_probed, 1, 1, 1)
+        partials = PartialSum(rows)
+        for row, keys in enumerate(self.ranges):
+            for source in self._held(keys):
+                stored = self.context.read(layer_number, source)
+                part = self.kernel(rows[row : row + 1], *stored, causal=False, softmax_scale=softmax_scale)
+                partials.add_rows(row, row + 1, part)
+        merged = self.exchange.merge(partials.merged())
+        lses = merged.softmax_lse[0].unflatten(-1, (-1, num_probed))  # [np, 1 + S, P]
+        self.masses.append((lses[:, 1:] - lses[:, :1]).exp().mean(dim=(0, 2)).cpu())
+        if layer_number == self.num_layers:
+            raise StepIsComplete
+        return merged.out[:, :, :num_probed].permute(2, 0, 1, 3).to(query.dtype)
+
+    def _held(self, keys: KeyRange) -> list[Source]:
+        """The parts of a range that this rank stores."""
+        rank = self.exchange.cp_rank
+        parts = (
+            Source(max(keys.start, segment.start), min(keys.end, segment.end), rank)
+            for segment in self.context.plan.owned(rank)
+        )
+        return [part for part in parts if part.start < part.end]

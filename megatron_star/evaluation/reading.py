@@ -1,0 +1,127 @@
+"""Questions from files of the user: SQuAD and HotpotQA among other documents (RULER), and BABILong."""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from megatron_star.evaluation.sample import Draft
+from megatron_star.evaluation.sources import Sources
+
+
+class Question(NamedTuple):
+    """A question, its accepted answers, and the documents that answer it."""
+
+    text: str
+    answers: tuple[str, ...]
+    documents: tuple[str, ...]
+
+
+Dataset = tuple[list[Question], list[str]]
+"""Questions, and all documents."""
+
+
+def read_squad(content: Any) -> Dataset:
+    """SQuAD 1.1 or 2.0; questions without an answer are left out."""
+    paragraphs = [paragraph for article in content["data"] for paragraph in article["paragraphs"]]
+    questions = [
+        Question(entry["question"], tuple(a["text"] for a in entry["answers"]), (paragraph["context"],))
+        for paragraph in paragraphs
+        for entry in paragraph["qas"]
+        if entry["answers"]
+    ]
+    return questions, sorted({paragraph["context"] for paragraph in paragraphs})
+
+
+def read_hotpotqa(content: Any) -> Dataset:
+    """HotpotQA's distractor setting: of each question's documents, those that hold supporting facts."""
+    questions, documents = [], set()
+    for entry in content:
+        texts = {title: f"{title}\n{''.join(sentences)}" for title, sentences in entry["context"]}
+        documents |= set(texts.values())
+        supporting = dict.fromkeys(title for title, _ in entry["supporting_facts"])
+        gold = tuple(texts[title] for title in supporting if title in texts)
+        questions.append(Question(entry["question"], (entry["answer"],), gold))
+    return questions, sorted(documents)
+
+
+@dataclass(frozen=True)
+class ReadingTask:
+    """A question whose documents stand, in random order, among as many others as there is room for."""
+
+    file: str
+    read: Callable[[Any], Dataset]
+    num_tokens_to_generate: int = 32
+    matching: str = "any"
+
+    def draft(
+        self, generator: random.Random, sources: Sources, length: int, index: int, depth: float | None
+    ) -> Draft:
+        """A sample; a unit is one more document.
+
+        Raises:
+            ValueError: the file is missing, or is of another form.
+            OSError: it cannot be read.
+        """
+        try:
+            questions, documents = self.read(sources.json_of(self.file))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{getattr(sources, self.file)}: not in {self.file}'s format: {error!r}"
+            ) from error
+        question = generator.choice(questions)
+        others = [document for document in documents if document not in question.documents]
+        generator.shuffle(others)
+        order = generator.getrandbits(64)
+        return Draft(
+            context=lambda size: _documents([*question.documents, *others[:size]], order),
+            query=f"Answer from the documents alone, in a few words. Question: {question.text}",
+            answer_prefix="Answer:",
+            references=question.answers,
+            smallest=0,
+            largest=len(others),
+        )
+
+
+def _documents(documents: list[str], order: int) -> str:
+    random.Random(order).shuffle(documents)
+    texts = [f"Document {number}:\n{document}" for number, document in enumerate(documents, 1)]
+    return "Read these documents; a question follows.\n\n" + "\n\n".join(texts) + "\n\n"
+
+
+@dataclass(frozen=True)
+class BabilongTask:
+    """The lines of a BABILong file, in order; their length is what it is, and must fit."""
+
+    num_tokens_to_generate: int = 20
+    matching: str = "all"
+
+    def draft(
+        self, generator: random.Random, sources: Sources, length: int, index: int, depth: float | None
+    ) -> Draft:
+        """Line `index` of the file.
+
+        Raises:
+            ValueError: there is no such line, or it lacks a field.
+            OSError: the file cannot be read.
+        """
+        lines = sources.json_lines_of("babilong")
+        if index >= len(lines):
+            raise ValueError(f"{sources.babilong}: has {len(lines)} samples, but sample {index} is asked for")
+        for field in ("input", "question", "target"):
+            if not isinstance(lines[index].get(field), str):
+                raise ValueError(f"{sources.babilong}, sample {index}: the field {field!r} is missing")
+        return Draft(
+            context=lambda _: f"{lines[index]['input']}\n",
+            query=f"Answer in one word. Question: {lines[index]['question']}",
+            answer_prefix="Answer:",
+            references=(lines[index]["target"],),
+            largest=1,
+        )
+
+
+READING_TASKS = {
+    "squad": ReadingTask("squad", read_squad),
+    "hotpotqa": ReadingTask("hotpotqa", read_hotpotqa),
+    "babilong": BabilongTask(),
+}
