@@ -69,6 +69,8 @@ class ReadingTask:
             raise ValueError(
                 f"{getattr(sources, self.file)}: not in {self.file}'s format: {error!r}"
             ) from error
+        if not questions:
+            raise ValueError(f"{getattr(sources, self.file)}: has no question with an answer")
         question = generator.choice(questions)
         others = [document for document in documents if document not in question.documents]
         generator.shuffle(others)
@@ -108,14 +110,15 @@ class BabilongTask:
         lines = sources.json_lines_of("babilong")
         if index >= len(lines):
             raise ValueError(f"{sources.babilong}: has {len(lines)} samples, but sample {index} is asked for")
+        line = lines[index]
         for field in ("input", "question", "target"):
-            if not isinstance(lines[index].get(field), str):
+            if not isinstance(line, dict) or not isinstance(line.get(field), str):
                 raise ValueError(f"{sources.babilong}, sample {index}: the field {field!r} is missing")
         return Draft(
-            context=lambda _: f"{lines[index]['input']}\n",
-            query=f"Answer in one word. Question: {lines[index]['question']}",
+            context=lambda _: f"{line['input']}\n",
+            query=f"Answer in one word. Question: {line['question']}",
             answer_prefix="Answer:",
-            references=(lines[index]["target"],),
+            references=(line["target"],),
             largest=1,
         )
 
