@@ -8,12 +8,12 @@ from statistics import fmean
 import matplotlib
 from matplotlib.figure import Figure
 
-from megatron_star.evaluation.results import EXACT, ScoredAnswer, ScoreTable
+from megatron_star.evaluation.results import EXACT, ScoredAnswer, ScoreTable, exact_first
 
 # Okabe and Ito's colours but yellow, which is too light for points on white; repeated with other markers.
 COLORS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = "osD^vPX"
-DEPTH_BINS = 5
+DEPTH_BINS, PANELS_IN_A_ROW = 5, 3
 DPI = 150
 
 
@@ -32,18 +32,22 @@ def draw_heat_map(answers: Iterable[ScoredAnswer], path: Path) -> None:
             tasks.add(answer.task)
     if not by_setting:
         raise ValueError("no answer has a depth: the heat map is for needle tasks (niah_*)")
-    settings = sorted(by_setting, key=lambda setting: (setting != EXACT, setting))
+    settings = exact_first(by_setting)
     lengths = sorted({length for cells in by_setting.values() for _, length in cells})
-    width = 1.3 + len(settings) * max(2.3, 0.8 * len(lengths) + 0.5)
-    figure = Figure(figsize=(width, 4.2), layout="constrained")
-    panels = figure.subplots(1, len(settings), sharey=True, squeeze=False)[0]
-    for panel, setting in zip(panels, settings, strict=True):
+    columns = min(len(settings), PANELS_IN_A_ROW)
+    rows = -(-len(settings) // columns)
+    width = 1.6 + columns * max(2.3, 0.8 * len(lengths) + 0.5)
+    figure = Figure(figsize=(width, 0.9 + 3.2 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
+    for panel, setting in zip(panels, settings, strict=False):
         image = _heat_panel(panel, by_setting[setting], lengths)
         panel.set_title(_wrapped(setting), fontsize=9)
-    panels[0].set_ylabel("depth of the needle in the context")
+    for panel in panels[len(settings) :]:
+        panel.set_axis_off()
+    figure.supylabel("depth of the needle in the context", fontsize=10)
     figure.supxlabel("length in tokens", fontsize=10)
-    figure.colorbar(image, ax=panels, label="mean score")
-    figure.suptitle(_wrapped(", ".join(sorted(tasks)), 15 * len(settings) + 25), fontsize=10)
+    figure.colorbar(image, ax=panels.tolist(), label="mean score")
+    figure.suptitle(_wrapped(", ".join(sorted(tasks)), 20 * columns + 15), fontsize=10)
     figure.savefig(path, dpi=DPI)
 
 

@@ -95,7 +95,7 @@ class ScoreTable:
         by_cell: dict[Cell, dict[str, dict[str, ScoredAnswer]]] = defaultdict(lambda: defaultdict(dict))
         for answer in answers:
             by_cell[answer.task, answer.length][answer.setting][answer.sample] = answer
-        self.settings = sorted({s for of in by_cell.values() for s in of}, key=lambda s: (s != EXACT, s))
+        self.settings = exact_first(setting for of in by_cell.values() for setting in of)
         self.cells = {cell: _shared(of) for cell, of in sorted(by_cell.items(), key=_task_then_length)}
 
     def scores(self, cell: Cell, setting: str) -> list[float]:
@@ -150,6 +150,11 @@ class ScoreTable:
             median(exact.seconds / mine.seconds for exact, mine in pairs),
             median(exact.encoding_flops / max(1.0, mine.encoding_flops) for exact, mine in pairs),
         )
+
+
+def exact_first(settings: Iterable[str]) -> list[str]:
+    """Each once, in their order, but exact in front."""
+    return sorted(dict.fromkeys(settings), key=lambda setting: setting != EXACT)
 
 
 def _task_then_length(item: tuple[Cell, object]) -> Cell:

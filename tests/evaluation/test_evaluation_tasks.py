@@ -43,9 +43,7 @@ def test_a_sample_does_not_depend_on_what_else_is_made(maker, make, essays, task
 @pytest.mark.parametrize("task", NEEDLE_TASKS)
 def test_the_values_of_the_asked_keys_are_the_references_and_stand_in_the_context(make, task):
     sample = make(task)
-    found = [
-        (key, value) for _, key, value in NEEDLE.findall(sample.context) if re.search(key, sample.query)
-    ]
+    found = [(key, value) for _, key, value in NEEDLE.findall(sample.context) if re.search(key, sample.query)]
     assert sorted(value for _, value in found) == sorted(sample.references)
     assert not any(value in sample.query + sample.answer_prefix for value in sample.references)
 

@@ -1,0 +1,68 @@
+"""What the ranks of the evaluation's distributed tests run; importable by their processes."""
+
+from collections.abc import Mapping, Sequence
+
+import torch.distributed as dist
+from ranks import ENGINE_LIMITS, load
+
+from launch import calibrate, evaluate
+from launch.job import Job, run_engine
+from megatron_star.config import StarConfig
+from megatron_star.cost_model import choose_plan, token_costs
+from megatron_star.evaluation.comparison import Comparison, Prompt, compare
+from megatron_star.evaluation.hidden_attention import hidden_masses
+from megatron_star.inference.context_encoding import encode_context
+from megatron_star.inference.engine import StarEngine, run_worker
+from megatron_star.inference.request import StarRequest
+from megatron_star.model.checkpoint import read_checkpoint_info
+
+
+def greedy_answers(checkpoint: str, tokenizer, requests: Sequence[StarRequest]) -> list[list[int]]:
+    """The driver's tokens for all requests, asked together; workers return nothing."""
+    star_model, groups = load(checkpoint, 1)
+    if dist.get_rank():
+        run_worker(star_model, groups.control)
+        return []
+    engine = StarEngine(star_model, tokenizer, groups.control, **ENGINE_LIMITS)
+    results = engine.generate(requests)
+    engine.stop()
+    return [result.tokens for result in results]
+
+
+def masses(
+    checkpoint: str, token_ids: Sequence[int], settings: Sequence[StarConfig], positions: Sequence[int]
+) -> list[float]:
+    """`hidden_masses` of each setting, under exact attention."""
+    star_model, _ = load(checkpoint, 1)
+
+    def plan(star: StarConfig):
+        costs = token_costs(star_model.model.config)
+        return choose_plan(len(token_ids), star_model.exchange.cp_size, star, costs)[1]
+
+    exact = encode_context(star_model, token_ids, plan(StarConfig(mode="exact", wave_tokens=20)))
+    return hidden_masses(star_model, token_ids, exact, [(plan(star), star) for star in settings], positions)
+
+
+def comparisons(
+    checkpoint: str, prompt: Prompt, settings: Mapping[str, StarConfig]
+) -> tuple[list[int], dict[str, Comparison]]:
+    """`compare`, on every rank."""
+    star_model, groups = load(checkpoint, 1)
+    return compare(star_model, prompt, settings, groups.control)
+
+
+def job_of(checkpoint: str) -> Job:
+    """What `loaded_job` gives."""
+    star_model, groups = load(checkpoint, 1)
+    return Job(groups, read_checkpoint_info(checkpoint), star_model, ENGINE_LIMITS["budget_bytes_per_rank"])
+
+
+def run_evaluate(checkpoint: str, arguments: list[str]) -> None:
+    """What evaluate.py does once the model is loaded."""
+    job, args = job_of(checkpoint), evaluate.parse_arguments(arguments)
+    run_engine(job, args.max_batch_size, lambda engine: evaluate.evaluate(args, engine, job.groups))
+
+
+def run_calibrate(checkpoint: str, arguments: list[str]) -> None:
+    """What calibrate.py does once the model is loaded."""
+    calibrate.calibrate(calibrate.parse_arguments(arguments), job_of(checkpoint))

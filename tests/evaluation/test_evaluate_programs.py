@@ -1,0 +1,123 @@
+"""launch/evaluate.py and launch/calibrate.py as users run them; and what they ask after an interruption."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "launch"))
+
+from distributed import RankError, run_ranks
+from evaluation_ranks import run_calibrate, run_evaluate
+from programs import error_lines, torchrun
+
+from launch.calibrate import read_comparisons
+from launch.documents import finished_ids
+from launch.evaluate import open_questions, parse_arguments
+from megatron_star.evaluation.results import read_answers
+from megatron_star.evaluation.scoring import match_all
+
+ARGUMENTS = ["--load", "x", "--output", "z", "--lengths", "1K", "--setting", "exact"]
+
+
+def questions(maker, finished=(), *options: str) -> list[list[str]]:
+    """Ids of the answers that are asked for, batch by batch."""
+    args = parse_arguments([*ARGUMENTS, "--max-batch-size", "2", "--samples", "3", *options])
+    return [[question.id for question in batch] for batch in open_questions(args, maker, set(finished))]
+
+
+def test_each_batch_of_samples_is_asked_in_all_settings_before_the_next(maker):
+    asked = questions(maker, (), "--tasks", "niah_single_1", "--setting", "star block_size=100")
+    exact = [f"exact/niah_single_1/1024/0/{index}" for index in range(3)]
+    star = [f"star block_size=100/niah_single_1/1024/0/{index}" for index in range(3)]
+    assert asked == [exact[:2], star[:2], exact[2:], star[2:]]
+
+
+def test_what_is_answered_is_not_asked_again(maker):
+    options = ("--tasks", "niah_single_1", "variable_tracking", "--depths", "0", "0.5")
+    everything = [name for batch in questions(maker, (), *options) for name in batch]
+    assert len(everything) == len(set(everything)) == 12
+    finished = everything[::2]
+    assert [name for batch in questions(maker, finished, *options) for name in batch] == everything[1::2]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--tasks", "niah"], "no task 'niah'"),
+        (["--depths", "1.5"], "'1.5' is not a depth from 0 to 1"),
+        (["--samples", "0"], "'0' is not a whole number of at least 1"),
+        (["--lengths", "4X"], "'4X' is not a number of tokens"),
+        (["--setting", "exact"], "two of the settings are the same"),
+    ],
+)
+def test_wrong_arguments_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        parse_arguments([*ARGUMENTS, *options])
+
+
+@pytest.fixture
+def run(smollm2, tmp_path):
+    """Runs a program's part after loading, on two ranks, with these arguments; the path that it writes to."""
+    output = tmp_path / "out.jsonl"
+
+    def on_two_ranks(function, *options: object):
+        command = ["--load", smollm2[1], "--context-parallel-size", 2, "--chat", "--output", output, *options]
+        run_ranks(2, function, str(smollm2[1]), list(map(str, command)))
+        return output
+
+    return on_two_ranks
+
+
+@pytest.mark.smollm2
+def test_a_run_that_was_cut_off_goes_on_and_then_holds_every_answer_once(run):
+    options = ["--lengths", 400, "--tasks", "niah_single_2"]
+    settings = ["--setting", "exact", "--setting", "star block_size=128"]
+    output = run(run_evaluate, *options, *settings, "--samples", 1)
+    before = read_answers([output])
+    lines = output.read_text().splitlines(keepends=True)
+    output.write_text(lines[0] + lines[1][:50])
+
+    run(run_evaluate, *options, *settings, "--samples", 2)
+    answers = {answer.id: answer for answer in read_answers([output])}
+    assert len(answers) == 4
+    assert answers[before[0].id] == before[0]
+    assert answers[before[1].id].tokens == before[1].tokens
+    assert finished_ids(str(output)) == set(answers)
+    for answer in answers.values():
+        assert answer.score == match_all(answer.text, answer.references)
+        assert answer.num_context_tokens + answer.num_query_tokens + 128 <= 400
+        assert (answer.setting == "exact") == (answer.num_blocks == 1)
+
+    without_chat = output.read_text().replace('"chat": true', '"chat": false')
+    output.write_text(without_chat)
+    with pytest.raises(RankError, match="holds answers of megatron with chat=False: give another --output"):
+        run(run_evaluate, *options, *settings)
+    assert output.read_text() == without_chat
+
+
+@pytest.mark.smollm2
+def test_a_file_that_a_task_lacks_ends_all_ranks_with_one_line(smollm2, tmp_path):
+    command = ["launch/evaluate.py", "--load", smollm2[1], "--context-parallel-size", 2, "--lengths", 400]
+    command += ["--tasks", "squad", "--setting", "exact", "--output", tmp_path / "out.jsonl"]
+    ended = torchrun(2, *command, timeout=300)
+    assert error_lines(ended.stderr) == ["error: the task squad needs a file: --squad FILE"]
+
+
+@pytest.mark.smollm2
+def test_calibrate_compares_each_question_once(run, tmp_path):
+    text = "The bridge is old. The river is slow. The mayor, Ann Brill, is tall. " * 12
+    lines = [{"id": str(i), "context": text, "query": f"Who is the mayor? ({i})"} for i in range(2)]
+    (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    options = ["--input-jsonl", tmp_path / "in.jsonl", "--num-tokens-to-generate", 4]
+    output = run(run_calibrate, *options, "--setting", "star block_size=64")
+    compared = output.read_text()
+    assert finished_ids(str(output)) == {"0", "1"}
+    assert len(read_comparisons(str(output))) == 2
+
+    output.write_text(compared.splitlines(keepends=True)[0] + "{")
+    run(run_calibrate, *options, "--setting", "star block_size=64")
+    assert finished_ids(str(output)) == {"0", "1"}
+    with pytest.raises(RankError, match="compares other settings: give another --output"):
+        run(run_calibrate, *options, "--setting", "star block_size=32")

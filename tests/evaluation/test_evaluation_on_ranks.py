@@ -1,0 +1,99 @@
+"""Evaluation and calibration on real ranks, against Hugging Face models."""
+
+import pytest
+import torch
+from distributed import run_ranks
+from evaluation_ranks import comparisons, greedy_answers, masses
+from models import dense_logits, random_tokens
+from reference import star_mask
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from megatron_star.config import StarConfig
+from megatron_star.evaluation.comparison import Prompt
+from megatron_star.evaluation.sample import greedy_request
+from megatron_star.evaluation.sources import Sources
+from megatron_star.evaluation.tasks import NamedTask, SampleKey, SampleMaker
+
+EXACT = StarConfig(mode="exact")
+
+
+def hf_answer(model, request) -> list[int]:
+    """Greedy tokens of transformers' own `generate`."""
+    prompt = torch.tensor([request.context_tokens + request.query_tokens])
+    with torch.inference_mode():
+        out = model.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            do_sample=False,
+            max_new_tokens=request.sampling.num_tokens_to_generate,
+        )
+    return out[0, prompt.numel() :].tolist()
+
+
+@pytest.mark.smollm2
+def test_exact_answers_equal_those_of_transformers_sample_by_sample(smollm2):
+    hf, megatron = smollm2
+    tokenizer = AutoTokenizer.from_pretrained(hf)
+    maker = SampleMaker(tokenizer, Sources(), chat=True)
+    keys = [("niah_single_1", 400), ("niah_multiquery", 600), ("variable_tracking", 500)]
+    samples = [maker.make(SampleKey(NamedTask.parse(task), length, 0)) for task, length in keys]
+    requests = [greedy_request(tokenizer, sample, EXACT, chat=True) for sample in samples]
+    ours = run_ranks(2, greedy_answers, str(megatron), tokenizer, requests)[0]
+    model = AutoModelForCausalLM.from_pretrained(hf, dtype=torch.float32).eval()
+    assert ours == [hf_answer(model, request) for request in requests]
+
+
+SETTINGS = [
+    StarConfig(block_size=20),
+    StarConfig(block_size=20, anchor_size=0),
+    StarConfig(block_size=10, anchor_size=5, neighbor_blocks=1),
+    StarConfig(block_size=100),
+]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_the_hidden_mass_is_that_of_the_dense_models_attention(checkpoints, world_size):
+    hf, megatron = checkpoints("qwen3")
+    tokens, positions = random_tokens(70), [0, 3, 25, 48, 69]
+    found = run_ranks(world_size, masses, str(megatron), tokens, SETTINGS, positions)
+
+    model = AutoModelForCausalLM.from_pretrained(hf, dtype=torch.float32, attn_implementation="eager").eval()
+    with torch.inference_mode():
+        layers = model(torch.tensor([tokens]), output_attentions=True).attentions
+    attention = torch.cat(layers).mean(dim=(0, 1))[positions]
+    for setting, *of_ranks in zip(SETTINGS, *found, strict=True):
+        mask = star_mask(70, setting.block_size, setting.anchor_size, setting.neighbor_blocks)
+        expected = attention.masked_fill(mask[positions], 0.0).sum(1).mean().item()
+        assert of_ranks == pytest.approx([expected] * world_size, abs=1e-5)
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_comparison_is_that_of_two_dense_models(checkpoints, world_size):
+    hf, megatron = checkpoints("qwen3")
+    prompt = Prompt(random_tokens(60, seed=1), random_tokens(5, seed=2), None, 6)
+    star = StarConfig(block_size=12, anchor_size=4)
+    settings = {"star": star, "one block": StarConfig(block_size=60)}
+    (tokens, compared), *others = run_ranks(world_size, comparisons, str(megatron), prompt, settings)
+    assert all(other[0] == tokens for other in others)
+
+    shown = [*prompt.context, *prompt.query, *tokens[:-1]]
+    exact, changed = (dense_logits(hf, shown, 60, config)[64:].log_softmax(-1) for config in (EXACT, star))
+    assert tokens == exact.argmax(-1).tolist()
+    assert compared["star"].same_first_token == (changed[0].argmax() == tokens[0])
+    assert compared["star"].changed == (changed.argmax(-1).tolist() != tokens)
+    assert compared["star"].kl == pytest.approx(
+        (exact.exp() * (exact - changed)).sum(-1).mean().item(), abs=1e-4
+    )
+    assert compared["star"].flops < compared["star"].exact_flops
+    same = compared["one block"]
+    assert (same.same_first_token, same.changed, same.hidden_mass) == (True, False, 0.0)
+    assert same.kl < 1e-5
+
+
+def test_an_answer_ends_with_the_end_token(checkpoints):
+    _, megatron = checkpoints("qwen3")
+    prompt = Prompt(random_tokens(60, seed=1), random_tokens(5, seed=2), None, 6)
+    ((full, _),) = run_ranks(1, comparisons, str(megatron), prompt, {})
+    ended = Prompt(prompt.context, prompt.query, full[2], 6)
+    ((tokens, _),) = run_ranks(1, comparisons, str(megatron), ended, {})
+    assert tokens == full[: full.index(full[2]) + 1]
