@@ -55,6 +55,33 @@ bench-gpu: setup  ## on a GPU: time the kernels, the merge, and a random 8B mode
 	    benchmarks/context_encoding.py --load - --random-model llama-3.1-8b --bf16 --num-tokens $$tokens \
 	    --block-size 8K --output bench-gpu-$$tokens.json; done
 
+.PHONY: accuracy
+ACCURACY := .demo/accuracy
+SAMPLES ?= 100
+DEPTH_SAMPLES ?= 10
+CALIBRATION_QUESTIONS ?= 240
+TASKS ?= niah_single_1 niah_single_2 niah_single_3 niah_multikey_1 niah_multivalue niah_multiquery
+ON_TWO_RANKS := $(RUN) -m torch.distributed.run --standalone --nproc-per-node 2
+JOB := --load .demo/megatron --context-parallel-size 2 --chat
+
+# Every step goes on where it was interrupted. docs/accuracy.md says what comes out, and how long it takes.
+accuracy: model  ## score exact and star on RULER's tasks, draw it, calibrate (hours; SAMPLES=5 for a look)
+	@mkdir -p $(ACCURACY)
+	@$(ON_TWO_RANKS) launch/evaluate.py $(JOB) --lengths 4K --samples $(SAMPLES) --tasks $(TASKS) \
+	    --setting exact --setting "star block_size=1K" --setting "star block_size=512" \
+	    --setting "star block_size=256" --setting "star block_size=512 neighbor_blocks=1" \
+	    --setting "star block_size=256 neighbor_blocks=1" --setting "star block_size=1K anchor_size=0" \
+	    --output $(ACCURACY)/settings.jsonl
+	@$(ON_TWO_RANKS) launch/evaluate.py $(JOB) --lengths 1K 2K 4K --samples $(DEPTH_SAMPLES) \
+	    --tasks niah_single_2 --depths 0.1 0.3 0.5 0.7 0.9 --setting exact --setting "star block_size=512" \
+	    --setting "star block_size=512 anchor_size=0" --output $(ACCURACY)/depths.jsonl
+	@$(RUN) -m launch.report $(ACCURACY)/settings.jsonl --format markdown --speed $(ACCURACY)/speed.png
+	@$(RUN) -m launch.report $(ACCURACY)/depths.jsonl --format markdown --heat-map $(ACCURACY)/needles.png
+	@$(RUN) benchmarks/calibration_questions.py --load .demo/megatron --length 2K \
+	    --samples $(CALIBRATION_QUESTIONS) --output $(ACCURACY)/questions.jsonl
+	@$(ON_TWO_RANKS) launch/calibrate.py $(JOB) --input-jsonl $(ACCURACY)/questions.jsonl --tolerance 0.1 \
+	    --output $(ACCURACY)/calibration.jsonl
+
 clean:  ## remove .venv and .demo
 	rm -rf .venv .demo
 

@@ -1,0 +1,41 @@
+"""Questions for `megatron-star calibrate` where nobody has any of their own: needle samples as JSON Lines.
+
+python benchmarks/calibration_questions.py --load .demo/megatron --length 2K --samples 120 --output questions.jsonl
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from transformers import AutoTokenizer
+
+from launch.arguments import positive, token_count
+from megatron_star.evaluation.sources import Sources
+from megatron_star.evaluation.tasks import NamedTask, SampleKey, SampleMaker
+from megatron_star.model.checkpoint import read_checkpoint_info
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--load", required=True, metavar="DIR", help="checkpoint, for its tokenizer")
+    parser.add_argument("--tasks", nargs="+", type=NamedTask.parse, default=[NamedTask.parse("niah_single_2")])
+    parser.add_argument("--length", type=token_count, required=True, metavar="TOKENS")
+    parser.add_argument("--samples", type=positive, required=True, metavar="N", help="of each task")
+    parser.add_argument("--seed", type=int, default=0, metavar="N")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE")
+    args = parser.parse_args()
+    tokenizer = AutoTokenizer.from_pretrained(read_checkpoint_info(args.load).tokenizer_directory)
+    maker = SampleMaker(tokenizer, Sources(), chat=True)
+    with args.output.open("w", encoding="utf-8") as file:
+        for task in args.tasks:
+            for index in range(args.samples):
+                sample = maker.make(SampleKey(task, args.length, index, args.seed))
+                line = {"id": sample.id, "context": sample.context, "query": sample.query}
+                file.write(json.dumps(line) + "\n")
+
+
+if __name__ == "__main__":
+    main()
