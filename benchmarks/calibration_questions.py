@@ -1,6 +1,6 @@
 """Questions for `megatron-star calibrate` where nobody has any of their own: needle samples as JSON Lines.
 
-python benchmarks/calibration_questions.py --load .demo/megatron --length 2K --samples 120 --output questions.jsonl
+python benchmarks/calibration_questions.py --load .demo/megatron --length 2K --samples 120 --output q.jsonl
 """
 
 import argparse
@@ -21,7 +21,9 @@ from megatron_star.model.checkpoint import read_checkpoint_info
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--load", required=True, metavar="DIR", help="checkpoint, for its tokenizer")
-    parser.add_argument("--tasks", nargs="+", type=NamedTask.parse, default=[NamedTask.parse("niah_single_2")])
+    parser.add_argument(
+        "--tasks", nargs="+", type=NamedTask.parse, default=[NamedTask.parse("niah_single_2")]
+    )
     parser.add_argument("--length", type=token_count, required=True, metavar="TOKENS")
     parser.add_argument("--samples", type=positive, required=True, metavar="N", help="of each task")
     parser.add_argument("--seed", type=int, default=0, metavar="N")

@@ -27,6 +27,7 @@ from launch.environment import read_environment
 from launch.job import Job, loaded_job
 from launch.session import exit_on_errors
 from megatron_star.config import StarConfig
+from megatron_star.cost_model import kv_bytes_per_token
 from megatron_star.evaluation.calibration import Comparisons, Verdict, recommend, summarize
 from megatron_star.evaluation.comparison import Comparison, Prompt, compare
 from megatron_star.evaluation.report import plain_text
@@ -153,8 +154,23 @@ def _check(question: dict[str, Any], args: argparse.Namespace, job: Job) -> None
     request.sampling.num_tokens_to_generate = args.num_tokens_to_generate
     try:
         request.check(vocab_size=job.star_model.vocab_size, max_sequence_length=job.max_sequence_length)
+        _check_fits(len(question["context"]), job)
     except ValueError as error:
         raise ValueError(f"the question {question['id']!r}: {error}") from error
+
+
+def _check_fits(num_context_tokens: int, job: Job) -> None:
+    """One context is held at a time; whatever the setting, the ranks share it about evenly."""
+    config = job.star_model.model.config
+    per_token = kv_bytes_per_token(
+        config, tp_size=config.tensor_model_parallel_size, bytes_per_value=config.params_dtype.itemsize
+    )
+    needed = -(-num_context_tokens // job.star_model.exchange.cp_size) * per_token
+    if needed > job.budget:
+        raise ValueError(
+            f"{num_context_tokens} context tokens need {needed:,} bytes of KV on a rank, but the budget is "
+            f"{job.budget:,} bytes a rank: use more context-parallel ranks"
+        )
 
 
 def read_comparisons(path: str) -> Comparisons:

@@ -9,9 +9,6 @@ Run again, it goes on where it was interrupted. `megatron-star report` prints wh
 import argparse
 import math
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import batched, product
 from pathlib import Path
 from time import monotonic
 
@@ -20,23 +17,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from transformers import logging
 
 from launch.arguments import ArgumentParser, add_model_arguments, positive, token_count
-from launch.documents import append_lines, finished_ids
+from launch.documents import append_lines
 from launch.environment import read_environment
 from launch.generate import answer_batch
 from launch.job import loaded_job, run_engine
 from launch.progress import SECONDS_BETWEEN_LINES
+from launch.questions import Question, check_questions, model_name, num_open, open_questions, sources_of
 from launch.report import report
 from launch.session import exit_on_errors
-from megatron_star.config import StarConfig
 from megatron_star.cost_model import choose_plan
 from megatron_star.evaluation.results import ScoredAnswer, read_answers
-from megatron_star.evaluation.sample import Sample, greedy_request
 from megatron_star.evaluation.scoring import MATCHING
 from megatron_star.evaluation.settings import parse_settings
-from megatron_star.evaluation.sources import Sources
-from megatron_star.evaluation.tasks import GENERATED_TASKS, TASKS, NamedTask, SampleKey, SampleMaker
+from megatron_star.evaluation.tasks import GENERATED_TASKS, TASKS, NamedTask, SampleMaker
 from megatron_star.inference.engine import StarEngine
-from megatron_star.inference.request import StarRequest, StarResult
+from megatron_star.inference.request import StarResult
 from megatron_star.parallel.control import from_driver
 from megatron_star.parallel.groups import StarGroups
 
@@ -113,36 +108,16 @@ def main() -> None:
             print(report(read_answers([Path(args.output)]), "text"))
 
 
-@dataclass(frozen=True)
-class Question:
-    """A sample for one setting, as a request."""
-
-    sample: Sample
-    setting: str
-    matching: str
-    request: StarRequest
-
-    @property
-    def id(self) -> str:
-        """Of its answer."""
-        return answer_id(self.setting, self.sample.id)
-
-
-def answer_id(setting: str, sample_id: str) -> str:
-    """Unique in a file."""
-    return f"{setting}/{sample_id}"
-
-
 def evaluate(args: argparse.Namespace, engine: StarEngine, groups: StarGroups) -> None:
     """Ask what `--output` has no answer to, batch by batch. Only the driver.
 
     Raises:
         SharedError: on all ranks, if a sample cannot be made or answered, or `--output` is of another run.
     """
-    maker = SampleMaker(engine.tokenizer, _sources(args), args.chat)
+    maker = SampleMaker(engine.tokenizer, sources_of(args), args.chat)
     finished: set[str] = set()
-    from_driver(lambda: finished.update(_check(args, engine, maker)), groups.control)
-    progress = Progress(_num_open(args, finished))
+    from_driver(lambda: finished.update(check_questions(args, engine, maker)), groups.control)
+    progress = Progress(num_open(args, finished))
     for batch in open_questions(args, maker, finished):
         start = monotonic()
         results = answer_batch(engine, [question.request for question in batch])
@@ -151,6 +126,7 @@ def evaluate(args: argparse.Namespace, engine: StarEngine, groups: StarGroups) -
             args.output,
             (scored(q, r, args, engine, seconds).to_json() for q, r in zip(batch, results, strict=True)),
         )
+        engine.scheduler.drop_unused_contexts()  # nobody asks about them again
         progress.show(batch[-1], len(batch), monotonic() - start)
 
 
@@ -175,74 +151,6 @@ class Progress:
         )
 
 
-def cells(args: argparse.Namespace) -> list[tuple[NamedTask, int, float | None]]:
-    """Task, length and depth of every group of samples."""
-    return list(product(args.tasks, args.lengths, args.depths))
-
-
-def _num_open(args: argparse.Namespace, finished: set[str]) -> int:
-    names = (
-        answer_id(setting, SampleKey(task, length, index, args.seed, depth).id)
-        for task, length, depth in cells(args)
-        for index, setting in product(range(args.samples), args.settings)
-    )
-    return sum(name not in finished for name in names)
-
-
-def _check(args: argparse.Namespace, engine: StarEngine, maker: SampleMaker) -> set[str]:
-    """The answers that are there. Makes one sample of each cell, so that mistakes show at the start."""
-    finished = finished_ids(args.output)
-    _check_same_run(args)
-    for task, length, depth in cells(args):
-        sample = maker.make(SampleKey(task, length, 0, args.seed, depth))
-        for setting, star in args.settings.items():
-            engine.check(_question(sample, setting, star, task, maker).request)
-    return finished
-
-
-def open_questions(
-    args: argparse.Namespace, maker: SampleMaker, finished: set[str]
-) -> Iterator[list[Question]]:
-    """Batches of one setting each; a batch of samples is asked in all settings before the next batch.
-
-    Raises:
-        ValueError, OSError: a sample cannot be made.
-    """
-    for task, length, depth in cells(args):
-        keys = (SampleKey(task, length, index, args.seed, depth) for index in range(args.samples))
-        for batch in batched(keys, args.max_batch_size):
-            samples = {}
-            for setting, star in args.settings.items():
-                wanted = [key for key in batch if answer_id(setting, key.id) not in finished]
-                samples |= {key: maker.make(key) for key in wanted if key not in samples}
-                if wanted:
-                    yield [_question(samples[key], setting, star, task, maker) for key in wanted]
-
-
-def _sources(args: argparse.Namespace) -> Sources:
-    return Sources(args.essays, args.squad, args.hotpotqa, args.babilong)
-
-
-def _check_same_run(args: argparse.Namespace) -> None:
-    path = Path(args.output)
-    for answer in read_answers([path]) if path.exists() else ():
-        if (answer.model, answer.chat) != (_model_name(args), args.chat):
-            raise ValueError(
-                f"{path}: holds answers of {answer.model} with chat={answer.chat}: give another --output"
-            )
-
-
-def _model_name(args: argparse.Namespace) -> str:
-    return Path(args.load).resolve().name
-
-
-def _question(
-    sample: Sample, setting: str, star: StarConfig, task: NamedTask, maker: SampleMaker
-) -> Question:
-    request = greedy_request(maker.tokenizer, sample, star, chat=maker.chat)
-    return Question(sample, setting, task.task.matching, request)
-
-
 def scored(
     question: Question, result: StarResult, args: argparse.Namespace, engine: StarEngine, seconds: float
 ) -> ScoredAnswer:
@@ -254,7 +162,7 @@ def scored(
         id=question.id,
         sample=sample.id,
         setting=question.setting,
-        model=_model_name(args),
+        model=model_name(args),
         chat=args.chat,
         task=sample.task,
         length=sample.length,

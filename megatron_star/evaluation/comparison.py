@@ -7,6 +7,7 @@ its own greedy answer is the same if, and only if, its most likely token is exac
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from time import monotonic
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -61,44 +62,71 @@ class Prompt:
     num_tokens: int
 
 
+class _Exact(NamedTuple):
+    """What exact attention gave: tokens and the logits [tokens, vocabulary] that they come from, seconds."""
+
+    tokens: list[int]
+    logits: Tensor
+    encoding_s: float
+    query_s: float
+    flops: float
+
+
 def compare(
     star_model: StarModel,
     prompt: Prompt,
     settings: Mapping[str, StarConfig],
     control: dist.ProcessGroup,
 ) -> tuple[list[int], dict[str, Comparison]]:
-    """Exact's answer, and each setting compared with it; on every rank, with the same arguments."""
-    costs = token_costs(star_model.model.config)
-    plans = {
-        name: choose_plan(len(prompt.context), star_model.exchange.cp_size, star, costs)[1]
-        for name, star in ({"": EXACT} | settings).items()
+    """Exact's answer, and each setting compared with it; on every rank, with the same arguments.
+
+    One context is held at a time.
+    """
+    plans = {name: _plan(star_model, prompt, star) for name, star in settings.items()}
+    exact, masses = _exact(star_model, prompt, [(plans[name], settings[name]) for name in settings], control)
+    return exact.tokens, {
+        name: _compared(star_model, prompt, exact, plans[name], mass)
+        for name, mass in zip(settings, masses, strict=True)
     }
-    exact_plan = plans.pop("")
-    exact, exact_s = _timed_encoding(star_model, prompt.context, exact_plan)
-    tokens, exact_logits, query_s = _greedy_answer(star_model, exact, prompt, control)
-    masses = hidden_masses(
-        star_model,
-        prompt.context,
-        exact,
-        [(plans[name], star) for name, star in settings.items()],
-        probe_positions(len(prompt.context)),
+
+
+def _plan(star_model: StarModel, prompt: Prompt, star: StarConfig) -> ContextPlan:
+    costs = token_costs(star_model.model.config)
+    return choose_plan(len(prompt.context), star_model.exchange.cp_size, star, costs)[1]
+
+
+def _exact(
+    star_model: StarModel,
+    prompt: Prompt,
+    settings: Sequence[tuple[ContextPlan, StarConfig]],
+    control: dist.ProcessGroup,
+) -> tuple[_Exact, list[float]]:
+    """The answer of exact attention, and what each setting would hide from it."""
+    plan = _plan(star_model, prompt, EXACT)
+    context, encoding_s = _timed_encoding(star_model, prompt.context, plan)
+    tokens, logits, query_s = _greedy_answer(star_model, context, prompt, control)
+    positions = probe_positions(len(prompt.context))
+    masses = hidden_masses(star_model, prompt.context, context, settings, positions)
+    flops = plan.cost(token_costs(star_model.model.config))
+    return _Exact(tokens, logits, encoding_s, query_s, flops), masses
+
+
+def _compared(
+    star_model: StarModel, prompt: Prompt, exact: _Exact, plan: ContextPlan, hidden_mass: float
+) -> Comparison:
+    context, seconds = _timed_encoding(star_model, prompt.context, plan)
+    logits = _forced_logits(star_model, context, prompt.query, exact.tokens)
+    agrees = (logits.argmax(-1) == torch.tensor(exact.tokens, device=logits.device)).tolist()
+    return Comparison(
+        same_first_token=agrees[0],
+        changed=not all(agrees),
+        kl=_mean_kl(exact.logits, logits),
+        hidden_mass=hidden_mass,
+        exact_ttft_s=exact.encoding_s + exact.query_s,
+        ttft_s=seconds + exact.query_s,
+        exact_flops=exact.flops,
+        flops=plan.cost(token_costs(star_model.model.config)),
     )
-    results = {}
-    for (name, plan), mass in zip(plans.items(), masses, strict=True):
-        context, seconds = _timed_encoding(star_model, prompt.context, plan)
-        logits = _forced_logits(star_model, context, prompt.query, tokens)
-        agrees = (logits.argmax(-1) == torch.tensor(tokens, device=logits.device)).tolist()
-        results[name] = Comparison(
-            same_first_token=agrees[0],
-            changed=not all(agrees),
-            kl=_mean_kl(exact_logits, logits),
-            hidden_mass=mass,
-            exact_ttft_s=exact_s + query_s,
-            ttft_s=seconds + query_s,
-            exact_flops=exact_plan.cost(costs),
-            flops=plan.cost(costs),
-        )
-    return tokens, results
 
 
 def probe_positions(num_tokens: int) -> list[int]:

@@ -14,7 +14,8 @@ from programs import error_lines, torchrun
 
 from launch.calibrate import read_comparisons
 from launch.documents import finished_ids
-from launch.evaluate import open_questions, parse_arguments
+from launch.evaluate import parse_arguments
+from launch.questions import open_questions
 from megatron_star.evaluation.results import read_answers
 from megatron_star.evaluation.scoring import match_all
 
