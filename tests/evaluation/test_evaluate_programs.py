@@ -117,8 +117,11 @@ def test_calibrate_compares_each_question_once(run, tmp_path):
     assert finished_ids(str(output)) == {"0", "1"}
     assert len(read_comparisons(str(output))) == 2
 
-    output.write_text(compared.splitlines(keepends=True)[0] + "{")
+    first = compared.splitlines(keepends=True)[0]
+    output.write_text(first + "{")
     run(run_calibrate, *options, "--setting", "star block_size=64")
+    assert output.read_text().startswith(first)
     assert finished_ids(str(output)) == {"0", "1"}
+    assert len(read_comparisons(str(output))) == 2
     with pytest.raises(RankError, match="compares other settings: give another --output"):
         run(run_calibrate, *options, "--setting", "star block_size=32")

@@ -2,8 +2,10 @@
 
 import json
 import random
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from launch import calibrate as program
 from megatron_star.config import StarConfig
@@ -133,6 +135,17 @@ def test_comparisons_are_read_back_and_other_lines_and_settings_are_refused(tmp_
     path.write_text('{"id": "a"}\n')
     with pytest.raises(ValueError, match="not written by calibrate"):
         program.read_comparisons(str(path))
+
+
+def test_a_context_that_does_not_fit_the_budget_is_refused_before_anything_runs():
+    shape = {"num_layers": 2, "num_query_groups": 2, "kv_channels": 8, "tensor_model_parallel_size": 1}
+    config = SimpleNamespace(**shape, params_dtype=torch.float32)
+    star_model = SimpleNamespace(model=SimpleNamespace(config=config), exchange=SimpleNamespace(cp_size=2))
+    bytes_per_token = 2 * 2 * 2 * 8 * 4
+    job = SimpleNamespace(star_model=star_model, budget=50 * bytes_per_token)
+    program._check_fits(100, job)
+    with pytest.raises(ValueError, match="101 context tokens need 13,056 bytes of KV on a rank, but the"):
+        program._check_fits(101, job)
 
 
 def test_the_report_ends_with_the_advice(capsys):
