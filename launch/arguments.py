@@ -106,7 +106,11 @@ def add_server_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--max-context-tokens", type=token_count, metavar="TOKENS")
     group.add_argument("--drain-seconds", type=_seconds, default=30.0, metavar="S", help="after SIGTERM")
     group.add_argument(
-        "--request-body-seconds", type=_seconds, default=60.0, metavar="S", help="for one request's body"
+        "--request-body-seconds",
+        type=_seconds,
+        default=60.0,
+        metavar="S",
+        help="for a request's head, and then for its body",
     )
     group.add_argument(
         "--star-query-tokens",

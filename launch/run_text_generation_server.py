@@ -56,7 +56,13 @@ class Frontend:
         log_to_stderr()
         self.state, self.metrics = ServerState(), ServerMetrics()
         app = create_app(self.settings, self.state, self.metrics)
-        self.server = HttpServer(app, self.state, listener, lambda error: end_process(0, error))
+        self.server = HttpServer(
+            app,
+            self.state,
+            listener,
+            lambda error: end_process(0, error),
+            head_seconds=self.settings.body_seconds,
+        )
         self.port = listener.getsockname()[1]
 
     def serve(self, engine: StarEngine) -> None:

@@ -61,7 +61,12 @@ class CompletionService:
     def __init__(self, engine: StarEngine, settings: ServerSettings, metrics: ServerMetrics) -> None:
         self.engine, self.settings, self.metrics = engine, settings, metrics
         self.tokenizer = engine.tokenizer
-        self.splitter = PromptSplitter(engine.tokenizer, settings.num_query_tokens, settings.separator)
+        self.splitter = PromptSplitter(
+            engine.tokenizer,
+            settings.num_query_tokens,
+            settings.separator,
+            max_tokens=engine.max_sequence_length,
+        )
         self._num_sequences = 0
         self._answers: set[Answer] = set()
         self._lock = threading.Lock()

@@ -33,12 +33,25 @@ class PromptSplitter:
     """Applies the rules with one tokenizer. Special tokens in a text are recognised; none is added."""
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, num_query_tokens: int, separator: str | None
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        num_query_tokens: int,
+        separator: str | None,
+        *,
+        max_tokens: int,
     ) -> None:
+        """max_tokens: that any request may have; a text that must have more is not tokenized at all."""
         self.tokenizer, self.num_query_tokens, self.separator = tokenizer, num_query_tokens, separator
+        self.max_tokens = max_tokens
+        self.longest_token = max(len(piece) for piece in tokenizer.get_vocab())
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text."""
+        """Token ids of a text. Raises RequestError if it is too long for the model, whatever it says."""
+        if len(text) > self.max_tokens * self.longest_token:
+            raise RequestError(
+                400,
+                f"a text of {len(text)} characters has more tokens than the model's limit, {self.max_tokens}",
+            )
         return self.tokenizer.encode(text, add_special_tokens=False)
 
     def split(

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 from transformers import AutoTokenizer
 
+from megatron_star.server.errors import RequestError
 from megatron_star.server.prompts import MOST_TURN_EDGES, PromptSplitter
 from megatron_star.server.schemas import Message, StarOptions
 
@@ -14,7 +15,7 @@ DOCUMENT = "Anna lives in Lisbon. Karl lives in Oslo. " * 20
 
 @pytest.fixture(scope="module")
 def splitter(smollm2):
-    return PromptSplitter(AutoTokenizer.from_pretrained(smollm2[0]), NUM_QUERY_TOKENS, None)
+    return PromptSplitter(AutoTokenizer.from_pretrained(smollm2[0]), NUM_QUERY_TOKENS, None, max_tokens=8192)
 
 
 def conversation(*contents: str) -> list[Message]:
@@ -72,6 +73,20 @@ def test_a_template_that_changes_what_users_write_falls_back_to_the_last_tokens(
         chat_template="yes",
         apply_chat_template=lambda messages, **_: " ".join(m["content"].upper() for m in messages),
         encode=lambda text, **_: list(text.encode()),
+        get_vocab=lambda: {"a": 0},
     )
-    found = split(PromptSplitter(shouting, 5, None), "hello", "a", "world")
+    found = split(PromptSplitter(shouting, 5, None, max_tokens=100), "hello", "a", "world")
     assert (bytes(found.query_tokens), found.rule, found.turn_edges) == (b"WORLD", "last_tokens", ())
+
+
+def test_a_text_that_cannot_fit_is_refused_without_tokenizing_it(splitter):
+    with pytest.raises(
+        RequestError, match="10000000 characters has more tokens than the model's limit, 8192"
+    ):
+        splitter.encode("a" * 10_000_000)
+
+
+def test_a_text_of_the_longest_tokens_is_not_refused(splitter):
+    longest = max(splitter.tokenizer.get_vocab(), key=len)
+    text = splitter.tokenizer.convert_tokens_to_string([longest]) * 8192
+    assert splitter.tokenizer.decode(splitter.encode(text)) == text
