@@ -127,7 +127,9 @@ def run(args: Namespace, star_model: StarModel, _: StarGroups) -> None:
 
 
 def _variants(text: str) -> list[str]:
-    names = [name.strip() for name in text.split(";")]
+    names = [
+        name.strip().replace(",", ", ") if ", " not in name else name.strip() for name in text.split(";")
+    ]
     if unknown := set(names) - set(VARIANTS):
         raise ValueError(f"unknown variant {unknown.pop()!r}: there are {'; '.join(VARIANTS)}")
     return list(dict.fromkeys([*names, BROADCAST]))
