@@ -101,7 +101,7 @@ def _command(question: Question, cluster: Cluster, best: Estimate) -> str:
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line; raises ValueError on a wrong one."""
-    parser = ArgumentParser(prog="plan.py", description=__doc__.splitlines()[0])
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--model", type=Path, required=True, help="checkpoint, Hugging Face folder, config.json"
     )

@@ -41,7 +41,7 @@ SECONDS_OF_AN_ECHO = 2.0
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line; raises ValueError on a wrong one."""
-    parser = ArgumentParser(prog="run_text_generation_server.py", description=__doc__.splitlines()[0])
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
     add_model_arguments(parser)
     add_star_arguments(parser)
     add_server_arguments(parser)
