@@ -32,6 +32,7 @@ start_slurm() {
         { LOG=$WORK/up.log; die "no Slurm"; }
 }
 stop_slurm() {  # whatever happened; leaves no process, network or file
+    set +e
     trap '' INT TERM
     timeout 10 scancel --full --user root 2>/dev/null
     for _ in $(seq 10); do [[ -n $(timeout 5 squeue --noheader 2>/dev/null) ]] || break; sleep 0.5; done

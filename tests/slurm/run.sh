@@ -8,7 +8,7 @@
 set -euo pipefail
 
 REPOSITORY=$(dirname "$(dirname "$(dirname "$(realpath "$0")")")")
-SECONDS_FOR_ALL=900 SECONDS_FOR_A_JOB=180
+SECONDS_FOR_ALL=1500 SECONDS_FOR_A_JOB=300
 [[ -n ${SLURM_LAB_GUARDED:-} ]] ||
     SLURM_LAB_GUARDED=yes exec timeout --foreground --kill-after=60 "$SECONDS_FOR_ALL" "$0" "$@"
 
@@ -66,7 +66,7 @@ assert a == b and len(a) == 8, (a, b)" || die "srun and torchrun answer differen
 }
 
 serve_until_the_time_limit() {  # starts it; see end_at_the_time_limit
-    CHECKPOINT=$WORK/random PORT=5001 submit "${NODES[@]}" --time=2 "$LAUNCH/serve.sbatch"
+    CHECKPOINT=$WORK/random PORT=5001 submit "${NODES[@]}" --time=3 "$LAUNCH/serve.sbatch"
     LIMITED=$JOB
     wait_for "$SECONDS_FOR_A_JOB" "server" is_ready 1
 }
