@@ -14,6 +14,10 @@ LLAMA_8B = SimpleNamespace(
     num_query_groups=8,
     kv_channels=128,
     gated_linear_unit=True,
+    num_moe_experts=None,
+    moe_router_topk=2,
+    moe_ffn_hidden_size=None,
+    moe_shared_expert_intermediate_size=None,
 )
 
 
@@ -21,6 +25,17 @@ def test_a_token_of_llama_8b_costs_twice_its_weights():
     """All weights but the embedding and the head: 8.03e9 - 2 * 128256 * 4096 (and norms)."""
     assert token_costs(LLAMA_8B).linear_per_token == 2 * 6_979_321_856
     assert token_costs(LLAMA_8B).attention_per_pair == 4 * 32 * 4096
+
+
+def test_a_token_costs_its_own_experts_and_the_shared_ones():
+    """Mixtral 8x7B is Llama 8B with eight such MLPs, of which a token uses two, and a router."""
+    experts = {"num_moe_experts": 8, "moe_ffn_hidden_size": 14336}
+    mixtral = SimpleNamespace(**vars(LLAMA_8B) | experts)
+    router = 32 * 8 * 4096
+    assert token_costs(mixtral).linear_per_token == 2 * (6_979_321_856 + router + 32 * 3 * 4096 * 14336)
+    shared = SimpleNamespace(**vars(mixtral) | {"moe_shared_expert_intermediate_size": 1000})
+    more = token_costs(shared).linear_per_token - token_costs(mixtral).linear_per_token
+    assert more == 2 * 32 * 3 * 4096 * 1000
 
 
 def test_kv_of_llama_8b_is_128_kib_a_token_in_bf16():
