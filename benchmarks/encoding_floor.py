@@ -12,7 +12,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_star.inference.star_model import StarModel
-from megatron_star.plan import ContextPlan, Wave, wave_reads
+from megatron_star.plan import ContextPlan, Wave
+from megatron_star.reads import wave_reads
 
 LAYERS_TIMED = 2
 

@@ -2,8 +2,8 @@
 
     python benchmarks/run.py --directory bench --only decode --only overlap
 
-Each part is a program of this folder with its own JSON result in the directory. At the end come `figures.md`, a
-table of what was aimed at and what was measured, and pictures. A part that has a result is not run again.
+Each part is a program of this folder with its own JSON result in the directory. At the end come `figures.md`,
+a table of what was aimed at and measured, and pictures. A part that has a result is not run again.
 """
 
 import argparse
