@@ -22,11 +22,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 import torch.distributed as dist
 
+from benchmarks.counted_work import count_work
 from benchmarks.encoding_floor import floor_of
 from benchmarks.encoding_variants import BROADCAST, CONTIGUOUS, EXACT, RECOMPUTE, variant_plan
 from benchmarks.measuring import median_ratio, over_ranks, run_on_ranks, write_result
 from launch.arguments import ArgumentParser, token_count
-from megatron_star.cost_model import token_costs
+from megatron_star.cost_model import broadcast_bytes, kv_bytes_per_token, token_costs
 from megatron_star.inference.context_encoding import encode_context
 from megatron_star.inference.star_model import StarModel
 from megatron_star.parallel.groups import StarGroups
@@ -55,6 +56,24 @@ def measure(star_model: StarModel, token_ids: list[int], plan: ContextPlan) -> F
         "linear_floor_s": most(floor.linear_s),
         "attention_floor_s": most(floor.attention_s),
         "bytes_sent": over_ranks(exchange.counts["broadcast_bytes"], dist.ReduceOp.SUM, star_model),
+    }
+
+
+def check_cost_model(star_model: StarModel, token_ids: list[int], plan: ContextPlan) -> Figures:
+    """Operations and bytes of all ranks, counted while a context is encoded, in units of the cost model's."""
+    config, total = (
+        star_model.model.config,
+        partial(over_ranks, operation=dist.ReduceOp.SUM, star_model=star_model),
+    )
+    costs, work = token_costs(config), count_work(star_model, token_ids, plan)
+    only = TokenCosts(costs.linear_per_token, 0.0), TokenCosts(0.0, costs.attention_per_pair)
+    linear, attention = (sum(segment.cost(part) for segment in plan.segments()) for part in only)
+    kv_bytes = kv_bytes_per_token(config, tp_size=1, bytes_per_value=config.params_dtype.itemsize)
+    return {
+        "linear_operations": total(work.linear) / linear,
+        "attention_operations": total(work.attention) / attention,
+        "bytes_counted": total(work.bytes_sent),
+        "bytes_predicted": broadcast_bytes(plan, kv_bytes_per_token=kv_bytes, num_layers=config.num_layers),
     }
 
 
@@ -107,6 +126,18 @@ def print_table(summary: dict[str, Figures]) -> None:
         print(f"{name:<18}" + "".join(f"{cell:>13.2f}" for cell in cells), flush=True)
 
 
+def print_checks(checks: dict[str, Figures]) -> None:
+    """How well the cost model knows what is done."""
+    print("counted / predicted, at a quarter of the tokens:")
+    for name, check in checks.items():
+        bytes_agree = "equal" if check["bytes_counted"] == check["bytes_predicted"] else "DIFFERENT"
+        print(
+            f"{name:<18}   matrix products {check['linear_operations']:.3f}, "
+            f"attention {check['attention_operations']:.3f}, bytes {bytes_agree}",
+            flush=True,
+        )
+
+
 def run(args: Namespace, star_model: StarModel, _: StarGroups) -> None:
     """All rounds, and the result on rank 0."""
     generator = torch.Generator().manual_seed(0)
@@ -114,8 +145,13 @@ def run(args: Namespace, star_model: StarModel, _: StarGroups) -> None:
     cp_size, costs = star_model.exchange.cp_size, token_costs(star_model.model.config)
     sizes = {"block_size": args.block_size, "wave_tokens": args.wave_tokens}
     plans = {name: variant_plan(name, args.num_tokens, cp_size, costs, **sizes) for name in args.variants}
-    warm_up = variant_plan(EXACT, args.num_tokens // 8, cp_size, costs, **sizes)
-    encode_context(star_model, token_ids[: args.num_tokens // 8], warm_up)
+    beginning = token_ids[: args.num_tokens // 4]
+    checks = {
+        name: check_cost_model(
+            star_model, beginning, variant_plan(name, len(beginning), cp_size, costs, **sizes)
+        )
+        for name in plans
+    }
     rounds = [
         {name: measure(star_model, token_ids, plan) for name, plan in plans.items()}
         for _ in range(args.repeats)
@@ -123,6 +159,8 @@ def run(args: Namespace, star_model: StarModel, _: StarGroups) -> None:
     if dist.get_rank() == 0:
         summary = summarise(rounds, plans, costs)
         print_table(summary)
+        print_checks(checks)
+        summary["cost model"] = checks
         write_result(args.output, summary, rounds)
 
 

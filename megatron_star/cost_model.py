@@ -64,6 +64,20 @@ def kv_bytes_per_token(shape: ModelShape, *, tp_size: int, bytes_per_value: int)
     return 2 * shape.num_layers * groups * shape.kv_channels * bytes_per_value
 
 
+def broadcast_bytes(plan: ContextPlan, *, kv_bytes_per_token: int, num_layers: int) -> int:
+    """KV that owners hand to the broadcasts of an encoding, of one TP rank of the CP group.
+
+    Of the last layer, whose KV is all that is wanted of it, nothing is sent.
+    """
+    num_tokens = sum(
+        read.source.end - read.source.start
+        for wave in plan.waves
+        for read in wave_reads(wave, 0, plan.seams)
+        if read.crosses_ranks
+    )
+    return num_tokens * kv_bytes_per_token * (num_layers - 1) // num_layers
+
+
 def choose_plan(
     num_tokens: int, cp_size: int, config: StarConfig, costs: TokenCosts
 ) -> tuple[str, ContextPlan]:

@@ -20,6 +20,7 @@ from megatron_star.inference.token_generation import Sequence, generate_step
 from megatron_star.model.checkpoint import read_checkpoint_info
 from megatron_star.model.cpu import use_cpu_where_cuda_is_absent
 from megatron_star.parallel.groups import StarGroups, initialize_groups
+from megatron_star.plan import ContextPlan
 
 TIMEOUT = timedelta(minutes=1)
 ENGINE_LIMITS = {"max_sequence_length": 8192, "budget_bytes_per_rank": 1 << 30}
@@ -88,11 +89,11 @@ def generate(
 
 def communication(
     checkpoint: str, token_ids: SequenceOf[int], num_context: int, config: StarConfig
-) -> tuple[list[str], list[str], dict[str, int], int]:
+) -> tuple[list[str], list[str], dict[str, int], ContextPlan]:
     """Collectives, as torch's profiler sees them, of encoding a context and of one decoding step.
 
     Returns:
-        Their names while encoding, while decoding, the exchange's own counts, and the number of waves.
+        Their names while encoding, while decoding, the exchange's own counts, and the plan.
     """
     star_model, _ = load(checkpoint, 1)
     exchange = star_model.exchange
@@ -103,7 +104,7 @@ def communication(
     generate_step(star_model, [(sequence, token_ids[num_context:])])
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as decoding:
         generate_step(star_model, [(sequence, token_ids[-1:])])
-    return _collectives(encoding), _collectives(decoding), dict(exchange.counts), len(plan.waves)
+    return _collectives(encoding), _collectives(decoding), dict(exchange.counts), plan
 
 
 def _collectives(profile: torch.profiler.profile) -> list[str]:

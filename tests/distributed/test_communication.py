@@ -9,6 +9,7 @@ from models import random_tokens
 from ranks import communication
 
 from megatron_star.config import StarConfig
+from megatron_star.cost_model import broadcast_bytes
 
 LAYERS, ENCODED_LAYERS, KV_BYTES_PER_TOKEN_AND_LAYER = 3, 2, 2 * 3 * 16 * 4
 
@@ -19,7 +20,7 @@ def test_only_the_anchors_kv_crosses_ranks_once_a_layer_and_wave(checkpoints, cp
     _, megatron = checkpoints("llama")
     config = StarConfig(block_size=10, anchor_size=6, wave_tokens=wave_tokens)
     results = run_ranks(cp_size, communication, str(megatron), random_tokens(84), 80, config)
-    num_waves = results[0][3]
+    num_waves = len(results[0][3].waves)
     assert num_waves == (1 if wave_tokens == 1000 else 8 // cp_size)
     for encoding, _, counts, _ in results:
         assert encoding == ["c10d::broadcast_"] * ENCODED_LAYERS * num_waves
@@ -44,6 +45,24 @@ def test_exact_mode_sends_every_key_once_to_whoever_lacks_it(checkpoints):
     sent = sum(counts.get("broadcast_bytes", 0) for _, _, counts, _ in results)
     last_piece = 20  # nobody comes after it
     assert sent == ENCODED_LAYERS * (80 - last_piece) * KV_BYTES_PER_TOKEN_AND_LAYER
+
+
+@pytest.mark.parametrize("cp_size", [2, 3])
+@pytest.mark.parametrize(
+    "config",
+    [
+        StarConfig(block_size=10, neighbor_blocks=1),
+        StarConfig(block_size=33, anchor_size=5, wave_tokens=20),
+        StarConfig(mode="exact", wave_tokens=15),
+    ],
+    ids=["neighbors", "spread blocks", "exact"],
+)
+def test_the_bytes_that_are_sent_are_those_of_the_cost_model(checkpoints, cp_size, config):
+    _, megatron = checkpoints("llama")
+    results = run_ranks(cp_size, communication, str(megatron), random_tokens(84), 80, config)
+    sent = sum(counts.get("broadcast_bytes", 0) for _, _, counts, _ in results)
+    kv_bytes = LAYERS * KV_BYTES_PER_TOKEN_AND_LAYER
+    assert sent == broadcast_bytes(results[0][3], kv_bytes_per_token=kv_bytes, num_layers=LAYERS) > 0
 
 
 @pytest.mark.parametrize("cp_size", [2, 3])
