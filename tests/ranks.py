@@ -3,12 +3,15 @@
 import traceback
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
+from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from megatron_star.attention.kernels import select_kernel
 from megatron_star.config import StarConfig
 from megatron_star.cost_model import choose_plan, token_costs
 from megatron_star.inference.context_encoding import encode_context
@@ -17,9 +20,12 @@ from megatron_star.inference.loading import load_star_model
 from megatron_star.inference.request import StarRequest, StarResult
 from megatron_star.inference.star_model import StarModel
 from megatron_star.inference.token_generation import Sequence, generate_step
+from megatron_star.model.build import build_gpt_model
 from megatron_star.model.checkpoint import read_checkpoint_info
 from megatron_star.model.cpu import use_cpu_where_cuda_is_absent
+from megatron_star.parallel.exchange import Exchange
 from megatron_star.parallel.groups import StarGroups, initialize_groups
+from megatron_star.plan import ContextPlan
 
 TIMEOUT = timedelta(minutes=1)
 ENGINE_LIMITS = {"max_sequence_length": 8192, "budget_bytes_per_rank": 1 << 30}
@@ -47,6 +53,62 @@ def star_logits(
     """
     star_model, _ = load(checkpoint, tp_size)
     return [_logits(star_model, list(token_ids), num_context, num_query, config) for config in configs]
+
+
+def logits_whole_and_sliced(
+    model: str | dict[str, Any],
+    tp_size: int,
+    token_ids: SequenceOf[int],
+    num_query: int,
+    parts: SequenceOf[frozenset[str]],
+) -> list[Tensor]:
+    """Logits as `star_logits` returns them, with slices of each of these sets of parts.
+
+    Args:
+        model: a checkpoint, or Megatron's arguments of a model with random weights.
+    """
+    star_model = (random_star_model if isinstance(model, dict) else load)(model, tp_size)[0]
+    star, num_context = StarConfig(block_size=9), len(token_ids) - num_query - 3
+    return [
+        _logits(replace(star_model, sliced_parts=sliced), list(token_ids), num_context, num_query, star)
+        for sliced in parts
+    ]
+
+
+def random_star_model(args: dict[str, Any], tp_size: int) -> tuple[StarModel, StarGroups]:
+    """A model of these arguments with random weights, biases and norms: the same on the ranks of a CP group."""
+    device = use_cpu_where_cuda_is_absent()
+    groups = initialize_groups(tp_size=tp_size, cp_size=dist.get_world_size() // tp_size, timeout=TIMEOUT)
+    model = build_gpt_model(args, groups.model, dtype=torch.float32, device=device)
+    torch.manual_seed(groups.model.tp.rank())
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    kernel = select_kernel("auto", device=device, dtype=torch.float32, head_size=args["kv_channels"])
+    vocab_size = args["padded_vocab_size"]
+    star_model = StarModel(
+        model=model, exchange=Exchange(groups.cp), kernel=kernel, vocab_size=vocab_size, device=device
+    )
+    return star_model, groups
+
+
+def weights_read(args: dict[str, Any], token_ids: SequenceOf[int], parts: frozenset[str]) -> tuple[int, bool]:
+    """Bytes of the weights that this rank multiplies with to generate a token, and whether all are views."""
+    star_model = replace(random_star_model(args, 1)[0], sliced_parts=parts)
+    storages = {parameter.untyped_storage().data_ptr() for parameter in star_model.model.parameters()}
+    sizes, views = [], []
+
+    class Spy(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, function, types, arguments=(), options=None):
+            if function is torch.nn.functional.linear:
+                sizes.append(arguments[1].nbytes)
+                views.append(arguments[1].untyped_storage().data_ptr() in storages)
+            return function(*arguments, **(options or {}))
+
+    plan = ContextPlan.build(0, star_model.exchange.cp_size, StarConfig())
+    sequence = Sequence(encode_context(star_model, [], plan), tail_rank=0)
+    with Spy():
+        generate_step(star_model, [(sequence, token_ids)])
+    return sum(sizes), all(views)
 
 
 def _logits(

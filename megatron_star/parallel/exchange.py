@@ -1,4 +1,8 @@
-"""What crosses CP ranks: the KV of sources while a context is encoded, and partial results afterwards."""
+"""What crosses CP ranks: the KV of sources while a context is encoded, and partial results afterwards.
+
+Over gloo, small tensors go from rank to rank instead of through a collective: gloo runs collectives in a
+thread of its own, and waking it costs more than the message.
+"""
 
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
@@ -14,13 +18,17 @@ from megatron_star.plan import Source
 
 KeyValue = tuple[Tensor, Tensor]
 
+LARGEST_DIRECT_BYTES = 1 << 17
+"""Over gloo, up to so many bytes a rank are sent from rank to rank."""
+
 
 class Exchange:
     """The collectives of one CP group. Every rank of the group calls the same methods in the same order.
 
     Attributes:
         counts: calls and bytes so far, as `broadcasts`, `broadcast_bytes` (what this rank sent as the owner),
-            `merges` and `merge_bytes` (what this rank contributed).
+            `merges` and `merge_bytes`, `gathers` and `gather_bytes`, `sums` and `sum_bytes` (what this rank
+            contributed to partial results, to columns of a product, and to sums of partial products).
     """
 
     def __init__(self, cp_group: dist.ProcessGroup) -> None:
@@ -28,6 +36,7 @@ class Exchange:
         self.cp_rank: int = cp_group.rank()
         self.cp_size: int = cp_group.size()
         self.counts: Counter[str] = Counter()
+        self.sends_directly = dist.get_backend(cp_group) == "gloo"
 
     def broadcast_sources(
         self, sources: Sequence[Source], read: Callable[[Source], KeyValue], like: Tensor
@@ -45,10 +54,39 @@ class Exchange:
         if self.cp_size == 1:
             return part
         mine = torch.cat((part.out, part.softmax_lse.unsqueeze(-1)), dim=-1)
-        everyone = mine.new_empty(self.cp_size, *mine.shape)
-        all_gather_single(everyone.flatten(0, 1), mine, group=self.cp_group)
+        everyone = self._all_gather(mine)
         self.counts.update(merges=1, merge_bytes=mine.nbytes)
         return merge_partials(everyone[..., :-1], everyone[..., -1].contiguous())
+
+    def gather(self, mine: Tensor) -> Tensor:
+        """[cp_size, *mine.shape]: the tensors of all ranks, which have the same shape."""
+        self.counts.update(gathers=1, gather_bytes=mine.nbytes)
+        return self._all_gather(mine)
+
+    def add_up(self, mine: Tensor) -> Tensor:
+        """The sum over the ranks of tensors of the same shape; the same bits on every rank."""
+        self.counts.update(sums=1, sum_bytes=mine.nbytes)
+        if self._is_direct(mine):
+            return self._all_gather(mine).sum(0)
+        dist.all_reduce(mine, group=self.cp_group)
+        return mine
+
+    def _is_direct(self, mine: Tensor) -> bool:
+        return self.sends_directly and mine.nbytes <= LARGEST_DIRECT_BYTES
+
+    def _all_gather(self, mine: Tensor) -> Tensor:
+        mine = mine.contiguous()
+        everyone = mine.new_empty(self.cp_size, *mine.shape)
+        if not self._is_direct(mine):
+            all_gather_single(everyone.view(-1), mine.view(-1), group=self.cp_group)
+            return everyone
+        everyone[self.cp_rank] = mine
+        group, others = self.cp_group, [r for r in range(self.cp_size) if r != self.cp_rank]
+        works = [dist.isend(mine, group=group, group_dst=rank) for rank in others]
+        works += [dist.irecv(everyone[rank], group=group, group_src=rank) for rank in others]
+        for work in works:
+            work.wait()
+        return everyone
 
 
 class SourceTransfers:
