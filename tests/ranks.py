@@ -23,6 +23,7 @@ from megatron_star.inference.token_generation import Sequence, generate_step
 from megatron_star.model.build import build_gpt_model
 from megatron_star.model.checkpoint import read_checkpoint_info
 from megatron_star.model.cpu import use_cpu_where_cuda_is_absent
+from megatron_star.model.sliced_linear import NO_PARTS
 from megatron_star.parallel.exchange import Exchange
 from megatron_star.parallel.groups import StarGroups, initialize_groups
 from megatron_star.plan import ContextPlan
@@ -31,12 +32,17 @@ TIMEOUT = timedelta(minutes=1)
 ENGINE_LIMITS = {"max_sequence_length": 8192, "budget_bytes_per_rank": 1 << 30}
 
 
-def load(checkpoint: str, tp_size: int, timeout: timedelta = TIMEOUT) -> tuple[StarModel, StarGroups]:
+def load(
+    checkpoint: str, tp_size: int, timeout: timedelta = TIMEOUT, decode_weights: str = "whole"
+) -> tuple[StarModel, StarGroups]:
     """The checkpoint in float32; all ranks that TP does not take form the CP groups."""
     device = use_cpu_where_cuda_is_absent()
     groups = initialize_groups(tp_size=tp_size, cp_size=dist.get_world_size() // tp_size, timeout=timeout)
     info = read_checkpoint_info(checkpoint)
-    return load_star_model(info, groups, device=device, dtype=torch.float32), groups
+    star_model = load_star_model(
+        info, groups, device=device, dtype=torch.float32, decode_weights=decode_weights
+    )
+    return star_model, groups
 
 
 def star_logits(
@@ -76,7 +82,7 @@ def logits_whole_and_sliced(
 
 
 def random_star_model(args: dict[str, Any], tp_size: int) -> tuple[StarModel, StarGroups]:
-    """A model of these arguments with random weights, biases and norms: the same on the ranks of a CP group."""
+    """A model of these arguments with random weights, biases and norms; the same within a CP group."""
     device = use_cpu_where_cuda_is_absent()
     groups = initialize_groups(tp_size=tp_size, cp_size=dist.get_world_size() // tp_size, timeout=TIMEOUT)
     model = build_gpt_model(args, groups.model, dtype=torch.float32, device=device)
@@ -131,11 +137,19 @@ class NumbersAsText:
         return "".join(f"{token} " for token in token_ids)
 
 
+def chosen_parts(checkpoint: str, decode_weights: str) -> frozenset[str]:
+    """The parts that this rank slices."""
+    return load(checkpoint, 1, decode_weights=decode_weights)[0].sliced_parts
+
+
 def generate(
-    checkpoint: str, tp_size: int, batches: SequenceOf[SequenceOf[StarRequest]]
+    checkpoint: str,
+    tp_size: int,
+    batches: SequenceOf[SequenceOf[StarRequest]],
+    decode_weights: str = "whole",
 ) -> list[list[StarResult]]:
     """Answer batch after batch on one model; each begins without cached contexts. Workers return nothing."""
-    star_model, groups = load(checkpoint, tp_size)
+    star_model, groups = load(checkpoint, tp_size, decode_weights=decode_weights)
     if dist.get_rank():
         run_worker(star_model, groups.control)
         return []
@@ -149,14 +163,18 @@ def generate(
 
 
 def communication(
-    checkpoint: str, token_ids: SequenceOf[int], num_context: int, config: StarConfig
+    checkpoint: str,
+    token_ids: SequenceOf[int],
+    num_context: int,
+    config: StarConfig,
+    parts: frozenset[str] = NO_PARTS,
 ) -> tuple[list[str], list[str], dict[str, int], int]:
     """Collectives, as torch's profiler sees them, of encoding a context and of one decoding step.
 
     Returns:
         Their names while encoding, while decoding, the exchange's own counts, and the number of waves.
     """
-    star_model, _ = load(checkpoint, 1)
+    star_model = replace(load(checkpoint, 1)[0], sliced_parts=parts)
     exchange = star_model.exchange
     _, plan = choose_plan(num_context, exchange.cp_size, config, token_costs(star_model.model.config))
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as encoding:

@@ -113,7 +113,7 @@ class SummedLinear(_Sliceable, RowParallelLinear):
 def sliced_output_layer(
     hidden_states: Tensor, layer: ColumnParallelLinear, weight: Tensor, exchange: Exchange
 ) -> Tensor:
-    """Logits [sq, 1, vocabulary of all TP ranks] of [sq, 1, h], with a slice of the vocabulary on each rank."""
+    """Logits [sq, 1, vocabulary of all TP ranks] of [sq, 1, h]; each CP rank computes a slice of them."""
     logits = gathered_linear(hidden_states, weight, layer.bias, exchange)
     return gather_from_tensor_model_parallel_region(logits, group=layer.tp_group)
 

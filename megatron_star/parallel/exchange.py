@@ -1,7 +1,7 @@
 """What crosses CP ranks: the KV of sources while a context is encoded, and partial results afterwards.
 
-Over gloo, small tensors go from rank to rank instead of through a collective: gloo runs collectives in a
-thread of its own, and waking it costs more than the message.
+Small tensors on a CPU go from rank to rank instead of through a collective: gloo runs collectives in a thread
+of its own, and waking it costs more than the message.
 """
 
 from collections import Counter, deque
@@ -19,7 +19,7 @@ from megatron_star.plan import Source
 KeyValue = tuple[Tensor, Tensor]
 
 LARGEST_DIRECT_BYTES = 1 << 17
-"""Over gloo, up to so many bytes a rank are sent from rank to rank."""
+"""On a CPU, up to so many bytes a rank are sent from rank to rank."""
 
 
 class Exchange:
@@ -36,7 +36,6 @@ class Exchange:
         self.cp_rank: int = cp_group.rank()
         self.cp_size: int = cp_group.size()
         self.counts: Counter[str] = Counter()
-        self.sends_directly = dist.get_backend(cp_group) == "gloo"
 
     def broadcast_sources(
         self, sources: Sequence[Source], read: Callable[[Source], KeyValue], like: Tensor
@@ -66,18 +65,21 @@ class Exchange:
     def add_up(self, mine: Tensor) -> Tensor:
         """The sum over the ranks of tensors of the same shape; the same bits on every rank."""
         self.counts.update(sums=1, sum_bytes=mine.nbytes)
-        if self._is_direct(mine):
+        if _is_sent_directly(mine):
             return self._all_gather(mine).sum(0)
         dist.all_reduce(mine, group=self.cp_group)
         return mine
 
-    def _is_direct(self, mine: Tensor) -> bool:
-        return self.sends_directly and mine.nbytes <= LARGEST_DIRECT_BYTES
+    def slowest(self, seconds: Tensor) -> list[float]:
+        """Of each of these durations, [n] on the group's device, the longest on any rank."""
+        longest = seconds.clone()
+        dist.all_reduce(longest, dist.ReduceOp.MAX, group=self.cp_group)
+        return longest.tolist()
 
     def _all_gather(self, mine: Tensor) -> Tensor:
         mine = mine.contiguous()
         everyone = mine.new_empty(self.cp_size, *mine.shape)
-        if not self._is_direct(mine):
+        if not _is_sent_directly(mine):
             all_gather_single(everyone.view(-1), mine.view(-1), group=self.cp_group)
             return everyone
         everyone[self.cp_rank] = mine
@@ -87,6 +89,10 @@ class Exchange:
         for work in works:
             work.wait()
         return everyone
+
+
+def _is_sent_directly(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu" and tensor.nbytes <= LARGEST_DIRECT_BYTES
 
 
 class SourceTransfers:

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from distributed import run_ranks
+from distributed import RankError, run_ranks
 from models import VOCAB_SIZE, random_tokens
-from ranks import logits_whole_and_sliced, weights_read
+from ranks import chosen_parts, logits_whole_and_sliced, weights_read
 
 from megatron_star.model.sliced_linear import NO_PARTS, PARTS
 
@@ -85,3 +85,16 @@ def test_a_rank_reads_its_share_of_the_weights_as_views():
     of_three = run_ranks(3, weights_read, args, TOKENS[:1], ALL_PARTS)
     assert views_of_one and all(views for _, views in of_three)
     assert all(num_bytes == pytest.approx(of_one / 3, rel=0.03) for num_bytes, _ in of_three)
+
+
+def test_auto_agrees_on_all_ranks_and_one_rank_has_nothing_to_divide(checkpoints):
+    megatron = str(checkpoints("llama")[1])
+    first, *others = run_ranks(3, chosen_parts, megatron, "auto")
+    assert all(other == first for other in others) and first <= ALL_PARTS
+    assert run_ranks(2, chosen_parts, megatron, "sliced") == [ALL_PARTS] * 2
+    assert run_ranks(1, chosen_parts, megatron, "sliced") == [NO_PARTS]
+
+
+def test_an_unknown_choice_of_weights_is_refused(checkpoints):
+    with pytest.raises(RankError, match="decode_weights is 'half'"):
+        run_ranks(1, chosen_parts, str(checkpoints("llama")[1]), "half")
