@@ -1,7 +1,7 @@
 """Which weights a CP rank reads in token generation: decided once, when a model is loaded.
 
-What slices save and what their collectives take is measured, on these weights and in this CP group, and weighed by
-the cost model: a collective of few bytes takes 10 us on one machine and 500 us on another.
+What slices save and what their collectives take is measured, on these weights and in this CP group, and
+weighed by the cost model: a collective of few bytes takes 10 us on one machine and 500 us on another.
 """
 
 import logging
