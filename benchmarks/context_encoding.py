@@ -9,29 +9,25 @@ All variants run in one process group, one after the other, `--repeats` times; f
 are medians of the ratios within a round, so that a machine that becomes slower in between does not bend them.
 """
 
-import json
-import platform
 import statistics
 import sys
 from argparse import Namespace
 from pathlib import Path
 from time import perf_counter
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 import torch.distributed as dist
 
-from benchmarks.models import add_random_model_argument, measured_model
-from launch.arguments import ArgumentParser, add_model_arguments, token_count
-from launch.environment import read_environment
-from launch.session import exit_on_errors, process_groups
+from benchmarks.measuring import median_ratio, over_ranks, run_on_ranks, write_result
+from launch.arguments import ArgumentParser, token_count
 from megatron_star.config import StarConfig
 from megatron_star.cost_model import choose_plan, token_costs
 from megatron_star.inference.context_encoding import encode_context
 from megatron_star.inference.star_model import StarModel
 from megatron_star.inference.token_generation import Sequence, generate_step
+from megatron_star.parallel.groups import StarGroups
 
 DECODE_STEPS = 8
 
@@ -59,8 +55,8 @@ def measure(star_model: StarModel, token_ids: list[int], config: StarConfig) -> 
     start = perf_counter()
     context = encode_context(star_model, token_ids, plan)
     star_model.synchronize()
-    seconds = _over_ranks(perf_counter() - start, dist.ReduceOp.MAX, star_model)
-    sent = _over_ranks(exchange.counts["broadcast_bytes"], dist.ReduceOp.SUM, star_model)
+    seconds = over_ranks(perf_counter() - start, dist.ReduceOp.MAX, star_model)
+    sent = over_ranks(exchange.counts["broadcast_bytes"], dist.ReduceOp.SUM, star_model)
     return {
         "seconds": seconds,
         "bytes_sent": sent / star_model.model.config.tensor_model_parallel_size,
@@ -76,26 +72,19 @@ def _decode_seconds(star_model: StarModel, sequence: Sequence) -> float:
     for _ in range(DECODE_STEPS):
         generate_step(star_model, [(sequence, [1])])
     star_model.synchronize()
-    return _over_ranks((perf_counter() - start) / DECODE_STEPS, dist.ReduceOp.MAX, star_model)
-
-
-def _over_ranks(value: float, operation: dist.ReduceOp, star_model: StarModel) -> float:
-    tensor = torch.tensor(value, dtype=torch.float64, device=star_model.device)
-    dist.all_reduce(tensor, operation)
-    return tensor.item()
+    return over_ranks((perf_counter() - start) / DECODE_STEPS, dist.ReduceOp.MAX, star_model)
 
 
 def summarise(rounds: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
     """Medians by variant; `speedup` is how many times faster the broadcast is than the variant."""
     summary = {}
     for name in rounds[0]:
-        ratios = [r[name]["seconds"] / r["broadcast"]["seconds"] for r in rounds]
         summary[name] = {
             "seconds": statistics.median(r[name]["seconds"] for r in rounds),
             "bytes_sent": rounds[0][name]["bytes_sent"],
             "tflops_per_s": statistics.median(r[name]["tflops_per_s"] for r in rounds),
             "decode_s": statistics.median(r[name]["decode_s"] for r in rounds),
-            "broadcast_is_faster_by": statistics.median(ratios),
+            "broadcast_is_faster_by": median_ratio(rounds, name, "broadcast", "seconds"),
         }
     return summary
 
@@ -115,7 +104,7 @@ def print_table(summary: dict[str, dict[str, float]]) -> None:
         print(f"{name:<12}" + "".join(f"{cell:>15.3f}" for cell in cells))
 
 
-def run(args: Namespace, star_model: StarModel) -> None:
+def run(args: Namespace, star_model: StarModel, _: StarGroups) -> None:
     """All rounds, and the result on rank 0."""
     generator = torch.Generator().manual_seed(0)
     token_ids = torch.randint(star_model.vocab_size, (args.num_tokens,), generator=generator).tolist()
@@ -128,48 +117,15 @@ def run(args: Namespace, star_model: StarModel) -> None:
         return
     summary = summarise(rounds)
     print_table(summary)
-    if args.output:
-        result: dict[str, Any] = {
-            "command": sys.argv,
-            "machine": machine_name(),
-            "torch": torch.__version__,
-            "num_ranks": dist.get_world_size(),
-            "num_threads": torch.get_num_threads(),
-            "summary": summary,
-            "rounds": rounds,
-        }
-        Path(args.output).write_text(json.dumps(result, indent=2) + "\n")
+    write_result(args.output, summary, rounds)
 
 
-def machine_name() -> str:
-    """The GPU, or the processor as Linux names it."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next(
-        (line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine()
-    )
-
-
-def main() -> None:
-    """Entry point of every rank."""
-    with exit_on_errors(rank=0):
-        environment = read_environment()
-    with exit_on_errors(environment.rank):
-        parser = ArgumentParser(prog="context_encoding.py", description=__doc__.splitlines()[0])
-        add_model_arguments(parser)
-        add_random_model_argument(parser)
-        parser.add_argument("--num-tokens", type=token_count, default=8192, metavar="TOKENS")
-        parser.add_argument("--block-size", type=token_count, default=1024, metavar="TOKENS")
-        parser.add_argument("--repeats", type=int, default=3, metavar="N")
-        parser.add_argument("--output", metavar="FILE")
-        args = parser.parse_args()
-        cp_size = environment.world_size // args.tensor_model_parallel_size
-        grid = {"tp_size": args.tensor_model_parallel_size, "cp_size": cp_size}
-        timeout = args.distributed_timeout_minutes
-        with process_groups(environment, **grid, timeout=timeout) as (groups, device):
-            run(args, measured_model(args, groups, device))
+def add_arguments(parser: ArgumentParser) -> None:
+    """What is measured."""
+    parser.add_argument("--num-tokens", type=token_count, default=8192, metavar="TOKENS")
+    parser.add_argument("--block-size", type=token_count, default=1024, metavar="TOKENS")
+    parser.add_argument("--repeats", type=int, default=3, metavar="N")
 
 
 if __name__ == "__main__":
-    main()
+    run_on_ranks("context_encoding.py", __doc__.splitlines()[0], add_arguments, run)

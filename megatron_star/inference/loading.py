@@ -3,10 +3,11 @@
 import torch
 
 from megatron_star.attention.kernels import select_kernel
-from megatron_star.inference.decode_weights import choose_sliced_parts
+from megatron_star.inference.decode_weights import choose_sliced_parts, sliceable_weights
 from megatron_star.inference.star_model import StarModel
 from megatron_star.model.build import build_gpt_model
 from megatron_star.model.checkpoint import CheckpointInfo, load_weights
+from megatron_star.model.cpu import lay_out_by_columns
 from megatron_star.parallel.exchange import Exchange
 from megatron_star.parallel.groups import StarGroups
 
@@ -32,6 +33,8 @@ def load_star_model(
     )
     attention_kernel = select_kernel(kernel, device=device, dtype=dtype, head_size=model.config.kv_channels)
     load_weights(model, info)
+    if device.type == "cpu" and dtype == torch.float32:
+        lay_out_by_columns(weight for part in sliceable_weights(model).values() for weight in part)
     exchange = Exchange(groups.cp)
     return StarModel(
         model=model,
