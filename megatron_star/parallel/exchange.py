@@ -84,8 +84,8 @@ class Exchange:
             return everyone
         everyone[self.cp_rank] = mine
         group, others = self.cp_group, [r for r in range(self.cp_size) if r != self.cp_rank]
-        works = [dist.isend(mine, group=group, group_dst=rank) for rank in others]
-        works += [dist.irecv(everyone[rank], group=group, group_src=rank) for rank in others]
+        works = [dist.irecv(everyone[rank], group=group, group_src=rank) for rank in others]
+        works += [dist.isend(mine, group=group, group_dst=rank) for rank in others]
         for work in works:
             work.wait()
         return everyone
