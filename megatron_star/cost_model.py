@@ -5,8 +5,9 @@ tensor and no process group.
 """
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from megatron_star.config import StarConfig
 from megatron_star.hardware import Cluster
@@ -87,6 +88,18 @@ def choose_plan(
         for mode in (("exact", "star") if config.mode == "auto" else (config.mode,))
     }
     return min(plans.items(), key=lambda item: item[1].cost(costs))
+
+
+class PartTimes(NamedTuple):
+    """One part of a model in a step of token generation: reading its whole weights, and its collectives."""
+
+    read_s: float
+    exchange_s: float
+
+
+def parts_worth_slicing(times: Mapping[str, PartTimes], num_ranks: int) -> frozenset[str]:
+    """Parts of which each rank should read its slice: those where that saves more than it costs."""
+    return frozenset(part for part, t in times.items() if t.read_s * (1 - 1 / num_ranks) > t.exchange_s)
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,11 @@ def log_to_stderr() -> None:
     """Let the server's and uvicorn's loggers write JSON lines."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
-    for name, level in (("megatron_star.server", logging.INFO), ("uvicorn", logging.WARNING)):
+    for name, level in (
+        ("megatron_star.server", logging.INFO),
+        ("megatron_star.inference", logging.INFO),
+        ("uvicorn", logging.WARNING),
+    ):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel(level)

@@ -66,12 +66,19 @@ def test_the_bytes_that_are_sent_are_those_of_the_cost_model(checkpoints, cp_siz
 
 
 @pytest.mark.parametrize("cp_size", [2, 3])
-def test_a_decoding_step_makes_one_collective_a_layer(checkpoints, cp_size):
+@pytest.mark.parametrize(("parts", "num_exchanges"), [((), LAYERS), (("mlp", "output"), 2 * LAYERS + 1)])
+def test_a_decoding_step_makes_one_exchange_a_layer_and_one_for_each_slice(
+    checkpoints, cp_size, parts, num_exchanges
+):
+    """On a CPU, an exchange is one message to every other rank, and one from it."""
     _, megatron = checkpoints("llama")
     config = StarConfig(block_size=10)
-    for _, decoding, _, _ in run_ranks(cp_size, communication, str(megatron), random_tokens(84), 80, config):
-        assert len(decoding) == LAYERS
-        assert len(set(decoding)) == 1 and "gather" in decoding[0]
+    results = run_ranks(
+        cp_size, communication, str(megatron), random_tokens(84), 80, config, frozenset(parts)
+    )
+    for _, decoding, _, _ in results:
+        num_messages = num_exchanges * (cp_size - 1)
+        assert sorted(decoding) == ["c10d::recv_"] * num_messages + ["c10d::send"] * num_messages
 
 
 def test_a_single_rank_sends_nothing(checkpoints):

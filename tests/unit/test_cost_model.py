@@ -3,7 +3,13 @@
 from types import SimpleNamespace
 
 from megatron_star.config import StarConfig
-from megatron_star.cost_model import choose_plan, kv_bytes_per_token, token_costs
+from megatron_star.cost_model import (
+    PartTimes,
+    choose_plan,
+    kv_bytes_per_token,
+    parts_worth_slicing,
+    token_costs,
+)
 from megatron_star.plan import ContextPlan
 
 LLAMA_8B = SimpleNamespace(
@@ -64,3 +70,10 @@ def test_auto_takes_star_only_where_it_costs_less():
         for n in (0, 1000, 32768, 262144)
     ]
     assert modes == ["exact", "exact", "exact", "star"]
+
+
+def test_a_part_is_sliced_where_its_collectives_take_less_time_than_the_reading_saves():
+    times = {"mlp": PartTimes(10.0, 4.9), "qkv": PartTimes(10.0, 5.1), "output": PartTimes(1.0, 0.0)}
+    assert parts_worth_slicing(times, 2) == {"mlp", "output"}
+    assert parts_worth_slicing(times, 4) == {"mlp", "output", "qkv"}
+    assert parts_worth_slicing(times, 1) == frozenset()
