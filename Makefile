@@ -6,7 +6,7 @@
 SHELL := bash
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test lint format setup model clean
+.PHONY: help demo test lint format setup model bench clean
 
 PYTHON ?=
 VENV ?= .venv
@@ -38,6 +38,9 @@ format: setup  ## fix style and formatting
 	@$(VENV)/bin/ruff format .
 
 setup: $(VENV)/.installed  ## make the virtual environment
+
+bench: model  ## measure against every peer, on two cores: about 45 minutes; results and pictures in bench/
+	@$(RUN) benchmarks/run.py --directory bench
 
 model: $(MEGATRON_MODEL)  ## fetch SmolLM2-135M and the essays, and convert the model for Megatron
 

@@ -7,169 +7,182 @@ On GPUs, without a checkpoint: `--load - --random-model llama-3.1-8b --bf16 --nu
 
 All variants run in one process group, one after the other, `--repeats` times; figures are medians, and ratios
 are medians of the ratios within a round, so that a machine that becomes slower in between does not bend them.
+Beside each variant stands its floor (encoding_floor.py), measured in the same round.
 """
 
-import json
-import platform
 import statistics
 import sys
 from argparse import Namespace
+from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 import torch.distributed as dist
 
-from benchmarks.models import add_random_model_argument, measured_model
-from launch.arguments import ArgumentParser, add_model_arguments, token_count
-from launch.environment import read_environment
-from launch.session import exit_on_errors, process_groups
-from megatron_star.config import StarConfig
-from megatron_star.cost_model import choose_plan, token_costs
+from benchmarks.counted_work import count_work
+from benchmarks.encoding_floor import floor_of
+from benchmarks.encoding_variants import BROADCAST, CONTIGUOUS, EXACT, RECOMPUTE, variant_plan
+from benchmarks.measuring import median_ratio, over_ranks, run_on_ranks, write_result
+from launch.arguments import ArgumentParser, token_count
+from megatron_star.cost_model import broadcast_bytes, kv_bytes_per_token, token_costs
 from megatron_star.inference.context_encoding import encode_context
 from megatron_star.inference.star_model import StarModel
-from megatron_star.inference.token_generation import Sequence, generate_step
+from megatron_star.parallel.groups import StarGroups
+from megatron_star.plan import ContextPlan, TokenCosts
 
-DECODE_STEPS = 8
-
-
-def variants(block_size: int) -> dict[str, StarConfig]:
-    """What is compared, by name."""
-    return {
-        "exact": StarConfig(mode="exact"),
-        "recompute": StarConfig(block_size=block_size, anchor="recompute"),
-        "broadcast": StarConfig(block_size=block_size),
-    }
+VARIANTS = (EXACT, CONTIGUOUS, RECOMPUTE, BROADCAST)
+Figures = dict[str, float]
 
 
-def measure(star_model: StarModel, token_ids: list[int], config: StarConfig) -> dict[str, float]:
-    """One encoding and a few tokens after it.
-
-    Returns:
-        Seconds until the slowest rank has encoded the context, bytes that a CP group sent for it, TFLOP/s of
-        the slowest CP rank (by the cost model), and seconds of a token after it.
-    """
-    exchange, costs = star_model.exchange, token_costs(star_model.model.config)
-    _, plan = choose_plan(len(token_ids), exchange.cp_size, config, costs)
+def measure(star_model: StarModel, token_ids: list[int], plan: ContextPlan) -> Figures:
+    """One encoding and its floor; of the slowest rank, or the one that needs most."""
+    exchange, most = (
+        star_model.exchange,
+        partial(over_ranks, operation=dist.ReduceOp.MAX, star_model=star_model),
+    )
+    floor = floor_of(star_model, plan)
     exchange.counts.clear()
     dist.barrier()
     start = perf_counter()
-    context = encode_context(star_model, token_ids, plan)
+    encode_context(star_model, token_ids, plan)
     star_model.synchronize()
-    seconds = _over_ranks(perf_counter() - start, dist.ReduceOp.MAX, star_model)
-    sent = _over_ranks(exchange.counts["broadcast_bytes"], dist.ReduceOp.SUM, star_model)
+    seconds = most(perf_counter() - start)
     return {
         "seconds": seconds,
-        "bytes_sent": sent / star_model.model.config.tensor_model_parallel_size,
-        "tflops_per_s": plan.cost(costs) / seconds / 1e12,
-        "decode_s": _decode_seconds(star_model, Sequence(context, tail_rank=0)),
+        "floor_s": most(floor.linear_s + floor.attention_s),
+        "linear_floor_s": most(floor.linear_s),
+        "attention_floor_s": most(floor.attention_s),
+        "bytes_sent": over_ranks(exchange.counts["broadcast_bytes"], dist.ReduceOp.SUM, star_model),
     }
 
 
-def _decode_seconds(star_model: StarModel, sequence: Sequence) -> float:
-    generate_step(star_model, [(sequence, [1] * 8)])
-    star_model.synchronize()
-    start = perf_counter()
-    for _ in range(DECODE_STEPS):
-        generate_step(star_model, [(sequence, [1])])
-    star_model.synchronize()
-    return _over_ranks((perf_counter() - start) / DECODE_STEPS, dist.ReduceOp.MAX, star_model)
+def check_cost_model(star_model: StarModel, token_ids: list[int], plan: ContextPlan) -> Figures:
+    """Operations and bytes of all ranks, counted while a context is encoded, in units of the cost model's."""
+    config, total = (
+        star_model.model.config,
+        partial(over_ranks, operation=dist.ReduceOp.SUM, star_model=star_model),
+    )
+    costs, work = token_costs(config), count_work(star_model, token_ids, plan)
+    only = TokenCosts(costs.linear_per_token, 0.0), TokenCosts(0.0, costs.attention_per_pair)
+    linear, attention = (sum(segment.cost(part) for segment in plan.segments()) for part in only)
+    kv_bytes = kv_bytes_per_token(config, tp_size=1, bytes_per_value=config.params_dtype.itemsize)
+    return {
+        "linear_operations": total(work.linear) / linear,
+        "attention_operations": total(work.attention) / attention,
+        "bytes_counted": total(work.bytes_sent),
+        "bytes_predicted": broadcast_bytes(plan, kv_bytes_per_token=kv_bytes, num_layers=config.num_layers),
+    }
 
 
-def _over_ranks(value: float, operation: dist.ReduceOp, star_model: StarModel) -> float:
-    tensor = torch.tensor(value, dtype=torch.float64, device=star_model.device)
-    dist.all_reduce(tensor, operation)
-    return tensor.item()
+def predicted_ratio(
+    plans: dict[str, ContextPlan], costs: TokenCosts, rounds: list[dict[str, Figures]], name: str
+):
+    """What the cost model expects of a variant's time in units of the broadcast's.
+
+    Its operations, at the rates of matrix products and of attention that the broadcast's floor had.
+    """
+    linear_s, attention_s = (
+        statistics.median(r[BROADCAST][part] for r in rounds)
+        for part in ("linear_floor_s", "attention_floor_s")
+    )
+    linear = plans[BROADCAST].cost(TokenCosts(costs.linear_per_token, 0.0))
+    attention = plans[BROADCAST].cost(TokenCosts(0.0, costs.attention_per_pair))
+    in_seconds = TokenCosts(
+        costs.linear_per_token * linear_s / linear, costs.attention_per_pair * attention_s / attention
+    )
+    return plans[name].cost(in_seconds) / plans[BROADCAST].cost(in_seconds)
 
 
-def summarise(rounds: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
-    """Medians by variant; `speedup` is how many times faster the broadcast is than the variant."""
-    summary = {}
-    for name in rounds[0]:
-        ratios = [r[name]["seconds"] / r["broadcast"]["seconds"] for r in rounds]
-        summary[name] = {
-            "seconds": statistics.median(r[name]["seconds"] for r in rounds),
-            "bytes_sent": rounds[0][name]["bytes_sent"],
-            "tflops_per_s": statistics.median(r[name]["tflops_per_s"] for r in rounds),
-            "decode_s": statistics.median(r[name]["decode_s"] for r in rounds),
-            "broadcast_is_faster_by": statistics.median(ratios),
+def summarise(
+    rounds: list[dict[str, Figures]], plans: dict[str, ContextPlan], costs: TokenCosts
+) -> dict[str, Figures]:
+    """Medians by variant, and ratios to the broadcast."""
+    return {
+        name: {figure: statistics.median(r[name][figure] for r in rounds) for figure in rounds[0][name]}
+        | {
+            "to_broadcast": median_ratio(rounds, name, BROADCAST, "seconds"),
+            "predicted_to_broadcast": predicted_ratio(plans, costs, rounds, name),
+            "of_floor": statistics.median(r[name]["floor_s"] / r[name]["seconds"] for r in rounds),
         }
-    return summary
+        for name in rounds[0]
+    }
 
 
-def print_table(summary: dict[str, dict[str, float]]) -> None:
+def print_table(summary: dict[str, Figures]) -> None:
     """For people."""
-    titles = ("seconds", "/ broadcast", "TFLOP/s a rank", "MB sent", "decode ms")
-    print(f"{'variant':<12}" + "".join(f"{title:>15}" for title in titles))
+    titles = ("seconds", "/ broadcast", "predicted", "% of floor", "MB sent")
+    print(f"{'variant':<18}" + "".join(f"{title:>13}" for title in titles))
     for name, figures in summary.items():
         cells = (
             figures["seconds"],
-            figures["broadcast_is_faster_by"],
-            figures["tflops_per_s"],
+            figures["to_broadcast"],
+            figures["predicted_to_broadcast"],
+            figures["of_floor"] * 100,
             figures["bytes_sent"] / 1e6,
-            figures["decode_s"] * 1e3,
         )
-        print(f"{name:<12}" + "".join(f"{cell:>15.3f}" for cell in cells))
+        print(f"{name:<18}" + "".join(f"{cell:>13.2f}" for cell in cells), flush=True)
 
 
-def run(args: Namespace, star_model: StarModel) -> None:
+def print_checks(checks: dict[str, Figures]) -> None:
+    """How well the cost model knows what is done."""
+    print("counted / predicted, at a quarter of the tokens:")
+    for name, check in checks.items():
+        bytes_agree = "equal" if check["bytes_counted"] == check["bytes_predicted"] else "DIFFERENT"
+        print(
+            f"{name:<18}   matrix products {check['linear_operations']:.3f}, "
+            f"attention {check['attention_operations']:.3f}, bytes {bytes_agree}",
+            flush=True,
+        )
+
+
+def run(args: Namespace, star_model: StarModel, _: StarGroups) -> None:
     """All rounds, and the result on rank 0."""
     generator = torch.Generator().manual_seed(0)
     token_ids = torch.randint(star_model.vocab_size, (args.num_tokens,), generator=generator).tolist()
-    measure(star_model, token_ids[: args.num_tokens // 8], StarConfig(block_size=args.block_size))
+    cp_size, costs = star_model.exchange.cp_size, token_costs(star_model.model.config)
+    sizes = {"block_size": args.block_size, "wave_tokens": args.wave_tokens}
+    plans = {name: variant_plan(name, args.num_tokens, cp_size, costs, **sizes) for name in args.variants}
+    beginning = token_ids[: args.num_tokens // 4]
+    checks = {
+        name: check_cost_model(
+            star_model, beginning, variant_plan(name, len(beginning), cp_size, costs, **sizes)
+        )
+        for name in plans
+    }
     rounds = [
-        {name: measure(star_model, token_ids, config) for name, config in variants(args.block_size).items()}
+        {name: measure(star_model, token_ids, plan) for name, plan in plans.items()}
         for _ in range(args.repeats)
     ]
-    if dist.get_rank():
-        return
-    summary = summarise(rounds)
-    print_table(summary)
-    if args.output:
-        result: dict[str, Any] = {
-            "command": sys.argv,
-            "machine": machine_name(),
-            "torch": torch.__version__,
-            "num_ranks": dist.get_world_size(),
-            "num_threads": torch.get_num_threads(),
-            "summary": summary,
-            "rounds": rounds,
-        }
-        Path(args.output).write_text(json.dumps(result, indent=2) + "\n")
+    if dist.get_rank() == 0:
+        summary = summarise(rounds, plans, costs)
+        print_table(summary)
+        print_checks(checks)
+        summary["cost model"] = checks
+        write_result(args.output, summary, rounds)
 
 
-def machine_name() -> str:
-    """The GPU, or the processor as Linux names it."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next(
-        (line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine()
+def _variants(text: str) -> list[str]:
+    names = [
+        name.strip().replace(",", ", ") if ", " not in name else name.strip() for name in text.split(";")
+    ]
+    if unknown := set(names) - set(VARIANTS):
+        raise ValueError(f"unknown variant {unknown.pop()!r}: there are {'; '.join(VARIANTS)}")
+    return list(dict.fromkeys([*names, BROADCAST]))
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """What is measured."""
+    parser.add_argument("--num-tokens", type=token_count, default=8192, metavar="TOKENS")
+    parser.add_argument("--block-size", type=token_count, default=1024, metavar="TOKENS")
+    parser.add_argument(
+        "--wave-tokens", type=token_count, default=32768, metavar="TOKENS", help="of one rank"
     )
-
-
-def main() -> None:
-    """Entry point of every rank."""
-    with exit_on_errors(rank=0):
-        environment = read_environment()
-    with exit_on_errors(environment.rank):
-        parser = ArgumentParser(prog="context_encoding.py", description=__doc__.splitlines()[0])
-        add_model_arguments(parser)
-        add_random_model_argument(parser)
-        parser.add_argument("--num-tokens", type=token_count, default=8192, metavar="TOKENS")
-        parser.add_argument("--block-size", type=token_count, default=1024, metavar="TOKENS")
-        parser.add_argument("--repeats", type=int, default=3, metavar="N")
-        parser.add_argument("--output", metavar="FILE")
-        args = parser.parse_args()
-        cp_size = environment.world_size // args.tensor_model_parallel_size
-        grid = {"tp_size": args.tensor_model_parallel_size, "cp_size": cp_size}
-        timeout = args.distributed_timeout_minutes
-        with process_groups(environment, **grid, timeout=timeout) as (groups, device):
-            run(args, measured_model(args, groups, device))
+    parser.add_argument("--variants", type=_variants, default=list(VARIANTS), help="separated by semicolons")
+    parser.add_argument("--repeats", type=int, default=3, metavar="N")
 
 
 if __name__ == "__main__":
-    main()
+    run_on_ranks("context_encoding.py", __doc__.splitlines()[0], add_arguments, run)

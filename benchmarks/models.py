@@ -7,6 +7,7 @@ import torch
 
 from launch.arguments import ArgumentParser
 from megatron_star.attention.kernels import select_kernel
+from megatron_star.inference.decode_weights import choose_sliced_parts
 from megatron_star.inference.loading import load_star_model
 from megatron_star.inference.star_model import StarModel
 from megatron_star.model.build import build_gpt_model
@@ -51,7 +52,14 @@ def measured_model(args: Namespace, groups: StarGroups, device: torch.device) ->
         return _random_model(args, groups, device)
     info = read_checkpoint_info(args.load)
     dtype = args.dtype or info.dtype
-    return load_star_model(info, groups, device=device, dtype=dtype, kernel=args.star_attention_kernel)
+    return load_star_model(
+        info,
+        groups,
+        device=device,
+        dtype=dtype,
+        kernel=args.star_attention_kernel,
+        decode_weights=args.decode_weights,
+    )
 
 
 def _random_model(args: Namespace, groups: StarGroups, device: torch.device) -> StarModel:
@@ -62,12 +70,14 @@ def _random_model(args: Namespace, groups: StarGroups, device: torch.device) -> 
     torch.manual_seed(0)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, mean=float(parameter.dim() == 1), std=0.02)
+    exchange = Exchange(groups.cp)
     return StarModel(
         model=model,
-        exchange=Exchange(groups.cp),
+        exchange=exchange,
         kernel=select_kernel(
             args.star_attention_kernel, device=device, dtype=dtype, head_size=shape["kv_channels"]
         ),
         vocab_size=shape["vocab_size"],
         device=device,
+        sliced_parts=choose_sliced_parts(args.decode_weights, model, exchange),
     )

@@ -22,8 +22,10 @@ class _Parser(argparse.ArgumentParser):
 
 
 def command_parser(module: str, description: str) -> argparse.ArgumentParser:
-    """A parser for `python -m checkpoints_tools.<module>`."""
-    return _Parser(prog=f"python -m checkpoints_tools.{module}", description=description, allow_abbrev=False)
+    """A parser for `python -m checkpoints_tools.<module>`, or under the name of `megatron-star`."""
+    named = sys.argv[0].startswith("megatron-star ")
+    prog = sys.argv[0] if named else f"python -m checkpoints_tools.{module}"
+    return _Parser(prog=prog, description=description, allow_abbrev=False)
 
 
 def add_dtype_option(parser: argparse.ArgumentParser) -> None:

@@ -10,7 +10,7 @@ import torch
 from megatron.core.inference.sampling_params import SamplingParams
 
 from megatron_star.attention.kernels import KERNEL_NAMES
-from megatron_star.config import ANCHOR_TRANSFERS, MODES, StarConfig, parse_token_count
+from megatron_star.config import ANCHOR_TRANSFERS, DECODE_WEIGHTS, MODES, StarConfig, parse_token_count
 from megatron_star.model.build import TRANSFORMER_IMPLEMENTATIONS
 from megatron_star.server.settings import ServerSettings
 
@@ -46,6 +46,12 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--transformer-impl", choices=TRANSFORMER_IMPLEMENTATIONS, default="local")
     group.add_argument("--star-attention-kernel", choices=KERNEL_NAMES, default="auto")
+    group.add_argument(
+        "--decode-weights",
+        choices=DECODE_WEIGHTS,
+        default="auto",
+        help="what a context-parallel rank reads to generate a token: all weights, its slice, or the faster",
+    )
     group.add_argument(
         "--star-kv-gigabytes",
         type=float,
@@ -106,7 +112,11 @@ def add_server_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--max-context-tokens", type=token_count, metavar="TOKENS")
     group.add_argument("--drain-seconds", type=_seconds, default=30.0, metavar="S", help="after SIGTERM")
     group.add_argument(
-        "--request-body-seconds", type=_seconds, default=60.0, metavar="S", help="for one request's body"
+        "--request-body-seconds",
+        type=_seconds,
+        default=60.0,
+        metavar="S",
+        help="for a request's head, and then for its body",
     )
     group.add_argument(
         "--star-query-tokens",

@@ -1,7 +1,7 @@
 """The command `megatron-star`: every program of this project by name, for people who do not want paths.
 
 megatron-star convert --hf DIR --output DIR
-torchrun --nproc-per-node 2 -m launch.cli generate --load DIR --context-parallel-size 2 ...
+torchrun --no-python --nproc-per-node 2 megatron-star generate --load DIR --context-parallel-size 2 ...
 """
 
 import runpy

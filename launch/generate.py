@@ -42,7 +42,7 @@ from megatron_star.parallel.groups import StarGroups
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line; raises ValueError on a wrong one."""
-    parser = ArgumentParser(prog="generate.py", description=__doc__.splitlines()[0])
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
     add_model_arguments(parser)
     add_star_arguments(parser)
     add_sampling_arguments(parser)

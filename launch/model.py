@@ -25,6 +25,7 @@ def load_model(
             dtype=args.dtype or info.dtype,
             kernel=args.star_attention_kernel,
             transformer_impl=args.transformer_impl,
+            decode_weights=args.decode_weights,
         ),
         groups.control,
     )

@@ -36,16 +36,17 @@ from megatron_star.model.checkpoint import DESCRIPTION_FILE, read_checkpoint_inf
 
 def model_size(args: Mapping[str, Any]) -> ModelSize:
     """From Megatron's argument names, as a converted checkpoint carries them."""
-    expert, num_experts = args.get("moe_ffn_hidden_size"), args.get("num_experts")
-    ffn = expert * args["moe_router_topk"] if num_experts else args["ffn_hidden_size"]
+    same = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups")
+    of_experts = ("moe_router_topk", "moe_ffn_hidden_size", "moe_shared_expert_intermediate_size")
+    experts = {name: args[name] for name in of_experts if args.get("num_experts") and args.get(name)}
     return ModelSize(
-        **{name: args[name] for name in ("num_layers", "hidden_size", "num_attention_heads", "kv_channels")},
-        ffn_hidden_size=ffn,
-        num_query_groups=args["num_query_groups"],
+        **{name: args[name] for name in same},
+        kv_channels=args["kv_channels"],
         gated_linear_unit=args["swiglu"],
         vocab_size=args["vocab_size"],
         tied_embeddings=not args["untie_embeddings_and_output_weights"],
-        stored_ffn_hidden_size=expert * num_experts if num_experts else ffn,
+        num_moe_experts=args.get("num_experts"),
+        **experts,
     )
 
 
@@ -100,7 +101,7 @@ def _command(question: Question, cluster: Cluster, best: Estimate) -> str:
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line; raises ValueError on a wrong one."""
-    parser = ArgumentParser(prog="plan.py", description=__doc__.splitlines()[0])
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--model", type=Path, required=True, help="checkpoint, Hugging Face folder, config.json"
     )

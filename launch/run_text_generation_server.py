@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 from pathlib import Path
+from time import monotonic
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -35,11 +36,12 @@ from megatron_star.server.metrics import ServerMetrics
 from megatron_star.server.state import ServerState
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SECONDS_OF_AN_ECHO = 2.0
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line; raises ValueError on a wrong one."""
-    parser = ArgumentParser(prog="run_text_generation_server.py", description=__doc__.splitlines()[0])
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
     add_model_arguments(parser)
     add_star_arguments(parser)
     add_server_arguments(parser)
@@ -56,7 +58,13 @@ class Frontend:
         log_to_stderr()
         self.state, self.metrics = ServerState(), ServerMetrics()
         app = create_app(self.settings, self.state, self.metrics)
-        self.server = HttpServer(app, self.state, listener, lambda error: end_process(0, error))
+        self.server = HttpServer(
+            app,
+            self.state,
+            listener,
+            lambda error: end_process(0, error),
+            head_seconds=self.settings.body_seconds,
+        )
         self.port = listener.getsockname()[1]
 
     def serve(self, engine: StarEngine) -> None:
@@ -73,15 +81,21 @@ class Frontend:
 
 
 class _CountedSignals:
-    """Counts SIGTERM and SIGINT instead of ending at them."""
+    """Counts SIGTERM and SIGINT instead of ending at them.
+
+    Those that follow within `SECONDS_OF_AN_ECHO` count as one: Slurm and the terminal signal torchrun and its
+    ranks alike, and torchrun passes its own on.
+    """
 
     def __init__(self) -> None:
-        self.count, self.first = 0, threading.Event()
+        self.count, self.first, self._last = 0, threading.Event(), -SECONDS_OF_AN_ECHO
         for number in STOP_SIGNALS:
             signal.signal(number, self._note)
 
     def _note(self, *_: object) -> None:
-        self.count += 1
+        now = monotonic()
+        self.count += now - self._last >= SECONDS_OF_AN_ECHO
+        self._last = now
         self.first.set()
 
 

@@ -11,6 +11,7 @@ CP=${CP:-1}                         # context-parallel size: TP x CP ranks are s
 BLOCK_SIZE=${BLOCK_SIZE:-32K}       # tokens; requests may ask for another
 HOST=${HOST:-127.0.0.1}             # 0.0.0.0 serves to other machines
 PORT=${PORT:-5000}
+DRAIN_SECONDS=${DRAIN_SECONDS:-30}
 REPOSITORY=${REPOSITORY:-$(dirname "$(dirname "$(realpath "$0")")")}
 PYTHON=${PYTHON:-$REPOSITORY/.venv/bin/python}
 
@@ -21,5 +22,7 @@ check_grid 1 "$((TP * CP))" "$TP" "$CP"
 check_port_is_free "$PORT"
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} PYTHONPATH=$REPOSITORY${PYTHONPATH:+:$PYTHONPATH}
 exec "$PYTHON" -m torch.distributed.run --standalone --nproc-per-node "$((TP * CP))" \
+    --shutdown-timeout "$((DRAIN_SECONDS + 10))" \
     "$REPOSITORY/launch/run_text_generation_server.py" --load "$CHECKPOINT" --tensor-model-parallel-size "$TP" \
-    --context-parallel-size "$CP" --star-block-size "$BLOCK_SIZE" --host "$HOST" --port "$PORT" "$@"
+    --context-parallel-size "$CP" --star-block-size "$BLOCK_SIZE" --host "$HOST" --port "$PORT" \
+    --drain-seconds "$DRAIN_SECONDS" "$@"

@@ -1,6 +1,7 @@
 """Start and end of a process of a job: its groups, and what happens when something goes wrong."""
 
 import os
+import socket
 import sys
 import traceback
 from collections.abc import Iterator
@@ -31,6 +32,10 @@ SECONDS_FOR_THE_WATCH = 2.0
 PEER_ENDED = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
 
 
+class RankError(ValueError):
+    """An error of this rank alone, although no group exists yet."""
+
+
 @contextmanager
 def exit_on_errors(rank: int) -> Iterator[None]:
     """End this process at once with one line on an error, so that no other rank waits for it.
@@ -49,7 +54,8 @@ def end_process(rank: int, error: BaseException) -> NoReturn:
     if isinstance(error, KeyboardInterrupt):
         _end(FAILURE_STATUS)
     if isinstance(error, ValueError | OSError):
-        everywhere = isinstance(error, SharedError) or not dist.is_initialized()
+        alone = isinstance(error, RankError) or dist.is_initialized()
+        everywhere = isinstance(error, SharedError) or not alone
         if rank == 0 or not everywhere:
             where = "" if everywhere else f"rank {rank}: "
             print(f"error: {where}{describe(error)}", file=sys.stderr)
@@ -77,7 +83,7 @@ def process_groups(
     """The groups of this job and the device of this rank, for the time of a `with` block.
 
     Raises:
-        ValueError: TP x CP is not the number of ranks.
+        ValueError: TP x CP is not the number of ranks, or they do not meet at their address.
         SharedError: the ranks do not run the same code.
     """
     check_world_size(environment.world_size, tp_size=tp_size, cp_size=cp_size)
@@ -109,4 +115,15 @@ def _join(environment: RankEnvironment, backend: str, timeout: timedelta) -> Non
         "RANK": str(environment.rank),
         "WORLD_SIZE": str(environment.world_size),
     }
-    dist.init_process_group(backend, timeout=timeout)
+    try:
+        socket.getaddrinfo(environment.master_addr, environment.master_port)  # torch would try for minutes
+        dist.init_process_group(backend, timeout=timeout)
+    except (socket.gaierror, dist.DistNetworkError, dist.DistStoreError) as error:
+        raise RankError(_why_ranks_do_not_meet(environment, str(error))) from error
+
+
+def _why_ranks_do_not_meet(environment: RankEnvironment, message: str) -> str:
+    where = f"{environment.master_addr} port {environment.master_port}"
+    if "EADDRINUSE" in message:
+        return f"cannot listen at {where}, which is in use: choose another with MASTER_PORT="
+    return f"ranks do not meet at {where} (MASTER_ADDR, MASTER_PORT): {message.splitlines()[0]}"

@@ -63,7 +63,8 @@ choose_address() {
     export MASTER_PORT=$port
 }
 
-TORCHRUN='exec "$0" -m torch.distributed.run --node-rank="$SLURM_NODEID" "$@"'
+# torchrun ends with 1 after a SIGTERM, whatever its ranks do; 143 says that the job was to end.
+TORCHRUN='trap ENDING=143 TERM; "$0" -m torch.distributed.run --node-rank="$SLURM_NODEID" "$@"; exit "${ENDING:-$?}"'
 
 # Run a program of this repository on the job's ranks, in the background; its process id is then RANKS_PID.
 start_ranks() {  # PROGRAM ARGUMENTS...
@@ -81,7 +82,7 @@ start_ranks() {  # PROGRAM ARGUMENTS...
         torchrun)
             step+=(--ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 bash -c "$TORCHRUN" "$PYTHON")
             program=(--nnodes="$SLURM_JOB_NUM_NODES" --nproc-per-node="$tasks" --master-addr="$MASTER_ADDR"
-                --master-port="$MASTER_PORT" "$@") ;;
+                --master-port="$MASTER_PORT" --shutdown-timeout="$((${DRAIN_SECONDS:-20} + 10))" "$@") ;;
         *) fail "LAUNCHER is '$LAUNCHER': it must be srun or torchrun" ;;
     esac
     cd "$REPOSITORY" || fail "cannot enter $REPOSITORY"

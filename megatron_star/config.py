@@ -5,6 +5,8 @@ from typing import Any, Self
 
 MODES = ("star", "exact", "auto")
 ANCHOR_TRANSFERS = ("broadcast", "recompute")
+DECODE_WEIGHTS = ("auto", "whole", "sliced")
+"""What a CP rank reads of the weights in token generation: all, its slice, or whichever is faster."""
 SMALLEST_USUAL_BLOCK = 128
 _SUFFIXES = {"K": 1 << 10, "M": 1 << 20}
 

@@ -5,12 +5,14 @@ tensor and no process group.
 """
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from megatron_star.config import StarConfig
 from megatron_star.hardware import Cluster
 from megatron_star.plan import ContextPlan, TokenCosts, Wave
+from megatron_star.reads import wave_reads
 
 
 class ModelShape(Protocol):
@@ -23,27 +25,58 @@ class ModelShape(Protocol):
     num_query_groups: int
     kv_channels: int
     gated_linear_unit: bool
+    num_moe_experts: int | None
+    moe_router_topk: int
+    moe_ffn_hidden_size: int | None
+    moe_shared_expert_intermediate_size: int | None
 
 
 def token_costs(shape: ModelShape) -> TokenCosts:
     """Floating-point operations of encoding, of all TP ranks together: per token, and per visible pair.
 
-    A multiplication by a weight counts 2 (one multiply, one add). The output layer is not run on a context.
+    A multiplication by a weight counts 2 (one multiply, one add). Of a mixture of experts, those that a token
+    uses count: the router's choice and the shared ones. The output layer is not run on a context.
     """
+    return TokenCosts(
+        linear_per_token=2.0 * shape.num_layers * _weights_of_a_layer(shape, shape.moe_router_topk),
+        attention_per_pair=4.0 * shape.num_layers * shape.num_attention_heads * shape.kv_channels,
+    )
+
+
+def _weights_of_a_layer(shape: ModelShape, num_experts: int) -> int:
+    """Its weight matrices, with so many of its experts; where it has none, with its one MLP."""
     query_size = shape.num_attention_heads * shape.kv_channels
     kv_size = shape.num_query_groups * shape.kv_channels
     attention = shape.hidden_size * (2 * query_size + 2 * kv_size)
-    mlp = shape.hidden_size * shape.ffn_hidden_size * (3 if shape.gated_linear_unit else 2)
-    return TokenCosts(
-        linear_per_token=2.0 * shape.num_layers * (attention + mlp),
-        attention_per_pair=4.0 * shape.num_layers * query_size,
-    )
+    ffn, router = _ffn_size(shape, num_experts), shape.num_moe_experts or 0
+    return attention + shape.hidden_size * (ffn * (3 if shape.gated_linear_unit else 2) + router)
+
+
+def _ffn_size(shape: ModelShape, num_experts: int) -> int:
+    """The inner size of so many experts and the shared ones together, or of the one MLP."""
+    if not shape.num_moe_experts:
+        return shape.ffn_hidden_size
+    return num_experts * shape.moe_ffn_hidden_size + (shape.moe_shared_expert_intermediate_size or 0)
 
 
 def kv_bytes_per_token(shape: ModelShape, *, tp_size: int, bytes_per_value: int) -> int:
     """Bytes of KV that a TP rank keeps of one token. Fewer KV heads than TP ranks are replicated."""
     groups = max(1, shape.num_query_groups // tp_size)
     return 2 * shape.num_layers * groups * shape.kv_channels * bytes_per_value
+
+
+def broadcast_bytes(plan: ContextPlan, *, kv_bytes_per_token: int, num_layers: int) -> int:
+    """KV that owners hand to the broadcasts of an encoding, of one TP rank of the CP group.
+
+    Of the last layer, whose KV is all that is wanted of it, nothing is sent.
+    """
+    num_tokens = sum(
+        read.source.end - read.source.start
+        for wave in plan.waves
+        for read in wave_reads(wave, 0, plan.seams)
+        if read.crosses_ranks
+    )
+    return num_tokens * kv_bytes_per_token * (num_layers - 1) // num_layers
 
 
 def choose_plan(
@@ -57,15 +90,21 @@ def choose_plan(
     return min(plans.items(), key=lambda item: item[1].cost(costs))
 
 
+class PartTimes(NamedTuple):
+    """One part of a model in a step of token generation: reading its whole weights, and its collectives."""
+
+    read_s: float
+    exchange_s: float
+
+
+def parts_worth_slicing(times: Mapping[str, PartTimes], num_ranks: int) -> frozenset[str]:
+    """Parts of which each rank should read its slice: those where that saves more than it costs."""
+    return frozenset(part for part, t in times.items() if t.read_s * (1 - 1 / num_ranks) > t.exchange_s)
+
+
 @dataclass(frozen=True)
 class ModelSize:
-    """A `ModelShape` with what its weights need besides.
-
-    Attributes:
-        ffn_hidden_size: of all experts that one token uses, together.
-        stored_ffn_hidden_size: of all experts together; the same where there are none.
-        tied_embeddings: the output layer is the embedding.
-    """
+    """A `ModelShape` with what its weights need besides. Tied embeddings are the output layer as well."""
 
     num_layers: int
     hidden_size: int
@@ -76,18 +115,22 @@ class ModelSize:
     gated_linear_unit: bool
     vocab_size: int
     tied_embeddings: bool
-    stored_ffn_hidden_size: int
+    num_moe_experts: int | None = None
+    moe_router_topk: int = 0
+    moe_ffn_hidden_size: int | None = None
+    moe_shared_expert_intermediate_size: int | None = None
 
     @property
     def num_parameters(self) -> int:
         """All weight matrices; norms and biases are left out."""
-        layers = token_costs(replace(self, ffn_hidden_size=self.stored_ffn_hidden_size)).linear_per_token
-        return int(layers / 2) + self.vocab_size * self.hidden_size * (1 if self.tied_embeddings else 2)
+        layers = self.num_layers * _weights_of_a_layer(self, self.num_moe_experts or 0)
+        return layers + self.vocab_size * self.hidden_size * (1 if self.tied_embeddings else 2)
 
     @property
     def num_parameters_per_token(self) -> int:
         """Those that generating one token reads: of its experts, and of the output layer."""
-        return int(token_costs(self).linear_per_token / 2) + self.vocab_size * self.hidden_size
+        layers = self.num_layers * _weights_of_a_layer(self, self.moe_router_topk)
+        return layers + self.vocab_size * self.hidden_size
 
 
 @dataclass(frozen=True)
@@ -131,7 +174,7 @@ class Deployment:
         output, with the float32 sum of partial results and one more partial; three values of the MLP.
         """
         query_size = self.size.num_attention_heads * self.size.kv_channels / self.tp_size
-        mlp = 3 * self.size.ffn_hidden_size / self.tp_size
+        mlp = 3 * _ffn_size(self.size, self.size.moe_router_topk) / self.tp_size
         of_a_token = (
             self.bytes_per_value * (8 * self.size.hidden_size + 4 * query_size + mlp) + 12 * query_size
         )
@@ -154,7 +197,7 @@ class Deployment:
         """Of the broadcasts, what attention does not hide: it runs meanwhile, but for its part with the last
         source, which must have come first.
         """
-        crossing = {s for segment in wave for s in segment.sources if s.owner != segment.owner}
+        crossing = [read.source for read in wave_reads(wave, 0) if read.crosses_ranks]
         if not crossing:
             return 0.0
         rate, latency = self.cluster.link(self.cluster.num_gpus)

@@ -6,15 +6,19 @@ This module knows no tensor, no process group and no Megatron.
 """
 
 from bisect import bisect_left, bisect_right
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import NamedTuple, Self
 
 from megatron_star.config import StarConfig
 
 WHOLE_BLOCK_TOLERANCE = 1.1
-"""A block is kept on one rank while the slowest rank costs at most this much more than the best sharing."""
+"""The fewest pieces are taken with which the slowest rank costs at most this much more than with the best."""
+
+MOST_PIECES = 4096
+"""Of one wave: more of them are not worth their small broadcasts."""
 
 
 class TokenCosts(NamedTuple):
@@ -64,8 +68,8 @@ class ContextPlan:
     """How `num_tokens` of context are encoded by `cp_size` ranks, wave by wave.
 
     A wave is a range of the context, in order, which the ranks encode in one forward pass. In it, a block is
-    either whole on one rank or spread over all of them in zigzag order, so that every rank gets early and
-    late pieces and the causal work is even.
+    either whole on one rank or spread over a team of ranks in zigzag order, so that each gets early and late
+    pieces and the causal work is even. Small teams make few and large pieces.
 
     A plan may extend another one, whose `num_tokens` it begins at (`start`): its waves encode the tokens from
     there on, in blocks of their own, with the other plan's anchor and segments among their sources.
@@ -78,6 +82,8 @@ class ContextPlan:
     block_edges: tuple[int, ...]
     waves: tuple[Wave, ...]
     stored: tuple[Source, ...]
+    seams: tuple[int, ...] = ()
+    """Where this plan and those that it extends begin, but for 0: each keeps its KV in its own storage."""
 
     @classmethod
     def build(
@@ -102,6 +108,7 @@ class ContextPlan:
             block_edges=planner.block_edges,
             waves=waves,
             stored=tuple(planner.stored),
+            seams=(*base.seams, planner.start) if base else (),
         )
 
     @property
@@ -135,63 +142,6 @@ class ContextPlan:
         return max((self.wave_cost(index, costs) for index in range(len(self.waves))), default=0.0)
 
 
-class Read(NamedTuple):
-    """One source as this rank uses it: these of its wave's rows attend to it.
-
-    `rows` are disjoint ranges of the packed rows; empty if the rank only takes part in the transfer.
-    """
-
-    source: Source
-    rows: tuple[tuple[int, int], ...]
-    crosses_ranks: bool
-
-
-def wave_reads(wave: Wave, cp_rank: int) -> tuple[Read, ...]:
-    """What this rank reads in a wave, in the order in which every rank goes through the transfers.
-
-    Sources that stay on this rank and lie side by side are joined where the same rows attend to them.
-    """
-    rows_of: dict[Source, list[tuple[int, int]]] = {}
-    crossing: set[Source] = set()
-    offset = 0
-    for segment in wave:
-        mine = segment.owner == cp_rank
-        for source in segment.sources:
-            rows = rows_of.setdefault(source, [])
-            if segment.owner != source.owner:
-                crossing.add(source)
-            if mine:
-                first = offset + segment.recomputed
-                _append_range(rows, first, first + segment.num_tokens)
-        offset += (segment.recomputed + segment.num_tokens) if mine else 0
-    reads: list[Read] = []
-    for source in sorted(rows_of):
-        read = Read(source, tuple(rows_of[source]), source in crossing)
-        if reads and _joinable(reads[-1], read):
-            read = Read(Source(reads[-1].source.start, source.end, cp_rank), read.rows, False)
-            reads.pop()
-        if read.rows or read.crosses_ranks:
-            reads.append(read)
-    return tuple(reads)
-
-
-def _joinable(left: Read, right: Read) -> bool:
-    return (
-        not left.crosses_ranks
-        and not right.crosses_ranks
-        and left.source.owner == right.source.owner
-        and left.source.end == right.source.start
-        and left.rows == right.rows
-    )
-
-
-def _append_range(ranges: list[tuple[int, int]], start: int, end: int) -> None:
-    """Append [start, end), joined to the last range where it continues it."""
-    if ranges and ranges[-1][1] == start:
-        start = ranges.pop()[0]
-    ranges.append((start, end))
-
-
 def _even_edges(start: int, end: int, parts: int) -> list[int]:
     """Edges that cut [start, end) into `parts` ranges whose sizes differ by at most one."""
     return [start + (end - start) * i // parts for i in range(parts + 1)]
@@ -201,6 +151,19 @@ def _with_even_blocks(edges: tuple[int, ...], end: int, block_size: int) -> tupl
     """Block edges continued to `end` by as few blocks of at most `block_size` as there can be, evenly."""
     num_blocks = -(-(end - edges[-1]) // block_size)
     return edges[:-1] + tuple(_even_edges(edges[-1], end, num_blocks)) if num_blocks else edges
+
+
+def _zigzag(start: int, end: int, ranks: range) -> list[Source]:
+    """[start, end) in 2 * n even pieces; the i-th of n ranks owns pieces i and 2 * n - 1 - i."""
+    last = 2 * len(ranks) - 1
+    pieces: list[Source] = []
+    for i, (left, right) in enumerate(pairwise(_even_edges(start, end, last + 1))):
+        owner = ranks[min(i, last - i)]
+        if pieces and pieces[-1].owner == owner:
+            pieces[-1] = Source(pieces[-1].start, right, owner)
+        elif left < right:
+            pieces.append(Source(left, right, owner))
+    return pieces
 
 
 def _slowest_rank(wave: Wave, cp_size: int, costs: TokenCosts) -> float:
@@ -243,7 +206,10 @@ class _Planner:
     def _waves_within(self, start: int, end: int) -> Iterator[Wave]:
         """[start, end) as one wave, or halved until no rank gets more than `wave_tokens`."""
         wave = self._balanced_wave(start, end)
-        if any(_rank_tokens(wave, rank) > self.config.wave_tokens for rank in range(self.cp_size)):
+        tokens = Counter[int]()
+        for segment in wave:
+            tokens[segment.owner] += segment.num_tokens
+        if any(count > self.config.wave_tokens for count in tokens.values()):
             middle = self._middle(start, end)
             yield from self._waves_within(start, middle)
             yield from self._waves_within(middle, end)
@@ -258,39 +224,57 @@ class _Planner:
         return min(edges, key=lambda edge: abs(edge - middle)) if edges else middle
 
     def _balanced_wave(self, start: int, end: int) -> Wave:
-        """The wave that spreads the fewest blocks, among those about as fast as the fastest."""
+        """The wave of the fewest pieces, among those about as fast as the fastest that was looked at.
+
+        Teams share the tokens evenly, and so the KV; or else the work, of which the first block has less.
+        The search ends with one about as fast as an even share of the work. `MOST_PIECES` bounds it.
+        """
         edges = [start, *(edge for edge in self.block_edges if start < edge < end), end]
         blocks = [(left, right) for left, right in pairwise(edges) if left < right]
-        in_rounds = len(blocks) // self.cp_size * self.cp_size
-        candidates = dict.fromkeys((len(blocks), in_rounds, max(0, in_rounds - self.cp_size)))
-        waves = [self._wave(blocks, num_whole) for num_whole in candidates]
-        slowest = [_slowest_rank(wave, self.cp_size, self.costs) for wave in waves]
+        found = [self._wave(self._runs(blocks))]
+        block_costs = [segment.cost(self.costs) for segment in found[0]]
+        slowest = [_slowest_rank(found[0], self.cp_size, self.costs)]
+        even = [1.0] * len(blocks)
+        ways = product(self._ways_to_spread(len(blocks)), (even, block_costs))
+        for (num_whole, num_teams), weights in ways:
+            if slowest[-1] <= WHOLE_BLOCK_TOLERANCE * sum(block_costs) / self.cp_size:
+                break
+            teams = self._teams(blocks[num_whole:], weights[num_whole:], num_teams)
+            found.append(self._wave(self._runs(blocks[:num_whole]) + teams))
+            slowest.append(_slowest_rank(found[-1], self.cp_size, self.costs))
         bound = WHOLE_BLOCK_TOLERANCE * min(slowest)
-        return next(wave for wave, cost in zip(waves, slowest, strict=True) if cost <= bound)
+        return next(wave for wave, cost in zip(found, slowest, strict=True) if cost <= bound)
 
-    def _wave(self, blocks: list[tuple[int, int]], num_whole: int) -> Wave:
-        """The first `num_whole` blocks in runs of whole blocks, one run a rank; the others spread."""
+    def _ways_to_spread(self, num_blocks: int) -> Iterator[tuple[int, int]]:
+        """Numbers of whole blocks, and of teams that share the others; those of fewer pieces first."""
+        in_rounds = num_blocks // self.cp_size * self.cp_size
+        for num_whole in dict.fromkeys((in_rounds, max(0, in_rounds - self.cp_size))):
+            num_spread = num_blocks - num_whole
+            num_teams = min(num_spread, self.cp_size)
+            while num_teams and 2 * num_spread * self.cp_size <= MOST_PIECES * num_teams:
+                yield num_whole, num_teams
+                num_teams //= 2
+
+    def _runs(self, blocks: list[tuple[int, int]]) -> list[Source]:
+        """Whole blocks, one run of neighbours a rank."""
+        return [Source(*block, i * self.cp_size // len(blocks)) for i, block in enumerate(blocks)]
+
+    def _teams(self, blocks: list[tuple[int, int]], weights: list[float], num_teams: int) -> list[Source]:
+        """Runs of neighbouring blocks, each spread over a team of ranks: their share of the weight."""
         pieces: list[Source] = []
-        for i, (start, end) in enumerate(blocks):
-            if i < num_whole:
-                pieces.append(Source(start, end, i * self.cp_size // num_whole))
-            else:
-                pieces += self._zigzag(start, end)
+        first_rank, weight = 0, 0.0
+        for team, (left, right) in enumerate(pairwise(_even_edges(0, len(blocks), num_teams)), start=1):
+            weight += sum(weights[left:right])
+            share = round(self.cp_size * weight / sum(weights))
+            last_rank = min(max(share, first_rank + 1), self.cp_size - num_teams + team)
+            for block in blocks[left:right]:
+                pieces += _zigzag(*block, range(first_rank, last_rank))
+            first_rank = last_rank
+        return pieces
+
+    def _wave(self, pieces: list[Source]) -> Wave:
         known = self.stored + self._stored_by(pieces)
         return tuple(self._segment(piece, known) for piece in pieces)
-
-    def _zigzag(self, start: int, end: int) -> list[Source]:
-        """[start, end) in 2 * cp_size even pieces; rank r owns pieces r and 2 * cp_size - 1 - r."""
-        last = 2 * self.cp_size - 1
-        edges = _even_edges(start, end, last + 1)
-        pieces: list[Source] = []
-        for i, (left, right) in enumerate(pairwise(edges)):
-            owner = min(i, last - i)
-            if pieces and pieces[-1].owner == owner:
-                pieces[-1] = Source(pieces[-1].start, right, owner)
-            elif left < right:
-                pieces.append(Source(left, right, owner))
-        return pieces
 
     def _segment(self, piece: Source, known: list[Source]) -> Segment:
         block = bisect_right(self.block_edges, piece.start) - 1
@@ -314,7 +298,3 @@ class _Planner:
 def _first_from(sources: list[Source], token: int) -> int:
     """Index of the first source that starts at `token` or later; sources are in the context's order."""
     return bisect_left(sources, token, key=lambda source: source.start)
-
-
-def _rank_tokens(wave: Wave, rank: int) -> int:
-    return sum(segment.num_tokens for segment in wave if segment.owner == rank)

@@ -3,12 +3,15 @@
 import traceback
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
+from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from megatron_star.attention.kernels import select_kernel
 from megatron_star.config import StarConfig
 from megatron_star.cost_model import choose_plan, token_costs
 from megatron_star.inference.context_encoding import encode_context
@@ -17,20 +20,29 @@ from megatron_star.inference.loading import load_star_model
 from megatron_star.inference.request import StarRequest, StarResult
 from megatron_star.inference.star_model import StarModel
 from megatron_star.inference.token_generation import Sequence, generate_step
+from megatron_star.model.build import build_gpt_model
 from megatron_star.model.checkpoint import read_checkpoint_info
 from megatron_star.model.cpu import use_cpu_where_cuda_is_absent
+from megatron_star.model.sliced_linear import NO_PARTS
+from megatron_star.parallel.exchange import Exchange
 from megatron_star.parallel.groups import StarGroups, initialize_groups
+from megatron_star.plan import ContextPlan
 
 TIMEOUT = timedelta(minutes=1)
 ENGINE_LIMITS = {"max_sequence_length": 8192, "budget_bytes_per_rank": 1 << 30}
 
 
-def load(checkpoint: str, tp_size: int, timeout: timedelta = TIMEOUT) -> tuple[StarModel, StarGroups]:
+def load(
+    checkpoint: str, tp_size: int, timeout: timedelta = TIMEOUT, decode_weights: str = "whole"
+) -> tuple[StarModel, StarGroups]:
     """The checkpoint in float32; all ranks that TP does not take form the CP groups."""
     device = use_cpu_where_cuda_is_absent()
     groups = initialize_groups(tp_size=tp_size, cp_size=dist.get_world_size() // tp_size, timeout=timeout)
     info = read_checkpoint_info(checkpoint)
-    return load_star_model(info, groups, device=device, dtype=torch.float32), groups
+    star_model = load_star_model(
+        info, groups, device=device, dtype=torch.float32, decode_weights=decode_weights
+    )
+    return star_model, groups
 
 
 def star_logits(
@@ -47,6 +59,62 @@ def star_logits(
     """
     star_model, _ = load(checkpoint, tp_size)
     return [_logits(star_model, list(token_ids), num_context, num_query, config) for config in configs]
+
+
+def logits_whole_and_sliced(
+    model: str | dict[str, Any],
+    tp_size: int,
+    token_ids: SequenceOf[int],
+    num_query: int,
+    parts: SequenceOf[frozenset[str]],
+) -> list[Tensor]:
+    """Logits as `star_logits` returns them, with slices of each of these sets of parts.
+
+    Args:
+        model: a checkpoint, or Megatron's arguments of a model with random weights.
+    """
+    star_model = (random_star_model if isinstance(model, dict) else load)(model, tp_size)[0]
+    star, num_context = StarConfig(block_size=9), len(token_ids) - num_query - 3
+    return [
+        _logits(replace(star_model, sliced_parts=sliced), list(token_ids), num_context, num_query, star)
+        for sliced in parts
+    ]
+
+
+def random_star_model(args: dict[str, Any], tp_size: int) -> tuple[StarModel, StarGroups]:
+    """A model of these arguments with random weights, biases and norms; the same within a CP group."""
+    device = use_cpu_where_cuda_is_absent()
+    groups = initialize_groups(tp_size=tp_size, cp_size=dist.get_world_size() // tp_size, timeout=TIMEOUT)
+    model = build_gpt_model(args, groups.model, dtype=torch.float32, device=device)
+    torch.manual_seed(groups.model.tp.rank())
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    kernel = select_kernel("auto", device=device, dtype=torch.float32, head_size=args["kv_channels"])
+    vocab_size = args["padded_vocab_size"]
+    star_model = StarModel(
+        model=model, exchange=Exchange(groups.cp), kernel=kernel, vocab_size=vocab_size, device=device
+    )
+    return star_model, groups
+
+
+def weights_read(args: dict[str, Any], token_ids: SequenceOf[int], parts: frozenset[str]) -> tuple[int, bool]:
+    """Bytes of the weights that this rank multiplies with to generate a token, and whether all are views."""
+    star_model = replace(random_star_model(args, 1)[0], sliced_parts=parts)
+    storages = {parameter.untyped_storage().data_ptr() for parameter in star_model.model.parameters()}
+    sizes, views = [], []
+
+    class Spy(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, function, types, arguments=(), options=None):
+            if function is torch.nn.functional.linear:
+                sizes.append(arguments[1].nbytes)
+                views.append(arguments[1].untyped_storage().data_ptr() in storages)
+            return function(*arguments, **(options or {}))
+
+    plan = ContextPlan.build(0, star_model.exchange.cp_size, StarConfig())
+    sequence = Sequence(encode_context(star_model, [], plan), tail_rank=0)
+    with Spy():
+        generate_step(star_model, [(sequence, token_ids)])
+    return sum(sizes), all(views)
 
 
 def _logits(
@@ -69,11 +137,19 @@ class NumbersAsText:
         return "".join(f"{token} " for token in token_ids)
 
 
+def chosen_parts(checkpoint: str, decode_weights: str) -> frozenset[str]:
+    """The parts that this rank slices."""
+    return load(checkpoint, 1, decode_weights=decode_weights)[0].sliced_parts
+
+
 def generate(
-    checkpoint: str, tp_size: int, batches: SequenceOf[SequenceOf[StarRequest]]
+    checkpoint: str,
+    tp_size: int,
+    batches: SequenceOf[SequenceOf[StarRequest]],
+    decode_weights: str = "whole",
 ) -> list[list[StarResult]]:
     """Answer batch after batch on one model; each begins without cached contexts. Workers return nothing."""
-    star_model, groups = load(checkpoint, tp_size)
+    star_model, groups = load(checkpoint, tp_size, decode_weights=decode_weights)
     if dist.get_rank():
         run_worker(star_model, groups.control)
         return []
@@ -87,14 +163,18 @@ def generate(
 
 
 def communication(
-    checkpoint: str, token_ids: SequenceOf[int], num_context: int, config: StarConfig
-) -> tuple[list[str], list[str], dict[str, int], int]:
+    checkpoint: str,
+    token_ids: SequenceOf[int],
+    num_context: int,
+    config: StarConfig,
+    parts: frozenset[str] = NO_PARTS,
+) -> tuple[list[str], list[str], dict[str, int], ContextPlan]:
     """Collectives, as torch's profiler sees them, of encoding a context and of one decoding step.
 
     Returns:
-        Their names while encoding, while decoding, the exchange's own counts, and the number of waves.
+        Their names while encoding, while decoding, the exchange's own counts, and the plan.
     """
-    star_model, _ = load(checkpoint, 1)
+    star_model = replace(load(checkpoint, 1)[0], sliced_parts=parts)
     exchange = star_model.exchange
     _, plan = choose_plan(num_context, exchange.cp_size, config, token_costs(star_model.model.config))
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as encoding:
@@ -103,7 +183,7 @@ def communication(
     generate_step(star_model, [(sequence, token_ids[num_context:])])
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as decoding:
         generate_step(star_model, [(sequence, token_ids[-1:])])
-    return _collectives(encoding), _collectives(decoding), dict(exchange.counts), len(plan.waves)
+    return _collectives(encoding), _collectives(decoding), dict(exchange.counts), plan
 
 
 def _collectives(profile: torch.profiler.profile) -> list[str]:

@@ -52,6 +52,7 @@ class PartialSum:
         """Rows of query [sq, b, np, hn], with no keys seen yet."""
         sq, b, np, hn = query.shape
         self.dtype = query.dtype
+        self.num_rows, self.is_empty = sq, True
         self.merge_into = merge_into_on(query.device)
         out = torch.zeros(sq, b, np, hn, dtype=torch.float32, device=query.device)
         lse = torch.full((sq, b, np), -torch.inf, dtype=torch.float32, device=query.device)
@@ -60,11 +61,16 @@ class PartialSum:
 
     def set_rows(self, start: int, end: int, part: Partial) -> None:
         """Start rows [start, end) with their first part: cheaper than merging it."""
+        self.is_empty = False
         self.out[:, :, start:end].copy_(part.out)
         self.softmax_lse[:, :, start:end].copy_(part.softmax_lse)
 
     def add_rows(self, start: int, end: int, part: Partial) -> None:
         """Merge a part over further keys into rows [start, end)."""
+        if self.is_empty and end - start == self.num_rows:
+            self.set_rows(start, end, part)
+            return
+        self.is_empty = False
         self.merge_into(self.out[:, :, start:end], self.softmax_lse[:, :, start:end], part)
 
     def merged(self) -> Partial:

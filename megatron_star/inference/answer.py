@@ -5,20 +5,13 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from time import monotonic
-from typing import Protocol
 
 from torch import Tensor
 
 from megatron_star.inference.request import StarResult, Timings
 from megatron_star.inference.sampling import TokenSampler
 from megatron_star.inference.scheduler import Job
-
-
-class Tokenizer(Protocol):
-    """What is needed of a Hugging Face tokenizer."""
-
-    def decode(self, token_ids: list[int], *, skip_special_tokens: bool) -> str:
-        """The text of these tokens."""
+from megatron_star.inference.text_stream import UNFINISHED, TextStream, Tokenizer
 
 
 @dataclass(frozen=True)
@@ -43,7 +36,7 @@ class Answer:
     """
 
     def __init__(self, job: Job, tokenizer: Tokenizer) -> None:
-        self.job, self.tokenizer = job, tokenizer
+        self.job, self._stream = job, TextStream(tokenizer)
         self.sampler = TokenSampler(job.request.sampling, job.request.seed)
         self.submitted_at = monotonic()
         self.deadline = self.submitted_at + job.request.deadline_seconds
@@ -98,7 +91,8 @@ class Answer:
         self.logprobs.append(logprob)
         self._last_token_at = monotonic()
         self._first_token_at = self._first_token_at or self._last_token_at
-        self.text = self.tokenizer.decode(self.tokens, skip_special_tokens=True)
+        self._stream.add(token)
+        self.text = self._stream.text
         self._note_the_end()
         self._events.put(NewToken(token, logprob, self._text_to_emit()))
         return token
@@ -141,7 +135,7 @@ class Answer:
         if not self.finish_reason:
             stops = self.job.request.sampling.stop_words or ()
             held = [n for stop in stops for n in range(1, len(stop)) if self.text.endswith(stop[:n])]
-            held.append(len(self.text) - len(self.text.rstrip("\ufffd")))
+            held.append(len(self.text) - len(self.text.rstrip(UNFINISHED)))
             end -= max(held)
         text = self.text[self._emitted_text : max(end, self._emitted_text)]
         self._emitted_text += len(text)

@@ -12,7 +12,8 @@ from megatron_star.attention.merge import PartialSum
 from megatron_star.inference.kv_store import EncodedContext
 from megatron_star.inference.star_model import StarModel
 from megatron_star.model.attention import StarInferenceContext, StepIsComplete
-from megatron_star.plan import ContextPlan, Segment, Wave, wave_reads
+from megatron_star.plan import ContextPlan, Segment, Wave
+from megatron_star.reads import wave_reads
 
 
 def encode_context(
@@ -51,7 +52,7 @@ class ContextEncodingStep(StarInferenceContext):
         # which attends to nothing and is not stored.
         self.positions = [position for segment in self.segments for position in _positions(segment)] or [0]
         super().__init__(torch.tensor(self.positions, dtype=torch.int64, device=star_model.device))
-        self.reads = wave_reads(wave, rank)
+        self.reads = wave_reads(wave, rank, context.plan.seams)
         self.num_layers: int = star_model.model.config.num_layers
         self.context, self.exchange, self.kernel = context, star_model.exchange, star_model.kernel
 

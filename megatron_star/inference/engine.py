@@ -8,6 +8,7 @@ import math
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from itertools import count
 from time import monotonic
 from typing import Any
 
@@ -16,12 +17,13 @@ import torch.distributed as dist
 
 from megatron_star.config import StarConfig
 from megatron_star.cost_model import choose_plan, kv_bytes_per_token, token_costs
-from megatron_star.inference.answer import Answer, Tokenizer
+from megatron_star.inference.answer import Answer
 from megatron_star.inference.executor import Command, RankExecutor
 from megatron_star.inference.pace import Pace
 from megatron_star.inference.request import StarRequest, StarResult
 from megatron_star.inference.scheduler import Job, Scheduler, context_key
 from megatron_star.inference.star_model import StarModel
+from megatron_star.inference.text_stream import Tokenizer
 from megatron_star.parallel.control import broadcast_json
 from megatron_star.plan import ContextPlan
 
@@ -83,7 +85,7 @@ class StarEngine:
         )
         self._answers: dict[int, Answer] = {}
         self._submitted: list[Answer] = []
-        self._next_id = 0
+        self._ids = count()
         self._lock = threading.Condition()
         self._thread: threading.Thread | None = None
         self._stopping = False
@@ -100,11 +102,10 @@ class StarEngine:
             ValueError: it cannot be answered here, ever.
             RuntimeError: the engine has stopped.
         """
+        job = self._job(next(self._ids), request)
         with self._lock:
             if self._stopping:
                 raise RuntimeError("the engine has stopped")
-            job = self._job(self._next_id, request)
-            self._next_id += 1
             answer = Answer(job, self.tokenizer)
             self._answers[job.id] = answer
             self._submitted.append(answer)
@@ -139,6 +140,8 @@ class StarEngine:
         self._end_cancelled_and_late()
         for job in self.scheduler.admit():
             self._answers[job.id].note_admitted()
+            if job.context.encoded or not job.plan.num_tokens:
+                self._answers[job.id].note_encoded()
         command = self.scheduler.next_command()
         logits = self._run(command)
         self._note_encoding(command)

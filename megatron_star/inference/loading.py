@@ -3,9 +3,11 @@
 import torch
 
 from megatron_star.attention.kernels import select_kernel
+from megatron_star.inference.decode_weights import choose_sliced_parts, sliceable_weights
 from megatron_star.inference.star_model import StarModel
 from megatron_star.model.build import build_gpt_model
 from megatron_star.model.checkpoint import CheckpointInfo, load_weights
+from megatron_star.model.cpu import lay_out_by_columns
 from megatron_star.parallel.exchange import Exchange
 from megatron_star.parallel.groups import StarGroups
 
@@ -18,21 +20,27 @@ def load_star_model(
     dtype: torch.dtype,
     kernel: str = "auto",
     transformer_impl: str = "local",
+    decode_weights: str = "auto",
 ) -> StarModel:
-    """Build the checkpoint's model on these groups and load its weights.
+    """Build the checkpoint's model on these groups and load its weights; called on all ranks together.
 
     Raises:
-        ValueError: the kernel is unknown, the model is unsupported, or the checkpoint does not fit it.
+        ValueError: the kernel or `decode_weights` is unknown, the model is unsupported, or the checkpoint
+            does not fit it.
     """
     model = build_gpt_model(
         info.args, groups.model, dtype=dtype, device=device, transformer_impl=transformer_impl
     )
     attention_kernel = select_kernel(kernel, device=device, dtype=dtype, head_size=model.config.kv_channels)
     load_weights(model, info)
+    if device.type == "cpu" and dtype == torch.float32:
+        lay_out_by_columns(weight for part in sliceable_weights(model).values() for weight in part)
+    exchange = Exchange(groups.cp)
     return StarModel(
         model=model,
-        exchange=Exchange(groups.cp),
+        exchange=exchange,
         kernel=attention_kernel,
         vocab_size=info.args["vocab_size"],
         device=device,
+        sliced_parts=choose_sliced_parts(decode_weights, model, exchange),
     )

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from megatron_star.attention.partial import AttentionKernel
 from megatron_star.model.attention import StarInferenceContext, StepIsComplete
+from megatron_star.model.sliced_linear import NO_PARTS, sliced_output_layer
 from megatron_star.parallel.exchange import Exchange
 
 
@@ -21,6 +22,8 @@ class StarModel:
     Attributes:
         model: a GPTModel of `build_gpt_model` with its weights.
         vocab_size: tokens that exist; the model's vocabulary may be padded beyond it.
+        sliced_parts: of these parts of the model (`sliced_linear.PARTS`) a CP rank reads only its slice in
+            token generation; the same on all ranks.
     """
 
     model: torch.nn.Module
@@ -28,6 +31,7 @@ class StarModel:
     kernel: AttentionKernel
     vocab_size: int
     device: torch.device
+    sliced_parts: frozenset[str] = NO_PARTS
 
     @torch.inference_mode()
     def forward(
@@ -42,19 +46,33 @@ class StarModel:
         Returns:
             Logits [len(logit_rows), vocab_size], float32; none if the step was complete before them.
         """
-        with InferenceMode.active(), suppress(StepIsComplete):
+        parts = self.sliced_parts if step.slices_weights else NO_PARTS
+        slicing = self.model.weight_slicing.step(parts, self.exchange)
+        with InferenceMode.active(), suppress(StepIsComplete), slicing:
             logits = self.model(
                 input_ids=torch.tensor([list(token_ids)], dtype=torch.int64, device=self.device),
                 position_ids=step.position_ids[None],
                 attention_mask=None,
                 inference_context=step,
                 runtime_gather_output=True,
-                output_processor=_logits_of_rows,
+                output_processor=self._sliced_logits if "output" in parts else _logits_of_rows,
                 output_processor_context=list(logit_rows),
             )
             return logits[:, : self.vocab_size].float()
         assert not logit_rows
         return torch.empty(0, self.vocab_size, device=self.device)
+
+    def _sliced_logits(
+        self,
+        hidden_states: Tensor,
+        output_layer: Any,
+        output_weight: Tensor | None,
+        context: list[int],
+        **_: object,
+    ) -> Tensor:
+        """As `_logits_of_rows`, with the vocabulary divided over the CP ranks."""
+        weight = output_layer.weight if output_weight is None else output_weight
+        return sliced_output_layer(hidden_states[context], output_layer, weight, self.exchange).squeeze(1)
 
     def synchronize(self) -> None:
         """Wait until the device has done what it was given."""

@@ -18,6 +18,10 @@ from megatron_star.inference.kv_store import EncodedContext, Tail
 from megatron_star.inference.star_model import StarModel
 from megatron_star.model.attention import StarInferenceContext
 
+MOST_TOKENS_OF_SLICES = 512
+"""New tokens of a step that still uses slices of weights: with more, computing takes longer than reading, and
+what the ranks tell each other grows with the tokens."""
+
 
 @dataclass
 class Sequence:
@@ -71,6 +75,7 @@ class TokenGenerationStep(StarInferenceContext):
             for i in range(len(tokens))
         ]
         super().__init__(torch.tensor(positions, dtype=torch.int64, device=star_model.device))
+        self.slices_weights = len(positions) <= MOST_TOKENS_OF_SLICES
 
     def attend(
         self, layer_number: int, query: Tensor, key: Tensor, value: Tensor, softmax_scale: float

@@ -22,6 +22,9 @@ class StepIsComplete(Exception):
 class StarInferenceContext(BaseInferenceContext):
     """What one forward pass needs to know: the positions of its tokens, and what each of them attends to."""
 
+    slices_weights = False
+    """Whether the CP ranks run the same tokens, so that they can divide the weights."""
+
     max_sequence_length = 0  # Megatron sizes rotary tables by it; RotaryAtPositions needs none.
 
     def __init__(self, position_ids: Tensor) -> None:

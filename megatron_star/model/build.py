@@ -15,7 +15,8 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_star.model.architecture import gpt_model_arguments, transformer_config
 from megatron_star.model.rotary import RotaryAtPositions
-from megatron_star.model.spec import with_star_attention
+from megatron_star.model.sliced_linear import WeightSlicing
+from megatron_star.model.spec import with_sliced_weights, with_star_attention
 
 TRANSFORMER_IMPLEMENTATIONS = ("local", "transformer_engine")
 
@@ -40,6 +41,8 @@ def build_gpt_model(
 ) -> GPTModel:
     """A GPT model with Star Attention; its weights are not initialised.
 
+    Its `weight_slicing` is what its linear layers share: the slices that they use in a step.
+
     Args:
         args: the model in Megatron's argument names (`architecture.py`).
         groups: the model's process groups; `cp` in it must be a group of one rank, since context
@@ -49,12 +52,15 @@ def build_gpt_model(
         ValueError: something in `args` that Star Attention does not support, or heads that do not divide.
     """
     config = transformer_config(args, tp_size=groups.tp.size(), dtype=dtype, device=device)
+    slicing = WeightSlicing()
+    spec = with_sliced_weights(with_star_attention(layer_spec(config, transformer_impl)), slicing)
     model = GPTModel(
         config=config,
-        transformer_layer_spec=with_star_attention(layer_spec(config, transformer_impl)),
+        transformer_layer_spec=spec,
         pg_collection=groups,
         **gpt_model_arguments(args),
     )
+    model.weight_slicing = slicing
     if hasattr(model, "rotary_pos_emb"):
         model.rotary_pos_emb = RotaryAtPositions(model.rotary_pos_emb)
     return model.to(device=device, dtype=dtype).eval().requires_grad_(False)

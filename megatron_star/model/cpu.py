@@ -1,4 +1,6 @@
-"""Let Megatron-Core run on a machine without CUDA."""
+"""Let Megatron-Core run on a machine without CUDA, and not slowly."""
+
+from collections.abc import Iterable
 
 import torch
 
@@ -14,3 +16,14 @@ def use_cpu_where_cuda_is_absent() -> torch.device:
     cpu = torch.device("cpu")
     torch.cuda.current_device = lambda: cpu
     return cpu
+
+
+def lay_out_by_columns(weights: Iterable[torch.nn.Parameter]) -> None:
+    """Lay weights [columns, rows] out in memory so that a row's values for all columns are neighbors.
+
+    One token's product is then a sum of scaled vectors instead of many short dot products: up to twice as
+    fast in float32 on a CPU. Many tokens' products take as long as before; looking a token up in a tied
+    embedding takes some 10 us longer. Shapes and values stay; one weight is copied at a time.
+    """
+    for weight in weights:
+        weight.data = weight.data.t().contiguous().t()

@@ -1,4 +1,8 @@
-"""What crosses CP ranks: the KV of sources while a context is encoded, and partial results afterwards."""
+"""What crosses CP ranks: the KV of sources while a context is encoded, and partial results afterwards.
+
+Small tensors on a CPU go from rank to rank instead of through a collective: gloo runs collectives in a thread
+of its own, and waking it costs more than the message.
+"""
 
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
@@ -14,13 +18,17 @@ from megatron_star.plan import Source
 
 KeyValue = tuple[Tensor, Tensor]
 
+LARGEST_DIRECT_BYTES = 1 << 17
+"""On a CPU, up to so many bytes a rank are sent from rank to rank."""
+
 
 class Exchange:
     """The collectives of one CP group. Every rank of the group calls the same methods in the same order.
 
     Attributes:
         counts: calls and bytes so far, as `broadcasts`, `broadcast_bytes` (what this rank sent as the owner),
-            `merges` and `merge_bytes` (what this rank contributed).
+            `merges` and `merge_bytes`, `gathers` and `gather_bytes`, `sums` and `sum_bytes` (what this rank
+            contributed to partial results, to columns of a product, and to sums of partial products).
     """
 
     def __init__(self, cp_group: dist.ProcessGroup) -> None:
@@ -45,10 +53,46 @@ class Exchange:
         if self.cp_size == 1:
             return part
         mine = torch.cat((part.out, part.softmax_lse.unsqueeze(-1)), dim=-1)
-        everyone = mine.new_empty(self.cp_size, *mine.shape)
-        all_gather_single(everyone.flatten(0, 1), mine, group=self.cp_group)
+        everyone = self._all_gather(mine)
         self.counts.update(merges=1, merge_bytes=mine.nbytes)
         return merge_partials(everyone[..., :-1], everyone[..., -1].contiguous())
+
+    def gather(self, mine: Tensor) -> Tensor:
+        """[cp_size, *mine.shape]: the tensors of all ranks, which have the same shape."""
+        self.counts.update(gathers=1, gather_bytes=mine.nbytes)
+        return self._all_gather(mine)
+
+    def add_up(self, mine: Tensor) -> Tensor:
+        """The sum over the ranks of tensors of the same shape; the same bits on every rank."""
+        self.counts.update(sums=1, sum_bytes=mine.nbytes)
+        if _is_sent_directly(mine):
+            return self._all_gather(mine).sum(0)
+        dist.all_reduce(mine, group=self.cp_group)
+        return mine
+
+    def slowest(self, seconds: Tensor) -> list[float]:
+        """Of each of these durations, [n] on the group's device, the longest on any rank."""
+        longest = seconds.clone()
+        dist.all_reduce(longest, dist.ReduceOp.MAX, group=self.cp_group)
+        return longest.tolist()
+
+    def _all_gather(self, mine: Tensor) -> Tensor:
+        mine = mine.contiguous()
+        everyone = mine.new_empty(self.cp_size, *mine.shape)
+        if not _is_sent_directly(mine):
+            all_gather_single(everyone.view(-1), mine.view(-1), group=self.cp_group)
+            return everyone
+        everyone[self.cp_rank] = mine
+        group, others = self.cp_group, [r for r in range(self.cp_size) if r != self.cp_rank]
+        works = [dist.irecv(everyone[rank], group=group, group_src=rank) for rank in others]
+        works += [dist.isend(mine, group=group, group_dst=rank) for rank in others]
+        for work in works:
+            work.wait()
+        return everyone
+
+
+def _is_sent_directly(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu" and tensor.nbytes <= LARGEST_DIRECT_BYTES
 
 
 class SourceTransfers:

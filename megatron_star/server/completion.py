@@ -1,22 +1,21 @@
-"""From prompts to answers: admission, submission, and a bridge from the engine's threads to asyncio."""
+"""From prompts to answers: admission, tokenization and submission."""
 
 import asyncio
-import logging
 import secrets
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
-from time import monotonic
-from typing import Any, NamedTuple
+from typing import Any
 
 from megatron.core.inference.sampling_params import SamplingParams
 
 from megatron_star.config import StarConfig
-from megatron_star.inference.answer import Answer, NewToken
+from megatron_star.inference.answer import Answer
 from megatron_star.inference.engine import StarEngine
-from megatron_star.inference.request import StarRequest, StarResult
+from megatron_star.inference.request import StarRequest
+from megatron_star.server.batch import Batch
 from megatron_star.server.errors import RequestError
 from megatron_star.server.metrics import ServerMetrics
 from megatron_star.server.prompts import PromptSplitter, SplitPrompt
@@ -27,9 +26,6 @@ SMALLEST_TEMPERATURE = 1e-3
 """Below it, sampling is greedy: logits divided by less would overflow."""
 MOST_BLOCK_SOURCES = 1 << 15
 TOKENIZER_THREADS = 2
-SECONDS_BETWEEN_PROGRESS = 1.0
-SECONDS_BETWEEN_LOG_LINES = 5.0
-log = logging.getLogger("megatron_star.server")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,65 +52,7 @@ class Generation:
         )
 
 
-class Progress(NamedTuple):
-    """Context tokens of a batch that are encoded by now."""
-
-    num_encoded: int
-    num_tokens: int
-
-
-Event = tuple[int, NewToken | StarResult] | Progress
 Build = Callable[[PromptSplitter], list[SplitPrompt]]
-
-
-class Batch:
-    """The answers to one HTTP request, in its order: `num_choices` to each prompt."""
-
-    def __init__(self, splits: list[SplitPrompt], answers: list[Answer]) -> None:
-        self.splits, self.answers = splits, answers
-        self.results: list[StarResult | None] = [None] * len(answers)
-        self._loop = asyncio.get_running_loop()
-        self._queue: asyncio.Queue[tuple[int, NewToken | StarResult]] = asyncio.Queue()
-        self._logged_at = monotonic()
-
-    def post(self, index: int, event: NewToken | StarResult) -> None:
-        """Hand an event over to asyncio; from any thread."""
-        with suppress(RuntimeError):  # the loop is gone, and so is whoever asked
-            self._loop.call_soon_threadsafe(self._queue.put_nowait, (index, event))
-
-    async def events(self) -> AsyncIterator[Event]:
-        """Tokens and results of all answers as they come, and progress while contexts are encoded.
-
-        Raises:
-            RequestError: the server stops before an answer has ended.
-        """
-        while None in self.results:
-            try:
-                index, event = await asyncio.wait_for(self._queue.get(), SECONDS_BETWEEN_PROGRESS)
-            except TimeoutError:
-                if not any(answer.tokens for answer in self.answers):
-                    yield self._progress()
-                continue
-            if isinstance(event, StarResult):
-                self.results[index] = event
-                if event.finish_reason == "cancelled":
-                    raise RequestError(503, "the server stops, and the time to finish requests is over")
-            yield index, event
-
-    async def wait(self) -> None:
-        """Until every result is there."""
-        async for _ in self.events():
-            pass
-
-    def _progress(self) -> Progress:
-        progress = Progress(
-            sum(answer.num_encoded_tokens for answer in self.answers),
-            sum(len(answer.job.request.context_tokens) for answer in self.answers),
-        )
-        if monotonic() - self._logged_at > SECONDS_BETWEEN_LOG_LINES:
-            self._logged_at = monotonic()
-            log.info("progress", extra={"fields": progress._asdict()})
-        return progress
 
 
 class CompletionService:
@@ -123,7 +61,12 @@ class CompletionService:
     def __init__(self, engine: StarEngine, settings: ServerSettings, metrics: ServerMetrics) -> None:
         self.engine, self.settings, self.metrics = engine, settings, metrics
         self.tokenizer = engine.tokenizer
-        self.splitter = PromptSplitter(engine.tokenizer, settings.num_query_tokens, settings.separator)
+        self.splitter = PromptSplitter(
+            engine.tokenizer,
+            settings.num_query_tokens,
+            settings.separator,
+            max_tokens=engine.max_sequence_length,
+        )
         self._num_sequences = 0
         self._answers: set[Answer] = set()
         self._lock = threading.Lock()
@@ -243,6 +186,7 @@ class CompletionService:
             star=star,
             sampling=generation.sampling(self.tokenizer.eos_token_id),
             seed=seed,
+            turn_edges=split.turn_edges,
         )
 
     def _check_context(self, num_tokens: int, star: StarConfig) -> None:

@@ -14,7 +14,7 @@ from megatron_star.server.settings import ServerSettings
 from megatron_star.server.state import ServerState
 
 OPEN_PATHS = ("/", "/health")
-SECRETLESS_METHODS = ("GET", "HEAD", "PUT", "POST", "DELETE", "PATCH", "OPTIONS")
+KNOWN_METHODS = ("GET", "HEAD", "PUT", "POST", "DELETE", "PATCH", "OPTIONS")
 BODIES_IN_FLIGHT = 32
 log = logging.getLogger("megatron_star.server")
 
@@ -46,7 +46,7 @@ class AccessLog:
 
     def _note(self, scope: Scope, status: int, request_id: str, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "other")
-        method = scope["method"] if scope["method"] in SECRETLESS_METHODS else "other"
+        method = scope["method"] if scope["method"] in KNOWN_METHODS else "other"
         error = scope.get("star_error") or (KINDS.get(status, "refused") if status >= 400 else None)
         self.metrics.note_response(route=route, method=method, status=status, error=error)
         fields = {

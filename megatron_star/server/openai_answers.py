@@ -8,7 +8,8 @@ from typing import Any
 
 from megatron_star.inference.answer import NewToken
 from megatron_star.inference.request import StarResult
-from megatron_star.server.completion import Batch, CompletionService, Progress
+from megatron_star.server.batch import Batch, Progress
+from megatron_star.server.completion import CompletionService
 from megatron_star.server.errors import RequestError, error_body
 from megatron_star.server.requests import star_report
 

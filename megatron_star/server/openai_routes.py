@@ -7,7 +7,8 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
-from megatron_star.server.completion import Batch, CompletionService, Generation
+from megatron_star.server.batch import Batch
+from megatron_star.server.completion import CompletionService, Generation
 from megatron_star.server.errors import RequestError
 from megatron_star.server.openai_answers import (
     Answers,

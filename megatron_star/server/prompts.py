@@ -4,9 +4,11 @@
 2. `separator`: the last occurrence of `star.separator`, or else of the server's own
 3. `last_message`: in a chat, the last user message with the generation prompt, if it is short enough
 4. `last_tokens`: the last so many tokens (`--star-query-tokens`), which is also what "short enough" means
+
+A chat without a separator is cut turn by turn, so that what was encoded for an earlier turn is used again.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from jinja2 import TemplateError
@@ -15,25 +17,41 @@ from transformers import PreTrainedTokenizerBase
 from megatron_star.server.errors import RequestError
 from megatron_star.server.schemas import Message, StarOptions
 
+MOST_TURN_EDGES = 64
+
 
 class SplitPrompt(NamedTuple):
-    """Token ids, and the rule that cut them."""
+    """Token ids, the rule that cut them, and where contexts of earlier turns ended (see `StarRequest`)."""
 
     context_tokens: list[int]
     query_tokens: list[int]
     rule: str
+    turn_edges: tuple[int, ...] = ()
 
 
 class PromptSplitter:
     """Applies the rules with one tokenizer. Special tokens in a text are recognised; none is added."""
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, num_query_tokens: int, separator: str | None
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        num_query_tokens: int,
+        separator: str | None,
+        *,
+        max_tokens: int,
     ) -> None:
+        """max_tokens: that any request may have; a text that must have more is not tokenized at all."""
         self.tokenizer, self.num_query_tokens, self.separator = tokenizer, num_query_tokens, separator
+        self.max_tokens = max_tokens
+        self.longest_token = max(len(piece) for piece in tokenizer.get_vocab())
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text."""
+        """Token ids of a text. Raises RequestError if it is too long for the model, whatever it says."""
+        if len(text) > self.max_tokens * self.longest_token:
+            raise RequestError(
+                400,
+                f"a text of {len(text)} characters has more tokens than the model's limit, {self.max_tokens}",
+            )
         return self.tokenizer.encode(text, add_special_tokens=False)
 
     def split(
@@ -61,7 +79,7 @@ class PromptSplitter:
             return self._split(text, options, None, "messages")
         if split := self._at_separator(text, options):
             return _with_a_query(split, "messages")
-        return self._at_last_message(conversation, text)
+        return _with_a_query(self._at_last_message(conversation, text), "messages")
 
     def _split(
         self, prompt: str | list[int], options: StarOptions, context: str | None, field: str
@@ -90,15 +108,20 @@ class PromptSplitter:
         return None
 
     def _at_last_message(self, conversation: list[dict[str, str]], text: str) -> SplitPrompt:
-        before = self._in_template(conversation[:-1], add_generation_prompt=False)
-        if conversation[:-1] and text.startswith(before):
-            edge = len(before)
-        else:
-            edge = max(0, text.rfind(conversation[-1]["content"]))
-        context, query = self.encode(text[:edge]), self.encode(text[edge:])
-        if len(query) <= self.num_query_tokens:
-            return SplitPrompt(context, query, "last_message")
-        return _last_tokens(context + query, self.num_query_tokens, "last_tokens")
+        """Each user message in its turn: what comes before it is that turn's context."""
+        tokens: list[int] = []
+        edges: list[int] = []
+        end = 0
+        for start, next_end in _user_messages(conversation, text):
+            tokens += self.encode(text[end:start])
+            query = self.encode(text[start:next_end])
+            edges.append(len(tokens) + max(0, len(query) - self.num_query_tokens))
+            tokens, end = tokens + query, next_end
+        if not edges or end != len(text):  # the template changes what users write
+            return _last_tokens(self.encode(text), self.num_query_tokens, "last_tokens")
+        rule = "last_message" if len(query) <= self.num_query_tokens else "last_tokens"
+        turn_edges = _edges_apart(edges, self.num_query_tokens)
+        return SplitPrompt(tokens[: edges[-1]], tokens[edges[-1] :], rule, turn_edges)
 
     def _in_template(self, conversation: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
         if not self.tokenizer.chat_template:
@@ -113,6 +136,35 @@ class PromptSplitter:
             raise RequestError(
                 400, f"messages: the chat template refuses them: {error}", "messages"
             ) from error
+
+
+def _user_messages(conversation: list[dict[str, str]], text: str) -> Iterator[tuple[int, int]]:
+    """Where in `text` the content of each user message starts, and where the generation prompt after it ends.
+
+    A turn in which the template's words after a user message are not those after the last one is left out.
+    """
+    spans, position = [], 0
+    for message in conversation:
+        content = message["content"].strip()
+        start = text.find(content, position)
+        if start < 0:
+            return
+        position = start + len(content)
+        if message["role"] == "user":
+            spans.append((start, position))
+    after_last = text[position:]
+    for start, end in spans:
+        if text.startswith(after_last, end):
+            yield start, end + len(after_last)
+
+
+def _edges_apart(edges: list[int], distance: int) -> tuple[int, ...]:
+    """The edges before the last one, without those that would leave a part of fewer tokens."""
+    kept = [0]
+    for edge in edges[:-1]:
+        if edge - kept[-1] >= distance:
+            kept.append(edge)
+    return tuple(kept[1 : 1 + MOST_TURN_EDGES])
 
 
 def _last_tokens(tokens: list[int], count: int, rule: str) -> SplitPrompt:

@@ -6,7 +6,8 @@ from typing import Any
 from fastapi import Request
 
 from megatron_star.inference.request import StarResult
-from megatron_star.server.completion import Batch, CompletionService
+from megatron_star.server.batch import Batch
+from megatron_star.server.completion import CompletionService
 from megatron_star.server.errors import RequestError
 from megatron_star.server.prompts import PromptSplitter, SplitPrompt
 from megatron_star.server.schemas import ErrorBody, StarOptions

@@ -19,7 +19,7 @@ class ServerSettings:
         max_concurrent_requests: sequences (prompts times `n`) that run at the same time.
         max_queued_requests: sequences that wait for that.
         max_context_tokens: of one context; None leaves it to the model's limit.
-        body_seconds: a body that has not come by then ends with 408.
+        body_seconds: a body that has not come by then ends with 408; a head, with a closed connection.
     """
 
     model_name: str

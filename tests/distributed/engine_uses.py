@@ -176,3 +176,8 @@ def turns(engine: StarEngine) -> list[dict]:
             }
         )
     return results
+
+
+def each_alone(requests: list[StarRequest], engine: StarEngine) -> list[list[int]]:
+    """Tokens of each request, asked after the one before it has ended."""
+    return [engine.submit(request).result(60).tokens for request in requests]

@@ -9,6 +9,7 @@ from models import random_tokens
 from ranks import communication
 
 from megatron_star.config import StarConfig
+from megatron_star.cost_model import broadcast_bytes
 
 LAYERS, ENCODED_LAYERS, KV_BYTES_PER_TOKEN_AND_LAYER = 3, 2, 2 * 3 * 16 * 4
 
@@ -19,7 +20,7 @@ def test_only_the_anchors_kv_crosses_ranks_once_a_layer_and_wave(checkpoints, cp
     _, megatron = checkpoints("llama")
     config = StarConfig(block_size=10, anchor_size=6, wave_tokens=wave_tokens)
     results = run_ranks(cp_size, communication, str(megatron), random_tokens(84), 80, config)
-    num_waves = results[0][3]
+    num_waves = len(results[0][3].waves)
     assert num_waves == (1 if wave_tokens == 1000 else 8 // cp_size)
     for encoding, _, counts, _ in results:
         assert encoding == ["c10d::broadcast_"] * ENCODED_LAYERS * num_waves
@@ -47,12 +48,37 @@ def test_exact_mode_sends_every_key_once_to_whoever_lacks_it(checkpoints):
 
 
 @pytest.mark.parametrize("cp_size", [2, 3])
-def test_a_decoding_step_makes_one_collective_a_layer(checkpoints, cp_size):
+@pytest.mark.parametrize(
+    "config",
+    [
+        StarConfig(block_size=10, neighbor_blocks=1),
+        StarConfig(block_size=33, anchor_size=5, wave_tokens=20),
+        StarConfig(mode="exact", wave_tokens=15),
+    ],
+    ids=["neighbors", "spread blocks", "exact"],
+)
+def test_the_bytes_that_are_sent_are_those_of_the_cost_model(checkpoints, cp_size, config):
+    _, megatron = checkpoints("llama")
+    results = run_ranks(cp_size, communication, str(megatron), random_tokens(84), 80, config)
+    sent = sum(counts.get("broadcast_bytes", 0) for _, _, counts, _ in results)
+    kv_bytes = LAYERS * KV_BYTES_PER_TOKEN_AND_LAYER
+    assert sent == broadcast_bytes(results[0][3], kv_bytes_per_token=kv_bytes, num_layers=LAYERS) > 0
+
+
+@pytest.mark.parametrize("cp_size", [2, 3])
+@pytest.mark.parametrize(("parts", "num_exchanges"), [((), LAYERS), (("mlp", "output"), 2 * LAYERS + 1)])
+def test_a_decoding_step_makes_one_exchange_a_layer_and_one_for_each_slice(
+    checkpoints, cp_size, parts, num_exchanges
+):
+    """On a CPU, an exchange is one message to every other rank, and one from it."""
     _, megatron = checkpoints("llama")
     config = StarConfig(block_size=10)
-    for _, decoding, _, _ in run_ranks(cp_size, communication, str(megatron), random_tokens(84), 80, config):
-        assert len(decoding) == LAYERS
-        assert len(set(decoding)) == 1 and "gather" in decoding[0]
+    results = run_ranks(
+        cp_size, communication, str(megatron), random_tokens(84), 80, config, frozenset(parts)
+    )
+    for _, decoding, _, _ in results:
+        num_messages = num_exchanges * (cp_size - 1)
+        assert sorted(decoding) == ["c10d::recv_"] * num_messages + ["c10d::send"] * num_messages
 
 
 def test_a_single_rank_sends_nothing(checkpoints):

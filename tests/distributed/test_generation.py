@@ -29,10 +29,10 @@ def request(
     )
 
 
-def answers(checkpoints, world_size: int, *batches, tp_size: int = 1):
+def answers(checkpoints, world_size: int, *batches, tp_size: int = 1, decode_weights: str = "whole"):
     """The driver's results, batch by batch."""
     _, megatron = checkpoints("qwen3")
-    return run_ranks(world_size, generate, str(megatron), tp_size, batches)[0]
+    return run_ranks(world_size, generate, str(megatron), tp_size, batches, decode_weights)[0]
 
 
 @pytest.mark.parametrize("mode", ["star", "exact"])
@@ -66,6 +66,13 @@ def test_a_batch_of_different_requests_gives_what_each_gives_alone(checkpoints, 
     for in_batch, (by_itself,) in zip(together, alone, strict=True):
         assert in_batch.tokens == by_itself.tokens
         assert in_batch.logprobs == pytest.approx(by_itself.logprobs, abs=1e-4)
+
+
+@pytest.mark.parametrize("decode_weights", ["sliced", "auto"])
+def test_slices_of_the_weights_generate_the_same_tokens(checkpoints, decode_weights):
+    (whole,) = answers(checkpoints, 3, MIXED)
+    (sliced,) = answers(checkpoints, 3, MIXED, decode_weights=decode_weights)
+    assert [r.tokens for r in sliced] == [r.tokens for r in whole]
 
 
 def test_requests_with_the_same_context_share_its_encoding(checkpoints):

@@ -22,22 +22,37 @@ def python(*args: object, timeout: int = 120) -> subprocess.CompletedProcess:
     return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=timeout)
 
 
-def start_ranks(num_ranks: int, *command: str) -> list[subprocess.Popen]:
-    """Ranks that no launcher watches over, as under a plain srun."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(num_ranks)}
+def megatron_star(*args: object, folder: Path) -> subprocess.CompletedProcess:
+    """The installed command, in a folder of its own; stdout and stderr as text."""
+    command = [str(Path(sys.executable).with_name("megatron-star")), *map(str, args)]
+    return subprocess.run(command, env=ENVIRONMENT, cwd=folder, capture_output=True, text=True, timeout=120)
+
+
+def start_ranks(
+    num_ranks: int, *command: str, address: str = "127.0.0.1", port: int | None = None
+) -> list[subprocess.Popen]:
+    """Ranks that no launcher watches over, as under a plain srun; without a port, they meet at a free one."""
+    variables = {
+        "MASTER_ADDR": address,
+        "MASTER_PORT": str(port or _free_port()),
+        "WORLD_SIZE": str(num_ranks),
+    }
     return [
         subprocess.Popen(
             [sys.executable, *command],
-            env=ENVIRONMENT | address | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            env=ENVIRONMENT | variables | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
         for rank in range(num_ranks)
     ]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def error_lines(stderr: str) -> list[str]:

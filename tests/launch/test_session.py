@@ -1,5 +1,6 @@
 """What happens to a job when something goes wrong on one of its ranks."""
 
+import socket
 from pathlib import Path
 from time import monotonic
 
@@ -31,3 +32,25 @@ def test_an_error_of_the_users_input_on_one_rank_is_reported_once_by_the_driver(
     statuses, outputs, _ = wait_for(start_ranks(3, FAILING, "2", "checked"))
     assert statuses == [2, 2, 2]
     assert [error_lines(output) for output in outputs] == [["error: rank 2: no checkpoint here"], [], []]
+
+
+def test_an_address_in_use_is_one_line_that_says_what_to_set():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        driver, worker = start_ranks(2, FAILING, "1", "raises", port=port)
+        stderr = driver.communicate(timeout=60)[1]
+        worker.kill()
+        worker.communicate()
+    assert driver.returncode == 2
+    line = f"cannot listen at 127.0.0.1 port {port}, which is in use: choose another with MASTER_PORT="
+    assert error_lines(stderr) == [f"error: rank 0: {line}"]
+    assert "Traceback" not in stderr
+
+
+def test_an_address_that_is_not_known_is_one_line_of_every_rank():
+    ranks = start_ranks(2, FAILING, "1", "raises", address="no-such-host.invalid")
+    statuses, outputs, _ = wait_for(ranks)
+    assert statuses == [2, 2]
+    for rank, output in enumerate(outputs):
+        (line,) = error_lines(output)
+        assert line.startswith(f"error: rank {rank}: ranks do not meet at no-such-host.invalid port ")

@@ -99,6 +99,8 @@ def start_server(
         "WORLD_SIZE": "2",
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(REPOSITORY),
+        # Whatever a request would leave on the disk, it would leave here.
+        **dict.fromkeys(("HOME", "TMPDIR", "XDG_CACHE_HOME"), str(directory)),
     }
     server = RunningServer(port, [])
     for rank in range(2):

@@ -119,6 +119,24 @@ def test_a_second_question_about_a_document_finds_it_encoded(client):
     assert second.prompt_tokens_details.cached_tokens == second.star["context_tokens"]
 
 
+def test_the_next_turn_of_a_chat_finds_what_the_turn_before_encoded(client):
+    messages = [{"role": "user", "content": DOCUMENT + "What is blue?"}]
+    cached, contexts = [], []
+    for question in ("And green?", "And yellow?"):
+        answer = client.chat.completions.create(
+            model=MODEL, messages=messages, temperature=0, max_completion_tokens=4
+        )
+        cached.append(answer.usage.prompt_tokens_details.cached_tokens)
+        contexts.append(answer.usage.star["context_tokens"])
+        messages += [
+            {"role": "assistant", "content": answer.choices[0].message.content},
+            {"role": "user", "content": question},
+        ]
+
+    assert cached == [0, contexts[0]]
+    assert contexts[1] > contexts[0] > 256
+
+
 @pytest.mark.parametrize(
     ("star", "split", "query_tokens"),
     [

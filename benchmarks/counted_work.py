@@ -1,0 +1,47 @@
+"""What an encoding really computes on this rank: multiplications and additions, counted as they are done."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from megatron_star.attention.partial import AttentionKernel, Partial
+from megatron_star.inference.context_encoding import encode_context
+from megatron_star.inference.star_model import StarModel
+from megatron_star.plan import ContextPlan
+
+
+class CountedWork(NamedTuple):
+    """Floating-point operations, and bytes that this rank sent."""
+
+    linear: float
+    attention: float
+    bytes_sent: int
+
+
+class _CountingKernel:
+    """A kernel that counts visible (query, key) pairs; torch's counter takes causal calls for full ones."""
+
+    def __init__(self, kernel: AttentionKernel) -> None:
+        self.kernel, self.operations = kernel, 0.0
+
+    def __call__(
+        self, query: Tensor, key: Tensor, value: Tensor, *, causal: bool, **options: float
+    ) -> Partial:
+        rows, _, heads, head_size = query.shape
+        pairs = rows * (rows + 1) / 2 if causal else rows * len(key)
+        self.operations += 4.0 * pairs * heads * head_size
+        return self.kernel(query, key, value, causal=causal, **options)
+
+
+def count_work(star_model: StarModel, token_ids: Sequence[int], plan: ContextPlan) -> CountedWork:
+    """Encode a context and count."""
+    kernel = _CountingKernel(star_model.kernel)
+    star_model.exchange.counts.clear()
+    with FlopCounterMode(display=False) as products:
+        encode_context(replace(star_model, kernel=kernel), token_ids, plan)
+    counted = products.get_flop_counts()["Global"]
+    linear = sum(count for operation, count in counted.items() if "attention" not in str(operation))
+    return CountedWork(linear, kernel.operations, star_model.exchange.counts["broadcast_bytes"])

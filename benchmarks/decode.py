@@ -1,0 +1,161 @@
+"""Token generation, side by side: whole weights, slices of them, one rank alone, and Hugging Face.
+
+    OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 benchmarks/decode.py --load .demo/megatron --hf .demo/hf \\
+        --num-tokens 8K --repeats 5 --output result.json
+
+All variants run in one process group, one after the other, `--repeats` times. Ratios are medians within a
+round. The fastest token of all rounds is what a busy machine disturbed least. The context is not encoded:
+its KV is filled with random numbers, on which the speed does not depend. While one rank works alone, the
+others wait in a collective, which takes no processor time over gloo.
+"""
+
+import statistics
+import sys
+from argparse import Namespace
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from time import perf_counter, process_time
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+import torch.distributed as dist
+from transformers import AutoModelForCausalLM, DynamicCache
+
+from benchmarks.measuring import median_ratio, over_ranks, run_on_ranks, write_result
+from launch.arguments import ArgumentParser, token_count
+from megatron_star.config import StarConfig
+from megatron_star.cost_model import token_costs
+from megatron_star.inference.decode_weights import choose_sliced_parts
+from megatron_star.inference.kv_store import EncodedContext
+from megatron_star.inference.star_model import StarModel
+from megatron_star.inference.token_generation import Sequence, generate_step
+from megatron_star.model.sliced_linear import NO_PARTS
+from megatron_star.parallel.exchange import Exchange
+from megatron_star.parallel.groups import StarGroups
+from megatron_star.plan import ContextPlan
+
+Step = Callable[[], object]
+ONE_RANK = "one rank"
+
+
+def filled_context(star_model: StarModel, num_tokens: int) -> EncodedContext:
+    """A context of exact attention, spread over the CP ranks, with random keys and values."""
+    config, exchange = star_model.model.config, star_model.exchange
+    plan = ContextPlan.build(num_tokens, exchange.cp_size, StarConfig(mode="exact"), token_costs(config))
+    context = EncodedContext(plan, exchange.cp_rank)
+    groups = max(1, config.num_query_groups // config.tensor_model_parallel_size)
+    for layer_number in range(1, config.num_layers + 1):
+        for segment in plan.owned(exchange.cp_rank):
+            shape = (segment.num_tokens, 1, groups, config.kv_channels)
+            key_value = torch.randn(2, *shape, dtype=config.params_dtype, device=star_model.device)
+            context.store(layer_number, segment.start, *key_value)
+    return context
+
+
+def star_step(star_model: StarModel, num_tokens: int) -> Step:
+    """Generates one more token after a context of this length; the tail is on the last rank."""
+    tail_rank = star_model.exchange.cp_size - 1
+    sequence = Sequence(filled_context(star_model, num_tokens), tail_rank)
+    return lambda: generate_step(star_model, [(sequence, [1])])
+
+
+@torch.inference_mode()
+def hugging_face_step(hf: str, num_tokens: int) -> Step:
+    """The same with transformers' SDPA and its default cache, in float32."""
+    model = AutoModelForCausalLM.from_pretrained(hf, dtype=torch.float32, attn_implementation="sdpa").eval()
+    config = model.config
+    shape = (1, config.num_key_value_heads, num_tokens, config.hidden_size // config.num_attention_heads)
+    cache = DynamicCache(config=config)
+    for layer in range(config.num_hidden_layers):
+        cache.update(torch.randn(shape), torch.randn(shape), layer)
+    token = torch.tensor([[1]])
+
+    @torch.inference_mode()
+    def step() -> object:
+        return model(token, past_key_values=cache, use_cache=True).logits
+
+    return step
+
+
+def make_variants(args: Namespace, star_model: StarModel, groups: StarGroups) -> dict[str, Step]:
+    """What is compared, by name; a rank that takes no part in a variant does nothing in it."""
+    sliced = choose_sliced_parts("sliced", star_model.model, star_model.exchange)
+    auto = choose_sliced_parts("auto", star_model.model, star_model.exchange)
+    if dist.get_rank() == 0:
+        print(f"auto: slices of {', '.join(sorted(auto)) or 'nothing'}")
+    of_group = {"whole": NO_PARTS, "sliced": sliced, "auto": auto}
+    variants = {
+        name: star_step(replace(star_model, sliced_parts=parts), args.num_tokens)
+        for name, parts in of_group.items()
+    }
+    works = star_model.exchange.cp_rank == 0
+    alone = replace(star_model, exchange=Exchange(groups.model.cp), sliced_parts=NO_PARTS)
+    variants[ONE_RANK] = star_step(alone, args.num_tokens) if works else _nothing
+    if args.hf:
+        variants["hugging face"] = hugging_face_step(args.hf, args.num_tokens) if works else _nothing
+    return variants
+
+
+def _nothing() -> None:
+    """One step of a rank that takes no part."""
+
+
+def measure(step: Step, num_steps: int, star_model: StarModel) -> dict[str, float]:
+    """Seconds of a token: the mean, the shortest, and the processor's alone, on the rank with most.
+
+    One token before is not counted. The processor's seconds leave out waiting: for other ranks, and for other
+    programs on the machine.
+    """
+    dist.barrier()
+    step()
+    seconds, processor_s = [], process_time()
+    for _ in range(num_steps):
+        star_model.synchronize()
+        start = perf_counter()
+        step()
+        star_model.synchronize()
+        seconds.append(perf_counter() - start)
+    figures = {
+        "tpot_s": statistics.mean(seconds),
+        "fastest_s": min(seconds),
+        "processor_s": (process_time() - processor_s) / num_steps,
+    }
+    return {name: over_ranks(value, dist.ReduceOp.MAX, star_model) for name, value in figures.items()}
+
+
+def run(args: Namespace, star_model: StarModel, groups: StarGroups) -> None:
+    """All rounds, and the result on rank 0."""
+    variants = make_variants(args, star_model, groups)
+    rounds = []
+    for _ in range(args.repeats):
+        rounds.append({name: measure(step, args.num_steps, star_model) for name, step in variants.items()})
+    if dist.get_rank():
+        return
+    summary = {
+        name: {
+            "tpot_ms": 1e3 * statistics.median(r[name]["tpot_s"] for r in rounds),
+            "fastest_ms": 1e3 * min(r[name]["fastest_s"] for r in rounds),
+            "processor_ms": 1e3 * statistics.median(r[name]["processor_s"] for r in rounds),
+            "one_rank_/_this": median_ratio(rounds, ONE_RANK, name, "tpot_s"),
+            "processor_ratio": median_ratio(rounds, ONE_RANK, name, "processor_s"),
+        }
+        for name in variants
+    }
+    print(f"{'variant':<16}" + "".join(f"{title:>17}" for title in next(iter(summary.values()))))
+    for name, figures in summary.items():
+        print(f"{name:<16}" + "".join(f"{figure:>17.2f}" for figure in figures.values()))
+    write_result(args.output, summary, rounds)
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """What is measured."""
+    parser.add_argument("--num-tokens", type=token_count, default=8192, metavar="TOKENS")
+    parser.add_argument("--num-steps", type=int, default=8, metavar="N", help="tokens in a round")
+    parser.add_argument("--repeats", type=int, default=5, metavar="N")
+    parser.add_argument("--hf", metavar="DIR", help="the same model for transformers, to measure beside")
+
+
+if __name__ == "__main__":
+    run_on_ranks("decode.py", __doc__.splitlines()[0], add_arguments, run)

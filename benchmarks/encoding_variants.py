@@ -1,0 +1,34 @@
+"""The ways to encode a context that are compared, by name: plans, all executed by the same code."""
+
+from dataclasses import replace
+
+from megatron_star.config import StarConfig
+from megatron_star.cost_model import choose_plan
+from megatron_star.plan import ContextPlan, Segment, Source, TokenCosts
+
+EXACT, CONTIGUOUS, RECOMPUTE, BROADCAST = "exact", "exact, contiguous", "star, recompute", "star, broadcast"
+
+
+def variant_plan(
+    name: str, num_tokens: int, cp_size: int, costs: TokenCosts, *, block_size: int, wave_tokens: int
+) -> ContextPlan:
+    """The plan of a variant.
+
+    `exact` is balanced (zigzag). `exact, contiguous` is a ring that gives each rank one stretch of the
+    context. `star, recompute` is the published system: a forward pass for each block with the whole anchor
+    in front of it, block after block. `star, broadcast` is ours.
+    """
+    config = StarConfig(block_size=block_size, wave_tokens=wave_tokens)
+    if name == RECOMPUTE:
+        config = replace(config, anchor="recompute", wave_tokens=block_size)
+    elif name != BROADCAST:
+        config = replace(config, mode="exact")
+    plan = choose_plan(num_tokens, cp_size, config, costs)[1]
+    return _contiguous(plan) if name == CONTIGUOUS else plan
+
+
+def _contiguous(plan: ContextPlan) -> ContextPlan:
+    edges = [plan.num_tokens * rank // plan.cp_size for rank in range(plan.cp_size + 1)]
+    owned = tuple(Source(*edges[rank : rank + 2], rank) for rank in range(plan.cp_size))
+    wave = tuple(Segment(*piece, sources=owned[: piece.owner]) for piece in owned)
+    return replace(plan, waves=(wave,), stored=owned)

@@ -1,0 +1,142 @@
+"""How much of the anchor's broadcast is hidden under attention, on an artificial link.
+
+    OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 benchmarks/overlap.py --load .demo/megatron \\
+        --num-tokens 8K --block-size 1K --gigabytes-per-second 1 --output result.json
+
+A source arrives at a rank when the link, which carries one source after the other, has had time for it.
+Waiting takes no processor time, as with a network card. `overlapped` is the product; `blocking` waits for
+each source as soon as it is sent. Hidden is what of the time on the link was not spent waiting.
+"""
+
+import statistics
+import sys
+from argparse import Namespace
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from time import perf_counter, sleep
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from benchmarks.encoding_variants import BROADCAST, variant_plan
+from benchmarks.measuring import over_ranks, run_on_ranks, write_result
+from launch.arguments import ArgumentParser, token_count
+from megatron_star.cost_model import token_costs
+from megatron_star.inference.context_encoding import encode_context
+from megatron_star.inference.star_model import StarModel
+from megatron_star.parallel.exchange import Exchange, KeyValue, SourceTransfers
+from megatron_star.parallel.groups import StarGroups
+from megatron_star.plan import ContextPlan, Source
+
+
+class LinkedExchange(Exchange):
+    """An exchange whose sources come over a link of so many bytes a second."""
+
+    def __init__(self, cp_group: dist.ProcessGroup, bytes_per_second: float, *, blocking: bool) -> None:
+        super().__init__(cp_group)
+        self.bytes_per_second, self.blocking = bytes_per_second, blocking
+        self.seconds_on_the_link = self.seconds_waited = 0.0
+
+    def broadcast_sources(
+        self, sources: Sequence[Source], read: Callable[[Source], KeyValue], like: Tensor
+    ) -> SourceTransfers:
+        """See `Exchange`."""
+        return LinkedTransfers(self, sources, read, like)
+
+
+class LinkedTransfers(SourceTransfers):
+    """What `LinkedExchange` starts."""
+
+    def __init__(self, exchange: LinkedExchange, sources: Sequence[Source], *arguments) -> None:
+        self.arrivals: deque[float] = deque()
+        self.link_is_free_at = 0.0
+        super().__init__(exchange, sources, *arguments)
+
+    def receive(self) -> KeyValue:
+        """See `SourceTransfers`."""
+        self._wait_until(self.arrivals.popleft())
+        return super().receive()
+
+    def _start_next(self) -> None:
+        source = self.waiting[0] if self.waiting else None
+        super()._start_next()
+        if source is None:
+            return
+        if source.owner == self.exchange.cp_rank:
+            self.arrivals.append(0.0)
+            return
+        seconds = self.in_flight[-1][1].nbytes / self.exchange.bytes_per_second
+        self.exchange.seconds_on_the_link += seconds
+        self.link_is_free_at = max(self.link_is_free_at, perf_counter()) + seconds
+        self.arrivals.append(self.link_is_free_at)
+        if self.exchange.blocking:
+            self._wait_until(self.link_is_free_at)
+
+    def _wait_until(self, moment: float) -> None:
+        start = perf_counter()
+        if moment > start:
+            sleep(moment - start)
+            self.exchange.seconds_waited += perf_counter() - start
+
+
+def measure(
+    star_model: StarModel, token_ids: list[int], plan: ContextPlan, exchange: LinkedExchange
+) -> dict[str, float]:
+    """Seconds of one encoding, on the link and waiting; of the rank that waits most."""
+    star_model = replace(star_model, exchange=exchange)
+    exchange.seconds_on_the_link = exchange.seconds_waited = 0.0
+    dist.barrier()
+    start = perf_counter()
+    encode_context(star_model, token_ids, plan)
+    star_model.synchronize()
+    figures = {
+        "seconds": perf_counter() - start,
+        "on_the_link_s": exchange.seconds_on_the_link,
+        "waited_s": exchange.seconds_waited,
+    }
+    most = {name: over_ranks(value, dist.ReduceOp.MAX, star_model) for name, value in figures.items()}
+    return most | {"hidden": 1 - most["waited_s"] / most["on_the_link_s"]}
+
+
+def run(args: Namespace, star_model: StarModel, groups: StarGroups) -> None:
+    """All rounds, and the result on rank 0."""
+    generator = torch.Generator().manual_seed(0)
+    token_ids = torch.randint(star_model.vocab_size, (args.num_tokens,), generator=generator).tolist()
+    sizes = {"block_size": args.block_size, "wave_tokens": 32768}
+    cp_size, costs = star_model.exchange.cp_size, token_costs(star_model.model.config)
+    plan = variant_plan(BROADCAST, args.num_tokens, cp_size, costs, **sizes)
+    exchanges = {
+        name: LinkedExchange(groups.cp, args.gigabytes_per_second * 1e9, blocking=name == "blocking")
+        for name in ("overlapped", "blocking")
+    }
+    rounds = [
+        {name: measure(star_model, token_ids, plan, exchange) for name, exchange in exchanges.items()}
+        for _ in range(args.repeats)
+    ]
+    if dist.get_rank():
+        return
+    summary = {
+        name: {figure: statistics.median(r[name][figure] for r in rounds) for figure in rounds[0][name]}
+        for name in exchanges
+    }
+    print(f"{'':<12}" + "".join(f"{title:>15}" for title in summary["overlapped"]))
+    for name, figures in summary.items():
+        print(f"{name:<12}" + "".join(f"{figure:>15.3f}" for figure in figures.values()))
+    write_result(args.output, summary, rounds)
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """What is measured."""
+    parser.add_argument("--num-tokens", type=token_count, default=8192, metavar="TOKENS")
+    parser.add_argument("--block-size", type=token_count, default=1024, metavar="TOKENS")
+    parser.add_argument("--gigabytes-per-second", type=float, default=1.0, metavar="GB")
+    parser.add_argument("--repeats", type=int, default=3, metavar="N")
+
+
+if __name__ == "__main__":
+    run_on_ranks("overlap.py", __doc__.splitlines()[0], add_arguments, run)

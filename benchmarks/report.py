@@ -1,0 +1,128 @@
+"""What the benchmarks found: a table of aims and figures, and pictures."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from benchmarks.encoding_variants import BROADCAST, CONTIGUOUS, EXACT, RECOMPUTE
+
+Summaries = dict[str, dict[str, Any]]
+COLOURS = {EXACT: "#0072b2", CONTIGUOUS: "#56b4e9", RECOMPUTE: "#e69f00", BROADCAST: "#009e73"}
+
+
+class Aim(NamedTuple):
+    """A figure that is aimed at: at least so much."""
+
+    what: str
+    part: str
+    figure: Callable[[dict[str, Any]], float]
+    at_least: float
+
+
+AIMS = (
+    Aim("16K in 16 blocks: exact / star", "encoding-16k", lambda s: s[EXACT]["to_broadcast"], 2.4),
+    Aim("32K in 32 blocks: exact / star", "encoding-32k", lambda s: s[EXACT]["to_broadcast"], 3.6),
+    Aim("16K: anchor recomputed / broadcast", "encoding-16k", lambda s: s[RECOMPUTE]["to_broadcast"], 1.6),
+    Aim("16K, star: floor / encoding", "encoding-16k", lambda s: s[BROADCAST]["of_floor"], 0.85),
+    Aim(
+        "TTFT at 4K: transformers / one rank",
+        "one-rank-4k",
+        lambda s: s["transformers, SDPA"]["to_ours"],
+        1.0,
+    ),
+    Aim(
+        "TTFT at 8K: transformers / one rank",
+        "one-rank-8k",
+        lambda s: s["transformers, SDPA"]["to_ours"],
+        1.0,
+    ),
+    Aim(
+        "TPOT at 8K: transformers / one rank",
+        "decode",
+        lambda s: 1 / s["hugging face"]["faster_than_one_rank"],
+        1.5,
+    ),
+    Aim(
+        "TPOT at 8K: one rank / two, sliced weights",
+        "decode",
+        lambda s: s["sliced"]["faster_than_one_rank"],
+        1.5,
+    ),
+    Aim(
+        "TPOT at 8K: one rank / two, whole weights",
+        "decode",
+        lambda s: s["whole"]["faster_than_one_rank"],
+        1.0,
+    ),
+    Aim("broadcast hidden at 1 GB/s", "overlap", lambda s: s["overlapped"]["hidden"], 0.8),
+)
+
+
+def write_figures(results: Summaries, path: Path) -> None:
+    """A Markdown table of the aims whose part has run."""
+    lines = ["| figure | at least | measured | |", "|---|---|---|---|"]
+    for aim in AIMS:
+        if aim.part in results:
+            measured = aim.figure(results[aim.part])
+            verdict = "reached" if measured >= aim.at_least else "**missed**"
+            lines.append(f"| {aim.what} | {aim.at_least} | {measured:.2f} | {verdict} |")
+    path.write_text("\n".join(lines) + "\n")
+    print("\n" + "\n".join(lines))
+
+
+def draw(results: Summaries, directory: Path) -> None:
+    """Pictures of what has run."""
+    encodings = {name: s for name, s in results.items() if name.startswith("encoding-")}
+    if encodings:
+        _draw_encodings(encodings, directory / "encoding.png")
+    memory = [s for name, s in results.items() if name.startswith("memory-")]
+    if memory:
+        _draw_memory(memory, directory / "memory.png")
+
+
+def _draw_encodings(encodings: Summaries, path: Path) -> None:
+    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    names = sorted(encodings, key=lambda name: int(name.split("-")[1].rstrip("k")))
+    width = 0.8 / len(COLOURS)
+    for place, (variant, colour) in enumerate(COLOURS.items()):
+        at = [i for i, name in enumerate(names) if variant in encodings[name]]
+        ratios = [encodings[names[i]][variant]["to_broadcast"] for i in at]
+        bars = axes.bar([i + (place - 1.5) * width for i in at], ratios, width, color=colour, label=variant)
+        axes.bar_label(bars, fmt="%.2f", fontsize=8)
+    axes.set_xticks(range(len(names)), [f"{n.split('-')[1].upper()} tokens\nblocks of 1K" for n in names])
+    axes.set_ylabel("time / time of star, broadcast")
+    axes.set_title("Context encoding, 2 ranks: ratios within a round")
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def _draw_memory(memory: list[dict[str, Any]], path: Path) -> None:
+    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    memory = sorted(memory, key=lambda s: (s["num_tokens"] / s["num_ranks"], s["most_tokens_in_a_wave"]))
+    labels = [
+        f"{s['num_tokens'] // 1024}K / {s['num_ranks']}\nwave {s['most_tokens_in_a_wave'] / 1024:g}K"
+        for s in memory
+    ]
+    kv = [s["kv_mb"] for s in memory]
+    axes.bar(labels, kv, color=COLOURS[EXACT], label="KV")
+    axes.bar(
+        labels,
+        [s["activations_mb"] for s in memory],
+        bottom=kv,
+        color=COLOURS[RECOMPUTE],
+        label="activations",
+    )
+    axes.set_xlabel("tokens / ranks, and tokens of a rank in one wave")
+    axes.set_ylabel("MB on a rank at most")
+    axes.set_title("Memory of context encoding, star, blocks of 1K")
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

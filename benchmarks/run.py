@@ -1,0 +1,98 @@
+"""All benchmarks that fit a machine of two cores, one after the other; `make bench` calls it.
+
+    python benchmarks/run.py --directory bench --only decode --only overlap
+
+Each part is a program of this folder with its own JSON result in the directory. At the end come `figures.md`,
+a table of what was aimed at and measured, and pictures. A part that has a result is not run again.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from time import monotonic
+from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.report import draw, write_figures
+
+FOLDER = Path(__file__).resolve().parent
+DEMO = FOLDER.parent / ".demo"
+
+
+class Part(NamedTuple):
+    """One program: its arguments, and how many ranks of how many threads."""
+
+    program: str
+    arguments: str
+    num_ranks: int = 2
+    num_threads: int = 1
+
+
+PARTS = {
+    "overlap": Part("overlap", "--num-tokens 8K --block-size 1K --repeats 3"),
+    "ring": Part("ring_attention", "--num-tokens 8K --repeats 9"),
+    "one-rank-4k": Part("one_rank", "--hf HF --num-tokens 4K --megatron", 1, 2),
+    "one-rank-8k": Part("one_rank", "--hf HF --num-tokens 8K", 1, 2),
+    "decode": Part("decode", "--hf HF --num-tokens 8K --repeats 9"),
+    "encoding-8k": Part("context_encoding", "--num-tokens 8K --block-size 1K --repeats 3"),
+    "encoding-16k": Part(
+        "context_encoding", "--num-tokens 16K --block-size 1K --repeats 3 --variants exact;star,recompute"
+    ),
+    "encoding-32k": Part("context_encoding", "--num-tokens 32K --block-size 1K --repeats 2 --variants exact"),
+    **{
+        f"memory-{tokens}-{ranks}": Part("encoding_memory", f"--num-tokens {tokens}", ranks)
+        for tokens, ranks in (("4K", 1), ("8K", 2), ("16K", 4), ("16K", 1), ("16K", 2))
+    },
+    "memory-16K-2-one-wave": Part("encoding_memory", "--num-tokens 16K --wave-tokens 32K"),
+}
+
+
+def command_of(part: Part, output: Path) -> list[str]:
+    """What runs it."""
+    ranks = ["-m", "torch.distributed.run", "--nproc-per-node", str(part.num_ranks)]
+    arguments = part.arguments.replace("HF", str(DEMO / "hf")).split()
+    program = [str(FOLDER / f"{part.program}.py"), "--load", str(DEMO / "megatron"), *arguments]
+    return [sys.executable, *(ranks if part.num_ranks > 1 else []), *program, "--output", str(output)]
+
+
+def run_part(name: str, directory: Path) -> None:
+    """Run one part, unless it has a result. Raises CalledProcessError."""
+    part, output = PARTS[name], directory / f"{name}.json"
+    if output.exists():
+        print(f"{name}: kept from {output}", flush=True)
+        return
+    print(
+        f"\n{name}: {part.program}.py {part.arguments} ({part.num_ranks} ranks, {part.num_threads} threads)",
+        flush=True,
+    )
+    start = monotonic()
+    environment = os.environ | {"OMP_NUM_THREADS": str(part.num_threads)}
+    subprocess.run(command_of(part, output), env=environment, check=True)
+    print(f"{monotonic() - start:.0f} s", flush=True)
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--directory", type=Path, default=Path("bench"))
+    parser.add_argument("--only", action="append", choices=PARTS, metavar="PART", help=", ".join(PARTS))
+    args = parser.parse_args()
+    args.directory.mkdir(parents=True, exist_ok=True)
+    for name in args.only or PARTS:
+        try:
+            run_part(name, args.directory)
+        except subprocess.CalledProcessError as error:
+            sys.exit(f"error: {name} ended with status {error.returncode}")
+    results = {
+        path.stem: json.loads(path.read_text())["summary"] for path in sorted(args.directory.glob("*.json"))
+    }
+    write_figures(results, args.directory / "figures.md")
+    draw(results, args.directory)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""The benchmarks still run, and their peers compute the same thing. Not how fast."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.append(str(Path(__file__).parents[1] / "launch"))
+from programs import python, torchrun  # noqa: E402
+
+from benchmarks.report import AIMS, draw, write_figures  # noqa: E402
+from benchmarks.run import PARTS  # noqa: E402
+
+
+def result_of(finished, output: Path) -> dict:
+    assert finished.returncode == 0, finished.stderr
+    return json.loads(output.read_text())
+
+
+def test_context_encoding_reports_ratios_floors_and_agreement_with_the_cost_model(checkpoints, tmp_path):
+    output = tmp_path / "encoding.json"
+    arguments = ["--num-tokens", 512, "--block-size", 64, "--repeats", 1, "--output", output]
+    finished = torchrun(2, "benchmarks/context_encoding.py", "--load", checkpoints("llama")[1], *arguments)
+    result = result_of(finished, output)
+
+    checks = result["summary"].pop("cost model")
+    assert list(result["summary"]) == list(checks)
+    assert result["summary"]["star, broadcast"]["to_broadcast"] == 1.0
+    for check in checks.values():
+        assert check["bytes_counted"] == check["bytes_predicted"]
+        assert 0.6 < check["linear_operations"] < 1.0  # of the last of three layers, only QKV is computed
+        assert check["attention_operations"] == pytest.approx(2 / 3)
+    assert "bytes equal" in finished.stdout and result["machine"]
+
+
+def test_one_rank_transformers_and_megatron_find_the_same_first_token(checkpoints, tmp_path):
+    hf, megatron = checkpoints("llama")
+    output = tmp_path / "one_rank.json"
+    arguments = ["--load", megatron, "--hf", hf, "--num-tokens", 600, "--repeats", 1, "--megatron"]
+    summary = result_of(python("benchmarks/one_rank.py", *arguments, "--output", output), output)["summary"]
+    assert len(summary) == 3 and all(peer["same_token"] for peer in summary.values())
+
+
+def test_a_link_of_no_speed_hides_nothing_when_it_blocks(checkpoints, tmp_path):
+    output = tmp_path / "overlap.json"
+    arguments = ["--num-tokens", 512, "--block-size", 64, "--gigabytes-per-second", 0.0005, "--repeats", 1]
+    load = ["--load", checkpoints("llama")[1], "--output", output]
+    summary = result_of(torchrun(2, "benchmarks/overlap.py", *load, *arguments), output)["summary"]
+    assert summary["blocking"]["waited_s"] >= summary["blocking"]["on_the_link_s"] > 0
+    assert summary["overlapped"]["waited_s"] < summary["blocking"]["waited_s"]
+
+
+def test_every_aim_is_of_a_part_and_is_written_with_its_verdict(tmp_path, capsys):
+    assert {aim.part for aim in AIMS} <= set(PARTS)
+    results = {"overlap": {"overlapped": {"hidden": 0.79}}}
+    write_figures(results, tmp_path / "figures.md")
+    assert "| broadcast hidden at 1 GB/s | 0.8 | 0.79 | **missed** |" in (tmp_path / "figures.md").read_text()
+
+
+def test_pictures_are_drawn_of_what_has_run(tmp_path):
+    variants = {"exact": {"to_broadcast": 2.0}, "star, broadcast": {"to_broadcast": 1.0}}
+    memory = {
+        "num_tokens": 4096,
+        "num_ranks": 1,
+        "most_tokens_in_a_wave": 2048,
+        "kv_mb": 9,
+        "activations_mb": 5,
+    }
+    draw({"encoding-8k": variants, "memory-4K-1": memory}, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"encoding.png", "memory.png"}

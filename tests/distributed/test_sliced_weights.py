@@ -1,0 +1,100 @@
+"""Slices of the weights on CP ranks give what the whole weights give: the slow twin of every test here."""
+
+import pytest
+import torch
+from distributed import RankError, run_ranks
+from models import VOCAB_SIZE, random_tokens
+from ranks import chosen_parts, logits_whole_and_sliced, weights_read
+
+from megatron_star.model.sliced_linear import NO_PARTS, PARTS
+
+NUM_QUERY = 7
+TOKENS = random_tokens(41 + NUM_QUERY + 3)
+ALL_PARTS = frozenset(PARTS)
+
+# Sizes that neither 2 nor 3 ranks divide evenly; every linear layer with a bias.
+BIASED = {
+    "num_layers": 2,
+    "hidden_size": 52,
+    "ffn_hidden_size": 74,
+    "num_attention_heads": 4,
+    "num_query_groups": 2,
+    "group_query_attention": True,
+    "kv_channels": 10,
+    "normalization": "LayerNorm",
+    "norm_epsilon": 1e-5,
+    "add_bias_linear": True,
+    "add_qkv_bias": True,
+    "padded_vocab_size": VOCAB_SIZE + 1,
+    "max_position_embeddings": 512,
+    "untie_embeddings_and_output_weights": True,
+    "position_embedding_type": "rope",
+}
+RANDOM = {
+    "biased": BIASED,
+    "biased, gated": BIASED | {"swiglu": True},
+    "experts": BIASED
+    | {"add_bias_linear": False, "num_experts": 3, "moe_router_topk": 2, "moe_ffn_hidden_size": 20},
+}
+CHECKPOINTS = ["llama", "llama_tied", "llama_one_kv_head", "qwen2", "qwen3"]
+
+
+def logits(model, tp_size, cp_size, *parts):
+    """Of every rank, for each set of parts: [1 + generated tokens, vocabulary]."""
+    return run_ranks(tp_size * cp_size, logits_whole_and_sliced, model, tp_size, TOKENS, NUM_QUERY, parts)
+
+
+def assert_same(sliced, whole):
+    """Up to rounding; and the same greedy tokens."""
+    torch.testing.assert_close(sliced, whole, atol=1e-4, rtol=1e-5)
+    assert torch.equal(sliced.argmax(-1), whole.argmax(-1))
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+@pytest.mark.parametrize(("tp_size", "cp_size"), [(1, 1), (1, 2), (1, 3), (2, 2)])
+def test_sliced_weights_give_the_logits_of_whole_weights(checkpoints, name, tp_size, cp_size):
+    if name == "llama" and tp_size == 2:
+        pytest.skip("its 9 heads do not divide over 2 TP ranks")
+    for whole, sliced in logits(str(checkpoints(name)[1]), tp_size, cp_size, NO_PARTS, ALL_PARTS):
+        assert_same(sliced, whole)
+
+
+@pytest.mark.parametrize("name", RANDOM)
+@pytest.mark.parametrize(("tp_size", "cp_size"), [(1, 2), (1, 3), (2, 2)])
+def test_biases_are_added_once_and_experts_stay_whole(name, tp_size, cp_size):
+    for whole, sliced in logits(RANDOM[name], tp_size, cp_size, NO_PARTS, ALL_PARTS):
+        assert_same(sliced, whole)
+
+
+def test_each_part_can_be_sliced_by_itself():
+    parts = [frozenset([part]) for part in PARTS]
+    for whole, *sliced in logits(RANDOM["biased, gated"], 1, 3, NO_PARTS, *parts):
+        for of_part in sliced:
+            assert_same(of_part, whole)
+
+
+def test_all_ranks_have_the_same_bits():
+    (first,), *others = logits(RANDOM["biased"], 1, 3, ALL_PARTS)
+    assert all(torch.equal(first, other) for (other,) in others)
+
+
+def test_a_rank_reads_its_share_of_the_weights_as_views():
+    """A third, and up to two more rows or columns of each matrix where three do not divide them."""
+    args = RANDOM["biased, gated"]
+    (of_one, views_of_one), *_ = run_ranks(1, weights_read, args, TOKENS[:1], ALL_PARTS)
+    of_three = run_ranks(3, weights_read, args, TOKENS[:1], ALL_PARTS)
+    assert views_of_one and all(views for _, views in of_three)
+    assert all(num_bytes == pytest.approx(of_one / 3, rel=0.03) for num_bytes, _ in of_three)
+
+
+def test_auto_agrees_on_all_ranks_and_one_rank_has_nothing_to_divide(checkpoints):
+    megatron = str(checkpoints("llama")[1])
+    first, *others = run_ranks(3, chosen_parts, megatron, "auto")
+    assert all(other == first for other in others) and first <= ALL_PARTS
+    assert run_ranks(2, chosen_parts, megatron, "sliced") == [ALL_PARTS] * 2
+    assert run_ranks(1, chosen_parts, megatron, "sliced") == [NO_PARTS]
+
+
+def test_an_unknown_choice_of_weights_is_refused(checkpoints):
+    with pytest.raises(RankError, match="decode_weights is 'half'"):
+        run_ranks(1, chosen_parts, str(checkpoints("llama")[1]), "half")

@@ -1,0 +1,20 @@
+"""A small part of odd_requests.py; the whole is a script, since it takes minutes."""
+
+from odd_requests import resident_megabytes, send_all
+
+NUM_REQUESTS = 300
+KV_MEGABYTES = 50
+
+
+def test_odd_requests_get_no_500_never_hang_and_leave_the_memory_flat(start):
+    server = start("--star-kv-gigabytes", str(KV_MEGABYTES / 1000), "--star-block-size", "256")
+    server.wait_until_ready()
+    send_all(server.url, NUM_REQUESTS, seed=1)
+    before = resident_megabytes(server.ranks[0].pid)
+    findings = send_all(server.url, NUM_REQUESTS, seed=2)
+
+    assert findings.broken == []
+    assert findings.num_sent >= 0.8 * NUM_REQUESTS
+    assert findings.statuses["400"] > NUM_REQUESTS / 4
+    assert resident_megabytes(server.ranks[0].pid) - before < 100
+    assert "traceback" not in server.log()
