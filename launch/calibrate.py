@@ -42,7 +42,7 @@ HEADING = ["setting", "same first token", "changed answers", "KL (nats)", "hidde
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line; raises ValueError on a wrong one."""
-    parser = ArgumentParser(prog="calibrate.py", description=__doc__.splitlines()[0])
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
     add_model_arguments(parser)
     group = parser.add_argument_group("calibration")
     group.add_argument("--input-jsonl", required=True, metavar="FILE", help="lines with context and query")

@@ -38,7 +38,7 @@ from megatron_star.parallel.groups import StarGroups
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line; raises ValueError on a wrong one."""
-    parser = ArgumentParser(prog="evaluate.py", description=__doc__.splitlines()[0])
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
     add_model_arguments(parser)
     group = parser.add_argument_group("what is asked")
     group.add_argument(

@@ -20,7 +20,7 @@ FORMATS = {"text": plain_text, "markdown": markdown}
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line; raises ValueError on a wrong one."""
-    parser = ArgumentParser(prog="report.py", description=__doc__.splitlines()[0])
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="of megatron-star eval")
     parser.add_argument("--format", choices=FORMATS, default="text")
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help="only these")

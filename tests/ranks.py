@@ -6,6 +6,7 @@ from collections.abc import Sequence as SequenceOf
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -24,6 +25,7 @@ from megatron_star.model.build import build_gpt_model
 from megatron_star.model.checkpoint import read_checkpoint_info
 from megatron_star.model.cpu import use_cpu_where_cuda_is_absent
 from megatron_star.model.sliced_linear import NO_PARTS
+from megatron_star.parallel import exchange as exchange_module
 from megatron_star.parallel.exchange import Exchange
 from megatron_star.parallel.groups import StarGroups, initialize_groups
 from megatron_star.plan import ContextPlan
@@ -171,6 +173,8 @@ def communication(
 ) -> tuple[list[str], list[str], dict[str, int], ContextPlan]:
     """Collectives, as torch's profiler sees them, of encoding a context and of one decoding step.
 
+    Without a mailbox, as on GPUs and on several machines.
+
     Returns:
         Their names while encoding, while decoding, the exchange's own counts, and the plan.
     """
@@ -180,9 +184,10 @@ def communication(
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as encoding:
         context = encode_context(star_model, token_ids[:num_context], plan)
     sequence = Sequence(context, tail_rank=0)
-    generate_step(star_model, [(sequence, token_ids[num_context:])])
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as decoding:
-        generate_step(star_model, [(sequence, token_ids[-1:])])
+    with patch.object(exchange_module, "LARGEST_BYTES", -1):
+        generate_step(star_model, [(sequence, token_ids[num_context:])])
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as decoding:
+            generate_step(star_model, [(sequence, token_ids[-1:])])
     return _collectives(encoding), _collectives(decoding), dict(exchange.counts), plan
 
 

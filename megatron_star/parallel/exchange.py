@@ -1,11 +1,11 @@
 """What crosses CP ranks: the KV of sources while a context is encoded, and partial results afterwards.
 
-Small tensors on a CPU go from rank to rank instead of through a collective: gloo runs collectives in a thread
-of its own, and waking it costs more than the message.
+Small tensors of CPU ranks on one machine go through a mailbox instead of a collective of gloo.
 """
 
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from functools import cached_property
 
 import torch
 import torch.distributed as dist
@@ -14,12 +14,10 @@ from torch import Tensor
 from megatron_star.attention.merge import merge_partials
 from megatron_star.attention.partial import Partial
 from megatron_star.parallel.all_gather import all_gather_single
+from megatron_star.parallel.mailbox import LARGEST_BYTES, Mailbox
 from megatron_star.plan import Source
 
 KeyValue = tuple[Tensor, Tensor]
-
-LARGEST_DIRECT_BYTES = 1 << 17
-"""On a CPU, up to so many bytes a rank are sent from rank to rank."""
 
 
 class Exchange:
@@ -65,7 +63,7 @@ class Exchange:
     def add_up(self, mine: Tensor) -> Tensor:
         """The sum over the ranks of tensors of the same shape; the same bits on every rank."""
         self.counts.update(sums=1, sum_bytes=mine.nbytes)
-        if _is_sent_directly(mine):
+        if self._fits_mailbox(mine):
             return self._all_gather(mine).sum(0)
         dist.all_reduce(mine, group=self.cp_group)
         return mine
@@ -78,21 +76,20 @@ class Exchange:
 
     def _all_gather(self, mine: Tensor) -> Tensor:
         mine = mine.contiguous()
+        if self._fits_mailbox(mine):
+            return self._mailbox.all_gather(mine)
         everyone = mine.new_empty(self.cp_size, *mine.shape)
-        if not _is_sent_directly(mine):
-            all_gather_single(everyone.view(-1), mine.view(-1), group=self.cp_group)
-            return everyone
-        everyone[self.cp_rank] = mine
-        group, others = self.cp_group, [r for r in range(self.cp_size) if r != self.cp_rank]
-        works = [dist.irecv(everyone[rank], group=group, group_src=rank) for rank in others]
-        works += [dist.isend(mine, group=group, group_dst=rank) for rank in others]
-        for work in works:
-            work.wait()
+        all_gather_single(everyone.view(-1), mine.view(-1), group=self.cp_group)
         return everyone
 
+    def _fits_mailbox(self, tensor: Tensor) -> bool:
+        """The same on every rank. The first small tensor on a CPU opens the mailbox, if there can be one."""
+        small = tensor.device.type == "cpu" and tensor.nbytes <= LARGEST_BYTES
+        return small and self._mailbox is not None
 
-def _is_sent_directly(tensor: Tensor) -> bool:
-    return tensor.device.type == "cpu" and tensor.nbytes <= LARGEST_DIRECT_BYTES
+    @cached_property
+    def _mailbox(self) -> Mailbox | None:
+        return Mailbox.open(self.cp_group)
 
 
 class SourceTransfers:

@@ -1,0 +1,124 @@
+"""Small tensors between the ranks of one machine, through memory that they share.
+
+gloo hands every message to a thread of its own. Where that thread has to wake up for each layer of each
+token, as in token generation on a CPU, this costs many times the message. Here a rank looks for itself.
+"""
+
+import mmap
+import os
+import platform
+import tempfile
+from time import monotonic, sleep
+from typing import Self
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+LARGEST_BYTES = 1 << 17
+"""Of one rank's tensor."""
+
+LOOKS_BEFORE_YIELDING = 200
+SECONDS_BEFORE_SLEEPING = 0.05
+SLEEP_SECONDS = 0.001
+TIMEOUT_SECONDS = 600.0
+_WORDS_APART = 8
+"""Between two ranks' counters, so that they are in cache lines of their own."""
+
+
+class Mailbox:
+    """An all-gather for the CPU ranks of a group that run on one machine.
+
+    Each rank has a counter and room for a tensor, both twice. For its n-th message it writes the tensor to
+    room n % 2, then n to the counter, and waits for the others' counters. It cannot be two messages ahead of
+    anybody, so nothing is overwritten before it is read. Stores must be seen in their order, as on x86.
+    """
+
+    def __init__(self, memory: mmap.mmap, rank: int, num_ranks: int) -> None:
+        self.rank, self.num_ranks, self.num_messages = rank, num_ranks, 0
+        words = 2 * num_ranks * _WORDS_APART
+        self._counters = memoryview(memory).cast("q")[:words]
+        rooms = torch.frombuffer(memory, dtype=torch.uint8)[8 * words : _num_bytes(num_ranks)]
+        self._rooms = rooms.view(2, num_ranks, LARGEST_BYTES)
+
+    @classmethod
+    def open(cls, group: dist.ProcessGroup) -> Self | None:
+        """A mailbox for all ranks of a group, which all call this; None, on all, if they share no memory."""
+        rank, num_ranks = group.rank(), group.size()
+        path = _new_file(_num_bytes(num_ranks)) if rank == 0 else ""
+        name = torch.zeros(256, dtype=torch.uint8)
+        name[: len(path)] = torch.tensor(list(path.encode()), dtype=torch.uint8)
+        dist.broadcast(name, group=group, group_src=0)
+        memory = _mapped(bytes(name.tolist()).rstrip(b"\0").decode(), _num_bytes(num_ranks))
+        all_have_it = torch.tensor(memory is not None, dtype=torch.int32)
+        dist.all_reduce(all_have_it, dist.ReduceOp.MIN, group=group)
+        if path:
+            os.unlink(path)  # the memory lives on until nobody has it mapped
+        return cls(memory, rank, num_ranks) if all_have_it else None
+
+    def all_gather(self, mine: Tensor) -> Tensor:
+        """[num_ranks, *mine.shape] of every rank's contiguous tensor of the same shape, up to LARGEST_BYTES.
+
+        Raises:
+            RuntimeError: a rank has not come for TIMEOUT_SECONDS.
+        """
+        self.num_messages += 1
+        half = self.num_messages % 2
+        rooms = self._rooms[half, :, : mine.nbytes]
+        rooms[self.rank] = mine.view(-1).view(torch.uint8)
+        first = half * self.num_ranks
+        self._counters[(first + self.rank) * _WORDS_APART] = self.num_messages
+        for rank in range(self.num_ranks):
+            self._await(rank, (first + rank) * _WORDS_APART)
+        everyone = mine.new_empty(self.num_ranks, *mine.shape)
+        everyone.view(self.num_ranks, mine.numel()).view(torch.uint8).copy_(rooms)
+        return everyone
+
+    def _await(self, rank: int, place: int) -> None:
+        counters, number = self._counters, self.num_messages
+        for _ in range(LOOKS_BEFORE_YIELDING):
+            if counters[place] >= number:
+                return
+        start = monotonic()
+        while counters[place] < number:
+            waited = monotonic() - start
+            if waited > TIMEOUT_SECONDS:
+                raise RuntimeError(f"CP rank {rank} has not come to message {number} for {waited:.0f} s")
+            if waited > SECONDS_BEFORE_SLEEPING:
+                sleep(SLEEP_SECONDS)
+            else:
+                os.sched_yield()
+
+
+def _num_bytes(num_ranks: int) -> int:
+    return 2 * num_ranks * (8 * _WORDS_APART + LARGEST_BYTES)
+
+
+def _new_file(num_bytes: int) -> str:
+    """A file of zeros in memory, for this user only; "" where that cannot be had."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return ""
+    try:
+        descriptor, path = tempfile.mkstemp(prefix="megatron-star-", dir="/dev/shm")
+    except OSError:
+        return ""
+    try:
+        os.posix_fallocate(descriptor, 0, num_bytes)
+    except OSError:  # no room
+        os.unlink(path)
+        return ""
+    finally:
+        os.close(descriptor)
+    return path
+
+
+def _mapped(path: str, num_bytes: int) -> mmap.mmap | None:
+    """The file's memory, if this machine has it."""
+    try:
+        descriptor = os.open(path, os.O_RDWR)
+    except OSError:
+        return None
+    try:
+        return mmap.mmap(descriptor, num_bytes)
+    finally:
+        os.close(descriptor)
