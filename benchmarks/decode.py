@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 import torch.distributed as dist
 from transformers import AutoModelForCausalLM, DynamicCache
+from transformers.utils import logging as transformers_logging
 
 from benchmarks.measuring import median_ratio, over_ranks, run_on_ranks, write_result
 from launch.arguments import ArgumentParser, token_count
@@ -64,6 +65,7 @@ def star_step(star_model: StarModel, num_tokens: int) -> Step:
 @torch.inference_mode()
 def hugging_face_step(hf: str, num_tokens: int) -> Step:
     """The same with transformers' SDPA and its default cache, in float32."""
+    transformers_logging.disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(hf, dtype=torch.float32, attn_implementation="sdpa").eval()
     config = model.config
     shape = (1, config.num_key_value_heads, num_tokens, config.hidden_size // config.num_attention_heads)

@@ -121,7 +121,7 @@ def _draw_memory(memory: list[dict[str, Any]], path: Path) -> None:
     )
     axes.set_xlabel("tokens / ranks, and tokens of a rank in one wave")
     axes.set_ylabel("MB on a rank at most")
-    axes.set_title("Memory of context encoding, star, blocks of 1K")
+    axes.set_title("Memory of context encoding, star, blocks of 512")
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=120)

@@ -33,21 +33,23 @@ class Part(NamedTuple):
 
 
 PARTS = {
-    "overlap": Part("overlap", "--num-tokens 8K --block-size 1K --repeats 3"),
+    "overlap": Part("overlap", "--num-tokens 8K --block-size 1K --repeats 2"),
     "ring": Part("ring_attention", "--num-tokens 8K --repeats 9"),
     "one-rank-4k": Part("one_rank", "--hf HF --num-tokens 4K --megatron", 1, 2),
-    "one-rank-8k": Part("one_rank", "--hf HF --num-tokens 8K", 1, 2),
+    "one-rank-8k": Part("one_rank", "--hf HF --num-tokens 8K --repeats 2", 1, 2),
     "decode": Part("decode", "--hf HF --num-tokens 8K --repeats 9"),
-    "encoding-8k": Part("context_encoding", "--num-tokens 8K --block-size 1K --repeats 3"),
+    **{
+        f"memory-{tokens}-{ranks}": Part(
+            "encoding_memory", f"--num-tokens {tokens} --block-size 512 --wave-tokens 1K", ranks
+        )
+        for tokens, ranks in (("2K", 1), ("4K", 2), ("8K", 4), ("8K", 1), ("8K", 2))
+    },
+    "memory-8K-2-one-wave": Part("encoding_memory", "--num-tokens 8K --block-size 512 --wave-tokens 32K"),
+    "encoding-8k": Part("context_encoding", "--num-tokens 8K --block-size 1K --repeats 2"),
     "encoding-16k": Part(
-        "context_encoding", "--num-tokens 16K --block-size 1K --repeats 3 --variants exact;star,recompute"
+        "context_encoding", "--num-tokens 16K --block-size 1K --repeats 2 --variants exact;star,recompute"
     ),
     "encoding-32k": Part("context_encoding", "--num-tokens 32K --block-size 1K --repeats 2 --variants exact"),
-    **{
-        f"memory-{tokens}-{ranks}": Part("encoding_memory", f"--num-tokens {tokens}", ranks)
-        for tokens, ranks in (("4K", 1), ("8K", 2), ("16K", 4), ("16K", 1), ("16K", 2))
-    },
-    "memory-16K-2-one-wave": Part("encoding_memory", "--num-tokens 16K --wave-tokens 32K"),
 }
 
 

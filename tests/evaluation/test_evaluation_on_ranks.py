@@ -35,7 +35,7 @@ def test_exact_answers_equal_those_of_transformers_sample_by_sample(smollm2):
     hf, megatron = smollm2
     tokenizer = AutoTokenizer.from_pretrained(hf)
     maker = SampleMaker(tokenizer, Sources(), chat=True)
-    keys = [("niah_single_1", 400), ("niah_multiquery", 600), ("variable_tracking", 500)]
+    keys = [("niah_single_1", 400), ("variable_tracking", 500)]
     samples = [maker.make(SampleKey(NamedTask.parse(task), length, 0)) for task, length in keys]
     requests = [greedy_request(tokenizer, sample, EXACT, chat=True) for sample in samples]
     ours = run_ranks(2, greedy_answers, str(megatron), tokenizer, requests)[0]

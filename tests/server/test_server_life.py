@@ -93,7 +93,7 @@ def test_an_encoding_that_takes_long_is_reported_in_the_stream(server):
     body = {
         "model": "smollm2",
         "stream": True,
-        "messages": [{"role": "user", "content": "One more of many words. " * 700}],
+        "messages": [{"role": "user", "content": "One more of many words. " * 400}],
         "max_completion_tokens": 1,
     }
     with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=body, timeout=60) as stream:
@@ -118,7 +118,7 @@ def status_line(connection: socket.socket) -> bytes:
 
 def test_keys_places_slow_clients_and_a_drain_in_which_nothing_is_lost(start, tmp_path):
     (tmp_path / "key").write_text("right-key\n")
-    limits = ["--max-concurrent-requests", "1", "--max-queued-requests", "1", "--request-body-seconds", "2"]
+    limits = ["--max-concurrent-requests", "1", "--max-queued-requests", "1", "--request-body-seconds", "1"]
     server = start("--api-key-file", str(tmp_path / "key"), *limits, "--drain-seconds", "60")
     server.wait_until_ready()
     key = {"Authorization": "Bearer right-key"}
