@@ -140,14 +140,14 @@ def run(args: Namespace, star_model: StarModel, groups: StarGroups) -> None:
             "tpot_ms": 1e3 * statistics.median(r[name]["tpot_s"] for r in rounds),
             "fastest_ms": 1e3 * min(r[name]["fastest_s"] for r in rounds),
             "processor_ms": 1e3 * statistics.median(r[name]["processor_s"] for r in rounds),
-            "one_rank_/_this": median_ratio(rounds, ONE_RANK, name, "tpot_s"),
+            "faster_than_one_rank": median_ratio(rounds, ONE_RANK, name, "tpot_s"),
             "processor_ratio": median_ratio(rounds, ONE_RANK, name, "processor_s"),
         }
         for name in variants
     }
-    print(f"{'variant':<16}" + "".join(f"{title:>17}" for title in next(iter(summary.values()))))
+    print(f"{'variant':<16}" + "".join(f"{title:>22}" for title in next(iter(summary.values()))))
     for name, figures in summary.items():
-        print(f"{name:<16}" + "".join(f"{figure:>17.2f}" for figure in figures.values()))
+        print(f"{name:<16}" + "".join(f"{figure:>22.2f}" for figure in figures.values()))
     write_result(args.output, summary, rounds)
 
 
