@@ -38,17 +38,19 @@ from megatron_star.model.checkpoint import load_weights, read_checkpoint_info
 from megatron_star.parallel.groups import StarGroups
 
 OURS, HUGGING_FACE, MEGATRON = "megatron-star, exact", "transformers, SDPA", "Megatron, static"
+NUM_QUERY_TOKENS = 256
 FirstToken = Callable[[list[int]], int]
 
 
 def ours(star_model: StarModel) -> FirstToken:
-    """The greedy first token by exact context encoding, all tokens but the last being the context."""
+    """The greedy first token by exact context encoding, and a query of the server's usual length."""
     costs = token_costs(star_model.model.config)
 
     def first_token(token_ids: list[int]) -> int:
-        _, plan = choose_plan(len(token_ids) - 1, 1, StarConfig(mode="exact"), costs)
-        context = encode_context(star_model, token_ids[:-1], plan)
-        return int(generate_step(star_model, [(Sequence(context, 0), token_ids[-1:])]).argmax())
+        edge = max(0, len(token_ids) - NUM_QUERY_TOKENS)
+        _, plan = choose_plan(edge, 1, StarConfig(mode="exact"), costs)
+        context = encode_context(star_model, token_ids[:edge], plan)
+        return int(generate_step(star_model, [(Sequence(context, 0), token_ids[edge:])]).argmax())
 
     return first_token
 

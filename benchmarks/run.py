@@ -38,6 +38,7 @@ PARTS = {
     "one-rank-4k": Part("one_rank", "--hf HF --num-tokens 4K --megatron", 1, 2),
     "one-rank-8k": Part("one_rank", "--hf HF --num-tokens 8K --repeats 2", 1, 2),
     "decode": Part("decode", "--hf HF --num-tokens 8K --repeats 9"),
+    "bandwidth": Part("memory_bandwidth", "--repeats 9"),
     **{
         f"memory-{tokens}-{ranks}": Part(
             "encoding_memory", f"--num-tokens {tokens} --block-size 512 --wave-tokens 1K", ranks
