@@ -70,7 +70,7 @@ def write_figures(results: Summaries, path: Path) -> None:
         if aim.part in results:
             measured = aim.figure(results[aim.part])
             verdict = "reached" if measured >= aim.at_least else "**missed**"
-            lines.append(f"| {aim.what} | {aim.at_least} | {measured:.2f} | {verdict} |")
+            lines.append(f"| {aim.what} | {aim.at_least} | {measured:.3f} | {verdict} |")
     path.write_text("\n".join(lines) + "\n")
     print("\n" + "\n".join(lines))
 
