@@ -55,7 +55,8 @@ def test_every_aim_is_of_a_part_and_is_written_with_its_verdict(tmp_path, capsys
     assert {aim.part for aim in AIMS} <= set(PARTS)
     results = {"overlap": {"overlapped": {"hidden": 0.79}}}
     write_figures(results, tmp_path / "figures.md")
-    assert "| broadcast hidden at 1 GB/s | 0.8 | 0.790 | **missed** |" in (tmp_path / "figures.md").read_text()
+    figures = (tmp_path / "figures.md").read_text()
+    assert "| broadcast hidden at 1 GB/s | 0.8 | 0.790 | **missed** |" in figures
 
 
 def test_pictures_are_drawn_of_what_has_run(tmp_path):
