@@ -54,9 +54,11 @@ test-gpu: setup  ## on a GPU: kernels, model parity, streams, graphs, memory
 
 bench-gpu: setup  ## on a GPU: time the kernels, the merge, and a random 8B model's encoding and decoding
 	@$(RUN) benchmarks/gpu_attention.py --output bench-gpu.json
-	@for tokens in 32K 128K; do $(RUN) -m torch.distributed.run --nproc-per-node gpu \
+	@set -e; for tokens in 32K 128K; do $(RUN) -m torch.distributed.run --nproc-per-node gpu \
 	    benchmarks/context_encoding.py --load - --random-model llama-3.1-8b --bf16 --num-tokens $$tokens \
-	    --block-size 8K --output bench-gpu-$$tokens.json; done
+	    --block-size 8K --output bench-gpu-$$tokens.json; \
+	    $(RUN) -m torch.distributed.run --nproc-per-node gpu benchmarks/decode.py --load - \
+	    --random-model llama-3.1-8b --bf16 --num-tokens $$tokens --output bench-gpu-decode-$$tokens.json; done
 
 .PHONY: accuracy
 ACCURACY := .demo/accuracy

@@ -7,7 +7,8 @@ On GPUs, without a checkpoint: `--load - --random-model llama-3.1-8b --bf16 --nu
 
 All variants run in one process group, one after the other, `--repeats` times; figures are medians, and ratios
 are medians of the ratios within a round, so that a machine that becomes slower in between does not bend them.
-Beside each variant stands its floor (encoding_floor.py), measured in the same round.
+Beside each variant stands its floor (encoding_floor.py), measured in the same round. TFLOP/s are of the
+slowest CP rank, by the cost model.
 """
 
 import statistics
@@ -52,6 +53,7 @@ def measure(star_model: StarModel, token_ids: list[int], plan: ContextPlan) -> F
     seconds = most(perf_counter() - start)
     return {
         "seconds": seconds,
+        "tflops_per_s": plan.cost(token_costs(star_model.model.config)) / seconds / 1e12,
         "floor_s": most(floor.linear_s + floor.attention_s),
         "linear_floor_s": most(floor.linear_s),
         "attention_floor_s": most(floor.attention_s),
@@ -113,7 +115,7 @@ def summarise(
 
 def print_table(summary: dict[str, Figures]) -> None:
     """For people."""
-    titles = ("seconds", "/ broadcast", "predicted", "% of floor", "MB sent")
+    titles = ("seconds", "/ broadcast", "predicted", "% of floor", "TFLOP/s", "MB sent")
     print(f"{'variant':<18}" + "".join(f"{title:>13}" for title in titles))
     for name, figures in summary.items():
         cells = (
@@ -121,6 +123,7 @@ def print_table(summary: dict[str, Figures]) -> None:
             figures["to_broadcast"],
             figures["predicted_to_broadcast"],
             figures["of_floor"] * 100,
+            figures["tflops_per_s"],
             figures["bytes_sent"] / 1e6,
         )
         print(f"{name:<18}" + "".join(f"{cell:>13.2f}" for cell in cells), flush=True)
