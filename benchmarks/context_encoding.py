@@ -25,7 +25,14 @@ import torch.distributed as dist
 
 from benchmarks.counted_work import count_work
 from benchmarks.encoding_floor import floor_of
-from benchmarks.encoding_variants import BROADCAST, CONTIGUOUS, EXACT, RECOMPUTE, variant_plan
+from benchmarks.encoding_variants import (
+    BROADCAST,
+    CONTIGUOUS,
+    EXACT,
+    RECOMPUTE,
+    engine_wave_tokens,
+    variant_plan,
+)
 from benchmarks.measuring import median_ratio, over_ranks, run_on_ranks, write_result
 from launch.arguments import ArgumentParser, token_count
 from megatron_star.cost_model import broadcast_bytes, kv_bytes_per_token, token_costs
@@ -146,7 +153,8 @@ def run(args: Namespace, star_model: StarModel, _: StarGroups) -> None:
     generator = torch.Generator().manual_seed(0)
     token_ids = torch.randint(star_model.vocab_size, (args.num_tokens,), generator=generator).tolist()
     cp_size, costs = star_model.exchange.cp_size, token_costs(star_model.model.config)
-    sizes = {"block_size": args.block_size, "wave_tokens": args.wave_tokens}
+    wave_tokens = args.wave_tokens or engine_wave_tokens(star_model.device)
+    sizes = {"block_size": args.block_size, "wave_tokens": wave_tokens}
     plans = {name: variant_plan(name, args.num_tokens, cp_size, costs, **sizes) for name in args.variants}
     beginning = token_ids[: args.num_tokens // 4]
     checks = {
@@ -181,7 +189,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--num-tokens", type=token_count, default=8192, metavar="TOKENS")
     parser.add_argument("--block-size", type=token_count, default=1024, metavar="TOKENS")
     parser.add_argument(
-        "--wave-tokens", type=token_count, default=32768, metavar="TOKENS", help="of one rank"
+        "--wave-tokens", type=token_count, metavar="TOKENS", help="of one rank; default: as the engine's"
     )
     parser.add_argument("--variants", type=_variants, default=list(VARIANTS), help="separated by semicolons")
     parser.add_argument("--repeats", type=int, default=3, metavar="N")

@@ -2,11 +2,19 @@
 
 from dataclasses import replace
 
+import torch
+
 from megatron_star.config import StarConfig
 from megatron_star.cost_model import choose_plan
+from megatron_star.inference.pace import largest_wave_tokens
 from megatron_star.plan import ContextPlan, Segment, Source, TokenCosts
 
 EXACT, CONTIGUOUS, RECOMPUTE, BROADCAST = "exact", "exact, contiguous", "star, recompute", "star, broadcast"
+
+
+def engine_wave_tokens(device: torch.device) -> int:
+    """Tokens of a rank in a wave, as the engine has it by default."""
+    return min(StarConfig().wave_tokens, largest_wave_tokens(device))
 
 
 def variant_plan(
@@ -15,8 +23,8 @@ def variant_plan(
     """The plan of a variant.
 
     `exact` is balanced (zigzag). `exact, contiguous` is a ring that gives each rank one stretch of the
-    context. `star, recompute` is the published system: a forward pass for each block with the whole anchor
-    in front of it, block after block. `star, broadcast` is ours.
+    context, in one wave. `star, recompute` is the published system: a forward pass for each block with the
+    whole anchor in front of it, block after block. `star, broadcast` is ours.
     """
     config = StarConfig(block_size=block_size, wave_tokens=wave_tokens)
     if name == RECOMPUTE:

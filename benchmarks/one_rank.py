@@ -25,6 +25,7 @@ from megatron.core.tensor_parallel.random import initialize_rng_tracker
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
+from benchmarks.encoding_variants import engine_wave_tokens
 from benchmarks.measuring import median_ratio, run_on_ranks, write_result
 from launch.arguments import ArgumentParser, token_count
 from megatron_star.config import StarConfig
@@ -45,10 +46,11 @@ FirstToken = Callable[[list[int]], int]
 def ours(star_model: StarModel) -> FirstToken:
     """The greedy first token by exact context encoding, and a query of the server's usual length."""
     costs = token_costs(star_model.model.config)
+    star = StarConfig(mode="exact", wave_tokens=engine_wave_tokens(star_model.device))
 
     def first_token(token_ids: list[int]) -> int:
         edge = max(0, len(token_ids) - NUM_QUERY_TOKENS)
-        _, plan = choose_plan(edge, 1, StarConfig(mode="exact"), costs)
+        _, plan = choose_plan(edge, 1, star, costs)
         context = encode_context(star_model, token_ids[:edge], plan)
         return int(generate_step(star_model, [(Sequence(context, 0), token_ids[edge:])]).argmax())
 

@@ -23,7 +23,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from benchmarks.encoding_variants import BROADCAST, variant_plan
+from benchmarks.encoding_variants import BROADCAST, engine_wave_tokens, variant_plan
 from benchmarks.measuring import over_ranks, run_on_ranks, write_result
 from launch.arguments import ArgumentParser, token_count
 from megatron_star.cost_model import token_costs
@@ -107,7 +107,7 @@ def run(args: Namespace, star_model: StarModel, groups: StarGroups) -> None:
     """All rounds, and the result on rank 0."""
     generator = torch.Generator().manual_seed(0)
     token_ids = torch.randint(star_model.vocab_size, (args.num_tokens,), generator=generator).tolist()
-    sizes = {"block_size": args.block_size, "wave_tokens": 32768}
+    sizes = {"block_size": args.block_size, "wave_tokens": engine_wave_tokens(star_model.device)}
     cp_size, costs = star_model.exchange.cp_size, token_costs(star_model.model.config)
     plan = variant_plan(BROADCAST, args.num_tokens, cp_size, costs, **sizes)
     exchanges = {

@@ -78,7 +78,7 @@ def add_star_arguments(parser: argparse.ArgumentParser) -> None:
         type=token_count,
         default=DEFAULTS.wave_tokens,
         metavar="TOKENS",
-        help="most context tokens that a rank encodes in one forward pass",
+        help="most context tokens that a rank encodes in one forward pass (without a GPU, never above 2K)",
     )
 
 

@@ -19,7 +19,7 @@ from megatron_star.config import StarConfig
 from megatron_star.cost_model import choose_plan, kv_bytes_per_token, token_costs
 from megatron_star.inference.answer import Answer
 from megatron_star.inference.executor import Command, RankExecutor
-from megatron_star.inference.pace import Pace
+from megatron_star.inference.pace import Pace, largest_wave_tokens
 from megatron_star.inference.request import StarRequest, StarResult
 from megatron_star.inference.scheduler import Job, Scheduler, context_key
 from megatron_star.inference.star_model import StarModel
@@ -73,7 +73,7 @@ class StarEngine:
         self.max_sequence_length = max_sequence_length
         self.executor = RankExecutor(star_model)
         self.costs = token_costs(config)
-        self.pace = Pace(max_wait_seconds)
+        self.pace = Pace(max_wait_seconds, largest_wave_tokens(star_model.device))
         dtype_bytes = torch.empty(0, dtype=config.params_dtype).element_size()
         tp_size = config.tensor_model_parallel_size
         self.scheduler = Scheduler(

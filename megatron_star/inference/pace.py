@@ -1,6 +1,9 @@
-"""How long a wave may take, so that running sequences do not wait too long while a context is encoded."""
+"""How long a wave may be: on a CPU as is fastest, and never so long that running sequences wait too long."""
 
+import sys
 from dataclasses import replace
+
+import torch
 
 from megatron_star.config import StarConfig
 from megatron_star.plan import ContextPlan, TokenCosts
@@ -8,13 +11,21 @@ from megatron_star.plan import ContextPlan, TokenCosts
 SMALLEST_WAVE_TOKENS = 128
 WAVE_SHARE = 0.5
 """Of the longest wait, for the wave; the rest is for the decoding step beside it, and for a busy machine."""
+CPU_WAVE_TOKENS = 2048
+"""Of a rank without a GPU. With more, activations exceed 32 MB, which glibc maps anew each time."""
+
+
+def largest_wave_tokens(device: torch.device) -> int:
+    """Tokens of a rank in one forward pass beyond which it becomes slower."""
+    return CPU_WAVE_TOKENS if device.type == "cpu" else sys.maxsize
 
 
 class Pace:
     """Learns the seconds of a unit of cost, and cuts waves to the longest wait that is allowed."""
 
-    def __init__(self, max_wait_seconds: float) -> None:
+    def __init__(self, max_wait_seconds: float, largest_wave_tokens: int = sys.maxsize) -> None:
         self.max_wait_seconds = max_wait_seconds
+        self.largest_wave_tokens = largest_wave_tokens
         self.seconds_per_cost: float | None = None
 
     def note(self, cost: float, seconds: float) -> None:
@@ -29,6 +40,9 @@ class Pace:
         self, star: StarConfig, plan: ContextPlan, costs: TokenCosts
     ) -> tuple[StarConfig, ContextPlan]:
         """The configuration and plan with waves that are as long as allowed, by halving `wave_tokens`."""
+        if star.wave_tokens > self.largest_wave_tokens:
+            star = replace(star, wave_tokens=self.largest_wave_tokens)
+            plan = ContextPlan.build(plan.num_tokens, plan.cp_size, star, costs)
         if self.seconds_per_cost is None:
             return star, plan
         bound = WAVE_SHARE * self.max_wait_seconds / self.seconds_per_cost
