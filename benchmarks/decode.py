@@ -21,10 +21,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 import torch.distributed as dist
-from transformers import AutoModelForCausalLM, DynamicCache
-from transformers.utils import logging as transformers_logging
+from transformers import DynamicCache, PreTrainedModel
 
 from benchmarks.measuring import median_ratio, over_ranks, run_on_ranks, write_result
+from benchmarks.models import hugging_face_model
 from launch.arguments import ArgumentParser, token_count
 from megatron_star.config import StarConfig
 from megatron_star.cost_model import token_costs
@@ -63,15 +63,13 @@ def star_step(star_model: StarModel, num_tokens: int) -> Step:
 
 
 @torch.inference_mode()
-def hugging_face_step(hf: str, num_tokens: int) -> Step:
-    """The same with transformers' SDPA and its default cache, in float32."""
-    transformers_logging.disable_progress_bar()
-    model = AutoModelForCausalLM.from_pretrained(hf, dtype=torch.float32, attn_implementation="sdpa").eval()
+def hugging_face_step(model: PreTrainedModel, num_tokens: int) -> Step:
+    """The same with transformers' SDPA and its default cache."""
     config = model.config
     shape = (1, config.num_key_value_heads, num_tokens, config.hidden_size // config.num_attention_heads)
     cache = DynamicCache(config=config)
     for layer in range(config.num_hidden_layers):
-        cache.update(torch.randn(shape), torch.randn(shape), layer)
+        cache.update(*torch.randn(2, *shape, dtype=model.dtype), layer)
     token = torch.tensor([[1]])
 
     @torch.inference_mode()
@@ -96,7 +94,9 @@ def make_variants(args: Namespace, star_model: StarModel, groups: StarGroups) ->
     alone = replace(star_model, exchange=Exchange(groups.model.cp), sliced_parts=NO_PARTS)
     variants[ONE_RANK] = star_step(alone, args.num_tokens) if works else _nothing
     if args.hf:
-        variants["hugging face"] = hugging_face_step(args.hf, args.num_tokens) if works else _nothing
+        variants["hugging face"] = (
+            hugging_face_step(hugging_face_model(args), args.num_tokens) if works else _nothing
+        )
     return variants
 
 
@@ -156,7 +156,11 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--num-tokens", type=token_count, default=8192, metavar="TOKENS")
     parser.add_argument("--num-steps", type=int, default=8, metavar="N", help="tokens in a round")
     parser.add_argument("--repeats", type=int, default=5, metavar="N")
-    parser.add_argument("--hf", metavar="DIR", help="the same model for transformers, to measure beside")
+    parser.add_argument(
+        "--hf",
+        metavar="DIR",
+        help="the same model for transformers, to measure beside; random: of the shape of --random-model",
+    )
 
 
 if __name__ == "__main__":

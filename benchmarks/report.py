@@ -59,6 +59,20 @@ AIMS = (
         lambda s: s["whole"]["faster_than_one_rank"],
         1.0,
     ),
+    Aim(
+        "TPOT at 8K, 1.2B in bf16: one rank / two, sliced weights",
+        "decode-1b",
+        lambda s: s["sliced"]["faster_than_one_rank"],
+        1.5,
+    ),
+    Aim(
+        "TPOT at 8K, 1.2B in bf16: one rank / two, whole weights",
+        "decode-1b",
+        lambda s: s["whole"]["faster_than_one_rank"],
+        1.0,
+    ),
+    Aim("8K, star: floor / encoding", "encoding-8k", lambda s: s[BROADCAST]["of_floor"], 0.85),
+    Aim("32K, star: floor / encoding", "encoding-32k", lambda s: s[BROADCAST]["of_floor"], 0.85),
     Aim("broadcast hidden at 1 GB/s", "overlap", lambda s: s["overlapped"]["hidden"], 0.8),
 )
 

@@ -38,6 +38,10 @@ PARTS = {
     "one-rank-4k": Part("one_rank", "--hf HF --num-tokens 4K --megatron", 1, 2),
     "one-rank-8k": Part("one_rank", "--hf HF --num-tokens 8K --repeats 2", 1, 2),
     "decode": Part("decode", "--hf HF --num-tokens 8K --repeats 9"),
+    "decode-1b": Part(
+        "decode", "--random-model llama-3.2-1b --hf random --bf16 --num-tokens 8K --num-steps 4"
+    ),
+    "decode-1b-fp32": Part("decode", "--random-model llama-3.2-1b --fp32 --num-tokens 8K --num-steps 4"),
     "bandwidth": Part("memory_bandwidth", "--repeats 9"),
     **{
         f"memory-{tokens}-{ranks}": Part(
@@ -50,7 +54,7 @@ PARTS = {
     "encoding-16k": Part(
         "context_encoding", "--num-tokens 16K --block-size 1K --repeats 2 --variants exact;star,recompute"
     ),
-    "encoding-32k": Part("context_encoding", "--num-tokens 32K --block-size 1K --repeats 2 --variants exact"),
+    "encoding-32k": Part("context_encoding", "--num-tokens 32K --block-size 1K --repeats 1 --variants exact"),
 }
 
 

@@ -14,6 +14,8 @@ from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
+from megatron_star.model.rotary import rotate
+
 
 class StepIsComplete(Exception):
     """Raised by `attend` when nothing that the model would still compute in this step is wanted."""
@@ -31,6 +33,14 @@ class StarInferenceContext(BaseInferenceContext):
         """position_ids: [sq], int64, position of each packed token in its sequence."""
         super().__init__(InferenceConfig(materialize_only_last_token_logits=True))
         self.position_ids = position_ids
+        self._rotation: tuple[Tensor, Tensor] | None = None
+
+    def rotation(self, angles: Tensor, scale: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """What `rotate` takes, of Megatron's angles [sq, 1, 1, 2 * r]; made once for all layers."""
+        if self._rotation is None:
+            once = angles[..., : angles.size(-1) // 2]
+            self._rotation = (once.cos() * scale).to(dtype), (once.sin() * scale).to(dtype)
+        return self._rotation
 
     def is_static_batching(self) -> bool:
         """True: Megatron then hands query, key and value to the core attention."""
@@ -86,10 +96,19 @@ class StarSelfAttention(SelfAttention):
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        rotary_pos_emb: Tensor | tuple[Tensor, Tensor] | None,
+        rotary_pos_emb: tuple[Tensor, Tensor] | None,
         *_: object,
         **__: object,
     ) -> tuple[Tensor, Tensor, Tensor, object, AttnMaskType, None]:
-        """Everything as it came: the angles are already those of the step's positions."""
+        """Query and key rotated, or with the angles by which Megatron rotates them; the value as it came.
+
+        The angles are already those of the step's positions.
+        """
         self.core_attention.step = inference_context
+        if rotary_pos_emb is not None and not (
+            self.config.apply_rope_fusion or self.config.rotary_interleaved
+        ):
+            scale = self._yarn_concentration_factor
+            cos, sin = inference_context.rotation(rotary_pos_emb[0], scale, query.dtype)
+            query, key, rotary_pos_emb = rotate(query, cos, sin), rotate(key, cos, sin), None
         return query, key, value, rotary_pos_emb, self.attn_mask_type, None

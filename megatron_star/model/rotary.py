@@ -1,4 +1,4 @@
-"""Rotary angles at given positions, for any of Megatron's rotary embedding classes."""
+"""Rotary embedding at given positions, with the angles of any of Megatron's rotary embedding classes."""
 
 from typing import Any
 
@@ -30,3 +30,23 @@ class RotaryAtPositions(torch.nn.Module):
         if isinstance(unit, tuple):
             return unit[0] * positions, unit[1]
         return unit * positions
+
+
+def rotate(tensor: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the pairs (i, i + r), i < r, of a head's values; those beyond 2 * r stay (arXiv 2104.09864).
+
+    Megatron's own makes cosines and sines anew for queries and keys of each layer, and goes over memory some
+    seven times; this goes over it twice.
+
+    Args:
+        tensor: [sq, b, heads, hn].
+        cos, sin: [sq, 1, 1, r], in the tensor's dtype.
+    """
+    r = cos.size(-1)
+    first, second = tensor[..., :r], tensor[..., r : 2 * r]
+    rotated = tensor.new_empty(tensor.shape)
+    torch.mul(first, cos, out=rotated[..., :r]).addcmul_(second, sin, value=-1)
+    torch.mul(second, cos, out=rotated[..., r : 2 * r]).addcmul_(first, sin)
+    if 2 * r < tensor.size(-1):
+        rotated[..., 2 * r :] = tensor[..., 2 * r :]
+    return rotated

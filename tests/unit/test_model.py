@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from megatron.core.models.common.embeddings.rope_utils import apply_rotary_pos_emb
 from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 from megatron.core.models.common.embeddings.yarn_rotary_pos_embedding import YarnRotaryEmbedding
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
@@ -12,9 +13,9 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_star.model.architecture import check_supported, transformer_config
-from megatron_star.model.attention import StarCoreAttention, StarSelfAttention
+from megatron_star.model.attention import StarCoreAttention, StarInferenceContext, StarSelfAttention
 from megatron_star.model.cpu import use_cpu_where_cuda_is_absent
-from megatron_star.model.rotary import RotaryAtPositions
+from megatron_star.model.rotary import RotaryAtPositions, rotate
 from megatron_star.model.spec import with_star_attention
 
 ARGS = {
@@ -119,3 +120,17 @@ def test_rotary_angles_at_positions_are_rows_of_megatrons_table(kind):
         assert angles[1] == table[1]
         angles, table = angles[0], table[0]
     torch.testing.assert_close(angles, table[positions], atol=1e-4, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rotary_size", [16, 8], ids=["whole head", "half of it"])
+def test_rotation_is_megatrons(rotary_size, dtype):
+    use_cpu_where_cuda_is_absent()
+    angles = torch.randn(5, 1, 1, rotary_size // 2).repeat(1, 1, 1, 2)
+    packed = torch.randn(5, 1, 6, 16).to(dtype)
+    query = packed[:, :, 1:4]  # strided, as queries are
+    config = SimpleNamespace(apply_rope_fusion=False, rotary_interleaved=False)
+    expected = apply_rotary_pos_emb(query, angles, config, mscale=1.3, cp_group=object())
+    cos, sin = StarInferenceContext.rotation(SimpleNamespace(_rotation=None), angles, 1.3, dtype)
+    tolerance = 1e-6 if dtype == torch.float32 else 4e-2  # Megatron rounds the two products before their sum
+    torch.testing.assert_close(rotate(query, cos, sin), expected, atol=tolerance, rtol=tolerance)
