@@ -1,5 +1,6 @@
 """How much memory something needs at most."""
 
+import ctypes
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats(device)
             self.before = torch.cuda.memory_allocated(device)
         else:
+            ctypes.CDLL(None).malloc_trim(0)  # what was freed before would be used again, and not be counted
             Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again from VmRSS
             self.before = _status_bytes("VmRSS")
 
