@@ -75,10 +75,12 @@ def main() -> None:
     transformers_logging.set_verbosity_error()
     tokenizer = AutoTokenizer.from_pretrained(read_checkpoint_info(args.load).tokenizer_directory)
     answers = [a for a in read_answers([args.answers]) if a.setting == EXACT and a.index < args.samples]
+    if not answers:
+        sys.exit(f"error: {args.answers}: holds no answers of exact")
     finished = finished_ids(args.output)
     still_open = [answer for answer in answers if answer.sample not in finished]
     model = AutoModelForCausalLM.from_pretrained(args.hf, dtype=torch.float32).eval()
-    for answer in tqdm(still_open, disable=not sys.stderr.isatty()):
+    for answer in tqdm(still_open, mininterval=0.1 if sys.stderr.isatty() else 30):
         maker = SampleMaker(tokenizer, Sources(), answer.chat)
         append_lines(args.output, [compared(model, maker, answer)])
     report(Path(args.output))
