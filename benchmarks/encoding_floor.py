@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_star.inference.star_model import StarModel
+from megatron_star.linear import linear
 from megatron_star.plan import ContextPlan, Wave
 from megatron_star.reads import wave_reads
 
@@ -38,7 +39,7 @@ def _wave_floor(star_model: StarModel, wave: Wave) -> Floor:
     layers = star_model.model.decoder.layers[:LAYERS_TIMED]
     qkv = [layer.self_attention.linear_qkv.weight for layer in layers]
     others = [layer.self_attention.linear_proj.weight for layer in layers]
-    others += [linear.weight for layer in layers for linear in (layer.mlp.linear_fc1, layer.mlp.linear_fc2)]
+    others += [part.weight for layer in layers for part in (layer.mlp.linear_fc1, layer.mlp.linear_fc2)]
     dist.barrier()
     qkv_s, others_s = (
         sum(_product_seconds(star_model, num_rows, weight) for weight in weights) / len(layers)
@@ -52,8 +53,7 @@ def _wave_floor(star_model: StarModel, wave: Wave) -> Floor:
 
 def _product_seconds(star_model: StarModel, num_rows: int, weight: Tensor) -> float:
     inputs = torch.randn(num_rows, weight.size(1), dtype=weight.dtype, device=weight.device)
-    out = inputs.new_empty(num_rows, len(weight))
-    return _seconds(star_model, lambda: torch.mm(inputs, weight.t(), out=out))
+    return _seconds(star_model, lambda: linear(inputs, weight))
 
 
 def _attention_seconds(star_model: StarModel, wave: Wave, num_rows: int) -> float:

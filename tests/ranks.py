@@ -6,7 +6,7 @@ from collections.abc import Sequence as SequenceOf
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
-from unittest.mock import patch
+from unittest.mock import Mock, patch
 
 import torch
 import torch.distributed as dist
@@ -15,6 +15,7 @@ from torch import Tensor
 from megatron_star.attention.kernels import select_kernel
 from megatron_star.config import StarConfig
 from megatron_star.cost_model import choose_plan, token_costs
+from megatron_star.inference import star_model as star_model_module
 from megatron_star.inference.context_encoding import encode_context
 from megatron_star.inference.engine import StarEngine, run_worker
 from megatron_star.inference.loading import load_star_model
@@ -198,15 +199,18 @@ def _collectives(profile: torch.profiler.profile) -> list[str]:
 def output_layer_calls(checkpoint: str, token_ids: SequenceOf[int], config: StarConfig) -> list[int]:
     """Rows that went through the output layer while a context was encoded, and while a query was fed."""
     star_model, _ = load(checkpoint, 1)
-    rows: list[int] = []
-    star_model.model.output_layer.register_forward_hook(lambda _, inputs, __: rows.append(len(inputs[0])))
     _, plan = choose_plan(
         len(token_ids), star_model.exchange.cp_size, config, token_costs(star_model.model.config)
     )
-    context = encode_context(star_model, token_ids, plan)
-    encoding = sum(rows)
-    generate_step(star_model, [(Sequence(context, tail_rank=0), token_ids[:9])])
-    return [encoding, sum(rows)]
+    with patch.object(star_model_module, "output_logits", wraps=star_model_module.output_logits) as layer:
+        context = encode_context(star_model, token_ids, plan)
+        encoding = _rows(layer)
+        generate_step(star_model, [(Sequence(context, tail_rank=0), token_ids[:9])])
+        return [encoding, _rows(layer)]
+
+
+def _rows(output_layer: Mock) -> int:
+    return sum(len(call.args[0]) for call in output_layer.call_args_list)
 
 
 def on_engine(

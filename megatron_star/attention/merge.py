@@ -50,33 +50,35 @@ class PartialSum:
 
     def __init__(self, query: Tensor) -> None:
         """Rows of query [sq, b, np, hn], with no keys seen yet."""
-        sq, b, np, hn = query.shape
-        self.dtype = query.dtype
-        self.num_rows, self.is_empty = sq, True
+        self.query = query
         self.merge_into = merge_into_on(query.device)
-        out = torch.zeros(sq, b, np, hn, dtype=torch.float32, device=query.device)
-        lse = torch.full((sq, b, np), -torch.inf, dtype=torch.float32, device=query.device)
-        self.out = out.permute(1, 2, 0, 3)
-        self.softmax_lse = lse.permute(1, 2, 0)
+        self._sum: Partial | None = None
 
     def set_rows(self, start: int, end: int, part: Partial) -> None:
-        """Start rows [start, end) with their first part: cheaper than merging it."""
-        self.is_empty = False
-        self.out[:, :, start:end].copy_(part.out)
-        self.softmax_lse[:, :, start:end].copy_(part.softmax_lse)
+        """Start rows [start, end) with their first part: cheaper than merging it. The part may be changed."""
+        if self._sum is None and end - start == self.query.size(0) and part.out.dtype == torch.float32:
+            self._sum = part
+            return
+        for whole, rows in zip(self.merged(), part, strict=True):
+            whole[:, :, start:end].copy_(rows)
 
     def add_rows(self, start: int, end: int, part: Partial) -> None:
-        """Merge a part over further keys into rows [start, end)."""
-        if self.is_empty and end - start == self.num_rows:
+        """Merge a part over further keys into rows [start, end). The part may be changed."""
+        if self._sum is None and end - start == self.query.size(0):
             self.set_rows(start, end, part)
             return
-        self.is_empty = False
-        self.merge_into(self.out[:, :, start:end], self.softmax_lse[:, :, start:end], part)
+        out, softmax_lse = self.merged()
+        self.merge_into(out[:, :, start:end], softmax_lse[:, :, start:end], part)
 
     def merged(self) -> Partial:
         """All rows so far, in float32."""
-        return Partial(self.out, self.softmax_lse)
+        if self._sum is None:
+            sq, b, np, hn = self.query.shape
+            out = self.query.new_zeros(sq, b, np, hn, dtype=torch.float32)
+            lse = self.query.new_full((sq, b, np), -torch.inf, dtype=torch.float32)
+            self._sum = Partial(out.permute(1, 2, 0, 3), lse.permute(1, 2, 0))
+        return self._sum
 
     def result(self) -> Tensor:
         """[sq, b, np, hn], rounded once, to the query's dtype."""
-        return self.out.permute(2, 0, 1, 3).to(self.dtype)
+        return self.merged().out.permute(2, 0, 1, 3).to(self.query.dtype)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from megatron.core.inference.utils import InferenceMode
@@ -11,8 +11,15 @@ from torch import Tensor
 
 from megatron_star.attention.partial import AttentionKernel
 from megatron_star.model.attention import StarInferenceContext, StepIsComplete
-from megatron_star.model.sliced_linear import NO_PARTS, sliced_output_layer
+from megatron_star.model.sliced_linear import NO_PARTS, output_logits
 from megatron_star.parallel.exchange import Exchange
+
+
+class LogitRows(NamedTuple):
+    """The rows whose logits are wanted; the exchange of the ranks that divide the vocabulary, if they do."""
+
+    rows: list[int]
+    exchange: Exchange | None
 
 
 @dataclass(frozen=True)
@@ -55,24 +62,14 @@ class StarModel:
                 attention_mask=None,
                 inference_context=step,
                 runtime_gather_output=True,
-                output_processor=self._sliced_logits if "output" in parts else _logits_of_rows,
-                output_processor_context=list(logit_rows),
+                output_processor=_logits_of_rows,
+                output_processor_context=LogitRows(
+                    list(logit_rows), self.exchange if "output" in parts else None
+                ),
             )
             return logits[:, : self.vocab_size].float()
         assert not logit_rows
         return torch.empty(0, self.vocab_size, device=self.device)
-
-    def _sliced_logits(
-        self,
-        hidden_states: Tensor,
-        output_layer: Any,
-        output_weight: Tensor | None,
-        context: list[int],
-        **_: object,
-    ) -> Tensor:
-        """As `_logits_of_rows`, with the vocabulary divided over the CP ranks."""
-        weight = output_layer.weight if output_weight is None else output_weight
-        return sliced_output_layer(hidden_states[context], output_layer, weight, self.exchange).squeeze(1)
 
     def synchronize(self) -> None:
         """Wait until the device has done what it was given."""
@@ -81,10 +78,10 @@ class StarModel:
 
 
 def _logits_of_rows(
-    hidden_states: Tensor, output_layer: Any, output_weight: Tensor | None, context: list[int], **_: object
+    hidden_states: Tensor, output_layer: Any, output_weight: Tensor | None, context: LogitRows, **_: object
 ) -> Tensor:
-    """GPTModel's output hook: [sq, 1, h] to [len(context), padded vocabulary]."""
-    if not context:
+    """GPTModel's output hook: [sq, 1, h] to [rows, padded vocabulary]."""
+    if not context.rows:
         return hidden_states.new_empty(0, 0)
-    logits, _ = output_layer(hidden_states[context], weight=output_weight, runtime_gather_output=True)
-    return logits.squeeze(1)
+    weight = output_layer.weight if output_weight is None else output_weight
+    return output_logits(hidden_states[context.rows], output_layer, weight, context.exchange).squeeze(1)

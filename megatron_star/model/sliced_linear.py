@@ -12,11 +12,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from megatron.core.tensor_parallel.mappings import gather_from_tensor_model_parallel_region
 from torch import Tensor
 
+from megatron_star.linear import linear
 from megatron_star.parallel.exchange import Exchange
 
 PARTS = ("qkv", "proj", "mlp", "output")
@@ -60,6 +60,14 @@ class _Sliceable:
         """In the running step."""
         return self.part in self.slicing.parts
 
+    def forward(self, input_: Tensor, *args: Any, **options: Any) -> tuple[Tensor, Tensor | None]:
+        """As Megatron's; without its copies and sums over TP ranks where there is one."""
+        if args or options or self.tp_group.size() > 1:
+            return super().forward(input_, *args, **options)
+        if self.skip_bias_add:
+            return self._forward_impl(input_, self.weight, bias=None), self.bias
+        return self._forward_impl(input_, self.weight, bias=self.bias), None
+
 
 class GatheredLinear(_Sliceable, ColumnParallelLinear):
     """Its columns are gathered: all ranks have all of them afterwards, however they were divided."""
@@ -67,7 +75,7 @@ class GatheredLinear(_Sliceable, ColumnParallelLinear):
     def _forward_impl(self, input: Tensor, weight: Tensor, *_: Any, bias: Tensor | None, **__: Any) -> Tensor:
         if self.is_sliced:
             return gathered_linear(input, weight, bias, self.slicing.exchange)
-        return F.linear(input, weight, bias)
+        return linear(input, weight, bias)
 
 
 class DividedLinear(_Sliceable, ColumnParallelLinear):
@@ -75,9 +83,9 @@ class DividedLinear(_Sliceable, ColumnParallelLinear):
 
     def _forward_impl(self, input: Tensor, weight: Tensor, *_: Any, bias: Tensor | None, **__: Any) -> Tensor:
         if not self.is_sliced:
-            return F.linear(input, weight, bias)
+            return linear(input, weight, bias)
         biases = [None] * len(self._slices(weight)) if bias is None else self._slices(bias)
-        products = [F.linear(input, w, b) for w, b in zip(self._slices(weight), biases, strict=True)]
+        products = [linear(input, w, b) for w, b in zip(self._slices(weight), biases, strict=True)]
         return torch.cat(products, dim=-1)
 
     def forward(self, *args: Any, **options: Any) -> tuple[Tensor, Tensor | None]:
@@ -101,32 +109,38 @@ class SummedLinear(_Sliceable, RowParallelLinear):
 
     def _forward_impl(self, input: Tensor, weight: Tensor, *_: Any, bias: Tensor | None, **__: Any) -> Tensor:
         if not self.is_sliced:
-            return F.linear(input, weight, bias)
-        assert bias is None
+            return linear(input, weight, bias)
         exchange = self.slicing.exchange
         share = even_range(weight.size(1), exchange)
         if input.size(-1) == weight.size(1):  # not divided already by a DividedLinear
             input = input[..., share]
-        return exchange.add_up(F.linear(input, weight[:, share]))
+        total = exchange.add_up(linear(input, weight[:, share]))
+        return total if bias is None else total + bias
 
 
-def sliced_output_layer(
-    hidden_states: Tensor, layer: ColumnParallelLinear, weight: Tensor, exchange: Exchange
+def output_logits(
+    hidden_states: Tensor, layer: ColumnParallelLinear, weight: Tensor, exchange: Exchange | None
 ) -> Tensor:
-    """Logits [sq, 1, vocabulary of all TP ranks] of [sq, 1, h]; each CP rank computes a slice of them."""
-    logits = gathered_linear(hidden_states, weight, layer.bias, exchange)
+    """Logits [sq, 1, vocabulary of all TP ranks] of [sq, 1, h].
+
+    With an exchange, each of its CP ranks computes a slice of the columns.
+    """
+    if exchange:
+        logits = gathered_linear(hidden_states, weight, layer.bias, exchange)
+    else:
+        logits = linear(hidden_states, weight, layer.bias)
     return gather_from_tensor_model_parallel_region(logits, group=layer.tp_group)
 
 
 def gathered_linear(input: Tensor, weight: Tensor, bias: Tensor | None, exchange: Exchange) -> Tensor:
-    """`F.linear(input, weight, bias)`, [.., columns], of which each rank computes some columns.
+    """`linear(input, weight, bias)`, [.., columns], of which each rank computes some columns.
 
     All ranks compute equally many, so that they can be gathered: the last ones may overlap.
     """
     num_columns, width = weight.size(0), -(-weight.size(0) // exchange.cp_size)
     starts = [min(rank * width, num_columns - width) for rank in range(exchange.cp_size)]
     mine = slice(starts[exchange.cp_rank], starts[exchange.cp_rank] + width)
-    part = F.linear(input, weight[mine], None if bias is None else bias[mine])
+    part = linear(input, weight[mine], None if bias is None else bias[mine])
     everyone = exchange.gather(part)
     fresh = [everyone[rank][..., rank * width - start :] for rank, start in enumerate(starts)]
     return torch.cat(fresh, dim=-1)

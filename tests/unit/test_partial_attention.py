@@ -53,7 +53,7 @@ def test_a_merge_is_exact_at_any_gap_of_the_lse(gap):
     expected_lse = 5 + max(gap, 0) + math.log1p(math.exp(-abs(gap)))
     running = PartialSum(torch.zeros(1, 1, 1, 1))
     for out, lse in zip(outs, lses, strict=True):
-        running.add_rows(0, 1, Partial(out, lse))
+        running.add_rows(0, 1, Partial(out.clone(), lse.clone()))
     for merged in (merge_partials(outs, lses), running.merged()):
         assert merged.out.item() == pytest.approx(1 + 2 * weight, rel=1e-6)
         assert merged.softmax_lse.item() == pytest.approx(expected_lse, rel=1e-6)
