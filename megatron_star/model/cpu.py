@@ -24,8 +24,9 @@ def lay_out_by_columns(weights: Iterable[torch.nn.Parameter]) -> None:
     One token's product is then a sum of scaled vectors instead of many short dot products: up to twice as
     fast in float32 on a CPU. Many tokens' products take as long as before; looking a token up in a tied
     embedding takes some 10 us longer. Shapes and values stay; one weight is copied at a time. Weights with
-    more rows than columns stay as they are: the many short vectors would take longer.
+    fewer columns than rows stay as they lie: the many short vectors would take longer.
     """
     for weight in weights:
-        if weight.size(0) >= weight.size(1):
+        columns, rows = weight.shape
+        if columns >= rows:
             weight.data = weight.data.t().contiguous().t()

@@ -19,3 +19,9 @@ def test_slices_of_either_layout_are_views_that_a_product_takes():
     lay_out_by_columns([weight])
     assert weight[2:5].untyped_storage().data_ptr() == weight.untyped_storage().data_ptr()
     torch.testing.assert_close(torch.nn.functional.linear(row, weight[2:5]), expected)
+
+
+def test_weights_with_fewer_columns_than_rows_stay_as_they_lie():
+    wide = torch.nn.Parameter(torch.randn(5, 7), requires_grad=False)
+    lay_out_by_columns([wide])
+    assert wide.stride() == (7, 1)

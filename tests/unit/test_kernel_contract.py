@@ -3,6 +3,8 @@
 The same on the libraries themselves is in `tests/gpu`.
 """
 
+from unittest.mock import Mock
+
 import kernel_contract as contract
 import kernel_stubs
 import pytest
@@ -10,6 +12,7 @@ import torch
 import torch_kernel_stubs
 from kernel_contract import EMPTY, HEADS, SHAPES, TOLERANCE, tensors
 
+from megatron_star.attention import torch_cpu
 from megatron_star.attention.kernels import KERNELS
 
 NAMES_AND_DTYPES = [
@@ -77,3 +80,15 @@ def test_few_rows_read_a_groups_keys_once(name, monkeypatch):
     query, key, value = tensors(5, 40, dtype=torch.bfloat16)
     spy(query, key, value, causal=False, softmax_scale=1.0)
     assert seen == [(15, 1, 3, 16) if KERNELS[name].folded_rows else (5, 1, 9, 16)]
+
+
+@pytest.mark.parametrize(("factor", "tolerance"), [(1.0, 5e-5), (300.0, 1e-3)])
+@pytest.mark.parametrize(("np", "ng"), [(9, 3), (4, 1), (10, 2)])
+def test_few_rows_over_many_keys_take_the_cpus_whole_products(monkeypatch, np, ng, factor, tolerance):
+    """With large scores too, where all but one weight of a row may be 0."""
+    calls = Mock(wraps=torch_cpu.attend_few_rows)
+    monkeypatch.setattr(torch_cpu, "attend_few_rows", calls)
+    query, key, value = tensors(1, 4100, np=np, ng=ng, b=2)
+    qkv = query * factor, key, value
+    contract.check_equals_reference(KERNELS["torch-cpu"].loaded(), *qkv, tolerance=tolerance)
+    assert calls.call_count == 1
