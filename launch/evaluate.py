@@ -31,6 +31,7 @@ from megatron_star.evaluation.scoring import MATCHING
 from megatron_star.evaluation.settings import parse_settings
 from megatron_star.evaluation.tasks import GENERATED_TASKS, TASKS, NamedTask, SampleMaker
 from megatron_star.inference.engine import StarEngine
+from megatron_star.inference.pace import with_fast_waves
 from megatron_star.inference.request import StarResult
 from megatron_star.parallel.control import from_driver
 from megatron_star.parallel.groups import StarGroups
@@ -165,7 +166,8 @@ def scored(
     """The line for one answer."""
     sample, request = question.sample, question.request
     cp_size = engine.star_model.exchange.cp_size
-    _, plan = choose_plan(len(request.context_tokens), cp_size, request.star, engine.costs)
+    star = with_fast_waves(request.star, engine.star_model.device)
+    _, plan = choose_plan(len(request.context_tokens), cp_size, star, engine.costs)
     return ScoredAnswer(
         id=question.id,
         sample=sample.id,

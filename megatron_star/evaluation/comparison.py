@@ -19,6 +19,7 @@ from megatron_star.cost_model import choose_plan, token_costs
 from megatron_star.evaluation.hidden_attention import hidden_masses
 from megatron_star.inference.context_encoding import encode_context
 from megatron_star.inference.kv_store import EncodedContext
+from megatron_star.inference.pace import with_fast_waves
 from megatron_star.inference.star_model import StarModel
 from megatron_star.inference.token_generation import Sequence as TokenSequence
 from megatron_star.inference.token_generation import TokenGenerationStep, generate_step
@@ -91,7 +92,9 @@ def compare(
 
 
 def _plan(star_model: StarModel, prompt: Prompt, star: StarConfig) -> ContextPlan:
+    """As the engine encodes it while nothing else runs."""
     costs = token_costs(star_model.model.config)
+    star = with_fast_waves(star, star_model.device)
     return choose_plan(len(prompt.context), star_model.exchange.cp_size, star, costs)[1]
 
 

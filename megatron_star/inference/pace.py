@@ -20,6 +20,11 @@ def largest_wave_tokens(device: torch.device) -> int:
     return CPU_WAVE_TOKENS if device.type == "cpu" else sys.maxsize
 
 
+def with_fast_waves(star: StarConfig, device: torch.device) -> StarConfig:
+    """The configuration, with waves no longer than `largest_wave_tokens`."""
+    return replace(star, wave_tokens=min(star.wave_tokens, largest_wave_tokens(device)))
+
+
 class Pace:
     """Learns the seconds of a unit of cost, and cuts waves to the longest wait that is allowed."""
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from megatron_star.config import StarConfig
-from megatron_star.inference.pace import CPU_WAVE_TOKENS, Pace, largest_wave_tokens
+from megatron_star.inference.pace import CPU_WAVE_TOKENS, Pace, largest_wave_tokens, with_fast_waves
 from megatron_star.plan import ContextPlan, TokenCosts
 
 COSTS = TokenCosts(linear_per_token=1000.0, attention_per_pair=1.0)
@@ -46,3 +46,11 @@ def test_nothing_is_learned_from_a_wave_without_work(cost):
     pace = Pace(1.0)
     pace.note(cost, seconds=5.0)
     assert pace.seconds_per_cost is None
+
+
+@pytest.mark.parametrize(
+    ("device", "asked", "given"), [("cpu", 32768, CPU_WAVE_TOKENS), ("cpu", 512, 512), ("cuda", 32768, 32768)]
+)
+def test_plans_outside_the_engine_have_waves_as_in_it(device, asked, given):
+    star = StarConfig(wave_tokens=asked)
+    assert with_fast_waves(star, torch.device(device)).wave_tokens == given
