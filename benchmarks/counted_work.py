@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -36,11 +37,23 @@ class _CountingKernel:
         return self.kernel(query, key, value, causal=causal, **options)
 
 
+def _linear_operations(inputs: torch.Size, weight: torch.Size, *_: object, **__: object) -> int:
+    return 2 * inputs.numel() * weight[0]
+
+
+# What `megatron_star.linear` calls, and torch's counter does not know.
+_PRODUCTS = {
+    getattr(torch.ops.mkldnn, name): _linear_operations
+    for name in ("_linear_pointwise",)
+    if hasattr(torch.ops.mkldnn, name)
+}
+
+
 def count_work(star_model: StarModel, token_ids: Sequence[int], plan: ContextPlan) -> CountedWork:
     """Encode a context and count."""
     kernel = _CountingKernel(star_model.kernel)
     star_model.exchange.counts.clear()
-    with FlopCounterMode(display=False) as products:
+    with FlopCounterMode(display=False, custom_mapping=_PRODUCTS) as products:
         encode_context(replace(star_model, kernel=kernel), token_ids, plan)
     counted = products.get_flop_counts()["Global"]
     linear = sum(count for operation, count in counted.items() if "attention" not in str(operation))

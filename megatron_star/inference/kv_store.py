@@ -2,8 +2,10 @@
 
 Shapes: tokens first, then b = 1, ng KV heads of this TP rank, hn head size. Layers are numbered from 1.
 In a CPU's memory a head's rows lie side by side: one new token attends to them twice as fast (`_room`).
+Behind a context's tokens there is room for one tail, so that a new token attends to both in one call.
 """
 
+import weakref
 from bisect import bisect_right
 from collections.abc import Iterator
 from typing import Self
@@ -20,6 +22,11 @@ KeyValue = tuple[Tensor, Tensor]
 def tail_room(num_tokens: int) -> int:
     """Tokens that a tail of `num_tokens` takes memory for."""
     return -(-num_tokens // TAIL_CHUNK_TOKENS) * TAIL_CHUNK_TOKENS
+
+
+def room_behind(num_tokens: int) -> int:
+    """Tokens that a rank takes memory for behind `num_tokens` of a context."""
+    return min(2 * TAIL_CHUNK_TOKENS, num_tokens // 8)
 
 
 def _room(num_tokens: int, like: Tensor) -> Tensor:
@@ -43,6 +50,7 @@ class EncodedContext:
         self._starts: list[int] = []
         self._offsets: list[int] = []
         self._layers: dict[int, KeyValue] = {}
+        self._borrower: weakref.ref[Tail] | None = None
         offset = 0
         for segment in plan.owned(cp_rank):
             self._starts.append(segment.start)
@@ -57,7 +65,8 @@ class EncodedContext:
     def store(self, layer_number: int, first_token: int, key: Tensor, value: Tensor) -> None:
         """Keep [tokens, 1, ng, hn] of consecutive owned tokens, of which `first_token` is the first."""
         if layer_number not in self._layers:
-            self._layers[layer_number] = tuple(_room(self.num_local_tokens, like) for like in (key, value))
+            num_tokens = self.num_local_tokens + room_behind(self.num_local_tokens)
+            self._layers[layer_number] = tuple(_room(num_tokens, like) for like in (key, value))
         keys, values = self._layers[layer_number]
         offset = self.offset_of(first_token)
         keys[offset : offset + key.size(0)] = key
@@ -71,28 +80,55 @@ class EncodedContext:
         rows = slice(self.offset_of(source.start), self.offset_of(source.end - 1) + 1)
         return keys[rows], values[rows]
 
-    def held(self, layer_number: int) -> Iterator[KeyValue]:
-        """All that this rank holds of a layer, in one piece for each context of the chain that has any."""
+    def held(self, layer_number: int, tail: "Tail | None" = None) -> Iterator[KeyValue]:
+        """All that this rank holds of a layer, in one piece for each context of the chain that has any.
+
+        Args:
+            tail: one of this context; what of it lies behind the context's tokens is included.
+        """
         if self.parent:
             yield from self.parent.held(layer_number)
         if self.num_local_tokens:
-            yield self._layers[layer_number]
+            keys, values = self._layers[layer_number]
+            end = self.num_local_tokens + (tail.num_borrowed(layer_number) if tail else 0)
+            yield keys[:end], values[:end]
+
+    def lend_room(self, tail: "Tail") -> bool:
+        """Whether this tail may use the room behind: nobody else does, as long as it lives."""
+        if not room_behind(self.num_local_tokens) or (self._borrower and self._borrower()):
+            return False
+        self._borrower = weakref.ref(tail)
+        return True
+
+    def behind(self, layer_number: int) -> KeyValue:
+        """The room behind a layer's tokens."""
+        keys, values = self._layers[layer_number]
+        return keys[self.num_local_tokens :], values[self.num_local_tokens :]
 
     @property
     def num_bytes(self) -> int:
-        """Memory of this rank's share, without the parent's."""
+        """Memory of this rank's share, with the room behind it, without the parent's."""
         return sum(key.nbytes + value.nbytes for key, value in self._layers.values())
 
 
 class Tail:
-    """Query and generated tokens of one sequence, on its tail rank. Grows in chunks."""
+    """Query and generated tokens of one sequence, on its tail rank.
 
-    def __init__(self) -> None:
+    It begins in the room behind its context, if nobody else's does, and moves out when that is full. Then it
+    grows in chunks.
+    """
+
+    def __init__(self, context: EncodedContext) -> None:
+        self.context = context
         self._layers: dict[int, KeyValue] = {}
         self._lengths: dict[int, int] = {}
+        self._borrowed: set[int] = set()
+        self._may_borrow: bool | None = None
 
     def append(self, layer_number: int, key: Tensor, value: Tensor) -> KeyValue:
         """Add [tokens, 1, ng, hn] to a layer; return views of all its tail so far."""
+        if layer_number not in self._layers:
+            self._begin(layer_number)
         start = self._lengths.get(layer_number, 0)
         end = start + key.size(0)
         if layer_number not in self._layers or end > self._layers[layer_number][0].size(0):
@@ -102,6 +138,17 @@ class Tail:
         self._lengths[layer_number] = end
         return keys[:end], values[:end]
 
+    def num_borrowed(self, layer_number: int) -> int:
+        """Tokens of a layer that lie behind the context's: all or none."""
+        return self._lengths[layer_number] if layer_number in self._borrowed else 0
+
+    def _begin(self, layer_number: int) -> None:
+        if self._may_borrow is None:
+            self._may_borrow = self.context.lend_room(self)
+        if self._may_borrow:
+            self._layers[layer_number] = self.context.behind(layer_number)
+            self._borrowed.add(layer_number)
+
     def _grow(self, layer_number: int, num_tokens: int, like: Tensor) -> None:
         grown = tuple(_room(tail_room(num_tokens), like) for _ in ("key", "value"))
         used = self._lengths.get(layer_number, 0)
@@ -109,8 +156,10 @@ class Tail:
             for new, old in zip(grown, self._layers[layer_number], strict=True):
                 new[:used] = old[:used]
         self._layers[layer_number] = grown
+        self._borrowed.discard(layer_number)
 
     @property
     def num_bytes(self) -> int:
-        """Memory held, including room to grow."""
-        return sum(key.nbytes + value.nbytes for key, value in self._layers.values())
+        """Memory of its own, including room to grow."""
+        own = (key_value for layer, key_value in self._layers.items() if layer not in self._borrowed)
+        return sum(key.nbytes + value.nbytes for key, value in own)

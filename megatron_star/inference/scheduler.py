@@ -13,7 +13,7 @@ from typing import Self
 
 from megatron_star.config import StarConfig
 from megatron_star.inference.executor import Command
-from megatron_star.inference.kv_store import tail_room
+from megatron_star.inference.kv_store import room_behind, tail_room
 from megatron_star.inference.request import StarRequest
 from megatron_star.plan import ContextPlan, TokenCosts
 
@@ -258,11 +258,9 @@ class Scheduler:
         self.used = [used + size for used, size in zip(self.used, sizes, strict=True)]
 
     def _bytes_of(self, plans: list[ContextPlan]) -> list[int]:
-        """KV of what these plans encode, on each rank."""
-        return [
-            sum(plan.num_owned_tokens(rank) for plan in plans) * self.kv_bytes_per_token
-            for rank in range(len(self.used))
-        ]
+        """KV of what these plans encode, and the room behind it, on each rank."""
+        owned = ([plan.num_owned_tokens(rank) for plan in plans] for rank in range(len(self.used)))
+        return [sum(n + room_behind(n) for n in of_rank) * self.kv_bytes_per_token for of_rank in owned]
 
     def _tail_bytes(self, request: StarRequest) -> int:
         tokens = len(request.query_tokens) + request.sampling.num_tokens_to_generate

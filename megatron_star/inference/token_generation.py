@@ -35,7 +35,10 @@ class Sequence:
     context: EncodedContext
     tail_rank: int
     num_tail_tokens: int = 0
-    tail: Tail = field(default_factory=Tail)
+    tail: Tail = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.tail = Tail(self.context)
 
 
 NewTokens = tuple[Sequence, SequenceOf[int]]
@@ -61,13 +64,18 @@ def generate_step(star_model: StarModel, new_tokens: SequenceOf[NewTokens]) -> T
 
 
 class TokenGenerationStep(StarInferenceContext):
-    """Rows attend to their context (rows that share one, in one call) and, causally, to their tail."""
+    """Rows attend to their context (rows that share one, in one call) and, causally, to their tail.
+
+    Attributes:
+        rows: of each sequence, where they start and end.
+        runs: sequences that share a context, with their rows.
+    """
 
     def __init__(self, star_model: StarModel, packed: SequenceOf[NewTokens]) -> None:
         """packed: sequences that share a context stand side by side."""
-        self.sequences = [sequence for sequence, _ in packed]
         self.rows = _row_ranges([len(tokens) for _, tokens in packed])
-        self.context_rows = _rows_by_context(self.sequences, self.rows)
+        pairs = zip((sequence for sequence, _ in packed), self.rows, strict=True)
+        self.runs = [list(run) for _, run in groupby(pairs, key=lambda pair: id(pair[0].context))]
         self.exchange, self.kernel = star_model.exchange, star_model.kernel
         positions = [
             sequence.context.plan.num_tokens + sequence.num_tail_tokens + i
@@ -82,14 +90,22 @@ class TokenGenerationStep(StarInferenceContext):
     ) -> Tensor:
         """The algorithm of token generation for one layer; see `StarInferenceContext.attend`."""
         partials = PartialSum(query)
-        for context, start, end in self.context_rows:
-            for held in context.held(layer_number):
+        for run in self.runs:
+            (sequence, (start, _)), (_, (_, end)) = run[0], run[-1]
+            tails = [
+                (rows, one.tail.append(layer_number, key[slice(*rows)], value[slice(*rows)]))
+                for one, rows in run
+                if one.tail_rank == self.exchange.cp_rank
+            ]
+            # A single new token sees all of its tail, which may lie behind the context.
+            joined = sequence.tail if tails and end - start == 1 else None
+            for held in sequence.context.held(layer_number, joined):
                 part = self.kernel(query[start:end], *held, causal=False, softmax_scale=softmax_scale)
                 partials.add_rows(start, end, part)
-        for sequence, (start, end) in zip(self.sequences, self.rows, strict=True):
-            if sequence.tail_rank == self.exchange.cp_rank:
-                tail = sequence.tail.append(layer_number, key[start:end], value[start:end])
-                _add_causal(partials, self.kernel, (start, end), query, tail, softmax_scale)
+            if joined and joined.num_borrowed(layer_number):
+                continue
+            for rows, tail in tails:
+                _add_causal(partials, self.kernel, rows, query, tail, softmax_scale)
         merged = self.exchange.merge(partials.merged())
         return merged.out.permute(2, 0, 1, 3).to(query.dtype)
 
@@ -123,15 +139,3 @@ def _row_ranges(sizes: list[int]) -> list[tuple[int, int]]:
         ranges.append((start, start + size))
         start += size
     return ranges
-
-
-def _rows_by_context(
-    sequences: list[Sequence], rows: list[tuple[int, int]]
-) -> list[tuple[EncodedContext, int, int]]:
-    """One row range for each run of sequences that share a context."""
-    result = []
-    for _, run in groupby(zip(sequences, rows, strict=True), key=lambda pair: id(pair[0].context)):
-        first, *others = run
-        last = others[-1] if others else first
-        result.append((first[0].context, first[1][0], last[1][1]))
-    return result

@@ -35,10 +35,11 @@ def answers(checkpoints, world_size: int, *batches, tp_size: int = 1, decode_wei
     return run_ranks(world_size, generate, str(megatron), tp_size, batches, decode_weights)[0]
 
 
-@pytest.mark.parametrize("mode", ["star", "exact"])
-def test_greedy_tokens_and_logprobs_are_the_dense_models(checkpoints, mode):
+@pytest.mark.parametrize(("mode", "num_context", "num_query"), [("star", 60, 5), ("exact", 160, 3)])
+def test_greedy_tokens_and_logprobs_are_the_dense_models(checkpoints, mode, num_context, num_query):
+    """The second one's tail has room for 10 tokens behind its context, and moves out after that."""
     hf, _ = checkpoints("qwen3")
-    asked = request(star=replace(STAR, mode=mode), tokens=12, **GREEDY)
+    asked = request(num_context, num_query, star=replace(STAR, mode=mode), tokens=12, **GREEDY)
     ((result,),) = answers(checkpoints, 2, [asked])
 
     tokens = asked.context_tokens + asked.query_tokens
@@ -134,7 +135,8 @@ def test_a_result_says_what_was_used(checkpoints):
     assert timings.ttft_s == timings.context_encoding_s + timings.query_s > 0
     assert timings.tpot_s > 0
     bytes_per_token = 2 * 3 * 2 * 16 * 4  # key and value, layers, KV heads, head size, float32
-    assert sum(result.kv_bytes_per_rank) == bytes_per_token * (60 + 256)  # a tail has room for 256
+    # With room for 3 behind the 30 of each rank, and for 256 of the tail.
+    assert sum(result.kv_bytes_per_rank) == bytes_per_token * (60 + 2 * 3 + 256)
 
 
 BAD = {

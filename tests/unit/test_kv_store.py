@@ -1,9 +1,10 @@
 """Keys and values are found where they were put, and nothing else is kept alive."""
 
+import pytest
 import torch
 
 from megatron_star.config import StarConfig
-from megatron_star.inference.kv_store import TAIL_CHUNK_TOKENS, EncodedContext, Tail
+from megatron_star.inference.kv_store import TAIL_CHUNK_TOKENS, EncodedContext, Tail, room_behind
 from megatron_star.plan import ContextPlan, Source
 
 
@@ -30,16 +31,55 @@ def test_only_the_kept_tokens_are_held_in_memory():
     augmented = token_kv(0, 64)
     context.store(1, 32, augmented[0][32:], augmented[1][32:])
     held = sum(tensor.untyped_storage().nbytes() for tensor in next(context.held(1)))
-    assert held == context.num_bytes == 2 * 32 * 2 * 4 * 4
+    assert held == context.num_bytes == 2 * (32 + room_behind(32)) * 2 * 4 * 4
 
 
-def test_a_tail_grows_and_keeps_what_it_had():
-    tail = Tail()
-    for start in range(0, 3 * TAIL_CHUNK_TOKENS, 100):
-        key, value = tail.append(1, *token_kv(start, start + 100))
-    assert torch.equal(key, token_kv(0, start + 100)[0])
-    assert torch.equal(value, token_kv(0, start + 100)[1])
+def encoded_context(num_tokens: int) -> EncodedContext:
+    """Two layers of a context on one rank."""
+    context = EncodedContext(ContextPlan.build(num_tokens, 1, StarConfig(mode="exact")), 0)
+    for layer in (1, 2):
+        context.store(layer, 0, *token_kv(0, num_tokens))
+    return context
+
+
+@pytest.mark.parametrize("num_context_tokens", [1, 400])
+def test_a_tail_grows_and_keeps_what_it_had(num_context_tokens):
+    """The second one begins behind its context and moves out."""
+    context = encoded_context(num_context_tokens)
+    tail = Tail(context)
+    for start in range(0, 3 * TAIL_CHUNK_TOKENS, 20):
+        key, value = tail.append(1, *token_kv(start, start + 20))
+        assert torch.equal(key, token_kv(0, start + 20)[0])
+        assert torch.equal(value, token_kv(0, start + 20)[1])
     assert tail.append(2, *token_kv(0, 1))[0].size(0) == 1
+    assert torch.equal(next(context.held(1))[0], token_kv(0, num_context_tokens)[0])
+
+
+def test_a_tail_behind_its_context_is_held_with_it_and_takes_no_memory_of_its_own():
+    context = encoded_context(400)
+    tail = Tail(context)
+    tail.append(1, *token_kv(400, 420))
+    [joined] = context.held(1, tail)
+    for held, expected in zip(joined, token_kv(0, 420), strict=True):
+        assert torch.equal(held, expected)
+    assert len(next(context.held(1))[0]) == 400
+    assert tail.num_bytes == 0
+    tail.append(1, *token_kv(420, 400 + room_behind(400) + 1))
+    assert tail.num_borrowed(1) == 0 and len(next(context.held(1, tail))[0]) == 400
+    assert tail.num_bytes > 0
+
+
+def test_one_tail_at_a_time_lies_behind_a_context():
+    context = encoded_context(400)
+    first, second = Tail(context), Tail(context)
+    first.append(1, *token_kv(0, 5))
+    second.append(1, *token_kv(5, 9))
+    assert (first.num_borrowed(1), second.num_borrowed(1)) == (5, 0)
+    assert torch.equal(first.append(1, *token_kv(5, 6))[0], token_kv(0, 6)[0])
+    del first
+    third = Tail(context)
+    third.append(1, *token_kv(0, 3))
+    assert third.num_borrowed(1) == 3
 
 
 def test_the_rows_of_a_head_lie_side_by_side_in_a_cpus_memory():
@@ -47,5 +87,5 @@ def test_the_rows_of_a_head_lie_side_by_side_in_a_cpus_memory():
     plan = ContextPlan.build(64, 1, StarConfig(mode="exact"))
     context = EncodedContext(plan, 0)
     context.store(1, 0, *token_kv(0, 64))
-    for held in (*next(context.held(1)), *Tail().append(1, *token_kv(0, 5))):
+    for held in (*next(context.held(1)), *Tail(context).append(1, *token_kv(0, 5))):
         assert held[:, 0, 0].is_contiguous()
