@@ -29,7 +29,7 @@ def wait_for(condition, seconds: float = 20) -> None:
 
 
 def lines_after_text(stream) -> Iterator[str]:
-    """The lines of a stream that come after its first token."""
+    """The lines of a stream that come after its first token; the stream is closed when they are let go."""
     lines = stream.iter_lines()
     for line in lines:
         if '"content": "' in line and '"content": ""' not in line:
@@ -81,8 +81,9 @@ def test_the_log_has_one_line_of_json_a_request_and_nothing_of_its_text(server):
 
 def test_a_client_that_goes_away_cancels_its_request(server):
     with httpx.Client() as client, streamed_chat(client, server, 2000) as stream:
-        lines_after_text(stream)
+        still_open = lines_after_text(stream)
         assert gauge(server, "running") >= 1
+        del still_open
     with pytest.raises(httpx.ReadTimeout):
         httpx.put(f"{server.url}/api", json=LONG | {"tokens_to_generate": 4000}, timeout=1)
 
