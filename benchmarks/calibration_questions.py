@@ -1,5 +1,7 @@
 """Questions for `megatron-star calibrate` where nobody has any of their own: needle samples as JSON Lines.
 
+A query ends with the beginning of its answer, for a model that goes on writing (calibrate without `--chat`).
+
 python benchmarks/calibration_questions.py --load .demo/megatron --length 2K --samples 120 --output q.jsonl
 """
 
@@ -30,12 +32,13 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, metavar="FILE")
     args = parser.parse_args()
     tokenizer = AutoTokenizer.from_pretrained(read_checkpoint_info(args.load).tokenizer_directory)
-    maker = SampleMaker(tokenizer, Sources(), chat=True)
+    maker = SampleMaker(tokenizer, Sources(), chat=False)
     with args.output.open("w", encoding="utf-8") as file:
         for task in args.tasks:
             for index in range(args.samples):
                 sample = maker.make(SampleKey(task, args.length, index, args.seed))
-                line = {"id": sample.id, "context": sample.context, "query": sample.query}
+                query = f"{sample.query} {sample.answer_prefix}"
+                line = {"id": sample.id, "context": sample.context, "query": query}
                 file.write(json.dumps(line) + "\n")
 
 

@@ -118,7 +118,7 @@ def _compared(
     star_model: StarModel, prompt: Prompt, exact: _Exact, plan: ContextPlan, hidden_mass: float
 ) -> Comparison:
     context, seconds = _timed_encoding(star_model, prompt.context, plan)
-    logits = _forced_logits(star_model, context, prompt.query, exact.tokens)
+    logits = forced_logits(star_model, context, prompt.query, exact.tokens)
     agrees = (logits.argmax(-1) == torch.tensor(exact.tokens, device=logits.device)).tolist()
     return Comparison(
         same_first_token=agrees[0],
@@ -167,7 +167,7 @@ def _greedy_answer(
     return tokens, torch.cat(logits), query_s
 
 
-def _forced_logits(
+def forced_logits(
     star_model: StarModel, context: EncodedContext, query: Sequence[int], answer: Sequence[int]
 ) -> Tensor:
     """Logits [answer tokens, vocabulary] before each token of the answer, in one forward pass."""

@@ -12,6 +12,7 @@ from distributed import RankError, run_ranks
 from evaluation_ranks import run_calibrate, run_evaluate
 from programs import error_lines, torchrun
 
+from benchmarks import answers_of_transformers
 from launch.calibrate import read_comparisons
 from launch.documents import finished_ids
 from launch.evaluate import parse_arguments
@@ -96,6 +97,23 @@ def test_a_run_that_was_cut_off_goes_on_and_then_holds_every_answer_once(run):
     with pytest.raises(RankError, match="holds answers of megatron with chat=False: give another --output"):
         run(run_evaluate, *options, *settings)
     assert output.read_text() == without_chat
+
+
+@pytest.mark.smollm2
+def test_exact_answers_are_compared_with_those_of_transformers(run, smollm2, tmp_path, monkeypatch, capsys):
+    options = ["--lengths", 400, "--tasks", "niah_single_2", "--samples", 1, "--setting", "exact"]
+    answers, compared = run(run_evaluate, *options), tmp_path / "compared.jsonl"
+    (hf, megatron) = smollm2
+    command = ["--load", megatron, "--hf", hf, "--answers", answers, "--samples", 1, "--output", compared]
+    monkeypatch.setattr("sys.argv", ["answers_of_transformers.py", *map(str, command)])
+    answers_of_transformers.main()
+    assert "niah_single_2: 1 of 1 answers are the same, token by token" in capsys.readouterr().out
+
+    [answer] = map(json.loads, answers.read_text().splitlines())
+    answers.write_text(json.dumps(answer | {"tokens": [*answer["tokens"][:-1], 0]}) + "\n")
+    compared.unlink()
+    with pytest.raises(SystemExit, match="some answers differ"):
+        answers_of_transformers.main()
 
 
 @pytest.mark.smollm2

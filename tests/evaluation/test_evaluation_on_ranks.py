@@ -8,6 +8,7 @@ from models import dense_logits, random_tokens
 from reference import star_mask
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from benchmarks.answers_of_transformers import greedy_answer
 from megatron_star.config import StarConfig
 from megatron_star.evaluation.comparison import Prompt
 from megatron_star.evaluation.sample import greedy_request
@@ -15,19 +16,6 @@ from megatron_star.evaluation.sources import Sources
 from megatron_star.evaluation.tasks import NamedTask, SampleKey, SampleMaker
 
 EXACT = StarConfig(mode="exact")
-
-
-def hf_answer(model, request) -> list[int]:
-    """Greedy tokens of transformers' own `generate`."""
-    prompt = torch.tensor([request.context_tokens + request.query_tokens])
-    with torch.inference_mode():
-        out = model.generate(
-            prompt,
-            attention_mask=torch.ones_like(prompt),
-            do_sample=False,
-            max_new_tokens=request.sampling.num_tokens_to_generate,
-        )
-    return out[0, prompt.numel() :].tolist()
 
 
 @pytest.mark.smollm2
@@ -40,7 +28,7 @@ def test_exact_answers_equal_those_of_transformers_sample_by_sample(smollm2):
     requests = [greedy_request(tokenizer, sample, EXACT, chat=True) for sample in samples]
     ours = run_ranks(2, greedy_answers, str(megatron), tokenizer, requests)[0]
     model = AutoModelForCausalLM.from_pretrained(hf, dtype=torch.float32).eval()
-    assert ours == [hf_answer(model, request) for request in requests]
+    assert ours == [greedy_answer(model, request) for request in requests]
 
 
 SETTINGS = [
