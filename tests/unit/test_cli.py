@@ -6,6 +6,9 @@ import pytest
 
 from launch.cli import PROGRAMS, main
 
+# Other tests have imported the programs already; a process of its own has not.
+pytestmark = pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_every_program_exists_and_has_help(name, capsys):
