@@ -1,9 +1,9 @@
 """From comparisons on a user's own questions to the cheapest setting that keeps a promise.
 
-Half of the questions choose: the cheapest setting that changes no more than the tolerated share of answers.
-The other half, which had no part in the choice, judges: the promise is made only if the upper confidence
-bound (Clopper-Pearson, 95%) of the share of changed answers is within the tolerance. One setting is judged,
-once.
+Half of the questions choose: the cheapest setting whose upper confidence bound (Clopper-Pearson, 95%) of the
+share of changed answers is within the tolerance. That says nothing certain, since the best of several was
+taken. The other half, which had no part in the choice, judges it by the same bound: the promise is made only
+if it holds there too. One setting is judged, once.
 """
 
 from collections.abc import Mapping, Sequence
@@ -59,7 +59,7 @@ class Verdict:
 
 
 def recommend(comparisons: Comparisons, tolerance: float) -> Verdict:
-    """The cheapest setting, in operations, of which at most `tolerance` of the answers differ from exact's.
+    """The cheapest setting, in operations, that changes at most `tolerance` of exact's answers.
 
     Args:
         comparisons: in an order that says nothing about the questions; every other one chooses.
@@ -75,19 +75,26 @@ def recommend(comparisons: Comparisons, tolerance: float) -> Verdict:
             f"{len(comparisons)} questions cannot support a tolerance of {tolerance:g}: even if none of the "
             f"{len(judging)} that judge changes, up to {best:.3f} of all may; {2 * needed} are needed",
         )
+    most = _most_changes(len(choosing), tolerance)
     within = [
         summary
         for summary in (summarize(setting, choosing) for setting in comparisons[0])
-        if summary.changed_answers <= tolerance and summary.flops_ratio > 1
+        if summary.changed_answers <= most / len(choosing) and summary.flops_ratio > 1
     ]
     if not within:
         return Verdict(
             None,
             None,
-            f"no setting is cheaper than exact and changes at most {tolerance:g} of the {len(choosing)} "
-            "answers that choose: use exact, or try larger blocks, a larger anchor or more neighbors",
+            f"no setting is cheaper than exact and changes at most {most} of the {len(choosing)} answers "
+            f"that choose, as a tolerance of {tolerance:g} needs: use exact, or try larger blocks, a larger "
+            "anchor, more neighbors or more questions",
         )
     return _judge(max(within, key=lambda summary: summary.flops_ratio).setting, judging, tolerance)
+
+
+def _most_changes(count: int, tolerance: float) -> int:
+    """The most changed answers of `count` whose bound is within the tolerance."""
+    return max(changed for changed in range(count) if share_upper_bound(changed, count) <= tolerance)
 
 
 def _judge(setting: str, judging: Comparisons, tolerance: float) -> Verdict:

@@ -58,14 +58,25 @@ def test_too_few_questions_support_nothing_and_are_told_how_many_would():
 def test_a_setting_that_changes_too_much_or_saves_nothing_is_not_recommended():
     verdict = recommend(questions(400, fast=0.3, useless=0.0), 0.05)
     assert verdict.setting is None
-    assert "no setting is cheaper than exact and changes at most 0.05" in verdict.reason
+    assert "no setting is cheaper than exact and changes at most 4 of the 200 answers that" in verdict.reason
+
+
+@pytest.mark.parametrize(("changed", "chosen"), [(4, "fast"), (5, "slow")])
+def test_a_setting_is_chosen_only_if_it_would_be_confirmed_by_its_own_half(changed, chosen):
+    compared = questions(400, fast=0.0, slow=0.0)
+    for question in compared[: 2 * changed : 2]:
+        question["fast"] = comparison(True, SPEEDUPS["fast"])
+    assert recommend(compared, 0.05).setting == chosen
 
 
 def test_a_candidate_whose_bound_is_above_the_tolerance_is_named_but_not_recommended():
-    verdict = recommend(questions(400, fast=0.045), 0.05)
+    compared = questions(400, fast=0.0, slow=0.0)
+    for question in compared[1:11:2]:
+        question["fast"] = comparison(True, SPEEDUPS["fast"])
+    verdict = recommend(compared, 0.05)
     assert verdict.setting is None
     assert verdict.bound > 0.05
-    assert "'fast' was the candidate, but it changed" in verdict.reason
+    assert "'fast' was the candidate, but it changed 5 of 200" in verdict.reason
 
 
 def test_the_questions_that_choose_do_not_judge():
