@@ -93,8 +93,8 @@ def recommend(comparisons: Comparisons, tolerance: float) -> Verdict:
 
 
 def _most_changes(count: int, tolerance: float) -> int:
-    """The most changed answers of `count` whose bound is within the tolerance."""
-    return max(changed for changed in range(count) if share_upper_bound(changed, count) <= tolerance)
+    """The most changed answers of `count` whose bound is within the tolerance, as that of none is."""
+    return next(changed for changed in range(count) if share_upper_bound(changed + 1, count) > tolerance)
 
 
 def _judge(setting: str, judging: Comparisons, tolerance: float) -> Verdict:

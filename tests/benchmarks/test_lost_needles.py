@@ -85,5 +85,4 @@ def test_the_program_reports_every_mixture(smollm2, tmp_path):
     figures = result["summary"]["64"]
     assert figures["exact"]["right"] == 1.0
     assert figures["star"] != figures["exact"]
-    # What is before the needle's block can change nothing that is in it; together the three are all of star.
     assert len(figures) == 14 and len(result["rounds"]["64"]) == 1
