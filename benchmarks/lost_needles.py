@@ -5,7 +5,7 @@
 
 Each context is encoded on one rank, exactly and as star. A mixture of both is then asked the question, and
 shown the right answer (teacher forcing): is its most likely token right at every place, and how likely is the
-whole answer? Shapes: n context tokens, L layers, b = 1, ng KV heads, hn head size.
+whole answer? Shapes: n context tokens, b = 1, ng KV heads, hn head size.
 """
 
 import statistics
@@ -19,6 +19,7 @@ from typing import NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoTokenizer
@@ -134,8 +135,11 @@ def outcome(star_model: StarModel, context: EncodedContext, query: list[int], an
 
 
 def position_of(part: list[int], whole: list[int]) -> int:
-    """Where these tokens begin among the others, for the first time."""
-    return next(i for i in range(len(whole)) if whole[i : i + len(part)] == part)
+    """Where these tokens begin among the others, for the first time; raises ValueError if nowhere."""
+    for i in range(len(whole) - len(part) + 1):
+        if whole[i : i + len(part)] == part:
+            return i
+    raise ValueError("the context does not hold the answer's tokens: --tasks takes needle tasks (niah_*)")
 
 
 @torch.inference_mode()
@@ -169,7 +173,13 @@ def outcomes(
 
 
 def run(args: Namespace, star_model: StarModel, _: StarGroups) -> None:
-    """All samples, and a table for each block size."""
+    """All samples, and a table for each block size.
+
+    Raises:
+        ValueError: there is more than one rank, a task hides no needle, or exact solves no sample.
+    """
+    if dist.get_world_size() > 1:
+        raise ValueError(f"{dist.get_world_size()} ranks: this runs on one, without torchrun")
     tokenizer = AutoTokenizer.from_pretrained(read_checkpoint_info(args.load).tokenizer_directory)
     maker = SampleMaker(tokenizer, Sources(), chat=True)
     keys = [SampleKey(task, args.length, index) for index in range(args.samples) for task in args.tasks]
@@ -177,7 +187,9 @@ def run(args: Namespace, star_model: StarModel, _: StarGroups) -> None:
     for key in tqdm(keys, mininterval=0.1 if sys.stderr.isatty() else 30):
         for block_size, by_mixture in outcomes(star_model, maker, key, args.block_sizes):
             found[block_size].append(by_mixture)
-    summary = {str(block_size): summarized(results) for block_size, results in found.items() if results}
+    if not any(found.values()):
+        raise ValueError("exact solves none of these samples: there is nothing that star could lose")
+    summary = {str(block_size): summarized(results) for block_size, results in found.items()}
     for block_size, by_mixture in summary.items():
         print(f"\nblocks of {block_size}: {len(found[int(block_size)])} samples that exact solves")
         print(f"{'':<42}{'right':>8}{'log p':>8}")

@@ -82,8 +82,8 @@ def random_token_ids(count: int = 45) -> list[int]:
     return torch.randint(VOCAB_SIZE, (count,), generator=torch.Generator().manual_seed(1)).tolist()
 
 
-def hf_logits(directory: Path, token_ids: list[int]) -> torch.Tensor:
-    """[tokens, vocabulary], float32, of the unmodified Hugging Face model."""
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+def hf_logits(directory: Path, token_ids: list[int], dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """[tokens, vocabulary] of the unmodified Hugging Face model, computed in this dtype."""
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype).eval()
     with torch.inference_mode():
         return model(torch.tensor([token_ids])).logits[0]
