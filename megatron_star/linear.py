@@ -27,7 +27,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         and _is_on_cpu_in_float32(input)
         and _has_no_gaps(weight)
     ):
-        return _ONEDNN_LINEAR(input, weight, bias, "none", [], "")
+        return _ONEDNN_LINEAR(input.contiguous(), weight, bias, "none", [], "")
     return F.linear(input, weight, bias)
 
 

@@ -14,9 +14,15 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_star.model.architecture import gpt_model_arguments, transformer_config
+from megatron_star.model.elementwise import is_plain_swiglu
 from megatron_star.model.rotary import RotaryAtPositions
 from megatron_star.model.sliced_linear import WeightSlicing
-from megatron_star.model.spec import with_sliced_weights, with_star_attention
+from megatron_star.model.spec import (
+    with_cpu_rms_norms,
+    with_sliced_weights,
+    with_star_attention,
+    with_swiglu_in_place,
+)
 
 TRANSFORMER_IMPLEMENTATIONS = ("local", "transformer_engine")
 
@@ -54,6 +60,11 @@ def build_gpt_model(
     config = transformer_config(args, tp_size=groups.tp.size(), dtype=dtype, device=device)
     slicing = WeightSlicing()
     spec = with_sliced_weights(with_star_attention(layer_spec(config, transformer_impl)), slicing)
+    if transformer_impl == "local" and is_plain_swiglu(config):
+        spec = with_swiglu_in_place(spec)
+        config.use_te_activation_func = True  # "te" is what Megatron calls an activation that is a module
+    if device.type == "cpu" and config.normalization == "RMSNorm":
+        spec = with_cpu_rms_norms(spec)
     model = GPTModel(
         config=config,
         transformer_layer_spec=spec,

@@ -1,8 +1,12 @@
 """Let Megatron-Core run on a machine without CUDA, and not slowly."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
+from torch import Tensor
+
+CACHE_BYTES = 1 << 20
+"""Of the cache that a core has for itself (1 MB or more since 2018), what a piece of work may take."""
 
 
 def use_cpu_where_cuda_is_absent() -> torch.device:
@@ -30,3 +34,18 @@ def lay_out_by_columns(weights: Iterable[torch.nn.Parameter]) -> None:
         columns, rows = weight.shape
         if columns >= rows:
             weight.data = weight.data.t().contiguous().t()
+
+
+def cache_sized_pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Views of these tensors' next rows (first dimension), so many that a CPU's cache holds them.
+
+    Several operations on a piece, one after the other, then go over memory once. On another device, and where
+    there are few rows, one piece is everything.
+    """
+    num_rows = tensors[0].size(0)
+    row_bytes = sum(tensor.nbytes for tensor in tensors) // max(1, num_rows)
+    rows = max(1, CACHE_BYTES // max(1, row_bytes)) if tensors[0].device.type == "cpu" else num_rows
+    if rows >= num_rows:
+        yield tensors
+    else:
+        yield from zip(*(tensor.split(rows) for tensor in tensors), strict=True)

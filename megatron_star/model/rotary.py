@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from megatron_star.model.cpu import cache_sized_pieces
+
 
 class RotaryAtPositions(torch.nn.Module):
     """Stands in for a model's `rotary_pos_emb`: angles for the step's positions, not a table from 0.
@@ -36,17 +38,18 @@ def rotate(tensor: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate the pairs (i, i + r), i < r, of a head's values; those beyond 2 * r stay (arXiv 2104.09864).
 
     Megatron's own makes cosines and sines anew for queries and keys of each layer, and goes over memory some
-    seven times; this goes over it twice.
+    seven times; this goes over it once.
 
     Args:
         tensor: [sq, b, heads, hn].
         cos, sin: [sq, 1, 1, r], in the tensor's dtype.
     """
     r = cos.size(-1)
-    first, second = tensor[..., :r], tensor[..., r : 2 * r]
     rotated = tensor.new_empty(tensor.shape)
-    torch.mul(first, cos, out=rotated[..., :r]).addcmul_(second, sin, value=-1)
-    torch.mul(second, cos, out=rotated[..., r : 2 * r]).addcmul_(first, sin)
-    if 2 * r < tensor.size(-1):
-        rotated[..., 2 * r :] = tensor[..., 2 * r :]
+    for piece, out, cosines, sines in cache_sized_pieces(tensor, rotated, cos, sin):
+        first, second = piece[..., :r], piece[..., r : 2 * r]
+        torch.mul(first, cosines, out=out[..., :r]).addcmul_(second, sines, value=-1)
+        torch.mul(second, cosines, out=out[..., r : 2 * r]).addcmul_(first, sines)
+        if 2 * r < tensor.size(-1):
+            out[..., 2 * r :] = piece[..., 2 * r :]
     return rotated

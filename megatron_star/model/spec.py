@@ -10,8 +10,10 @@ from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParall
 from megatron.core.transformer.attention import Attention, SelfAttention
 from megatron.core.transformer.mlp import MLP
 from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.torch_norm import WrappedTorchNorm
 
 from megatron_star.model.attention import StarCoreAttention, StarSelfAttention
+from megatron_star.model.elementwise import CpuRMSNorm, SwigluInPlace
 from megatron_star.model.sliced_linear import DividedLinear, GatheredLinear, SummedLinear, WeightSlicing
 
 
@@ -31,6 +33,19 @@ def with_sliced_weights(spec: Any, slicing: WeightSlicing) -> Any:
     those of experts stay as they are, and are read whole.
     """
     return _swapped(spec, partial(_sliced_weights, slicing=slicing))
+
+
+def with_swiglu_in_place(spec: Any) -> Any:
+    """A copy of a specification of layers with plain SwiGLU, which they then compute in place.
+
+    Only for Megatron's own MLP, which asks for it by `use_te_activation_func` in its configuration.
+    """
+    return _swapped(spec, _swiglu_in_place)
+
+
+def with_cpu_rms_norms(spec: Any) -> Any:
+    """A copy of a specification of layers whose norms are torch's RMSNorm, for a machine without a GPU."""
+    return _swapped(spec, lambda item: CpuRMSNorm if item is WrappedTorchNorm else None)
 
 
 def _swapped(spec: Any, swap: Callable[[Any], Any]) -> Any:
@@ -54,6 +69,14 @@ def _star_attention(spec: Any) -> Any:
         return swapped
     if isinstance(spec, ModuleSpec) and isinstance(spec.module, type) and issubclass(spec.module, Attention):
         raise ValueError(f"Star Attention does not support layers of {spec.module.__name__}")
+    return None
+
+
+def _swiglu_in_place(spec: Any) -> Any:
+    if isinstance(spec, partial) and spec.func == MLP.as_mlp_submodule:
+        submodules = copy(spec.keywords["submodules"])
+        submodules.activation_func = SwigluInPlace
+        return partial(spec.func, *spec.args, **spec.keywords | {"submodules": submodules})
     return None
 
 

@@ -9,14 +9,17 @@ from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEm
 from megatron.core.models.common.embeddings.yarn_rotary_pos_embedding import YarnRotaryEmbedding
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.transformer.attention import SelfAttention
+from megatron.core.transformer.torch_norm import WrappedTorchNorm
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from megatron_star.model import cpu
 from megatron_star.model.architecture import check_supported, transformer_config
 from megatron_star.model.attention import StarCoreAttention, StarInferenceContext, StarSelfAttention
 from megatron_star.model.cpu import use_cpu_where_cuda_is_absent
+from megatron_star.model.elementwise import CpuRMSNorm, SwigluInPlace
 from megatron_star.model.rotary import RotaryAtPositions, rotate
-from megatron_star.model.spec import with_star_attention
+from megatron_star.model.spec import with_cpu_rms_norms, with_star_attention, with_swiglu_in_place
 
 ARGS = {
     "num_layers": 2,
@@ -50,6 +53,17 @@ def test_every_layer_of_a_block_spec_is_swapped():
     swapped = with_star_attention(spec)
     modules = [layer.submodules.self_attention.module for layer in swapped.layer_specs]
     assert modules == [StarSelfAttention] * 3
+
+
+def test_swiglu_and_norms_of_a_copied_layer_spec_are_ours():
+    spec = get_gpt_layer_local_spec(normalization="RMSNorm")
+    swapped = with_cpu_rms_norms(with_swiglu_in_place(spec))
+    mlps = [layer.submodules.mlp.keywords["submodules"] for layer in (swapped, spec)]
+    assert [mlp.activation_func for mlp in mlps] == [SwigluInPlace, None]
+    norms = [
+        (layer.submodules.input_layernorm, layer.submodules.pre_mlp_layernorm) for layer in (swapped, spec)
+    ]
+    assert norms == [(CpuRMSNorm, CpuRMSNorm), (WrappedTorchNorm, WrappedTorchNorm)]
 
 
 def test_an_attention_of_another_kind_is_refused_by_its_name():
@@ -124,7 +138,9 @@ def test_rotary_angles_at_positions_are_rows_of_megatrons_table(kind):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("rotary_size", [16, 8], ids=["whole head", "half of it"])
-def test_rotation_is_megatrons(rotary_size, dtype):
+@pytest.mark.parametrize("cache_bytes", [1000, 1 << 20], ids=["in pieces", "at once"])
+def test_rotation_is_megatrons(rotary_size, dtype, cache_bytes, monkeypatch):
+    monkeypatch.setattr(cpu, "CACHE_BYTES", cache_bytes)
     use_cpu_where_cuda_is_absent()
     angles = torch.randn(5, 1, 1, rotary_size // 2).repeat(1, 1, 1, 2)
     packed = torch.randn(5, 1, 6, 16).to(dtype)

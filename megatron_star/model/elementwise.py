@@ -1,0 +1,62 @@
+"""SwiGLU and RMSNorm that go over memory less often than Megatron's and torch's.
+
+Between large matrix products they wait for memory alone, of which the ranks of one machine share the speed.
+Shapes: sq tokens of this step, b = 1, h hidden size, f the MLP's hidden size.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.transformer.torch_norm import WrappedTorchNorm
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+
+from megatron_star.model.cpu import cache_sized_pieces
+
+
+def is_plain_swiglu(config: TransformerConfig) -> bool:
+    """Whether all MLPs are dense, with silu(gate) * up (arXiv 2002.05202) and nothing else."""
+    return (
+        config.gated_linear_unit
+        and config.activation_func == F.silu
+        and config.activation_func_clamp_value is None
+        and config.glu_linear_offset == 0.0
+        and not config.num_moe_experts
+    )
+
+
+class SwigluInPlace(torch.nn.Module):
+    """silu(gate) * up; Megatron's own makes three more tensors of that size."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        assert is_plain_swiglu(config)
+
+    def forward(self, gate_and_up: Tensor) -> Tensor:
+        """[sq, 1, 2 * f], gate first, to a view [sq, 1, f] of it; what was in it is lost."""
+        for (piece,) in cache_sized_pieces(gate_and_up):
+            gate, up = piece.chunk(2, dim=-1)
+            F.silu(gate, inplace=True).mul_(up)
+        return gate_and_up.chunk(2, dim=-1)[0]
+
+
+class CpuRMSNorm(torch.nn.RMSNorm):
+    """RMSNorm (arXiv 1910.07467) in three passes over memory and one new tensor; torch's needs more of both.
+
+    Only in float32 on a CPU; anything else is torch's.
+    """
+
+    def __init__(
+        self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **options: Any
+    ) -> None:
+        checked = WrappedTorchNorm(config, hidden_size, eps, **options)
+        super().__init__(checked.normalized_shape, eps=checked.eps)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """[.., h] to the same."""
+        if hidden_states.dtype != torch.float32 or hidden_states.device.type != "cpu":
+            return super().forward(hidden_states)
+        norm = torch.linalg.vector_norm(hidden_states, dim=-1, keepdim=True)
+        inverse_rms = norm.square_().div_(hidden_states.size(-1)).add_(self.eps).rsqrt_()
+        return torch.mul(hidden_states, inverse_rms).mul_(self.weight)
