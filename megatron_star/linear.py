@@ -4,11 +4,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from megatron_star.processor import IS_AMD
+
 _ONEDNN_LINEAR = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 """What torch's compiler makes of a linear layer on a CPU; missing in builds of torch without oneDNN."""
 
-_CPU_NAME = getattr(torch.cpu, "get_capabilities", dict)().get("cpu_name", "")
-ONEDNN_IS_FASTER = "AMD" in _CPU_NAME
+ONEDNN_IS_FASTER = IS_AMD
 """Than MKL, for many rows in float32: by 5-15% on a processor of AMD, and the other way round on one of Intel
 (docs/performance.md, "Tried")."""
 

@@ -1,7 +1,7 @@
 """torch's fused attention on a CPU, with the LSE that `scaled_dot_product_attention` throws away.
 
-The kernel dies of SIGFPE on empty input, reads past head counts that do not divide, and is slow for few rows
-in bfloat16: it is given float32 whatever comes in. It has grouped heads.
+The kernel dies of SIGFPE on empty input and reads past head counts that do not divide. It has grouped heads.
+In half precision it is slow for many rows, and for few on some processors: then it is given float32.
 """
 
 import torch
@@ -10,11 +10,15 @@ from torch import Tensor
 from megatron_star.attention.adapter import KernelInfo
 from megatron_star.attention.partial import Partial
 from megatron_star.linear import linear
+from megatron_star.processor import IS_AMD, MULTIPLIES_BFLOAT16
 
-FEW_ROWS = range(3, 6)
+FEW_ROWS = range(3, 6) if IS_AMD else range(0)
 MANY_KEYS = range(4096, 1 << 20)
 """Where whole products are faster than the fused kernel: docs/performance.md, "Tried". Their scores are in
 memory all at once, up to 20 MB of a head."""
+
+ROWS_IN_BFLOAT16 = range(17) if MULTIPLIES_BFLOAT16 and not IS_AMD else range(0)
+"""For which the fused kernel is faster in bfloat16 than with all keys and values widened ("Tried" again)."""
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, causal: bool, softmax_scale: float) -> Partial:
@@ -22,7 +26,9 @@ def attend(query: Tensor, key: Tensor, value: Tensor, causal: bool, softmax_scal
     few_rows = query.size(0) in FEW_ROWS and key.size(0) in MANY_KEYS and query.size(2) == key.size(2)
     if few_rows and not causal and query.dtype == torch.float32:
         return attend_few_rows(query, key, value, softmax_scale)
-    q, k, v = (tensor.permute(1, 2, 0, 3).float() for tensor in (query, key, value))
+    q, k, v = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
+    if not (query.dtype == torch.bfloat16 and query.size(0) in ROWS_IN_BFLOAT16):
+        q, k, v = q.float(), k.float(), v.float()
     out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         q, k, v, dropout_p=0.0, is_causal=causal, scale=softmax_scale
     )

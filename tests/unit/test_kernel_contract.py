@@ -88,7 +88,19 @@ def test_few_rows_over_many_keys_take_the_cpus_whole_products(monkeypatch, np, n
     """With large scores too, where all but one weight of a row may be 0."""
     calls = Mock(wraps=torch_cpu.attend_few_rows)
     monkeypatch.setattr(torch_cpu, "attend_few_rows", calls)
+    monkeypatch.setattr(torch_cpu, "FEW_ROWS", range(3, 6))
     query, key, value = tensors(1, 4100, np=np, ng=ng, b=2)
     qkv = query * factor, key, value
     contract.check_equals_reference(KERNELS["torch-cpu"].loaded(), *qkv, tolerance=tolerance)
     assert calls.call_count == 1
+
+
+@pytest.mark.parametrize("sq", [1, 5, 6])
+@pytest.mark.parametrize("rows", [range(17), range(0)], ids=["as it is", "widened"])
+def test_a_cpu_attends_in_bfloat16_for_few_rows_where_that_is_faster(monkeypatch, rows, sq):
+    """The 3 query heads of a group are rows."""
+    monkeypatch.setattr(torch_cpu, "ROWS_IN_BFLOAT16", rows)
+    kernel, qkv = KERNELS["torch-cpu"].loaded(), tensors(sq, 1100, b=2, dtype=torch.bfloat16)
+    contract.check_equals_reference(kernel, *qkv, tolerance=TOLERANCE[torch.bfloat16])
+    part = kernel(*qkv, causal=False, softmax_scale=0.3)
+    assert part.out.dtype == (torch.bfloat16 if 3 * sq in rows else torch.float32)
