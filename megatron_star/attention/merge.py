@@ -14,19 +14,20 @@ from torch import Tensor
 from megatron_star.attention.partial import Partial
 
 
-def merge_partials(outs: Tensor, softmax_lses: Tensor) -> Partial:
+def merge_outs(outs: Tensor, softmax_lses: Tensor) -> Tensor:
     """Merge attention outputs that were each normalised over their own keys.
 
+    The merged LSE is `softmax_lses.logsumexp(0)`; who only wants the output does without.
+
     Args:
-        outs: [n, b, np, sq, hn], any float dtype. Zero where a part holds no visible key.
+        outs: [n, b, np, sq, hn], float32. Zero where a part holds no visible key.
         softmax_lses: [n, b, np, sq], float32. -inf where a part holds no visible key.
 
     Returns:
-        The merged part, in float32: 0 and -inf where no part holds a visible key.
+        [b, np, sq, hn], float32: 0 where no part holds a visible key.
     """
-    softmax_lse = softmax_lses.logsumexp(0)
-    weights = (softmax_lses - softmax_lse).nan_to_num_(nan=0.0, neginf=-torch.inf).exp_()
-    return Partial((outs * weights.unsqueeze(-1)).sum(0), softmax_lse)
+    weights = softmax_lses.softmax(0).nan_to_num_(nan=0.0)
+    return (outs * weights.unsqueeze(-1)).sum(0)
 
 
 def merge_into(out: Tensor, softmax_lse: Tensor, part: Partial) -> None:

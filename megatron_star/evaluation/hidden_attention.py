@@ -89,12 +89,14 @@ class ProbingStep(StarInferenceContext):
                 stored = self.context.read(layer_number, source)
                 part = self.kernel(rows[row : row + 1], *stored, causal=False, softmax_scale=softmax_scale)
                 partials.add_rows(row, row + 1, part)
-        merged = self.exchange.merge(partials.merged())
-        lses = merged.softmax_lse[0].unflatten(-1, (-1, num_probed))  # [np, 1 + S, P]
+        found = partials.merged()
+        lses = (
+            self.exchange.gather(found.softmax_lse).logsumexp(0)[0].unflatten(-1, (-1, num_probed))
+        )  # [np, 1 + S, P]
         self.masses.append((lses[:, 1:] - lses[:, :1]).exp().mean(dim=(0, 2)).cpu())
         if layer_number == self.num_layers:
             raise StepIsComplete
-        return merged.out[:, :, :num_probed].permute(2, 0, 1, 3).to(query.dtype)
+        return self.exchange.merge(found)[:, :, :num_probed].permute(2, 0, 1, 3).to(query.dtype)
 
     def _held(self, keys: KeyRange) -> list[Source]:
         """The parts of a range that this rank stores."""

@@ -106,8 +106,7 @@ class TokenGenerationStep(StarInferenceContext):
                 continue
             for rows, tail in tails:
                 _add_causal(partials, self.kernel, rows, query, tail, softmax_scale)
-        merged = self.exchange.merge(partials.merged())
-        return merged.out.permute(2, 0, 1, 3).to(query.dtype)
+        return self.exchange.merge(partials.merged()).permute(2, 0, 1, 3).to(query.dtype)
 
 
 def _add_causal(

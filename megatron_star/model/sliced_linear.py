@@ -84,9 +84,9 @@ class DividedLinear(_Sliceable, ColumnParallelLinear):
     def _forward_impl(self, input: Tensor, weight: Tensor, *_: Any, bias: Tensor | None, **__: Any) -> Tensor:
         if not self.is_sliced:
             return linear(input, weight, bias)
-        biases = [None] * len(self._slices(weight)) if bias is None else self._slices(bias)
-        products = [linear(input, w, b) for w, b in zip(self._slices(weight), biases, strict=True)]
-        return torch.cat(products, dim=-1)
+        weights = self._slices(weight)
+        biases = [None] * len(weights) if bias is None else self._slices(bias)
+        return torch.cat([linear(input, *slices) for slices in zip(weights, biases, strict=True)], dim=-1)
 
     def forward(self, *args: Any, **options: Any) -> tuple[Tensor, Tensor | None]:
         """As Megatron's; a bias that the caller adds is sliced as the output is."""

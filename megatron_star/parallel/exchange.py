@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_star.attention.merge import merge_partials
+from megatron_star.attention.merge import merge_outs
 from megatron_star.attention.partial import Partial
 from megatron_star.parallel.all_gather import all_gather_single
 from megatron_star.parallel.mailbox import LARGEST_BYTES, Mailbox
@@ -46,27 +46,41 @@ class Exchange:
         """
         return SourceTransfers(self, sources, read, like)
 
-    def merge(self, part: Partial) -> Partial:
-        """Merge this rank's float32 partial, [1, np, sq, hn] and [1, np, sq], with all: one collective."""
+    def merge(self, part: Partial) -> Tensor:
+        """This rank's float32 partial, [1, np, sq, hn] and [1, np, sq], merged with all ranks' outputs.
+
+        One collective.
+
+        Returns:
+            [1, np, sq, hn], float32.
+        """
         if self.cp_size == 1:
-            return part
+            return part.out
         mine = torch.cat((part.out, part.softmax_lse.unsqueeze(-1)), dim=-1)
         everyone = self._all_gather(mine)
-        self.counts.update(merges=1, merge_bytes=mine.nbytes)
-        return merge_partials(everyone[..., :-1], everyone[..., -1].contiguous())
+        self.count("merge", mine)
+        return merge_outs(everyone[..., :-1], everyone[..., -1])
 
     def gather(self, mine: Tensor) -> Tensor:
-        """[cp_size, *mine.shape]: the tensors of all ranks, which have the same shape."""
-        self.counts.update(gathers=1, gather_bytes=mine.nbytes)
+        """[cp_size, *mine.shape]: the tensors of all ranks, which have the same shape.
+
+        To be read before the next exchange, and not to be changed: it may be memory that the ranks share.
+        """
+        self.count("gather", mine)
         return self._all_gather(mine)
 
     def add_up(self, mine: Tensor) -> Tensor:
         """The sum over the ranks of tensors of the same shape; the same bits on every rank."""
-        self.counts.update(sums=1, sum_bytes=mine.nbytes)
+        self.count("sum", mine)
         if self._fits_mailbox(mine):
             return self._all_gather(mine).sum(0)
         dist.all_reduce(mine, group=self.cp_group)
         return mine
+
+    def count(self, kind: str, sent: Tensor) -> None:
+        """Note a message of this kind: broadcast, merge, gather or sum."""
+        self.counts[f"{kind}s"] += 1
+        self.counts[f"{kind}_bytes"] += sent.nbytes
 
     def slowest(self, seconds: Tensor) -> list[float]:
         """Of each of these durations, [n] on the group's device, the longest on any rank."""
@@ -75,9 +89,9 @@ class Exchange:
         return longest.tolist()
 
     def _all_gather(self, mine: Tensor) -> Tensor:
-        mine = mine.contiguous()
         if self._fits_mailbox(mine):
             return self._mailbox.all_gather(mine)
+        mine = mine.contiguous()
         everyone = mine.new_empty(self.cp_size, *mine.shape)
         all_gather_single(everyone.view(-1), mine.view(-1), group=self.cp_group)
         return everyone
@@ -121,7 +135,7 @@ class SourceTransfers:
         group = self.exchange.cp_group
         if source.owner == self.exchange.cp_rank:
             buffer = torch.stack(self.read(source))
-            self.exchange.counts.update(broadcasts=1, broadcast_bytes=buffer.nbytes)
+            self.exchange.count("broadcast", buffer)
         else:
             buffer = self.like.new_empty(2, source.end - source.start, *self.like.shape[1:])
         work = dist.broadcast(buffer, group=group, group_src=source.owner, async_op=True)

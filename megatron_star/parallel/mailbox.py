@@ -8,6 +8,7 @@ import mmap
 import os
 import platform
 import tempfile
+from functools import lru_cache
 from time import monotonic, sleep
 from typing import Self
 
@@ -31,7 +32,8 @@ class Mailbox:
 
     Each rank has a counter and room for a tensor, both twice. For its n-th message it writes the tensor to
     room n % 2, then n to the counter, and waits for the others' counters. It cannot be two messages ahead of
-    anybody, so nothing is overwritten before it is read. Stores must be seen in their order, as on x86.
+    anybody, so nothing is overwritten before its reader sends the next one. Stores must be seen in their
+    order, as on x86.
     """
 
     def __init__(self, memory: mmap.mmap, rank: int, num_ranks: int) -> None:
@@ -40,6 +42,7 @@ class Mailbox:
         self._counters = memoryview(memory).cast("q")[:words]
         rooms = torch.frombuffer(memory, dtype=torch.uint8)[8 * words : _num_bytes(num_ranks)]
         self._rooms = rooms.view(2, num_ranks, LARGEST_BYTES)
+        self._everyones = lru_cache(maxsize=64)(self._view_of_rooms)  # the same few shapes in every layer
 
     @classmethod
     def open(cls, group: dist.ProcessGroup) -> Self | None:
@@ -57,22 +60,28 @@ class Mailbox:
         return cls(memory, rank, num_ranks) if all_have_it else None
 
     def all_gather(self, mine: Tensor) -> Tensor:
-        """[num_ranks, *mine.shape] of every rank's contiguous tensor of the same shape, up to LARGEST_BYTES.
+        """[num_ranks, *mine.shape] of every rank's tensor of the same shape, up to LARGEST_BYTES.
+
+        It is a view of the shared memory: to be read before this rank's next message, and not to be changed.
 
         Raises:
             RuntimeError: a rank has not come for TIMEOUT_SECONDS.
         """
         self.num_messages += 1
         half = self.num_messages % 2
-        rooms = self._rooms[half, :, : mine.nbytes]
-        rooms[self.rank] = mine.view(-1).view(torch.uint8)
+        everyone, my_room = self._everyones(half, mine.shape, mine.dtype)
+        my_room.copy_(mine)
         first = half * self.num_ranks
         self._counters[(first + self.rank) * _WORDS_APART] = self.num_messages
         for rank in range(self.num_ranks):
             self._await(rank, (first + rank) * _WORDS_APART)
-        everyone = mine.new_empty(self.num_ranks, *mine.shape)
-        everyone.view(self.num_ranks, mine.numel()).view(torch.uint8).copy_(rooms)
         return everyone
+
+    def _view_of_rooms(self, half: int, shape: torch.Size, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """The rooms of all ranks, and this rank's, as tensors of this shape."""
+        rooms = self._rooms[half, :, : shape.numel() * dtype.itemsize]
+        everyone = rooms.view(dtype).view(self.num_ranks, *shape)
+        return everyone, everyone[self.rank]
 
     def _await(self, rank: int, place: int) -> None:
         counters, number = self._counters, self.num_messages

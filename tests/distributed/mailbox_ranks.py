@@ -30,6 +30,8 @@ def exchanged() -> tuple[int, int]:
         if delays.random() < 0.1:
             time.sleep(delays.choice((0.0001, 0.003)))
         everyone = box.all_gather(message(number, group.rank(), numel, dtype))
+        if delays.random() < 0.1:
+            time.sleep(0.001)  # the others send their next message meanwhile
         expected = [message(number, rank, numel, dtype) for rank in range(group.size())]
         num_wrong += not torch.equal(everyone, torch.stack(expected))
     return box.num_messages, num_wrong

@@ -8,7 +8,7 @@ import torch
 from kernel_contract import assert_same_partial, tensors
 
 from megatron_star.attention.kernels import select_kernel
-from megatron_star.attention.merge import PartialSum, merge_partials
+from megatron_star.attention.merge import PartialSum, merge_outs
 from megatron_star.attention.partial import Partial, empty_partial
 
 
@@ -36,7 +36,8 @@ def test_merging_any_split_of_the_keys_is_one_softmax(sizes, shift):
         )
     ]
 
-    stacked = merge_partials(torch.stack([p.out for p in parts]), torch.stack([p.softmax_lse for p in parts]))
+    lses = torch.stack([part.softmax_lse for part in parts])
+    stacked = Partial(merge_outs(torch.stack([part.out for part in parts]), lses), lses.logsumexp(0))
     running = PartialSum(q.float())
     for part in parts:
         running.add_rows(0, 7, part)
@@ -54,9 +55,9 @@ def test_a_merge_is_exact_at_any_gap_of_the_lse(gap):
     running = PartialSum(torch.zeros(1, 1, 1, 1))
     for out, lse in zip(outs, lses, strict=True):
         running.add_rows(0, 1, Partial(out.clone(), lse.clone()))
-    for merged in (merge_partials(outs, lses), running.merged()):
-        assert merged.out.item() == pytest.approx(1 + 2 * weight, rel=1e-6)
-        assert merged.softmax_lse.item() == pytest.approx(expected_lse, rel=1e-6)
+    for out in (merge_outs(outs, lses), running.merged().out):
+        assert out.item() == pytest.approx(1 + 2 * weight, rel=1e-6)
+    assert running.merged().softmax_lse.item() == pytest.approx(expected_lse, rel=1e-6)
 
 
 def test_merging_parts_without_any_key_gives_zero_and_minus_infinity():
@@ -65,9 +66,9 @@ def test_merging_parts_without_any_key_gives_zero_and_minus_infinity():
     running = PartialSum(query)
     running.add_rows(0, 5, empty)
     running.add_rows(0, 5, empty)
-    stacked = merge_partials(empty.out.expand(3, -1, -1, -1, -1), empty.softmax_lse.expand(3, -1, -1, -1))
-    for merged in (running.merged(), stacked):
-        assert (merged.out == 0).all() and (merged.softmax_lse == -math.inf).all()
+    stacked = merge_outs(empty.out.expand(3, -1, -1, -1, -1), empty.softmax_lse.expand(3, -1, -1, -1))
+    assert (running.merged().out == 0).all() and (stacked == 0).all()
+    assert (running.merged().softmax_lse == -math.inf).all()
 
 
 def test_many_bf16_parts_are_accumulated_in_float32():
