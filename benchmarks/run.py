@@ -55,6 +55,21 @@ PARTS = {
         "context_encoding", "--num-tokens 16K --block-size 1K --repeats 2 --variants exact;star,recompute"
     ),
     "encoding-32k": Part("context_encoding", "--num-tokens 32K --block-size 1K --repeats 1 --variants exact"),
+    **{
+        f"blocks-{tokens}-{size}": Part(
+            "context_encoding", f"--num-tokens {tokens} --block-size {size} --repeats 1 --variants exact"
+        )
+        for tokens, size in (("2K", "512"), ("16K", "4K"), ("16K", "2K"), ("16K", "512"))
+    },
+    **{
+        f"ranks-{ranks}": Part(
+            "context_encoding", "--num-tokens 8K --block-size 1K --repeats 1 --variants exact", ranks
+        )
+        for ranks in (1, 4)
+    },
+    "star-64k": Part(
+        "context_encoding", "--num-tokens 64K --block-size 1K --repeats 1 --variants star,broadcast"
+    ),
 }
 
 
