@@ -14,6 +14,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 from time import perf_counter, process_time
 
@@ -71,10 +72,12 @@ def hugging_face_step(model: PreTrainedModel, num_tokens: int) -> Step:
     for layer in range(config.num_hidden_layers):
         cache.update(*torch.randn(2, *shape, dtype=model.dtype), layer)
     token = torch.tensor([[1]])
+    # transformers 5 has renamed the argument on the way.
+    name = "cache" if "cache" in signature(model.forward).parameters else "past_key_values"
 
     @torch.inference_mode()
     def step() -> object:
-        return model(token, past_key_values=cache, use_cache=True).logits
+        return model(token, **{name: cache}, use_cache=True).logits
 
     return step
 
