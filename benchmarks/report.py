@@ -42,19 +42,19 @@ AIMS = (
         1.0,
     ),
     Aim(
-        "TPOT at 8K: transformers / one rank",
+        "TPOT at 8K, SmolLM2-135M: transformers / one rank",
         "decode",
         lambda s: 1 / s["hugging face"]["faster_than_one_rank"],
         1.5,
     ),
     Aim(
-        "TPOT at 8K: one rank / two, sliced weights",
+        "TPOT at 8K, SmolLM2-135M: one rank / two, sliced weights",
         "decode",
         lambda s: s["sliced"]["faster_than_one_rank"],
         1.5,
     ),
     Aim(
-        "TPOT at 8K: one rank / two, whole weights",
+        "TPOT at 8K, SmolLM2-135M: one rank / two, whole weights",
         "decode",
         lambda s: s["whole"]["faster_than_one_rank"],
         1.0,

@@ -90,9 +90,8 @@ class ProbingStep(StarInferenceContext):
                 part = self.kernel(rows[row : row + 1], *stored, causal=False, softmax_scale=softmax_scale)
                 partials.add_rows(row, row + 1, part)
         found = partials.merged()
-        lses = (
-            self.exchange.gather(found.softmax_lse).logsumexp(0)[0].unflatten(-1, (-1, num_probed))
-        )  # [np, 1 + S, P]
+        merged_lse = self.exchange.gather(found.softmax_lse).logsumexp(0)
+        lses = merged_lse[0].unflatten(-1, (-1, num_probed))  # [np, 1 + S, P]
         self.masses.append((lses[:, 1:] - lses[:, :1]).exp().mean(dim=(0, 2)).cpu())
         if layer_number == self.num_layers:
             raise StepIsComplete
