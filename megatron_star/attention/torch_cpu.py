@@ -18,8 +18,8 @@ MANY_KEYS = range(4096, 1 << 20)
 memory all at once, up to 20 MB of a head."""
 
 ROWS_IN_BFLOAT16 = range(17) if MULTIPLIES_BFLOAT16 and not IS_AMD else range(0)
-"""For which the fused kernel is faster in bfloat16 than with all keys and values widened: docs/performance.md,
-"Token generation"."""
+"""For which the fused kernel is faster in bfloat16 than with all keys and values widened:
+docs/performance.md, "Token generation"."""
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, causal: bool, softmax_scale: float) -> Partial:
