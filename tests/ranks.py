@@ -100,6 +100,13 @@ def random_star_model(args: dict[str, Any], tp_size: int) -> tuple[StarModel, St
     return star_model, groups
 
 
+def norms_and_activations(args: dict[str, Any]) -> tuple[str, str]:
+    """Names of the classes of a layer's first norm, and of what Megatron takes as its MLP's activation."""
+    layer = random_star_model(args, 1)[0].model.decoder.layers[0]
+    activation = getattr(layer.mlp, "activation_func", None)
+    return type(layer.input_layernorm).__name__, type(activation).__name__
+
+
 def weights_read(args: dict[str, Any], token_ids: SequenceOf[int], parts: frozenset[str]) -> tuple[int, bool]:
     """Bytes of the weights that this rank multiplies with to generate a token, and whether all are views."""
     star_model = replace(random_star_model(args, 1)[0], sliced_parts=parts)

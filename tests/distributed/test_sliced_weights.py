@@ -4,7 +4,7 @@ import pytest
 import torch
 from distributed import RankError, run_ranks
 from models import VOCAB_SIZE, random_tokens
-from ranks import chosen_parts, logits_whole_and_sliced, weights_read
+from ranks import chosen_parts, logits_whole_and_sliced, norms_and_activations, weights_read
 
 from megatron_star.model.sliced_linear import NO_PARTS, PARTS
 
@@ -36,6 +36,7 @@ RANDOM = {
     "experts": BIASED
     | {"add_bias_linear": False, "num_experts": 3, "moe_router_topk": 2, "moe_ffn_hidden_size": 20},
 }
+RANDOM["experts, gated"] = RANDOM["experts"] | {"swiglu": True}
 CHECKPOINTS = ["llama", "llama_tied", "llama_one_kv_head", "qwen2", "qwen3"]
 
 
@@ -98,3 +99,17 @@ def test_auto_agrees_on_all_ranks_and_one_rank_has_nothing_to_divide(checkpoints
 def test_an_unknown_choice_of_weights_is_refused(checkpoints):
     with pytest.raises(RankError, match="decode_weights is 'half'"):
         run_ranks(1, chosen_parts, str(checkpoints("llama")[1]), "half")
+
+
+@pytest.mark.parametrize(
+    ("name", "other", "expected"),
+    [
+        ("biased, gated", {"normalization": "RMSNorm"}, ("CpuRMSNorm", "SwigluInPlace")),
+        ("biased, gated", {}, ("LayerNorm", "SwigluInPlace")),
+        ("biased", {}, ("LayerNorm", "builtin_function_or_method")),
+        ("experts, gated", {}, ("LayerNorm", "NoneType")),
+    ],
+    ids=["swiglu and rms norm", "swiglu", "gelu", "experts"],
+)
+def test_a_model_on_a_cpu_has_our_rms_norm_and_plain_swiglu(name, other, expected):
+    assert run_ranks(1, norms_and_activations, RANDOM[name] | other) == [expected]
