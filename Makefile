@@ -39,7 +39,7 @@ format: setup  ## fix style and formatting
 
 setup: $(VENV)/.installed  ## make the virtual environment
 
-bench: model  ## measure against every peer, on two cores: 42 minutes; results and pictures in bench/
+bench: model  ## measure against every peer, on two cores: about 40 minutes; results and pictures in bench/
 	@$(RUN) benchmarks/run.py --directory bench
 
 model: $(MEGATRON_MODEL)  ## fetch SmolLM2-135M and the essays, and convert the model for Megatron

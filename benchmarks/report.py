@@ -24,73 +24,43 @@ class Aim(NamedTuple):
     at_least: float
 
 
+def _to_one_rank(variant: str) -> Callable[[dict[str, Any]], float]:
+    """How many times as fast as one rank a variant generates a token."""
+    return lambda summary: summary[variant]["faster_than_one_rank"]
+
+
+def _to_transformers(summary: dict[str, Any]) -> float:
+    """How many times as fast as transformers one rank generates a token."""
+    return 1 / summary["hugging face"]["faster_than_one_rank"]
+
+
+def _first_token_to_transformers(summary: dict[str, Any]) -> float:
+    return summary["transformers, SDPA"]["to_ours"]
+
+
 AIMS = (
     Aim("16K in 16 blocks: exact / star", "encoding-16k", lambda s: s[EXACT]["to_broadcast"], 2.4),
     Aim("32K in 32 blocks: exact / star", "encoding-32k", lambda s: s[EXACT]["to_broadcast"], 3.6),
     Aim("16K: anchor recomputed / broadcast", "encoding-16k", lambda s: s[RECOMPUTE]["to_broadcast"], 1.6),
-    Aim("16K, star: floor / encoding", "encoding-16k", lambda s: s[BROADCAST]["of_floor"], 0.85),
-    Aim(
-        "TTFT at 4K: transformers / one rank",
-        "one-rank-4k",
-        lambda s: s["transformers, SDPA"]["to_ours"],
-        1.0,
+    *(
+        Aim(f"{n}K, star: floor / encoding", f"encoding-{n}k", lambda s: s[BROADCAST]["of_floor"], 0.85)
+        for n in (8, 16, 32)
     ),
-    Aim(
-        "TTFT at 8K: transformers / one rank",
-        "one-rank-8k",
-        lambda s: s["transformers, SDPA"]["to_ours"],
-        1.0,
+    *(
+        Aim(f"TTFT at {n}K: transformers / one rank", f"one-rank-{n}k", _first_token_to_transformers, 1.0)
+        for n in (4, 8)
     ),
-    Aim(
-        "TPOT at 8K, SmolLM2-135M: transformers / one rank",
-        "decode",
-        lambda s: 1 / s["hugging face"]["faster_than_one_rank"],
-        1.5,
+    Aim("TPOT at 8K, SmolLM2-135M: transformers / one rank", "decode", _to_transformers, 1.5),
+    Aim("TPOT at 8K, 1.2B in bf16: transformers / one rank", "decode-1b", _to_transformers, 1.0),
+    *(
+        Aim(f"TPOT at 8K, {model}: one rank / two, {variant} weights", part, _to_one_rank(variant), at_least)
+        for model, part in (
+            ("SmolLM2-135M", "decode"),
+            ("1.2B in fp32", "decode-1b-fp32"),
+            ("1.2B in bf16", "decode-1b"),
+        )
+        for variant, at_least in (("sliced", 1.5), ("whole", 1.0))
     ),
-    Aim(
-        "TPOT at 8K, SmolLM2-135M: one rank / two, sliced weights",
-        "decode",
-        lambda s: s["sliced"]["faster_than_one_rank"],
-        1.5,
-    ),
-    Aim(
-        "TPOT at 8K, SmolLM2-135M: one rank / two, whole weights",
-        "decode",
-        lambda s: s["whole"]["faster_than_one_rank"],
-        1.0,
-    ),
-    Aim(
-        "TPOT at 8K, 1.2B in bf16: one rank / two, sliced weights",
-        "decode-1b",
-        lambda s: s["sliced"]["faster_than_one_rank"],
-        1.5,
-    ),
-    Aim(
-        "TPOT at 8K, 1.2B in bf16: one rank / two, whole weights",
-        "decode-1b",
-        lambda s: s["whole"]["faster_than_one_rank"],
-        1.0,
-    ),
-    Aim(
-        "TPOT at 8K, 1.2B in fp32: one rank / two, sliced weights",
-        "decode-1b-fp32",
-        lambda s: s["sliced"]["faster_than_one_rank"],
-        1.5,
-    ),
-    Aim(
-        "TPOT at 8K, 1.2B in fp32: one rank / two, whole weights",
-        "decode-1b-fp32",
-        lambda s: s["whole"]["faster_than_one_rank"],
-        1.0,
-    ),
-    Aim(
-        "TPOT at 8K, 1.2B in bf16: transformers / one rank",
-        "decode-1b",
-        lambda s: 1 / s["hugging face"]["faster_than_one_rank"],
-        1.0,
-    ),
-    Aim("8K, star: floor / encoding", "encoding-8k", lambda s: s[BROADCAST]["of_floor"], 0.85),
-    Aim("32K, star: floor / encoding", "encoding-32k", lambda s: s[BROADCAST]["of_floor"], 0.85),
     Aim("broadcast hidden at 1 GB/s", "overlap", lambda s: s["overlapped"]["hidden"], 0.8),
 )
 

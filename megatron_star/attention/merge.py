@@ -26,7 +26,7 @@ def merge_outs(outs: Tensor, softmax_lses: Tensor) -> Tensor:
     Returns:
         [b, np, sq, hn], float32: 0 where no part holds a visible key.
     """
-    weights = softmax_lses.softmax(0).nan_to_num_(nan=0.0)
+    weights = softmax_lses.softmax(0).masked_fill_(softmax_lses == -torch.inf, 0.0)
     return (outs * weights.unsqueeze(-1)).sum(0)
 
 

@@ -27,7 +27,7 @@ def is_plain_swiglu(config: TransformerConfig) -> bool:
 
 
 class SwigluInPlace(torch.nn.Module):
-    """silu(gate) * up; Megatron's own makes three more tensors of that size."""
+    """silu(gate) * up; Megatron's own makes three more tensors [sq, 1, f]."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()

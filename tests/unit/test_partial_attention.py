@@ -71,6 +71,11 @@ def test_merging_parts_without_any_key_gives_zero_and_minus_infinity():
     assert (running.merged().softmax_lse == -math.inf).all()
 
 
+def test_a_part_that_is_not_a_number_is_not_lost_in_the_merge():
+    outs, lses = torch.ones(2, 1, 1, 1, 1), torch.tensor([5.0, math.nan]).view(2, 1, 1, 1)
+    assert merge_outs(outs, lses).isnan().all()
+
+
 def test_many_bf16_parts_are_accumulated_in_float32():
     q, k, v = tensors(3, 512, np=3, dtype=torch.bfloat16)
     expected, _ = reference.attention(q, k, v, softmax_scale=1.0)
