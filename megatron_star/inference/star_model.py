@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from megatron.core.inference.utils import InferenceMode
 from torch import Tensor
 
 from megatron_star.attention.partial import AttentionKernel
 from megatron_star.model.attention import StarInferenceContext, StepIsComplete
+from megatron_star.model.layer import ProgramKey
 from megatron_star.model.sliced_linear import NO_PARTS, output_logits
 from megatron_star.parallel.exchange import Exchange
 
@@ -31,6 +33,8 @@ class StarModel:
         vocab_size: tokens that exist; the model's vocabulary may be padded beyond it.
         sliced_parts: of these parts of the model (`sliced_linear.PARTS`) a CP rank reads only its slice in
             token generation; the same on all ranks.
+        compiled_rows: numbers of tokens in a step for which its layers are compiled (`compiled_layers.py`),
+            ascending.
     """
 
     model: torch.nn.Module
@@ -39,6 +43,7 @@ class StarModel:
     vocab_size: int
     device: torch.device
     sliced_parts: frozenset[str] = NO_PARTS
+    compiled_rows: tuple[int, ...] = ()
 
     @torch.inference_mode()
     def forward(
@@ -55,6 +60,8 @@ class StarModel:
         """
         parts = self.sliced_parts if step.slices_weights else NO_PARTS
         slicing = self.model.weight_slicing.step(parts, self.exchange)
+        if step.slices_weights:
+            token_ids = self._filled_up(token_ids, step)
         with InferenceMode.active(), suppress(StepIsComplete), slicing:
             logits = self.model(
                 input_ids=torch.tensor([list(token_ids)], dtype=torch.int64, device=self.device),
@@ -70,6 +77,15 @@ class StarModel:
             return logits[:, : self.vocab_size].float()
         assert not logit_rows
         return torch.empty(0, self.vocab_size, device=self.device)
+
+    def _filled_up(self, token_ids: Sequence[int], step: StarInferenceContext) -> Sequence[int]:
+        """The tokens, and fillers so that the layers' next larger program can run them, if there is one."""
+        filler = next((rows - len(token_ids) for rows in self.compiled_rows if rows >= len(token_ids)), None)
+        if filler is None:
+            return token_ids
+        step.position_ids = F.pad(step.position_ids, (0, filler))
+        step.program = ProgramKey(len(step.position_ids), self.sliced_parts, self.exchange.cp_size)
+        return [*token_ids, *[0] * filler]
 
     def synchronize(self) -> None:
         """Wait until the device has done what it was given."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from megatron_star.attention.merge import PartialSum
-from megatron_star.attention.partial import AttentionKernel
+from megatron_star.attention.partial import AttentionKernel, Partial
 from megatron_star.inference.kv_store import EncodedContext, Tail
 from megatron_star.inference.star_model import StarModel
 from megatron_star.model.attention import StarInferenceContext
@@ -89,6 +89,13 @@ class TokenGenerationStep(StarInferenceContext):
         self, layer_number: int, query: Tensor, key: Tensor, value: Tensor, softmax_scale: float
     ) -> Tensor:
         """The algorithm of token generation for one layer; see `StarInferenceContext.attend`."""
+        part = self.attend_locally(layer_number, query, key, value, softmax_scale)
+        return self.exchange.merge(part).permute(2, 0, 1, 3).to(query.dtype)
+
+    def attend_locally(
+        self, layer_number: int, query: Tensor, key: Tensor, value: Tensor, softmax_scale: float
+    ) -> Partial:
+        """Keep this step's KV, and attend to what this rank holds; in float32."""
         partials = PartialSum(query)
         for run in self.runs:
             (sequence, (start, _)), (_, (_, end)) = run[0], run[-1]
@@ -106,7 +113,12 @@ class TokenGenerationStep(StarInferenceContext):
                 continue
             for rows, tail in tails:
                 _add_causal(partials, self.kernel, rows, query, tail, softmax_scale)
-        return self.exchange.merge(partials.merged()).permute(2, 0, 1, 3).to(query.dtype)
+        return partials.merged()
+
+    @property
+    def num_rows(self) -> int:
+        """New tokens of all sequences."""
+        return self.rows[-1][1]
 
 
 def _add_causal(

@@ -5,6 +5,7 @@ this TP rank, hn head size.
 """
 
 from abc import abstractmethod
+from collections.abc import Hashable
 
 import torch
 from megatron.core.inference.config import InferenceConfig
@@ -14,7 +15,7 @@ from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from megatron_star.model.rotary import rotate
+from megatron_star.model.rotary import cosines_and_sines, rotate
 
 
 class StepIsComplete(Exception):
@@ -27,6 +28,9 @@ class StarInferenceContext(BaseInferenceContext):
     slices_weights = False
     """Whether the CP ranks run the same tokens, so that they can divide the weights."""
 
+    program: Hashable = None
+    """What layers look up their compiled program by (`StarTransformerLayer`); None where they run as they are."""
+
     max_sequence_length = 0  # Megatron sizes rotary tables by it; RotaryAtPositions needs none.
 
     def __init__(self, position_ids: Tensor) -> None:
@@ -36,10 +40,9 @@ class StarInferenceContext(BaseInferenceContext):
         self._rotation: tuple[Tensor, Tensor] | None = None
 
     def rotation(self, angles: Tensor, scale: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """What `rotate` takes, of Megatron's angles [sq, 1, 1, 2 * r]; made once for all layers."""
+        """See `cosines_and_sines`; made once for all layers."""
         if self._rotation is None:
-            once = angles[..., : angles.size(-1) // 2]
-            self._rotation = (once.cos() * scale).to(dtype), (once.sin() * scale).to(dtype)
+            self._rotation = cosines_and_sines(angles, scale, dtype)
         return self._rotation
 
     def is_static_batching(self) -> bool:
@@ -108,7 +111,12 @@ class StarSelfAttention(SelfAttention):
         if rotary_pos_emb is not None and not (
             self.config.apply_rope_fusion or self.config.rotary_interleaved
         ):
-            scale = self._yarn_concentration_factor
-            cos, sin = inference_context.rotation(rotary_pos_emb[0], scale, query.dtype)
+            cos, sin = self.rotation(inference_context, rotary_pos_emb[0], query.dtype)
             query, key, rotary_pos_emb = rotate(query, cos, sin), rotate(key, cos, sin), None
         return query, key, value, rotary_pos_emb, self.attn_mask_type, None
+
+    def rotation(
+        self, step: StarInferenceContext, angles: Tensor | None, dtype: torch.dtype
+    ) -> tuple[Tensor, ...]:
+        """The step's cosines and sines, of Megatron's angles; nothing without angles."""
+        return () if angles is None else step.rotation(angles, self._yarn_concentration_factor, dtype)

@@ -19,6 +19,7 @@ from megatron_star.model.rotary import RotaryAtPositions
 from megatron_star.model.sliced_linear import WeightSlicing
 from megatron_star.model.spec import (
     with_cpu_rms_norms,
+    with_programs,
     with_sliced_weights,
     with_star_attention,
     with_swiglu_in_place,
@@ -59,7 +60,8 @@ def build_gpt_model(
     """
     config = transformer_config(args, tp_size=groups.tp.size(), dtype=dtype, device=device)
     slicing = WeightSlicing()
-    spec = with_sliced_weights(with_star_attention(layer_spec(config, transformer_impl)), slicing)
+    spec = with_programs(layer_spec(config, transformer_impl))
+    spec = with_sliced_weights(with_star_attention(spec), slicing)
     if transformer_impl == "local" and is_plain_swiglu(config):
         spec = with_swiglu_in_place(spec)
         config.use_te_activation_func = True  # "te" is what Megatron calls an activation that is a module

@@ -34,6 +34,12 @@ class RotaryAtPositions(torch.nn.Module):
         return unit * positions
 
 
+def cosines_and_sines(angles: Tensor, scale: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """What `rotate` takes, of Megatron's angles [sq, 1, 1, 2 * r]; `scale` is YaRN's (arXiv 2309.00071)."""
+    once = angles[..., : angles.size(-1) // 2]
+    return (once.cos() * scale).to(dtype), (once.sin() * scale).to(dtype)
+
+
 def rotate(tensor: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate the pairs (i, i + r), i < r, of a head's values; those beyond 2 * r stay (arXiv 2104.09864).
 

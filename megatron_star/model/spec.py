@@ -11,9 +11,11 @@ from megatron.core.transformer.attention import Attention, SelfAttention
 from megatron.core.transformer.mlp import MLP
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.torch_norm import WrappedTorchNorm
+from megatron.core.transformer.transformer_layer import TransformerLayer
 
 from megatron_star.model.attention import StarCoreAttention, StarSelfAttention
 from megatron_star.model.elementwise import CpuRMSNorm, SwigluInPlace
+from megatron_star.model.layer import StarTransformerLayer
 from megatron_star.model.sliced_linear import DividedLinear, GatheredLinear, SummedLinear, WeightSlicing
 
 
@@ -24,6 +26,17 @@ def with_star_attention(spec: Any) -> Any:
         ValueError: the specification holds an attention that Star Attention does not support.
     """
     return _swapped(spec, _star_attention)
+
+
+def with_programs(spec: ModuleSpec) -> ModuleSpec:
+    """A copy of a layer's specification whose layer can be given compiled programs.
+
+    Layers of other classes than Megatron's TransformerLayer stay as they are.
+    """
+    swapped = copy(spec)
+    if spec.module is TransformerLayer:
+        swapped.module = StarTransformerLayer
+    return swapped
 
 
 def with_sliced_weights(spec: Any, slicing: WeightSlicing) -> Any:

@@ -57,16 +57,19 @@ class Exchange:
         if self.cp_size == 1:
             return part.out
         mine = torch.cat((part.out, part.softmax_lse.unsqueeze(-1)), dim=-1)
-        everyone = self._all_gather(mine)
-        self.count("merge", mine)
+        everyone = self.all_gather(mine, "merge")
         return merge_outs(everyone[..., :-1], everyone[..., -1])
 
     def gather(self, mine: Tensor) -> Tensor:
+        """`all_gather` of columns of a product."""
+        return self.all_gather(mine, "gather")
+
+    def all_gather(self, mine: Tensor, kind: str) -> Tensor:
         """[cp_size, *mine.shape]: the tensors of all ranks, which have the same shape.
 
         To be read before the next exchange, and not to be changed: it may be memory that the ranks share.
         """
-        self.count("gather", mine)
+        self.count(kind, mine)
         return self._all_gather(mine)
 
     def add_up(self, mine: Tensor) -> Tensor:
