@@ -3,8 +3,9 @@
     OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 benchmarks/decode.py --load .demo/megatron --hf .demo/hf \\
         --num-tokens 8K --repeats 5 --output result.json
 
-All variants run in one process group, one after the other, `--repeats` times. Ratios are medians within a
-round. The fastest token of all rounds is what a busy machine disturbed least. The context is not encoded:
+All variants run in one process group, one after the other, `--repeats` times, each with its layers as they are
+and compiled, and with the weights laid out as they are for it when a model is loaded. Ratios are medians within a
+round; compiled layers of two ranks are compared with those of one. The fastest token of all rounds is what a busy machine disturbed least. The context is not encoded:
 its KV is filled with random numbers, on which the speed does not depend. While one rank works alone, the
 others wait in a collective, which takes no processor time over gloo.
 """
@@ -17,6 +18,7 @@ from dataclasses import replace
 from inspect import signature
 from pathlib import Path
 from time import perf_counter, process_time
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -29,8 +31,10 @@ from benchmarks.models import hugging_face_model
 from launch.arguments import ArgumentParser, token_count
 from megatron_star.config import StarConfig
 from megatron_star.cost_model import token_costs
+from megatron_star.inference.compiled_layers import compile_layers
 from megatron_star.inference.decode_weights import choose_sliced_parts
 from megatron_star.inference.kv_store import EncodedContext
+from megatron_star.inference.loading import lay_out_for_reading
 from megatron_star.inference.star_model import StarModel
 from megatron_star.inference.token_generation import Sequence, generate_step
 from megatron_star.model.sliced_linear import NO_PARTS
@@ -40,6 +44,7 @@ from megatron_star.plan import ContextPlan
 
 Step = Callable[[], object]
 ONE_RANK = "one rank"
+COMPILED = ", compiled"
 
 
 def filled_context(star_model: StarModel, num_tokens: int) -> EncodedContext:
@@ -82,24 +87,45 @@ def hugging_face_step(model: PreTrainedModel, num_tokens: int) -> Step:
     return step
 
 
-def make_variants(args: Namespace, star_model: StarModel, groups: StarGroups) -> dict[str, Step]:
-    """What is compared, by name; a rank that takes no part in a variant does nothing in it."""
+class Variant(NamedTuple):
+    """What is compared.
+
+    Attributes:
+        step: generates one token; does nothing on a rank that takes no part.
+        layout: the parts of which slices are read, for which the weights are laid out.
+        base: the variant of one rank that it is compared with.
+    """
+
+    step: Step
+    layout: frozenset[str]
+    base: str
+
+
+def make_variants(args: Namespace, star_model: StarModel, groups: StarGroups) -> dict[str, Variant]:
+    """All of them, by name."""
     sliced = choose_sliced_parts("sliced", star_model.model, star_model.exchange)
     auto = choose_sliced_parts("auto", star_model.model, star_model.exchange)
     if dist.get_rank() == 0:
         print(f"auto: slices of {', '.join(sorted(auto)) or 'nothing'}")
-    of_group = {"whole": NO_PARTS, "sliced": sliced, "auto": auto}
-    variants = {
-        name: star_step(replace(star_model, sliced_parts=parts), args.num_tokens)
-        for name, parts in of_group.items()
-    }
     works = star_model.exchange.cp_rank == 0
-    alone = replace(star_model, exchange=Exchange(groups.model.cp), sliced_parts=NO_PARTS)
-    variants[ONE_RANK] = star_step(alone, args.num_tokens) if works else _nothing
+    alone = replace(star_model, exchange=Exchange(groups.model.cp))
+    variants = {}
+    for name, of_ranks, parts in (
+        ("whole", star_model, NO_PARTS),
+        ("sliced", star_model, sliced),
+        ("auto", star_model, auto),
+        (ONE_RANK, alone, NO_PARTS),
+    ):
+        model = replace(of_ranks, sliced_parts=parts)
+        takes_part = works or of_ranks is star_model
+        lay_out_for_reading(model.model, parts)
+        for suffix, rows in (("", ()), (COMPILED, (1,))):
+            # The layers of a model keep all programs that were compiled; the step decides which one runs.
+            step = star_step(compile_layers(model, rows), args.num_tokens) if takes_part else _nothing
+            variants[name + suffix] = Variant(step, parts, ONE_RANK + suffix)
     if args.hf:
-        variants["hugging face"] = (
-            hugging_face_step(hugging_face_model(args), args.num_tokens) if works else _nothing
-        )
+        step = hugging_face_step(hugging_face_model(args), args.num_tokens) if works else _nothing
+        variants["hugging face"] = Variant(step, NO_PARTS, ONE_RANK)
     return variants
 
 
@@ -135,7 +161,11 @@ def run(args: Namespace, star_model: StarModel, groups: StarGroups) -> None:
     variants = make_variants(args, star_model, groups)
     rounds = []
     for _ in range(args.repeats):
-        rounds.append({name: measure(step, args.num_steps, star_model) for name, step in variants.items()})
+        figures = {}
+        for name, variant in variants.items():
+            lay_out_for_reading(star_model.model, variant.layout)
+            figures[name] = measure(variant.step, args.num_steps, star_model)
+        rounds.append(figures)
     if dist.get_rank():
         return
     summary = {
@@ -143,14 +173,14 @@ def run(args: Namespace, star_model: StarModel, groups: StarGroups) -> None:
             "tpot_ms": 1e3 * statistics.median(r[name]["tpot_s"] for r in rounds),
             "fastest_ms": 1e3 * min(r[name]["fastest_s"] for r in rounds),
             "processor_ms": 1e3 * statistics.median(r[name]["processor_s"] for r in rounds),
-            "faster_than_one_rank": median_ratio(rounds, ONE_RANK, name, "tpot_s"),
-            "processor_ratio": median_ratio(rounds, ONE_RANK, name, "processor_s"),
+            "faster_than_one_rank": median_ratio(rounds, variant.base, name, "tpot_s"),
+            "processor_ratio": median_ratio(rounds, variant.base, name, "processor_s"),
         }
-        for name in variants
+        for name, variant in variants.items()
     }
-    print(f"{'variant':<16}" + "".join(f"{title:>22}" for title in next(iter(summary.values()))))
+    print(f"{'variant':<20}" + "".join(f"{title:>22}" for title in next(iter(summary.values()))))
     for name, figures in summary.items():
-        print(f"{name:<16}" + "".join(f"{figure:>22.2f}" for figure in figures.values()))
+        print(f"{name:<20}" + "".join(f"{figure:>22.2f}" for figure in figures.values()))
     write_result(args.output, summary, rounds)
 
 
