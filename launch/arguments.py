@@ -53,6 +53,14 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         help="what a context-parallel rank reads to generate a token: all weights, its slice, or the faster",
     )
     group.add_argument(
+        "--compile-decode",
+        type=_batch_sizes,
+        default=(),
+        metavar="N[,N...]",
+        help="compile the layers for so many sequences decoded together (1,2,4,8), which takes some seconds at "
+        "the start and a C++ compiler; default: not",
+    )
+    group.add_argument(
         "--star-kv-gigabytes",
         type=float,
         metavar="GB",
@@ -201,6 +209,11 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return int(text)
+
+
+def _batch_sizes(text: str) -> tuple[int, ...]:
+    """Whole numbers, of which a compiled layer checks the bounds."""
+    return tuple(positive(number.strip()) for number in text.split(","))
 
 
 def _seconds(text: str) -> float:

@@ -1,6 +1,7 @@
 """From arguments to a loaded model and its memory budget, on every rank of a job."""
 
 import argparse
+import sys
 
 import torch
 
@@ -9,7 +10,7 @@ from megatron_star.inference.loading import load_star_model
 from megatron_star.inference.memory import default_kv_budget
 from megatron_star.inference.star_model import StarModel
 from megatron_star.model.checkpoint import CheckpointInfo
-from megatron_star.parallel.control import gather_integers, on_every_rank
+from megatron_star.parallel.control import DRIVER, gather_integers, on_every_rank
 from megatron_star.parallel.groups import StarGroups
 
 
@@ -17,6 +18,9 @@ def load_model(
     args: argparse.Namespace, info: CheckpointInfo, groups: StarGroups, device: torch.device
 ) -> StarModel:
     """The model that the arguments ask for; raises SharedError on all ranks if one of them cannot."""
+    if args.compile_decode and groups.control.rank() == DRIVER:
+        sizes = ", ".join(map(str, args.compile_decode))
+        print(f"compiling the layers for {sizes} sequences, which takes a while", file=sys.stderr, flush=True)
     return on_every_rank(
         lambda: load_star_model(
             info,
@@ -26,6 +30,7 @@ def load_model(
             kernel=args.star_attention_kernel,
             transformer_impl=args.transformer_impl,
             decode_weights=args.decode_weights,
+            compiled_rows=args.compile_decode,
         ),
         groups.control,
     )

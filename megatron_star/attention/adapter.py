@@ -111,6 +111,10 @@ class LoadedKernel:
         """Without a mask, rows are independent: [sq, b, ng * r, hn] is [sq * r, b, ng, hn]."""
         sq, b, np, hn = query.shape
         ng = key.size(2)
+        if sq == 1:  # as below, with fewer views: this is done for each layer of each token
+            rows = query.view(b, ng, np // ng, hn).permute(2, 0, 1, 3)
+            out, lse = self.attend(rows, key, value, False, softmax_scale)
+            return Partial(out.reshape(b, np, 1, hn), lse.reshape(b, np, 1))
         rows = query.view(sq, b, ng, np // ng, hn).permute(0, 3, 1, 2, 4).reshape(-1, b, ng, hn)
         out, lse = self.attend(rows, key, value, False, softmax_scale)
         out = out.reshape(b, ng, sq, np // ng, hn).transpose(2, 3).reshape(b, np, sq, hn)

@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 MOST_ROWS = 64
 """Of a compiled program: with more, products take so long that what lies between them does not show."""
 
+Compiler = Callable[[GraphModule, list[Tensor]], Callable[..., Tensor]]
+
 
 class _Running:
     """The step and layer whose program runs; there is one at a time in a process."""
@@ -103,11 +105,15 @@ class _RecordedExchange(Exchange):
 
     def __init__(self, exchange: Exchange) -> None:
         super().__init__(exchange.cp_group)
+        self.fits_mailbox = exchange.fits_mailbox
+        self.fits_mailbox(torch.empty(0))  # opens it now: recorded tensors have no values to open it with
 
     def all_gather(self, mine: Tensor, kind: str) -> Tensor:
         return torch.ops.megatron_star.all_gather(mine, self.cp_size, kind)
 
     def add_up(self, mine: Tensor) -> Tensor:
+        if self.fits_mailbox(mine):
+            return self.all_gather(mine, "sum").sum(0)
         return torch.ops.megatron_star.add_up(mine)
 
 
@@ -126,12 +132,22 @@ class _RecordedStep(StarInferenceContext):
         return self.exchange.merge(part).permute(2, 0, 1, 3).to(query.dtype)
 
 
-@torch.inference_mode()
-def compile_layers(star_model: StarModel, row_counts: Iterable[int]) -> StarModel:
-    """Compile the layers for token generation of so many tokens in a step.
+def inductor(program: GraphModule, inputs: list[Tensor]) -> Callable[..., Tensor]:
+    """What torch makes of a program: fused C++ or Triton kernels. Needs a C++ compiler."""
+    return torch._inductor.compile(program, inputs, options={"compile_threads": 1})
 
-    Steps of fewer tokens are filled up to the next of these numbers, those of more run as before. Nothing is
-    sent: every rank compiles for itself.
+
+@torch.inference_mode()
+def compile_layers(
+    star_model: StarModel, row_counts: Iterable[int], compiler: Compiler = inductor
+) -> StarModel:
+    """Compile the layers for token generation of so many tokens in a step; called on all ranks together.
+
+    Steps of fewer tokens are filled up to the next of these numbers, those of more run as before. Every rank
+    compiles for itself.
+
+    Args:
+        compiler: makes a function of a program and example inputs; the program is one itself.
 
     Returns:
         The model, which runs them.
@@ -155,7 +171,7 @@ def compile_layers(star_model: StarModel, row_counts: Iterable[int]) -> StarMode
         key = ProgramKey(num_rows, star_model.sliced_parts, star_model.exchange.cp_size)
         for group in groups.values():
             inputs = [*_example_inputs(star_model, num_rows), *_weights(group[0]).values()]
-            compiled = _compile(_record(star_model, group[0], num_rows), inputs)
+            compiled = _compiled(_record(star_model, group[0], num_rows), inputs, compiler)
             for layer in group:
                 layer.programs[key] = _program(compiled, layer)
     if star_model.exchange.cp_rank == 0:
@@ -234,9 +250,9 @@ def _identity(program: GraphModule, layer: StarTransformerLayer) -> object:
     return program.code, tuple(layouts)
 
 
-def _compile(program: GraphModule, inputs: list[Tensor]) -> Callable[..., Tensor]:
+def _compiled(program: GraphModule, inputs: list[Tensor], compiler: Compiler) -> Callable[..., Tensor]:
     try:
-        return torch._inductor.compile(program, inputs, options={"compile_threads": 1})
+        return compiler(program, inputs)
     except Exception as error:
         raise ValueError(f"layers could not be compiled: {_first_line(error)}") from error
 

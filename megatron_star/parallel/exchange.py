@@ -75,7 +75,7 @@ class Exchange:
     def add_up(self, mine: Tensor) -> Tensor:
         """The sum over the ranks of tensors of the same shape; the same bits on every rank."""
         self.count("sum", mine)
-        if self._fits_mailbox(mine):
+        if self.fits_mailbox(mine):
             return self._all_gather(mine).sum(0)
         dist.all_reduce(mine, group=self.cp_group)
         return mine
@@ -92,14 +92,14 @@ class Exchange:
         return longest.tolist()
 
     def _all_gather(self, mine: Tensor) -> Tensor:
-        if self._fits_mailbox(mine):
+        if self.fits_mailbox(mine):
             return self._mailbox.all_gather(mine)
         mine = mine.contiguous()
         everyone = mine.new_empty(self.cp_size, *mine.shape)
         all_gather_single(everyone.view(-1), mine.view(-1), group=self.cp_group)
         return everyone
 
-    def _fits_mailbox(self, tensor: Tensor) -> bool:
+    def fits_mailbox(self, tensor: Tensor) -> bool:
         """The same on every rank. The first small tensor on a CPU opens the mailbox, if there can be one."""
         small = tensor.device.type == "cpu" and tensor.nbytes <= LARGEST_BYTES
         return small and self._mailbox is not None

@@ -1,0 +1,109 @@
+"""What test_compiled_layers.py runs on ranks."""
+
+from collections.abc import Sequence as SequenceOf
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from ranks import load, random_star_model
+from torch import Tensor
+from torch._inductor import config
+from torch.fx import GraphModule
+
+from megatron_star.config import StarConfig
+from megatron_star.cost_model import choose_plan, token_costs
+from megatron_star.inference.compiled_layers import compile_layers, inductor
+from megatron_star.inference.context_encoding import encode_context
+from megatron_star.inference.star_model import StarModel
+from megatron_star.inference.token_generation import Sequence, generate_step
+
+STAR = StarConfig(block_size=9)
+
+
+def recorded(program: GraphModule, inputs: list[Tensor]) -> GraphModule:
+    """A program as it was recorded, run operation by operation."""
+    return program
+
+
+COMPILERS = {"recorded": recorded, "inductor": inductor}
+
+
+def logits_of_steps(
+    model: str | dict[str, Any],
+    parts: SequenceOf[frozenset[str]],
+    row_counts: SequenceOf[int],
+    compiler: str,
+    contexts: SequenceOf[SequenceOf[int]],
+    steps: SequenceOf[SequenceOf[SequenceOf[int]]],
+) -> list[tuple[list[Tensor], list[Tensor], bool]]:
+    """For each set of sliced parts: logits of each step as it is, and with compiled layers.
+
+    Args:
+        model: a checkpoint, or Megatron's arguments of a model with random weights.
+        contexts: of the sequences, which are fed together; equal ones share one encoding.
+        steps: of each step, the new tokens of each sequence.
+
+    Returns:
+        Logits [sequences, vocabulary] of all steps, twice; and whether as many messages were sent both times.
+    """
+    star_model = (random_star_model if isinstance(model, dict) else load)(model, 1)[0]
+    results = []
+    for sliced in parts:
+        plain = replace(star_model, sliced_parts=sliced)
+        compiled = compile_layers(plain, row_counts, COMPILERS[compiler])
+        expected, sent = _run(plain, contexts, steps)
+        found, sent_compiled = _run(compiled, contexts, steps)
+        results.append((expected, found, sent == sent_compiled))
+    return results
+
+
+def _run(
+    star_model: StarModel,
+    contexts: SequenceOf[SequenceOf[int]],
+    steps: SequenceOf[SequenceOf[SequenceOf[int]]],
+) -> tuple[list[Tensor], dict[str, int]]:
+    exchange, encoded = star_model.exchange, {}
+    for tokens in map(tuple, contexts):
+        if tokens not in encoded:
+            costs = token_costs(star_model.model.config)
+            _, plan = choose_plan(len(tokens), exchange.cp_size, STAR, costs)
+            encoded[tokens] = encode_context(star_model, tokens, plan)
+    sequences = [
+        Sequence(encoded[tuple(tokens)], tail_rank=i % exchange.cp_size) for i, tokens in enumerate(contexts)
+    ]
+    exchange.counts.clear()
+    logits = [generate_step(star_model, list(zip(sequences, tokens, strict=True))) for tokens in steps]
+    return logits, {kind: count for kind, count in exchange.counts.items() if not kind.endswith("bytes")}
+
+
+def layers_of_two_kinds(model: dict[str, Any], token_ids: SequenceOf[int]) -> tuple[int, bool]:
+    """Programs that were compiled where one layer has another softmax scale, and whether it is kept."""
+    star_model, programs = random_star_model(model, 1)[0], []
+    star_model.model.decoder.layers[1].self_attention.core_attention.softmax_scale *= 3.0
+
+    def compiler(program: GraphModule, inputs: list[Tensor]) -> GraphModule:
+        programs.append(program)
+        return program
+
+    compiled = compile_layers(star_model, [1], compiler)
+    steps = [[[token]] for token in token_ids[:2]]
+    expected, found = (_run(m, [token_ids], steps)[0] for m in (star_model, compiled))
+    return len(programs), all(map(_same, expected, found))
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return bool((one - other).abs().max() < 1e-5)
+
+
+def refusal(model: dict[str, Any], tp_size: int, row_counts: SequenceOf[int]) -> str:
+    """What compiling it is refused with."""
+    with pytest.raises(ValueError) as refused:
+        compile_layers(random_star_model(model, tp_size)[0], row_counts)
+    return str(refused.value)
+
+
+def refusal_without_a_compiler(model: dict[str, Any]) -> str:
+    """As where no C++ compiler is installed."""
+    with config.patch({"cpp.cxx": (None, "no-such-compiler")}), pytest.raises(ValueError) as refused:
+        compile_layers(random_star_model(model, 1)[0], [1])
+    return str(refused.value)

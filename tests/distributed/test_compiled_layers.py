@@ -1,0 +1,79 @@
+"""Compiled layers generate what Megatron's own forward pass does: the slow twin of every test here."""
+
+import os
+import shutil
+
+import pytest
+import torch
+from compiled_ranks import layers_of_two_kinds, logits_of_steps, refusal, refusal_without_a_compiler
+from distributed import run_ranks
+from models import random_tokens
+from test_sliced_weights import ALL_PARTS, RANDOM
+
+from megatron_star.model.sliced_linear import NO_PARTS
+
+CONTEXT = random_tokens(41)
+A_QUERY_THEN_TOKENS = [[[5, 3, 8, 1, 2, 9, 4]], [[6]], [[7]], [[1]]]
+BATCH = [random_tokens(41), random_tokens(41), random_tokens(23, seed=3), []]
+BATCH_STEPS = [[[5, 3], [6], [7, 1, 4], [2]], [[1], [2], [3], [4]], [[5], [6], [7], [8]]]
+HAS_COMPILER = bool(shutil.which(os.environ.get("CXX", "g++")))
+
+
+def assert_same(model, cp_size, row_counts, compiler, contexts, steps):
+    """On every rank, with whole weights and with slices; up to rounding, and the same greedy tokens."""
+    arguments = (model, [NO_PARTS, ALL_PARTS], row_counts, compiler, contexts, steps)
+    for of_rank in run_ranks(cp_size, logits_of_steps, *arguments):
+        for expected, found, as_many_messages in of_rank:
+            assert as_many_messages
+            for one, other in zip(expected, found, strict=True):
+                torch.testing.assert_close(other, one, atol=1e-4, rtol=1e-5)
+                assert torch.equal(one.argmax(-1), other.argmax(-1))
+
+
+@pytest.mark.parametrize(
+    ("name", "cp_size"),
+    [("llama", 1), ("llama_tied", 2), ("llama_one_kv_head", 3), ("qwen2", 2), ("qwen3", 3)],
+)
+def test_recorded_layers_give_the_logits_of_the_model(checkpoints, name, cp_size):
+    """The query's 7 rows are filled up to 8."""
+    assert_same(str(checkpoints(name)[1]), cp_size, [1, 8], "recorded", [CONTEXT], A_QUERY_THEN_TOKENS)
+
+
+@pytest.mark.parametrize("name", ["biased", "biased, gated"])
+def test_biases_are_recorded_too(name):
+    assert_same(RANDOM[name], 3, [1, 8], "recorded", [CONTEXT], A_QUERY_THEN_TOKENS)
+
+
+@pytest.mark.parametrize("row_counts", [[4], [6], [3, 16]], ids=["exact", "filled up", "two numbers"])
+def test_sequences_of_a_batch_keep_apart(checkpoints, row_counts):
+    """The first step has more rows than some programs, and runs as it is there."""
+    assert_same(str(checkpoints("qwen3")[1]), 2, row_counts, "recorded", BATCH, BATCH_STEPS)
+
+
+@pytest.mark.skipif(not HAS_COMPILER, reason="no C++ compiler")
+def test_compiled_layers_give_the_logits_of_the_model(checkpoints):
+    assert_same(str(checkpoints("qwen3")[1]), 2, [5], "inductor", BATCH, BATCH_STEPS)
+
+
+def test_layers_that_differ_have_programs_of_their_own():
+    assert run_ranks(1, layers_of_two_kinds, RANDOM["biased, gated"], CONTEXT) == [(2, True)]
+
+
+@pytest.mark.parametrize(
+    ("name", "tp_size", "row_counts", "message"),
+    [
+        ("biased", 2, [1], "compiled for token generation with tensor parallelism (2 ranks)"),
+        ("experts", 1, [1], "compiled for token generation with experts"),
+        ("biased", 1, [0, 4], "compiled for 0 sequences: it must be 1 to 64"),
+        ("biased", 1, [4, 65], "compiled for 65 sequences: it must be 1 to 64"),
+    ],
+    ids=["tensor parallelism", "experts", "no row", "too many rows"],
+)
+def test_what_cannot_be_compiled_is_refused_by_name(name, tp_size, row_counts, message):
+    first, *_ = run_ranks(tp_size, refusal, RANDOM[name], tp_size, row_counts)
+    assert first == "layers cannot be " + message
+
+
+def test_a_missing_compiler_is_named():
+    (message,) = run_ranks(1, refusal_without_a_compiler, RANDOM["biased"])
+    assert "layers could not be compiled" in message and "no-such-compiler" in message
