@@ -3,11 +3,12 @@
     OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 benchmarks/decode.py --load .demo/megatron --hf .demo/hf \\
         --num-tokens 8K --repeats 5 --output result.json
 
-All variants run in one process group, one after the other, `--repeats` times, each with its layers as they are
-and compiled, and with the weights laid out as they are for it when a model is loaded. Ratios are medians within a
-round; compiled layers of two ranks are compared with those of one. The fastest token of all rounds is what a busy machine disturbed least. The context is not encoded:
-its KV is filled with random numbers, on which the speed does not depend. While one rank works alone, the
-others wait in a collective, which takes no processor time over gloo.
+All variants run in one process group, one after the other, `--repeats` times, with the weights laid out as
+they are for the variant when a model is loaded; with `--compile` also with compiled layers, which are
+compared with those of one rank. Ratios are medians within a round. The fastest token of all rounds is what a
+busy machine disturbed least. The context is not encoded: its KV is filled with random numbers, on which the
+speed does not depend. While one rank works alone, the others wait in a collective, which takes no processor
+time over gloo.
 """
 
 import statistics
@@ -119,7 +120,7 @@ def make_variants(args: Namespace, star_model: StarModel, groups: StarGroups) ->
         model = replace(of_ranks, sliced_parts=parts)
         takes_part = works or of_ranks is star_model
         lay_out_for_reading(model.model, parts)
-        for suffix, rows in (("", ()), (COMPILED, (1,))):
+        for suffix, rows in (("", ()), (COMPILED, (1,)))[: 1 + args.compile]:
             # The layers of a model keep all programs that were compiled; the step decides which one runs.
             step = star_step(compile_layers(model, rows), args.num_tokens) if takes_part else _nothing
             variants[name + suffix] = Variant(step, parts, ONE_RANK + suffix)
@@ -189,6 +190,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--num-tokens", type=token_count, default=8192, metavar="TOKENS")
     parser.add_argument("--num-steps", type=int, default=8, metavar="N", help="tokens in a round")
     parser.add_argument("--repeats", type=int, default=5, metavar="N")
+    parser.add_argument("--compile", action="store_true", help="measure compiled layers too")
     parser.add_argument(
         "--hf",
         metavar="DIR",

@@ -37,11 +37,13 @@ PARTS = {
     "ring": Part("ring_attention", "--num-tokens 8K --repeats 9"),
     "one-rank-4k": Part("one_rank", "--hf HF --num-tokens 4K --megatron", 1, 2),
     "one-rank-8k": Part("one_rank", "--hf HF --num-tokens 8K --repeats 2", 1, 2),
-    "decode": Part("decode", "--hf HF --num-tokens 8K --repeats 9"),
+    "decode": Part("decode", "--hf HF --num-tokens 8K --repeats 9 --compile"),
     "decode-1b": Part(
-        "decode", "--random-model llama-3.2-1b --hf random --bf16 --num-tokens 8K --num-steps 4"
+        "decode", "--random-model llama-3.2-1b --hf random --bf16 --num-tokens 8K --num-steps 4 --compile"
     ),
-    "decode-1b-fp32": Part("decode", "--random-model llama-3.2-1b --fp32 --num-tokens 8K --num-steps 4"),
+    "decode-1b-fp32": Part(
+        "decode", "--random-model llama-3.2-1b --fp32 --num-tokens 8K --num-steps 4 --compile"
+    ),
     "bandwidth": Part("memory_bandwidth", "--repeats 9"),
     **{
         f"memory-{tokens}-{ranks}": Part(

@@ -57,8 +57,8 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         type=_batch_sizes,
         default=(),
         metavar="N[,N...]",
-        help="compile the layers for so many sequences decoded together (1,2,4,8), which takes some seconds at "
-        "the start and a C++ compiler; default: not",
+        help="compile the layers for so many sequences decoded together, say 1,2,4,8: takes a C++ compiler, "
+        "and some seconds each when the job starts; default: not",
     )
     group.add_argument(
         "--star-kv-gigabytes",

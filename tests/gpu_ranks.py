@@ -11,6 +11,7 @@ from megatron_star.attention.kernels import select_kernel
 from megatron_star.attention.merge import PartialSum
 from megatron_star.config import StarConfig
 from megatron_star.cost_model import choose_plan, token_costs
+from megatron_star.inference.compiled_layers import compile_layers
 from megatron_star.inference.context_encoding import encode_context
 from megatron_star.inference.kv_store import EncodedContext
 from megatron_star.inference.loading import load_star_model
@@ -46,9 +47,10 @@ def star_logits(
     dtype: torch.dtype,
     kernel: str = "auto",
     transformer_impl: str = "local",
+    compiled_rows: SequenceOf[int] = (),
 ) -> Tensor:
     """[later tokens, vocabulary], float32, on the CPU: logits after each token behind the context."""
-    star_model = load(checkpoint, dtype, kernel, transformer_impl)
+    star_model = compile_layers(load(checkpoint, dtype, kernel, transformer_impl), compiled_rows)
     sequence = Sequence(encode(star_model, token_ids[:num_context], config), tail_rank=0)
     return torch.cat(
         [generate_step(star_model, [(sequence, [token])]).cpu() for token in token_ids[num_context:]]

@@ -15,17 +15,18 @@ from torch import Tensor
 from megatron_star.attention.kernels import select_kernel
 from megatron_star.config import StarConfig
 from megatron_star.cost_model import choose_plan, token_costs
+from megatron_star.inference import loading as loading_module
 from megatron_star.inference import star_model as star_model_module
 from megatron_star.inference.context_encoding import encode_context
 from megatron_star.inference.engine import StarEngine, run_worker
-from megatron_star.inference.loading import load_star_model
+from megatron_star.inference.loading import lay_out_for_reading, load_star_model
 from megatron_star.inference.request import StarRequest, StarResult
 from megatron_star.inference.star_model import StarModel
 from megatron_star.inference.token_generation import Sequence, generate_step
 from megatron_star.model.build import build_gpt_model
 from megatron_star.model.checkpoint import read_checkpoint_info
 from megatron_star.model.cpu import use_cpu_where_cuda_is_absent
-from megatron_star.model.sliced_linear import NO_PARTS
+from megatron_star.model.sliced_linear import NO_PARTS, SummedLinear
 from megatron_star.parallel import exchange as exchange_module
 from megatron_star.parallel.exchange import Exchange
 from megatron_star.parallel.groups import StarGroups, initialize_groups
@@ -105,6 +106,20 @@ def norms_and_activations(args: dict[str, Any]) -> tuple[str, str]:
     layer = random_star_model(args, 1)[0].model.decoder.layers[0]
     activation = getattr(layer.mlp, "activation_func", None)
     return type(layer.input_layernorm).__name__, type(activation).__name__
+
+
+def slices_in_one_piece(args: dict[str, Any], parts: frozenset[str], is_amd: bool) -> dict[str, bool]:
+    """By part, whether a rank's slices of all its weights are contiguous, laid out for slices of `parts`."""
+    model = random_star_model(args, 1)[0].model
+    with patch.object(loading_module, "IS_AMD", is_amd):
+        lay_out_for_reading(model, parts)
+    in_one_piece = {}
+    for part, layers in model.weight_slicing.layers.items():
+        in_one_piece[part] = all(
+            (layer.weight[:, :3].t() if isinstance(layer, SummedLinear) else layer.weight[:3]).is_contiguous()
+            for layer in layers
+        )
+    return in_one_piece
 
 
 def weights_read(args: dict[str, Any], token_ids: SequenceOf[int], parts: frozenset[str]) -> tuple[int, bool]:

@@ -3,8 +3,8 @@
 A step of few tokens reads weights and KV, and in a small model what Python and small operations take between
 two products shows. So a layer's own forward pass is recorded once, as a program of tensor operations on
 hidden states, rotation and weights, and compiled by torch's inductor. Layers with the same program share what
-it was compiled to. What changes from step to step stays outside, as three operations in the program: attention
-over the KV that this rank holds, and the gathers and sums of the CP group.
+it was compiled to. What changes from step to step stays outside, as three operations in the program:
+attention over the KV that this rank holds, and the gathers and sums of the CP group.
 """
 
 import logging
@@ -57,9 +57,7 @@ torch.library.define("megatron_star::add_up", "(Tensor mine) -> Tensor")
 def _attend(query: Tensor, key: Tensor, value: Tensor, softmax_scale: float) -> tuple[Tensor, Tensor]:
     """This rank's part; rows behind those of the step fill up the program's, and see no key."""
     step, rows = _Running.step, _Running.step.num_rows
-    part = step.attend_locally(
-        _Running.layer_number, query[:rows], key[:rows], value[:rows], softmax_scale
-    )
+    part = step.attend_locally(_Running.layer_number, query[:rows], key[:rows], value[:rows], softmax_scale)
     out, softmax_lse = part
     filler = query.size(0) - rows
     if filler:

@@ -29,7 +29,7 @@ class StarInferenceContext(BaseInferenceContext):
     """Whether the CP ranks run the same tokens, so that they can divide the weights."""
 
     program: Hashable = None
-    """What layers look up their compiled program by (`StarTransformerLayer`); None where they run as they are."""
+    """By what layers look up their compiled program (`StarTransformerLayer`); None: they run as they are."""
 
     max_sequence_length = 0  # Megatron sizes rotary tables by it; RotaryAtPositions needs none.
 

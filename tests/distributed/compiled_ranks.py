@@ -3,6 +3,7 @@
 from collections.abc import Sequence as SequenceOf
 from dataclasses import replace
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from ranks import load, random_star_model
@@ -16,6 +17,7 @@ from megatron_star.inference.compiled_layers import compile_layers, inductor
 from megatron_star.inference.context_encoding import encode_context
 from megatron_star.inference.star_model import StarModel
 from megatron_star.inference.token_generation import Sequence, generate_step
+from megatron_star.parallel import exchange as exchange_module
 
 STAR = StarConfig(block_size=9)
 
@@ -35,6 +37,7 @@ def logits_of_steps(
     compiler: str,
     contexts: SequenceOf[SequenceOf[int]],
     steps: SequenceOf[SequenceOf[SequenceOf[int]]],
+    largest_message: int,
 ) -> list[tuple[list[Tensor], list[Tensor], bool]]:
     """For each set of sliced parts: logits of each step as it is, and with compiled layers.
 
@@ -42,6 +45,7 @@ def logits_of_steps(
         model: a checkpoint, or Megatron's arguments of a model with random weights.
         contexts: of the sequences, which are fed together; equal ones share one encoding.
         steps: of each step, the new tokens of each sequence.
+        largest_message: bytes that go through shared memory.
 
     Returns:
         Logits [sequences, vocabulary] of all steps, twice; and whether as many messages were sent both times.
@@ -50,9 +54,10 @@ def logits_of_steps(
     results = []
     for sliced in parts:
         plain = replace(star_model, sliced_parts=sliced)
-        compiled = compile_layers(plain, row_counts, COMPILERS[compiler])
-        expected, sent = _run(plain, contexts, steps)
-        found, sent_compiled = _run(compiled, contexts, steps)
+        with patch.object(exchange_module, "LARGEST_BYTES", largest_message):
+            compiled = compile_layers(plain, row_counts, COMPILERS[compiler])
+            expected, sent = _run(plain, contexts, steps)
+            found, sent_compiled = _run(compiled, contexts, steps)
         results.append((expected, found, sent == sent_compiled))
     return results
 

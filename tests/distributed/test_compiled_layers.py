@@ -11,6 +11,7 @@ from models import random_tokens
 from test_sliced_weights import ALL_PARTS, RANDOM
 
 from megatron_star.model.sliced_linear import NO_PARTS
+from megatron_star.parallel.mailbox import LARGEST_BYTES
 
 CONTEXT = random_tokens(41)
 A_QUERY_THEN_TOKENS = [[[5, 3, 8, 1, 2, 9, 4]], [[6]], [[7]], [[1]]]
@@ -19,9 +20,9 @@ BATCH_STEPS = [[[5, 3], [6], [7, 1, 4], [2]], [[1], [2], [3], [4]], [[5], [6], [
 HAS_COMPILER = bool(shutil.which(os.environ.get("CXX", "g++")))
 
 
-def assert_same(model, cp_size, row_counts, compiler, contexts, steps):
+def assert_same(model, cp_size, row_counts, compiler, contexts, steps, largest_message=LARGEST_BYTES):
     """On every rank, with whole weights and with slices; up to rounding, and the same greedy tokens."""
-    arguments = (model, [NO_PARTS, ALL_PARTS], row_counts, compiler, contexts, steps)
+    arguments = (model, [NO_PARTS, ALL_PARTS], row_counts, compiler, contexts, steps, largest_message)
     for of_rank in run_ranks(cp_size, logits_of_steps, *arguments):
         for expected, found, as_many_messages in of_rank:
             assert as_many_messages
@@ -48,6 +49,13 @@ def test_biases_are_recorded_too(name):
 def test_sequences_of_a_batch_keep_apart(checkpoints, row_counts):
     """The first step has more rows than some programs, and runs as it is there."""
     assert_same(str(checkpoints("qwen3")[1]), 2, row_counts, "recorded", BATCH, BATCH_STEPS)
+
+
+@pytest.mark.parametrize("largest_message", [-1, 8_000])
+def test_messages_that_do_not_fit_into_shared_memory_are_collectives(checkpoints, largest_message):
+    """All of them, or some; those of 4 rows have 768 bytes and more."""
+    model = str(checkpoints("qwen3")[1])
+    assert_same(model, 2, [4], "recorded", BATCH, BATCH_STEPS, largest_message)
 
 
 @pytest.mark.skipif(not HAS_COMPILER, reason="no C++ compiler")

@@ -4,7 +4,13 @@ import pytest
 import torch
 from distributed import RankError, run_ranks
 from models import VOCAB_SIZE, random_tokens
-from ranks import chosen_parts, logits_whole_and_sliced, norms_and_activations, weights_read
+from ranks import (
+    chosen_parts,
+    logits_whole_and_sliced,
+    norms_and_activations,
+    slices_in_one_piece,
+    weights_read,
+)
 
 from megatron_star.model.sliced_linear import NO_PARTS, PARTS
 
@@ -86,6 +92,21 @@ def test_a_rank_reads_its_share_of_the_weights_as_views():
     of_three = run_ranks(3, weights_read, args, TOKENS[:1], ALL_PARTS)
     assert views_of_one and all(views for _, views in of_three)
     assert all(num_bytes == pytest.approx(of_one / 3, rel=0.03) for num_bytes, _ in of_three)
+
+
+@pytest.mark.parametrize(
+    ("parts", "is_amd", "expected"),
+    [
+        (ALL_PARTS, False, {"qkv", "proj", "mlp"}),
+        (frozenset(["mlp"]), False, {"proj", "mlp"}),  # square ones lie by columns anyway
+        (NO_PARTS, False, {"proj"}),
+        (ALL_PARTS, True, {"proj"}),
+    ],
+    ids=["all", "mlp", "none", "amd"],
+)
+def test_slices_lie_in_one_piece_where_that_is_as_fast(parts, is_amd, expected):
+    (found,) = run_ranks(1, slices_in_one_piece, RANDOM["biased, gated"], parts, is_amd)
+    assert {part for part, in_one_piece in found.items() if in_one_piece} == expected
 
 
 def test_auto_agrees_on_all_ranks_and_one_rank_has_nothing_to_divide(checkpoints):

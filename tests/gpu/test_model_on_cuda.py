@@ -52,6 +52,17 @@ def test_star_in_bfloat16_is_as_close_as_rounding_lets_it(gpu, checkpoints, kern
     )
 
 
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_compiled_layers_give_the_same_logits(checkpoints, num_ranks):
+    hf, megatron = checkpoints("qwen3")
+    token_ids = random_tokens(NUM_CONTEXT + NUM_LATER)
+    config = StarConfig(block_size=32)
+    arguments = (str(megatron), token_ids, NUM_CONTEXT, config, torch.float32, "auto", "local", [2])
+    expected = expected_logits(hf, token_ids, config)
+    for logits in run_ranks(num_ranks, gpu_ranks.star_logits, *arguments):
+        torch.testing.assert_close(logits, expected, atol=1e-3, rtol=1e-3)
+
+
 def test_transformer_engines_layers_give_the_same_logits(checkpoints):
     pytest.importorskip("transformer_engine.pytorch", reason="transformer-engine is not installed")
     hf, megatron = checkpoints("llama")
