@@ -51,9 +51,9 @@ def test_sequences_of_a_batch_keep_apart(checkpoints, row_counts):
     assert_same(str(checkpoints("qwen3")[1]), 2, row_counts, "recorded", BATCH, BATCH_STEPS)
 
 
-@pytest.mark.parametrize("largest_message", [-1, 8_000])
+@pytest.mark.parametrize("largest_message", [-1, 1_300])
 def test_messages_that_do_not_fit_into_shared_memory_are_collectives(checkpoints, largest_message):
-    """All of them, or some; those of 4 rows have 768 bytes and more."""
+    """All of them; or outputs and logits, which have more bytes than sums and columns of QKV."""
     model = str(checkpoints("qwen3")[1])
     assert_same(model, 2, [4], "recorded", BATCH, BATCH_STEPS, largest_message)
 
