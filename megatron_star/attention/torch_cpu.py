@@ -12,6 +12,8 @@ from megatron_star.attention.partial import Partial
 from megatron_star.linear import linear
 from megatron_star.processor import IS_AMD, MULTIPLIES_BFLOAT16
 
+_FUSED = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+
 FEW_ROWS = range(3, 6) if IS_AMD else range(0)
 MANY_KEYS = range(4096, 1 << 20)
 """Where whole products are faster than the fused kernel: docs/performance.md, "Tried". Their scores are in
@@ -27,13 +29,11 @@ def attend(query: Tensor, key: Tensor, value: Tensor, causal: bool, softmax_scal
     few_rows = query.size(0) in FEW_ROWS and key.size(0) in MANY_KEYS and query.size(2) == key.size(2)
     if few_rows and not causal and query.dtype == torch.float32:
         return attend_few_rows(query, key, value, softmax_scale)
-    q, k, v = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
-    if not (query.dtype == torch.bfloat16 and query.size(0) in ROWS_IN_BFLOAT16):
+    q, k, v = query.permute(1, 2, 0, 3), key.permute(1, 2, 0, 3), value.permute(1, 2, 0, 3)
+    few_in_bfloat16 = query.dtype == torch.bfloat16 and query.size(0) in ROWS_IN_BFLOAT16
+    if query.dtype != torch.float32 and not few_in_bfloat16:
         q, k, v = q.float(), k.float(), v.float()
-    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        q, k, v, dropout_p=0.0, is_causal=causal, scale=softmax_scale
-    )
-    return Partial(out, lse)
+    return Partial(*_FUSED(q, k, v, 0.0, causal, scale=softmax_scale))
 
 
 def attend_few_rows(query: Tensor, key: Tensor, value: Tensor, softmax_scale: float) -> Partial:

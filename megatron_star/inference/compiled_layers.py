@@ -57,9 +57,10 @@ torch.library.define("megatron_star::add_up", "(Tensor mine) -> Tensor")
 def _attend(query: Tensor, key: Tensor, value: Tensor, softmax_scale: float) -> tuple[Tensor, Tensor]:
     """This rank's part; rows behind those of the step fill up the program's, and see no key."""
     step, rows = _Running.step, _Running.step.num_rows
-    part = step.attend_locally(_Running.layer_number, query[:rows], key[:rows], value[:rows], softmax_scale)
-    out, softmax_lse = part
     filler = query.size(0) - rows
+    if filler:
+        query, key, value = query[:rows], key[:rows], value[:rows]
+    out, softmax_lse = step.attend_locally(_Running.layer_number, query, key, value, softmax_scale)
     if filler:
         out, softmax_lse = F.pad(out, (0, 0, 0, filler)), F.pad(softmax_lse, (0, filler), value=-torch.inf)
     return out.contiguous(), softmax_lse.contiguous()
@@ -256,10 +257,15 @@ def _compiled(program: GraphModule, inputs: list[Tensor], compiler: Compiler) ->
 
 
 def _program(compiled: Callable[..., Tensor], layer: StarTransformerLayer) -> LayerProgram:
-    weights = list(_weights(layer).values())
+    weights, layer_number, attention = (
+        list(_weights(layer).values()),
+        layer.layer_number,
+        layer.self_attention,
+    )
 
-    def run(step: StarInferenceContext, hidden_states: Tensor, rotation: tuple[Tensor, ...]) -> Tensor:
-        _Running.step, _Running.layer_number = step, layer.layer_number
+    def run(step: StarInferenceContext, hidden_states: Tensor, angles: Tensor | None) -> Tensor:
+        _Running.step, _Running.layer_number = step, layer_number
+        rotation = attention.rotation(step, angles, hidden_states.dtype)
         return compiled(hidden_states, *rotation, *weights)
 
     return run

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from megatron_star.model.attention import StarInferenceContext
 
-LayerProgram = Callable[[StarInferenceContext, Tensor, tuple[Tensor, ...]], Tensor]
-"""Of one layer: step, hidden states [sq, 1, h] and the step's rotation to hidden states."""
+LayerProgram = Callable[[StarInferenceContext, Tensor, Tensor | None], Tensor]
+"""Of one layer: step, hidden states [sq, 1, h] and Megatron's rotary angles to hidden states."""
 
 
 class ProgramKey(NamedTuple):
@@ -33,7 +33,7 @@ class StarTransformerLayer(TransformerLayer):
         super().__init__(*args, **options)
         self.programs: dict[ProgramKey, LayerProgram] = {}
 
-    def forward(
+    def __call__(
         self,
         hidden_states: Tensor,
         *args: Any,
@@ -41,15 +41,18 @@ class StarTransformerLayer(TransformerLayer):
         inference_context: StarInferenceContext | None = None,
         **options: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """As Megatron's: hidden states [sq, 1, h] of this layer, and no cross-attention context."""
+        """As Megatron's: hidden states [sq, 1, h] of this layer, and no cross-attention context.
+
+        Here and not in `forward`, since what torch and Megatron do before that is a good part of a small
+        layer's time.
+        """
         program = self.programs.get(inference_context.program) if inference_context else None
-        if program is None:
-            return super().forward(
-                hidden_states,
-                *args,
-                rotary_pos_emb=rotary_pos_emb,
-                inference_context=inference_context,
-                **options,
-            )
-        rotation = self.self_attention.rotation(inference_context, rotary_pos_emb, hidden_states.dtype)
-        return program(inference_context, hidden_states, rotation), None
+        if program:
+            return program(inference_context, hidden_states, rotary_pos_emb), None
+        return super().__call__(
+            hidden_states,
+            *args,
+            rotary_pos_emb=rotary_pos_emb,
+            inference_context=inference_context,
+            **options,
+        )

@@ -101,7 +101,7 @@ class Exchange:
 
     def fits_mailbox(self, tensor: Tensor) -> bool:
         """The same on every rank. The first small tensor on a CPU opens the mailbox, if there can be one."""
-        small = tensor.device.type == "cpu" and tensor.nbytes <= LARGEST_BYTES
+        small = tensor.is_cpu and tensor.nbytes <= LARGEST_BYTES
         return small and self._mailbox is not None
 
     @cached_property
