@@ -70,13 +70,18 @@ class Exchange:
         To be read before the next exchange, and not to be changed: it may be memory that the ranks share.
         """
         self.count(kind, mine)
-        return self._all_gather(mine)
+        if self.fits_mailbox(mine):
+            return self._mailbox.all_gather(mine)
+        mine = mine.contiguous()
+        everyone = mine.new_empty(self.cp_size, *mine.shape)
+        all_gather_single(everyone.view(-1), mine.view(-1), group=self.cp_group)
+        return everyone
 
     def add_up(self, mine: Tensor) -> Tensor:
         """The sum over the ranks of tensors of the same shape; the same bits on every rank."""
-        self.count("sum", mine)
         if self.fits_mailbox(mine):
-            return self._all_gather(mine).sum(0)
+            return self.all_gather(mine, "sum").sum(0)
+        self.count("sum", mine)
         dist.all_reduce(mine, group=self.cp_group)
         return mine
 
@@ -90,14 +95,6 @@ class Exchange:
         longest = seconds.clone()
         dist.all_reduce(longest, dist.ReduceOp.MAX, group=self.cp_group)
         return longest.tolist()
-
-    def _all_gather(self, mine: Tensor) -> Tensor:
-        if self.fits_mailbox(mine):
-            return self._mailbox.all_gather(mine)
-        mine = mine.contiguous()
-        everyone = mine.new_empty(self.cp_size, *mine.shape)
-        all_gather_single(everyone.view(-1), mine.view(-1), group=self.cp_group)
-        return everyone
 
     def fits_mailbox(self, tensor: Tensor) -> bool:
         """The same on every rank. The first small tensor on a CPU opens the mailbox, if there can be one."""
