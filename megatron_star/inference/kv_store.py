@@ -125,8 +125,8 @@ class Tail:
         self._borrowed: set[int] = set()
         self._may_borrow: bool | None = None
 
-    def append(self, layer_number: int, key: Tensor, value: Tensor) -> KeyValue:
-        """Add [tokens, 1, ng, hn] to a layer; return views of all its tail so far."""
+    def append(self, layer_number: int, key: Tensor, value: Tensor) -> None:
+        """Add [tokens, 1, ng, hn] to a layer."""
         if layer_number not in self._layers:
             self._begin(layer_number)
         start = self._lengths.get(layer_number, 0)
@@ -136,6 +136,11 @@ class Tail:
         keys, values = self._layers[layer_number]
         keys[start:end], values[start:end] = key, value
         self._lengths[layer_number] = end
+
+    def stored(self, layer_number: int) -> KeyValue:
+        """Views of a layer's tail so far, [tokens, 1, ng, hn] each."""
+        keys, values = self._layers[layer_number]
+        end = self._lengths[layer_number]
         return keys[:end], values[:end]
 
     def num_borrowed(self, layer_number: int) -> int:

@@ -99,11 +99,9 @@ class TokenGenerationStep(StarInferenceContext):
         partials = PartialSum(query)
         for run in self.runs:
             (sequence, (start, _)), (_, (_, end)) = run[0], run[-1]
-            tails = [
-                (rows, one.tail.append(layer_number, key[slice(*rows)], value[slice(*rows)]))
-                for one, rows in run
-                if one.tail_rank == self.exchange.cp_rank
-            ]
+            tails = [(one.tail, rows) for one, rows in run if one.tail_rank == self.exchange.cp_rank]
+            for tail, rows in tails:
+                tail.append(layer_number, key[slice(*rows)], value[slice(*rows)])
             # A single new token sees all of its tail, which may lie behind the context.
             joined = sequence.tail if tails and end - start == 1 else None
             for held in sequence.context.held(layer_number, joined):
@@ -111,8 +109,8 @@ class TokenGenerationStep(StarInferenceContext):
                 partials.add_rows(start, end, part)
             if joined and joined.num_borrowed(layer_number):
                 continue
-            for rows, tail in tails:
-                _add_causal(partials, self.kernel, rows, query, tail, softmax_scale)
+            for tail, rows in tails:
+                _add_causal(partials, self.kernel, rows, query, tail.stored(layer_number), softmax_scale)
         return partials.merged()
 
     @property

@@ -48,10 +48,12 @@ def test_a_tail_grows_and_keeps_what_it_had(num_context_tokens):
     context = encoded_context(num_context_tokens)
     tail = Tail(context)
     for start in range(0, 3 * TAIL_CHUNK_TOKENS, 20):
-        key, value = tail.append(1, *token_kv(start, start + 20))
+        tail.append(1, *token_kv(start, start + 20))
+        key, value = tail.stored(1)
         assert torch.equal(key, token_kv(0, start + 20)[0])
         assert torch.equal(value, token_kv(0, start + 20)[1])
-    assert tail.append(2, *token_kv(0, 1))[0].size(0) == 1
+    tail.append(2, *token_kv(0, 1))
+    assert tail.stored(2)[0].size(0) == 1
     assert torch.equal(next(context.held(1))[0], token_kv(0, num_context_tokens)[0])
 
 
@@ -75,7 +77,8 @@ def test_one_tail_at_a_time_lies_behind_a_context():
     first.append(1, *token_kv(0, 5))
     second.append(1, *token_kv(5, 9))
     assert (first.num_borrowed(1), second.num_borrowed(1)) == (5, 0)
-    assert torch.equal(first.append(1, *token_kv(5, 6))[0], token_kv(0, 6)[0])
+    first.append(1, *token_kv(5, 6))
+    assert torch.equal(first.stored(1)[0], token_kv(0, 6)[0])
     del first
     third = Tail(context)
     third.append(1, *token_kv(0, 3))
@@ -87,5 +90,7 @@ def test_the_rows_of_a_head_lie_side_by_side_in_a_cpus_memory():
     plan = ContextPlan.build(64, 1, StarConfig(mode="exact"))
     context = EncodedContext(plan, 0)
     context.store(1, 0, *token_kv(0, 64))
-    for held in (*next(context.held(1)), *Tail(context).append(1, *token_kv(0, 5))):
+    tail = Tail(context)
+    tail.append(1, *token_kv(0, 5))
+    for held in (*next(context.held(1)), *tail.stored(1)):
         assert held[:, 0, 0].is_contiguous()
