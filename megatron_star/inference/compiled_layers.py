@@ -22,6 +22,7 @@ from torch.func import functional_call
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from megatron_star.attention.merge import merge_outs
 from megatron_star.attention.partial import Partial
 from megatron_star.inference.star_model import StarModel
 from megatron_star.model.attention import StarInferenceContext
@@ -47,15 +48,18 @@ class _Running:
 
 torch.library.define(
     "megatron_star::attend",
-    "(Tensor query, Tensor key, Tensor value, float softmax_scale) -> (Tensor, Tensor)",
+    "(Tensor query, Tensor key, Tensor value, float softmax_scale, int num_ranks) -> Tensor",
 )
 torch.library.define("megatron_star::all_gather", "(Tensor mine, int num_ranks, str kind) -> Tensor")
 torch.library.define("megatron_star::add_up", "(Tensor mine) -> Tensor")
 
 
 @torch.library.impl("megatron_star::attend", ("cpu", "cuda"))
-def _attend(query: Tensor, key: Tensor, value: Tensor, softmax_scale: float) -> tuple[Tensor, Tensor]:
-    """This rank's part; rows behind those of the step fill up the program's, and see no key."""
+def _attend(query: Tensor, key: Tensor, value: Tensor, softmax_scale: float, num_ranks: int) -> Tensor:
+    """All ranks' parts, as `Exchange.gather_partials` gives them; the output of a rank that is alone.
+
+    Rows behind those of the step fill up the program's, and see no key.
+    """
     step, rows = _Running.step, _Running.step.num_rows
     filler = query.size(0) - rows
     if filler:
@@ -63,18 +67,18 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, softmax_scale: float) -> 
     out, softmax_lse = step.attend_locally(_Running.layer_number, query, key, value, softmax_scale)
     if filler:
         out, softmax_lse = F.pad(out, (0, 0, 0, filler)), F.pad(softmax_lse, (0, filler), value=-torch.inf)
-    return out.contiguous(), softmax_lse.contiguous()
+    if num_ranks == 1:
+        return out.contiguous()
+    return step.exchange.gather_partials(Partial(out, softmax_lse)).clone()
 
 
 @torch.library.register_fake("megatron_star::attend")
-def _shapes_of_attend(
-    query: Tensor, key: Tensor, value: Tensor, softmax_scale: float
-) -> tuple[Tensor, Tensor]:
+def _shape_of_attend(
+    query: Tensor, key: Tensor, value: Tensor, softmax_scale: float, num_ranks: int
+) -> Tensor:
     sq, b, np, hn = query.shape
-    return (
-        query.new_empty(b, np, sq, hn, dtype=torch.float32),
-        query.new_empty(b, np, sq, dtype=torch.float32),
-    )
+    shape = (b, np, sq, hn) if num_ranks == 1 else (num_ranks, b, np, sq, hn + 1)
+    return query.new_empty(shape, dtype=torch.float32)
 
 
 @torch.library.impl("megatron_star::all_gather", ("cpu", "cuda"))
@@ -127,8 +131,11 @@ class _RecordedStep(StarInferenceContext):
         self, layer_number: int, query: Tensor, key: Tensor, value: Tensor, softmax_scale: float
     ) -> Tensor:
         """See `StarInferenceContext.attend`; the layer's number is not part of a program."""
-        part = Partial(*torch.ops.megatron_star.attend(query, key, value, softmax_scale))
-        return self.exchange.merge(part).permute(2, 0, 1, 3).to(query.dtype)
+        num_ranks = self.exchange.cp_size
+        out = torch.ops.megatron_star.attend(query, key, value, softmax_scale, num_ranks)
+        if num_ranks > 1:
+            out = merge_outs(out[..., :-1], out[..., -1])
+        return out.permute(2, 0, 1, 3).to(query.dtype)
 
 
 def inductor(program: GraphModule, inputs: list[Tensor]) -> Callable[..., Tensor]:

@@ -56,9 +56,12 @@ class Exchange:
         """
         if self.cp_size == 1:
             return part.out
-        mine = torch.cat((part.out, part.softmax_lse.unsqueeze(-1)), dim=-1)
-        everyone = self.all_gather(mine, "merge")
+        everyone = self.gather_partials(part)
         return merge_outs(everyone[..., :-1], everyone[..., -1])
+
+    def gather_partials(self, part: Partial) -> Tensor:
+        """`all_gather` of outputs with their LSE behind: [cp_size, 1, np, sq, hn + 1]."""
+        return self.all_gather(torch.cat((part.out, part.softmax_lse.unsqueeze(-1)), dim=-1), "merge")
 
     def gather(self, mine: Tensor) -> Tensor:
         """`all_gather` of columns of a product."""
@@ -87,8 +90,8 @@ class Exchange:
 
     def count(self, kind: str, sent: Tensor) -> None:
         """Note a message of this kind: broadcast, merge, gather or sum."""
-        self.counts[f"{kind}s"] += 1
-        self.counts[f"{kind}_bytes"] += sent.nbytes
+        self.counts[kind + "s"] += 1
+        self.counts[kind + "_bytes"] += sent.nbytes
 
     def slowest(self, seconds: Tensor) -> list[float]:
         """Of each of these durations, [n] on the group's device, the longest on any rank."""
