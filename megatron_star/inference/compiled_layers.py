@@ -106,10 +106,11 @@ def _shape_of_add_up(mine: Tensor) -> Tensor:
 class _RecordedExchange(Exchange):
     """The exchanges of a program that is being recorded: nothing is sent."""
 
-    def __init__(self, exchange: Exchange) -> None:
+    def __init__(self, exchange: Exchange, device: torch.device) -> None:
         super().__init__(exchange.cp_group)
         self.fits_mailbox = exchange.fits_mailbox
-        self.fits_mailbox(torch.empty(0))  # opens it now: recorded tensors have no values to open it with
+        # Opens it now: recorded tensors have no values to open it with.
+        self.fits_mailbox(torch.empty(0, device=device))
 
     def all_gather(self, mine: Tensor, kind: str) -> Tensor:
         return torch.ops.megatron_star.all_gather(mine, self.cp_size, kind)
@@ -199,6 +200,8 @@ def _check_can_be_compiled(model: Any) -> None:
         obstacle = f"tensor parallelism ({config.tensor_model_parallel_size} ranks)"
     elif config.num_moe_experts:
         obstacle = "experts"
+    elif not isinstance(layer, StarTransformerLayer):
+        obstacle = f"layers of {type(layer).__name__}"
     elif not isinstance(layer.self_attention.linear_qkv, GatheredLinear):
         obstacle = "layers of TransformerEngine"
     elif config.apply_rope_fusion or config.rotary_interleaved:
@@ -225,7 +228,8 @@ def _example_inputs(star_model: StarModel, num_rows: int) -> list[Tensor]:
 
 def _record(star_model: StarModel, layer: StarTransformerLayer, num_rows: int) -> GraphModule:
     """A layer's program. Its tensors are recorded without their values; nothing is computed or sent."""
-    exchange, slicing = _RecordedExchange(star_model.exchange), star_model.model.weight_slicing
+    exchange = _RecordedExchange(star_model.exchange, star_model.device)
+    slicing = star_model.model.weight_slicing
     inputs = _example_inputs(star_model, num_rows)
     positions, weights = torch.zeros(num_rows, dtype=torch.int64), _weights(layer)
 
@@ -264,11 +268,8 @@ def _compiled(program: GraphModule, inputs: list[Tensor], compiler: Compiler) ->
 
 
 def _program(compiled: Callable[..., Tensor], layer: StarTransformerLayer) -> LayerProgram:
-    weights, layer_number, attention = (
-        list(_weights(layer).values()),
-        layer.layer_number,
-        layer.self_attention,
-    )
+    weights = list(_weights(layer).values())
+    layer_number, attention = layer.layer_number, layer.self_attention
 
     def run(step: StarInferenceContext, hidden_states: Tensor, angles: Tensor | None) -> Tensor:
         _Running.step, _Running.layer_number = step, layer_number
