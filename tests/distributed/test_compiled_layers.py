@@ -20,9 +20,19 @@ BATCH_STEPS = [[[5, 3], [6], [7, 1, 4], [2]], [[1], [2], [3], [4]], [[5], [6], [
 HAS_COMPILER = bool(shutil.which(os.environ.get("CXX", "g++")))
 
 
-def assert_same(model, cp_size, row_counts, compiler, contexts, steps, largest_message=LARGEST_BYTES):
-    """On every rank, with whole weights and with slices; up to rounding, and the same greedy tokens."""
-    arguments = (model, [NO_PARTS, ALL_PARTS], row_counts, compiler, contexts, steps, largest_message)
+def assert_same(
+    model,
+    cp_size,
+    row_counts,
+    compiler,
+    contexts,
+    steps,
+    *,
+    parts=(NO_PARTS, ALL_PARTS),
+    largest_message=LARGEST_BYTES,
+):
+    """On every rank, for each set of sliced parts; up to rounding, and the same greedy tokens."""
+    arguments = (model, parts, row_counts, compiler, contexts, steps, largest_message)
     for of_rank in run_ranks(cp_size, logits_of_steps, *arguments):
         for expected, found, as_many_messages in of_rank:
             assert as_many_messages
@@ -55,12 +65,13 @@ def test_sequences_of_a_batch_keep_apart(checkpoints, row_counts):
 def test_messages_that_do_not_fit_into_shared_memory_are_collectives(checkpoints, largest_message):
     """All of them; or outputs and logits, which have more bytes than sums and columns of QKV."""
     model = str(checkpoints("qwen3")[1])
-    assert_same(model, 2, [4], "recorded", BATCH, BATCH_STEPS, largest_message)
+    assert_same(model, 2, [4], "recorded", BATCH, BATCH_STEPS, largest_message=largest_message)
 
 
 @pytest.mark.skipif(not HAS_COMPILER, reason="no C++ compiler")
 def test_compiled_layers_give_the_logits_of_the_model(checkpoints):
-    assert_same(str(checkpoints("qwen3")[1]), 2, [5], "inductor", BATCH, BATCH_STEPS)
+    model = str(checkpoints("qwen3")[1])
+    assert_same(model, 2, [5], "inductor", BATCH, BATCH_STEPS, parts=[ALL_PARTS])
 
 
 def test_layers_that_differ_have_programs_of_their_own():

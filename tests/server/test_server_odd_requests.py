@@ -2,7 +2,7 @@
 
 from odd_requests import resident_megabytes, send_all
 
-NUM_REQUESTS = 200
+NUM_REQUESTS = 120
 KV_MEGABYTES = 50
 
 
