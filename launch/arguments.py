@@ -212,7 +212,7 @@ def positive(text: str) -> int:
 
 
 def _batch_sizes(text: str) -> tuple[int, ...]:
-    """Whole numbers, of which a compiled layer checks the bounds."""
+    """Whole numbers; `check_can_be_compiled` knows the upper bound."""
     return tuple(positive(number.strip()) for number in text.split(","))
 
 

@@ -165,10 +165,7 @@ def compile_layers(
     rows = sorted(set(row_counts))
     if not rows:
         return star_model
-    if rows[0] < 1 or rows[-1] > MOST_ROWS:
-        bad = rows[0] if rows[0] < 1 else rows[-1]
-        raise ValueError(f"layers cannot be compiled for {bad} sequences: it must be 1 to {MOST_ROWS}")
-    _check_can_be_compiled(star_model.model)
+    check_can_be_compiled(star_model.model, rows)
     start, layers = perf_counter(), list(star_model.model.decoder.layers)
     # Layers with the same program for one number of rows have the same program for all.
     groups: dict[object, list[StarTransformerLayer]] = {}
@@ -192,8 +189,11 @@ def compile_layers(
     return replace(star_model, compiled_rows=tuple(rows))
 
 
-def _check_can_be_compiled(model: Any) -> None:
-    """Raises ValueError."""
+def check_can_be_compiled(model: Any, row_counts: Iterable[int]) -> None:
+    """What `compile_layers` refuses whatever the weights are. Raises ValueError."""
+    for rows in row_counts:
+        if not 1 <= rows <= MOST_ROWS:
+            raise ValueError(f"layers cannot be compiled for {rows} sequences: it must be 1 to {MOST_ROWS}")
     config, layer = model.config, model.decoder.layers[0]
     obstacle = None
     if config.tensor_model_parallel_size > 1:
@@ -274,7 +274,10 @@ def _program(compiled: Callable[..., Tensor], layer: StarTransformerLayer) -> La
     def run(step: StarInferenceContext, hidden_states: Tensor, angles: Tensor | None) -> Tensor:
         _Running.step, _Running.layer_number = step, layer_number
         rotation = attention.rotation(step, angles, hidden_states.dtype)
-        return compiled(hidden_states, *rotation, *weights)
+        try:
+            return compiled(hidden_states, *rotation, *weights)
+        finally:
+            _Running.step = None  # it holds KV, which may be freed next
 
     return run
 

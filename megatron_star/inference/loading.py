@@ -1,12 +1,12 @@
 """From a checkpoint to a model that is ready to encode contexts."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from megatron_star.attention.kernels import select_kernel
-from megatron_star.inference.compiled_layers import compile_layers
+from megatron_star.inference.compiled_layers import check_can_be_compiled, compile_layers
 from megatron_star.inference.decode_weights import choose_sliced_parts, sliceable_weights
 from megatron_star.inference.star_model import StarModel
 from megatron_star.model.build import build_gpt_model
@@ -27,7 +27,7 @@ def load_star_model(
     kernel: str = "auto",
     transformer_impl: str = "local",
     decode_weights: str = "auto",
-    compiled_rows: Iterable[int] = (),
+    compiled_rows: Sequence[int] = (),
 ) -> StarModel:
     """Build the checkpoint's model on these groups and load its weights; called on all ranks together.
 
@@ -42,8 +42,10 @@ def load_star_model(
         info.args, groups.model, dtype=dtype, device=device, transformer_impl=transformer_impl
     )
     attention_kernel = select_kernel(kernel, device=device, dtype=dtype, head_size=model.config.kv_channels)
+    if compiled_rows:
+        check_can_be_compiled(model, compiled_rows)  # before weights are read, which may take minutes
     load_weights(model, info)
-    lay_out_for_reading(model)
+    lay_out_for_reading(model)  # as whole weights, whose reading `choose_sliced_parts` measures
     exchange = Exchange(groups.cp)
     sliced_parts = choose_sliced_parts(decode_weights, model, exchange)
     lay_out_for_reading(model, sliced_parts)

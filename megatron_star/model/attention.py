@@ -26,7 +26,7 @@ class StarInferenceContext(BaseInferenceContext):
     """What one forward pass needs to know: the positions of its tokens, and what each of them attends to."""
 
     slices_weights = False
-    """Whether the CP ranks run the same tokens, so that they can divide the weights."""
+    """Whether the CP ranks run the same few tokens: they can divide the weights, and run compiled layers."""
 
     program: Hashable = None
     """By what layers look up their compiled program (`StarTransformerLayer`); None: they run as they are."""
@@ -85,8 +85,9 @@ class StarCoreAttention(torch.nn.Module):
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, *_: object, **__: object) -> Tensor:
         """[sq, 1, np, hn] and twice [sq, 1, ng, hn] to [sq, 1, np * hn]."""
-        assert self.step is not None, "Star Attention runs only with a StarInferenceContext"
-        out = self.step.attend(self.layer_number, query, key, value, self.softmax_scale)
+        step, self.step = self.step, None  # which holds KV: not beyond its forward pass
+        assert step is not None, "Star Attention runs only with a StarInferenceContext"
+        out = step.attend(self.layer_number, query, key, value, self.softmax_scale)
         return out.flatten(2)
 
 

@@ -1,5 +1,6 @@
 """What test_compiled_layers.py runs on ranks."""
 
+import weakref
 from collections.abc import Sequence as SequenceOf
 from dataclasses import replace
 from typing import Any
@@ -94,6 +95,19 @@ def layers_of_two_kinds(model: dict[str, Any], token_ids: SequenceOf[int]) -> tu
     steps = [[[token]] for token in token_ids[:2]]
     expected, found = (_run(m, [token_ids], steps)[0] for m in (star_model, compiled))
     return len(programs), all(map(_same, expected, found))
+
+
+def kept_after_generation(model: dict[str, Any], token_ids: SequenceOf[int], compiled: bool) -> bool:
+    """Whether a context's KV is still held once nobody has the context any more."""
+    star_model = random_star_model(model, 1)[0]
+    if compiled:
+        star_model = compile_layers(star_model, [1], recorded)
+    _, plan = choose_plan(len(token_ids), 1, STAR, token_costs(star_model.model.config))
+    context = encode_context(star_model, token_ids, plan)
+    generate_step(star_model, [(Sequence(context, tail_rank=0), [1])])
+    held = weakref.ref(context)
+    del context
+    return held() is not None
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

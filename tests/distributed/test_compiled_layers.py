@@ -5,7 +5,13 @@ import shutil
 
 import pytest
 import torch
-from compiled_ranks import layers_of_two_kinds, logits_of_steps, refusal, refusal_without_a_compiler
+from compiled_ranks import (
+    kept_after_generation,
+    layers_of_two_kinds,
+    logits_of_steps,
+    refusal,
+    refusal_without_a_compiler,
+)
 from distributed import run_ranks
 from models import random_tokens
 from test_sliced_weights import ALL_PARTS, RANDOM
@@ -76,6 +82,11 @@ def test_compiled_layers_give_the_logits_of_the_model(checkpoints):
 
 def test_layers_that_differ_have_programs_of_their_own():
     assert run_ranks(1, layers_of_two_kinds, RANDOM["biased, gated"], CONTEXT) == [(2, True)]
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_step_that_is_over_holds_no_kv(compiled):
+    assert run_ranks(1, kept_after_generation, RANDOM["biased, gated"], CONTEXT, compiled) == [False]
 
 
 @pytest.mark.parametrize(
