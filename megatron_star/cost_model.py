@@ -35,19 +35,24 @@ def token_costs(shape: ModelShape) -> TokenCosts:
     """Floating-point operations of encoding, of all TP ranks together: per token, and per visible pair.
 
     A multiplication by a weight counts 2 (one multiply, one add). Of a mixture of experts, those that a token
-    uses count: the router's choice and the shared ones. The output layer is not run on a context.
+    uses count: the router's choice and the shared ones. Of the last layer only keys and values are wanted, so
+    nothing is run behind its product with the QKV weights, nor is the output layer.
     """
+    whole_layers = shape.num_layers - 1
+    weights = whole_layers * _weights_of_a_layer(shape, shape.moe_router_topk) + _qkv_weights(shape)
     return TokenCosts(
-        linear_per_token=2.0 * shape.num_layers * _weights_of_a_layer(shape, shape.moe_router_topk),
-        attention_per_pair=4.0 * shape.num_layers * shape.num_attention_heads * shape.kv_channels,
+        linear_per_token=2.0 * weights,
+        attention_per_pair=4.0 * whole_layers * shape.num_attention_heads * shape.kv_channels,
     )
+
+
+def _qkv_weights(shape: ModelShape) -> int:
+    return shape.hidden_size * shape.kv_channels * (shape.num_attention_heads + 2 * shape.num_query_groups)
 
 
 def _weights_of_a_layer(shape: ModelShape, num_experts: int) -> int:
     """Its weight matrices, with so many of its experts; where it has none, with its one MLP."""
-    query_size = shape.num_attention_heads * shape.kv_channels
-    kv_size = shape.num_query_groups * shape.kv_channels
-    attention = shape.hidden_size * (2 * query_size + 2 * kv_size)
+    attention = _qkv_weights(shape) + shape.hidden_size * shape.num_attention_heads * shape.kv_channels
     ffn, router = _ffn_size(shape, num_experts), shape.num_moe_experts or 0
     return attention + shape.hidden_size * (ffn * (3 if shape.gated_linear_unit else 2) + router)
 

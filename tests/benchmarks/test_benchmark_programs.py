@@ -29,8 +29,8 @@ def test_context_encoding_reports_ratios_floors_and_agreement_with_the_cost_mode
     assert result["summary"]["star, broadcast"]["to_broadcast"] == 1.0
     for check in checks.values():
         assert check["bytes_counted"] == check["bytes_predicted"]
-        assert 0.6 < check["linear_operations"] < 1.0  # of the last of three layers, only QKV is computed
-        assert check["attention_operations"] == pytest.approx(2 / 3)
+        assert check["linear_operations"] == pytest.approx(1.0)
+        assert check["attention_operations"] == pytest.approx(1.0)
     assert "bytes equal" in finished.stdout and result["machine"]
 
 

@@ -27,21 +27,26 @@ LLAMA_8B = SimpleNamespace(
 )
 
 
-def test_a_token_of_llama_8b_costs_twice_its_weights():
-    """All weights but the embedding and the head: 8.03e9 - 2 * 128256 * 4096 (and norms)."""
-    assert token_costs(LLAMA_8B).linear_per_token == 2 * 6_979_321_856
-    assert token_costs(LLAMA_8B).attention_per_pair == 4 * 32 * 4096
+BEHIND_QKV = 4096 * 4096 + 3 * 4096 * 14336
+"""Weights of a layer of Llama 8B that a context does not meet in the last one: the projection and the MLP."""
+
+
+def test_a_token_of_llama_8b_costs_twice_the_weights_that_it_meets():
+    """All but the embedding, the head (8.03e9 - 2 * 128256 * 4096, and norms) and most of the last layer."""
+    assert token_costs(LLAMA_8B).linear_per_token == 2 * (6_979_321_856 - BEHIND_QKV)
+    assert token_costs(LLAMA_8B).attention_per_pair == 4 * 31 * 4096
 
 
 def test_a_token_costs_its_own_experts_and_the_shared_ones():
     """Mixtral 8x7B is Llama 8B with eight such MLPs, of which a token uses two, and a router."""
     experts = {"num_moe_experts": 8, "moe_ffn_hidden_size": 14336}
     mixtral = SimpleNamespace(**vars(LLAMA_8B) | experts)
-    router = 32 * 8 * 4096
-    assert token_costs(mixtral).linear_per_token == 2 * (6_979_321_856 + router + 32 * 3 * 4096 * 14336)
+    second_expert, router = 3 * 4096 * 14336, 8 * 4096
+    dense = token_costs(LLAMA_8B).linear_per_token
+    assert token_costs(mixtral).linear_per_token == dense + 2 * 31 * (router + second_expert)
     shared = SimpleNamespace(**vars(mixtral) | {"moe_shared_expert_intermediate_size": 1000})
     more = token_costs(shared).linear_per_token - token_costs(mixtral).linear_per_token
-    assert more == 2 * 32 * 3 * 4096 * 1000
+    assert more == 2 * 31 * 3 * 4096 * 1000
 
 
 def test_kv_of_llama_8b_is_128_kib_a_token_in_bf16():
