@@ -24,6 +24,7 @@ setup(
     extras_require={
         "te": ["transformer-engine[pytorch]>=2.20,<3"],
         "flash-attn": ["flash-attn>=2.7,<3"],
+        "flash-attn-3": ["fa3-fwd>=0.0.3,<0.1"],
         "demo": ["gguf>=0.17,<1"],
         "eval": ["matplotlib>=3.9,<4"],
         "dev": [

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Check the kernel libraries that need a GPU as far as a machine without one can: TransformerEngine is built and imported,
-# FlashAttention 4 is installed and compiles, the source of FlashAttention 2 is fetched; then the tests that look at them.
+# FlashAttention 3 and 4 are installed, 4 compiles, the source of FlashAttention 2 is fetched; then the tests that look at them.
 # The environments lie on top of $1, so that torch exists once. What is built is kept in build/gpu, and built once.
 #
 # usage: check_gpu_libraries.sh VENV     (CUDA's headers in /usr/local/cuda; 20 minutes of a core the first time)
 set -euo pipefail
 
-readonly te=2.20.2 fa2=2.8.3.post2 fa4=4.0.0b36
+readonly te=2.20.2 fa2=2.8.3.post2 fa3=0.0.3 fa4=4.0.0b36
 venv=$1
 step=$(dirname "$0")/step.sh
 work=build/gpu
@@ -41,6 +41,8 @@ if ! compgen -G "$work/wheels/transformer_engine_torch-$te-*.whl" >/dev/null; th
 fi
 export -f install && export work
 "$step" "Installing TransformerEngine" bash -c "install te 'transformer-engine[pytorch,core_cu13]==$te'"
+layer fa3
+"$step" "Installing FlashAttention 3" bash -c "install fa3 fa3-fwd==$fa3"
 layer fa4
 "$step" "Installing FlashAttention 4" bash -c "install fa4 flash-attn-4==$fa4"
 if [[ ! -d $work/flash_attn-$fa2 ]]; then
@@ -51,6 +53,7 @@ fi
 
 check() { PYTHONPATH=.:tests${3:+:$3} "$1" -m pytest --disable-warnings -rs -k "$2" "${@:4}"; }
 check $work/te/bin/python transformer "" tests/unit/test_kernel_signatures.py tests/unit/test_kernel_libraries.py
+check $work/fa3/bin/python "flash_attention_3" "" tests/unit/test_kernel_libraries.py
 check $work/fa4/bin/python "flash-attn-4 or flash_attention_4" "" \
     tests/unit/test_kernel_signatures.py tests/unit/test_kernel_libraries.py
 # FlashAttention 2 cannot be imported without its extension, so nothing but the test that reads its source may run.

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from megatron_star.attention.partial import AttentionKernel, Partial
 
-SHAPES = [(1, 1), (1, 37), (37, 37), (5, 129), (65, 3), (100, 41), (70, 70)]
-"""Query rows and keys: fewer, as many, more; odd sizes; below and above the limit of folded rows."""
+SHAPES = [(1, 1), (6, 1), (1, 37), (37, 37), (5, 129), (65, 3), (100, 41), (70, 70)]
+"""Query rows and keys: fewer, as many, more; one key; odd sizes; below and above the limit of folded rows."""
 HEADS = [(9, 3), (4, 4), (8, 1)]
 EMPTY = [(0, 5), (5, 0), (0, 0)]
 TOLERANCE = {torch.float32: 5e-5, torch.float16: 3e-3, torch.bfloat16: 2e-2}

@@ -132,6 +132,31 @@ def flash_attn_func_4(
     return out, lse if return_lse else None
 
 
+FLASH_ATTN_3_SCHEMA = (
+    "fwd(Tensor q, Tensor k, Tensor v, Tensor(k_new!)? k_new=None, Tensor(v_new!)? v_new=None, "
+    "Tensor? q_v=None, Tensor(out!)? out=None, Tensor? cu_seqlens_q=None, Tensor? cu_seqlens_k=None, "
+    "Tensor? cu_seqlens_k_new=None, Tensor? seqused_q=None, Tensor? seqused_k=None, int? max_seqlen_q=None, "
+    "int? max_seqlen_k=None, Tensor? page_table=None, Tensor? kv_batch_idx=None, Tensor? leftpad_k=None, "
+    "Tensor? rotary_cos=None, Tensor? rotary_sin=None, Tensor? seqlens_rotary=None, Tensor? q_descale=None, "
+    "Tensor? k_descale=None, Tensor? v_descale=None, float? softmax_scale=None, bool is_causal=False, "
+    "int window_size_left=-1, int window_size_right=-1, int attention_chunk=0, float softcap=0., "
+    "bool is_rotary_interleaved=False, Tensor? scheduler_metadata=None, int num_splits=0, "
+    "bool? pack_gqa=None, int sm_margin=0) -> (Tensor(out!), Tensor, Tensor, Tensor)"
+)
+
+
+def flash_attn_3_fwd(q, k, v, *others, **named):
+    """The operator of fa3-fwd: bfloat16 only. torch leaves out what has its default value."""
+    check_half(q, k, v)
+    assert q.dtype == torch.bfloat16, "the package leaves float16 out"
+    options = torch.ops.fa3_fwd.fwd.default._schema.arguments[3:]
+    given = {option.name: option.default_value for option in options}
+    given |= dict(zip(given, others, strict=False)) | named
+    assert given["num_splits"] in (0, 1)
+    out, lse = attend(q, k, v, causal=given["is_causal"], scale=given["softmax_scale"])
+    return out, lse, torch.empty(0), torch.empty(0)
+
+
 class FusedAttnBackend(IntEnum):
     """TransformerEngine's kernels."""
 
@@ -209,6 +234,7 @@ def install_library_stubs(monkeypatch: pytest.MonkeyPatch) -> None:
         flash_attn_with_kvcache=flash_attn_with_kvcache,
     )
     _install(monkeypatch, "flash_attn.cute", flash_attn_func=flash_attn_func_4)
+    _install(monkeypatch, "fa3_fwd_interface")
     package = "transformer_engine.pytorch.cpp_extensions.fused_attn"
     for depth in range(1, 4):
         _install(monkeypatch, ".".join(package.split(".")[:depth]))

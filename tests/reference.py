@@ -47,7 +47,7 @@ def attention(
     scores = softmax_scale * q @ k.transpose(2, 3)
     if causal:
         sq, sk = scores.shape[2:]
-        visible = torch.ones(sq, sk, dtype=torch.bool).tril(sk - sq)
+        visible = torch.ones(sq, sk, dtype=torch.bool, device=scores.device).tril(sk - sq)
         scores = scores.masked_fill(~visible, -torch.inf)
     softmax_lse = scores.logsumexp(-1)
     weights = (scores - softmax_lse.clamp_min(-1e300).unsqueeze(-1)).exp()

@@ -1,7 +1,10 @@
 """Stand-ins for torch's CUDA attention on CPU tensors, behind torch's own schemas; see kernel_stubs.py."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
-from kernel_stubs import attend, check_half
+from kernel_stubs import FLASH_ATTN_3_SCHEMA, attend, check_half, flash_attn_3_fwd
 from torch import Tensor
 
 
@@ -32,6 +35,7 @@ def _torch_cudnn(
     scale=None,
 ):
     check_half(query, key, value)
+    assert key.size(2) > 1, "cuDNN takes no single key"
     out, lse = _heads_first(query, key, value, is_causal, scale)
     lse = lse.unsqueeze(-1) if compute_log_sumexp else torch.empty(0)
     nothing = torch.empty(0)
@@ -47,6 +51,20 @@ def _torch_efficient(
     padded = lse.new_full((*lse.shape[:2], rows), torch.inf)
     padded[:, :, : query.size(2)] = lse
     return out, padded if compute_log_sumexp else torch.empty(0), torch.empty(0), torch.empty(0)
+
+
+@contextmanager
+def flash_attn_3_operator() -> Iterator[None]:
+    """The operator that the package fa3-fwd registers, on a CPU, whether or not that has been loaded."""
+    if hasattr(torch.ops.fa3_fwd, "fwd"):
+        with torch.library._scoped_library("fa3_fwd", "IMPL") as library:
+            library.impl("fwd", flash_attn_3_fwd, "CPU")
+            yield
+        return
+    with torch.library._scoped_library("fa3_fwd", "DEF") as library:
+        library.define(FLASH_ATTN_3_SCHEMA)
+        library.impl("fwd", flash_attn_3_fwd, "CPU")
+        yield
 
 
 def _heads_first(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@ An adapter file holds a `KernelInfo` for each of its kernels, and translates lay
 and `Partial`. What they need alike (no empty input, no row without a key, grouped heads) is done once, here.
 """
 
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,10 +28,11 @@ class KernelInfo:
 
     Attributes:
         load: imports the library and returns the kernel.
-        min_capability: compute capability of the GPU, for kernels on CUDA.
+        min_capability, below_capability: compute capability of the GPU, for kernels on CUDA.
         max_head_size, head_size_multiple: limits on the head size.
         folded_rows: up to so many query rows that see all keys, the query heads of a group are folded into
             rows, so that their KV is read once; ALL_ROWS for kernels without grouped heads.
+        min_keys: with fewer, which can only be one, no kernel is needed (`attend_one_key`).
         distribution: the Python package that it comes in, if that is not torch.
         install: what to do where that package is missing.
     """
@@ -40,9 +42,11 @@ class KernelInfo:
     device_type: str = "cuda"
     dtypes: tuple[torch.dtype, ...] = HALF_PRECISION
     min_capability: tuple[int, int] = (8, 0)
+    below_capability: tuple[float, int] = (math.inf, 0)
     max_head_size: int = 256
     head_size_multiple: int = 8
     folded_rows: int = 0
+    min_keys: int = 1
     distribution: str = "torch"
     install: str = "pip install torch"
 
@@ -66,8 +70,17 @@ class KernelInfo:
                 f"it takes head sizes up to {self.max_head_size} that {self.head_size_multiple} divides, "
                 f"not {head_size}"
             )
-        if device.type == "cuda" and torch.cuda.get_device_capability(device) < self.min_capability:
+        if device.type == "cuda":
+            return self._obstacle_of_capability(torch.cuda.get_device_capability(device))
+        return None
+
+    def _obstacle_of_capability(self, capability: tuple[int, int]) -> str | None:
+        if capability < self.min_capability:
             return "it needs a GPU of compute capability {}.{} or newer".format(*self.min_capability)
+        if capability >= self.below_capability:
+            return "it runs on GPUs of compute capability below {}.{}, not {}.{}".format(
+                *self.below_capability, *capability
+            )
         return None
 
     def loaded(self) -> AttentionKernel:
@@ -82,7 +95,7 @@ class KernelInfo:
             raise ImportError(
                 f"attention kernel {self.name!r}: {self.distribution} is installed but broken: {error}"
             ) from error
-        return LoadedKernel(self.name, attend, self.folded_rows)
+        return LoadedKernel(self.name, attend, self.folded_rows, self.min_keys)
 
 
 @dataclass(frozen=True)
@@ -92,6 +105,7 @@ class LoadedKernel:
     name: str
     attend: Attend
     folded_rows: int
+    min_keys: int = 1
 
     def __call__(
         self, query: Tensor, key: Tensor, value: Tensor, *, causal: bool, softmax_scale: float
@@ -101,6 +115,8 @@ class LoadedKernel:
         assert query.size(2) % key.size(2) == 0 and not (causal and sq != sk)
         if sq == 0 or sk == 0:
             return empty_partial(query)
+        if sk < self.min_keys:
+            return attend_one_key(query, key, value, softmax_scale)
         if not causal and sq <= self.folded_rows and query.size(2) > key.size(2):
             return self._attend_with_folded_groups(query, key, value, softmax_scale)
         return self.attend(query, key, value, causal, softmax_scale)
@@ -119,6 +135,16 @@ class LoadedKernel:
         out, lse = self.attend(rows, key, value, False, softmax_scale)
         out = out.reshape(b, ng, sq, np // ng, hn).transpose(2, 3).reshape(b, np, sq, hn)
         return Partial(out, lse.reshape(b, ng, sq, np // ng).transpose(2, 3).reshape(b, np, sq))
+
+
+def attend_one_key(query: Tensor, key: Tensor, value: Tensor, softmax_scale: float) -> Partial:
+    """Attention to a single key, [1, b, ng, hn], without a softmax: its value, and its score as the LSE."""
+    sq, b, np, hn = query.shape
+    ng = key.size(2)
+    rows = query.float().view(sq, b, ng, np // ng, hn)
+    scores = (rows * key.float().unsqueeze(3)).sum(-1) * softmax_scale
+    out = value.unsqueeze(3).expand(sq, b, ng, np // ng, hn).clone(memory_format=torch.contiguous_format)
+    return Partial(out.view(sq, b, np, hn).permute(1, 2, 0, 3), scores.view(sq, b, np).permute(1, 2, 0))
 
 
 def pack(tensor: Tensor) -> Tensor:

@@ -2,7 +2,14 @@
 
 import torch
 
-from megatron_star.attention import flash_attn_2, flash_attn_4, torch_cpu, torch_cuda, transformer_engine
+from megatron_star.attention import (
+    flash_attn_2,
+    flash_attn_3,
+    flash_attn_4,
+    torch_cpu,
+    torch_cuda,
+    transformer_engine,
+)
 from megatron_star.attention.adapter import KernelInfo
 from megatron_star.attention.partial import AttentionKernel
 
@@ -11,6 +18,7 @@ KERNELS: dict[str, KernelInfo] = {
     for info in (
         torch_cpu.TORCH_CPU,
         flash_attn_4.FLASH_ATTN_4,
+        flash_attn_3.FLASH_ATTN_3,
         flash_attn_2.DENSE,
         torch_cuda.FLASH,
         torch_cuda.EFFICIENT,
@@ -23,7 +31,7 @@ KERNELS: dict[str, KernelInfo] = {
     )
 }
 KERNEL_NAMES = ("auto", *KERNELS)
-AUTO = ("torch-cpu", "flash-attn-4", "flash-attn-2", "torch-flash", "torch-efficient")
+AUTO = ("torch-cpu", "flash-attn-4", "flash-attn-3", "flash-attn-2", "torch-flash", "torch-efficient")
 """In this order `auto` tries. cuDNN's kernels are not in it: where lengths change with each token, it builds
 plans instead of attending."""
 

@@ -34,7 +34,8 @@ def attend_efficient(
     """See `Attend`. LSE [b, np, sq rounded up to 32]; one KV head for each query head."""
     heads_per_group = query.size(2) // key.size(2)
     q, k, v = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
-    k, v = (tensor.repeat_interleave(heads_per_group, dim=1) for tensor in (k, v))
+    if heads_per_group > 1:  # repeating once would copy all keys and values
+        k, v = (tensor.repeat_interleave(heads_per_group, dim=1) for tensor in (k, v))
     out, lse, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(
         q, k, v, attn_bias=None, compute_log_sumexp=True, dropout_p=0.0, is_causal=causal, scale=softmax_scale
     )
@@ -42,7 +43,7 @@ def attend_efficient(
 
 
 FLASH = KernelInfo(name="torch-flash", load=lambda: attend_flash, folded_rows=64)
-CUDNN = KernelInfo(name="torch-cudnn", load=lambda: attend_cudnn)
+CUDNN = KernelInfo(name="torch-cudnn", load=lambda: attend_cudnn, min_keys=2)
 EFFICIENT = KernelInfo(
     name="torch-efficient",
     load=lambda: attend_efficient,

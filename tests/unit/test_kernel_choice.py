@@ -7,6 +7,7 @@ from types import ModuleType
 import kernel_stubs
 import pytest
 import torch
+import torch_kernel_stubs
 
 from megatron_star.attention.kernels import AUTO, KERNEL_NAMES, KERNELS, select_kernel
 
@@ -27,7 +28,8 @@ def machine(monkeypatch):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
         kernel_stubs.install_library_stubs(monkeypatch)
 
-    return pretend
+    with torch_kernel_stubs.flash_attn_3_operator():
+        yield pretend
 
 
 def chosen(device=CUDA, dtype=torch.bfloat16, head_size=128, name="auto") -> str:
@@ -61,6 +63,12 @@ def test_auto_goes_by_dtype_head_size_and_gpu(machine):
     assert chosen(head_size=256) == "torch-flash"
     machine("flash-attn-4", capability=(9, 0))
     assert chosen() == "torch-flash"
+    machine("fa3-fwd", "flash-attn", capability=(9, 0))
+    assert chosen() == "flash-attn-3"
+    assert chosen(dtype=torch.float16) == "flash-attn-2"
+    for other in ((8, 0), (8, 9), (10, 0), (12, 0)):
+        machine("fa3-fwd", "flash-attn", capability=other)
+        assert chosen() == "flash-attn-2"
     machine("flash-attn-4", capability=(7, 5))
     assert chosen(dtype=torch.float16) == "torch-efficient"
 
@@ -82,28 +90,36 @@ def test_an_unknown_kernel_is_refused_by_name():
     [
         ("flash-attn-2", "needs flash-attn, which is not installed: pip install"),
         ("flash-attn-2-varlen", "needs flash-attn, which is not installed: pip install"),
+        ("flash-attn-3", "needs fa3-fwd, which is not installed: pip install"),
         ("flash-attn-4", "needs flash-attn-4, which is not installed: pip install"),
         ("transformer-engine", "needs transformer-engine, which is not installed: see docs/kernels.md"),
     ],
 )
 def test_a_missing_kernel_says_how_to_install_it(machine, name, message):
-    machine()
+    machine(capability=(9, 0) if name == "flash-attn-3" else (10, 0))
     with pytest.raises(ValueError, match=message):
         chosen(name=name)
 
 
 @pytest.mark.parametrize("name", [name for name in KERNELS if name != "torch-cpu"])
 def test_a_kernel_is_refused_where_it_cannot_run(machine, name):
-    machine("flash-attn", "flash-attn-4", "transformer-engine")
+    packages = ("flash-attn", "fa3-fwd", "flash-attn-4", "transformer-engine")
+    machine(*packages, capability=(9, 0) if name == "flash-attn-3" else (10, 0))
     assert chosen(name=name) == name
     with pytest.raises(ValueError, match="runs on cuda, not on cpu"):
         chosen(CPU, name=name)
     if name != "torch-efficient":
-        with pytest.raises(ValueError, match="computes in float16 or bfloat16, not in float32"):
+        with pytest.raises(ValueError, match="computes in (float16 or )?bfloat16, not in float32"):
             chosen(dtype=torch.float32, name=name)
-        machine("flash-attn", "flash-attn-4", "transformer-engine", capability=(7, 0))
-        with pytest.raises(ValueError, match="compute capability (8|10).0 or newer"):
+        machine(*packages, capability=(7, 0))
+        with pytest.raises(ValueError, match="compute capability (8|9|10).0 or newer"):
             chosen(name=name)
+
+
+def test_flash_attention_3_is_refused_on_gpus_newer_than_its_code(machine):
+    machine("fa3-fwd", capability=(10, 3))
+    with pytest.raises(ValueError, match="compute capability below 10.0, not 10.3"):
+        chosen(name="flash-attn-3")
 
 
 @pytest.mark.parametrize("name", ["auto", "flash-attn-2"])

@@ -3,14 +3,16 @@
 The same on the libraries themselves is in `tests/gpu`.
 """
 
-from unittest.mock import Mock
+from unittest.mock import DEFAULT, Mock
 
 import kernel_contract as contract
 import kernel_stubs
 import pytest
+import reference
 import torch
 import torch_kernel_stubs
 from kernel_contract import EMPTY, HEADS, SHAPES, TOLERANCE, tensors
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from megatron_star.attention import torch_cpu
 from megatron_star.attention.kernels import KERNELS
@@ -26,7 +28,10 @@ NAMES_AND_DTYPES = [
 def stubs(monkeypatch):
     """Stubs of all libraries, and of torch's CUDA kernels."""
     kernel_stubs.install_library_stubs(monkeypatch)
-    with torch.library._scoped_library("aten", "IMPL") as library:
+    with (
+        torch.library._scoped_library("aten", "IMPL") as library,
+        torch_kernel_stubs.flash_attn_3_operator(),
+    ):
         torch_kernel_stubs.install_torch_stubs(library)
         yield
 
@@ -80,6 +85,33 @@ def test_few_rows_read_a_groups_keys_once(name, monkeypatch):
     query, key, value = tensors(5, 40, dtype=torch.bfloat16)
     spy(query, key, value, causal=False, softmax_scale=1.0)
     assert seen == [(15, 1, 3, 16) if KERNELS[name].folded_rows else (5, 1, 9, 16)]
+
+
+def test_grouped_heads_are_repeated_only_where_there_are_groups(monkeypatch):
+    """torch-efficient has no grouped heads; repeating once would copy all keys and values all the same."""
+    operator, seen = Mock(wraps=torch.ops.aten._scaled_dot_product_efficient_attention), []
+    operator.side_effect = lambda q, k, v, **_: seen.append((k.data_ptr(), v.data_ptr())) or DEFAULT
+    monkeypatch.setattr(torch.ops.aten, "_scaled_dot_product_efficient_attention", operator)
+    for ng in (9, 3):
+        query, key, value = tensors(70, 70, ng=ng)
+        KERNELS["torch-efficient"].loaded()(query, key, value, causal=True, softmax_scale=1.0)
+        assert (seen.pop() == (key.data_ptr(), value.data_ptr())) == (ng == 9)
+
+
+@pytest.mark.parametrize("name", ["torch-cudnn", "transformer-engine"])
+def test_what_comes_of_a_single_key_may_be_changed_without_changing_the_value(name):
+    query, key, value = tensors(1, 1, np=3, ng=3, dtype=torch.bfloat16)
+    kept = value.clone()
+    KERNELS[name].loaded()(query, key, value, causal=False, softmax_scale=1.0).out.zero_()
+    assert torch.equal(value, kept)
+
+
+def test_the_reference_runs_where_its_tensors_are():
+    """On a GPU, that is; torch's tensors without values know devices that do not exist here."""
+    with FakeTensorMode():
+        query, key, value = (torch.empty(5, 1, heads, 16, device="cuda") for heads in (6, 2, 2))
+        out, lse = reference.attention(query, key, value, causal=True, softmax_scale=1.0)
+    assert out.device == lse.device == query.device
 
 
 @pytest.mark.parametrize(("factor", "tolerance"), [(1.0, 5e-5), (300.0, 1e-3)])

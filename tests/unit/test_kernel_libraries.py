@@ -8,6 +8,7 @@ import pytest
 import torch
 from distributed import run_ranks
 from kernel_contract import tensors
+from kernel_stubs import FLASH_ATTN_3_SCHEMA
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from megatron_star.attention import transformer_engine
@@ -56,6 +57,12 @@ def test_transformer_engines_layers_take_star_attention_and_the_same_checkpoints
     assert keys == local_keys
     assert {"StarSelfAttention", "StarCoreAttention", "TELayerNormColumnParallelLinear"} <= set(classes)
     assert "TEDotProductAttention" not in classes
+
+
+def test_flash_attention_3_has_the_operator_that_the_adapter_calls(installed):
+    installed("fa3-fwd")
+    KERNELS["flash-attn-3"].loaded()
+    assert str(torch.ops.fa3_fwd.fwd.default._schema) == f"fa3_fwd::{FLASH_ATTN_3_SCHEMA}"
 
 
 @pytest.mark.parametrize(("sq", "sk"), [(37, 37), (1, 5000)])
