@@ -151,7 +151,10 @@ def main() -> None:
         args = parser.parse_args()
         grid = {"tp_size": 1, "cp_size": environment.world_size}
         timeout = args.distributed_timeout_minutes
-        with process_groups(environment, **grid, timeout=timeout) as (groups, device):
+        with process_groups(environment, **grid, timeout=timeout, backend=args.distributed_backend) as (
+            groups,
+            device,
+        ):
             info = read_checkpoint_info(args.load)
             star_model = load_star_model(info, groups, device=device, dtype=args.dtype or info.dtype)
             results = {"decoding": measure_decoding(args, star_model)}

@@ -39,7 +39,10 @@ def run_on_ranks(
         cp_size = environment.world_size // args.tensor_model_parallel_size
         grid = {"tp_size": args.tensor_model_parallel_size, "cp_size": cp_size}
         timeout = args.distributed_timeout_minutes
-        with process_groups(environment, **grid, timeout=timeout) as (groups, device):
+        with process_groups(environment, **grid, timeout=timeout, backend=args.distributed_backend) as (
+            groups,
+            device,
+        ):
             run(args, measured_model(args, groups, device), groups)
 
 

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 import torch
 from megatron.core.inference.sampling_params import SamplingParams
 
+from launch.devices import BACKENDS
 from megatron_star.attention.kernels import KERNEL_NAMES
 from megatron_star.config import ANCHOR_TRANSFERS, DECODE_WEIGHTS, MODES, StarConfig, parse_token_count
 from megatron_star.model.build import TRANSFORMER_IMPLEMENTATIONS
@@ -65,6 +66,11 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         metavar="GB",
         help="KV that a rank may hold; default: a share of the memory that is free",
+    )
+    group.add_argument(
+        "--distributed-backend",
+        choices=BACKENDS,
+        help="between ranks; default: nccl on GPUs, gloo without; over gloo ranks may share a GPU, slowly",
     )
     group.add_argument(
         "--distributed-timeout-minutes", type=_timeout, default=timedelta(minutes=10), metavar="N"

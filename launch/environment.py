@@ -20,14 +20,21 @@ class RankEnvironment:
     master_addr: str
     master_port: int
 
-    def device_index(self, num_devices: int) -> int:
+    def device_index(self, num_devices: int, *, may_share: bool = False) -> int:
         """Which of the GPUs that this process sees is its own: the only one, or that of its local rank.
+
+        Where there is one only, other ranks may have the same (`devices.check_gpus_differ`).
+
+        Args:
+            may_share: go round where there are more ranks than GPUs.
 
         Raises:
             ValueError: this node has more ranks than GPUs.
         """
         if num_devices == 1:
             return 0  # Slurm has bound one to each task (--gpus-per-task), or there is one rank here
+        if may_share:
+            return self.local_rank % num_devices
         if self.local_rank >= num_devices:
             raise ValueError(
                 f"local rank {self.local_rank} has no GPU: {self.local_world_size} ranks were started on a "

@@ -66,6 +66,7 @@ def loaded_job(
         tp_size=args.tensor_model_parallel_size,
         cp_size=args.context_parallel_size,
         timeout=args.distributed_timeout_minutes,
+        backend=args.distributed_backend,
     ) as (groups, device):
         if before_loading:
             from_driver(before_loading, groups.control)

@@ -14,12 +14,11 @@ import torch
 import torch.distributed as dist
 
 from launch.code_version import check_same_code
+from launch.devices import check_gpus_differ, take_device
 from launch.environment import RankEnvironment
-from megatron_star.model.cpu import use_cpu_where_cuda_is_absent
 from megatron_star.parallel.control import SharedError, describe
 from megatron_star.parallel.groups import (
     StarGroups,
-    backend_for,
     check_world_size,
     destroy_groups,
     initialize_groups,
@@ -78,23 +77,27 @@ def _end(status: int) -> NoReturn:
 
 @contextmanager
 def process_groups(
-    environment: RankEnvironment, *, tp_size: int, cp_size: int, timeout: timedelta
+    environment: RankEnvironment,
+    *,
+    tp_size: int,
+    cp_size: int,
+    timeout: timedelta,
+    backend: str | None = None,
 ) -> Iterator[tuple[StarGroups, torch.device]]:
     """The groups of this job and the device of this rank, for the time of a `with` block.
 
     Raises:
         ValueError: TP x CP is not the number of ranks, or they do not meet at their address.
-        SharedError: the ranks do not run the same code.
+        SharedError: the ranks do not run the same code, or two have one GPU.
     """
     check_world_size(environment.world_size, tp_size=tp_size, cp_size=cp_size)
-    if torch.cuda.is_available():
-        torch.cuda.set_device(environment.device_index(torch.cuda.device_count()))
-    device = use_cpu_where_cuda_is_absent()
-    _join(environment, backend_for(device), timeout)
+    device, backend = take_device(environment, backend)
+    _join(environment, backend, timeout)
     groups = initialize_groups(tp_size=tp_size, cp_size=cp_size, timeout=timeout)
     watch = RankWatch(groups.control, environment.master_addr)
     try:
         check_same_code(groups.control)
+        check_gpus_differ(device, backend, groups.control)
         yield groups, device
     except SharedError:
         watch.close()

@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from launch import devices as devices_module
+from launch.devices import check_gpus_differ
 from megatron_star.attention.kernels import select_kernel
 from megatron_star.config import StarConfig
 from megatron_star.cost_model import choose_plan, token_costs
@@ -28,12 +30,24 @@ from megatron_star.model.checkpoint import read_checkpoint_info
 from megatron_star.model.cpu import use_cpu_where_cuda_is_absent
 from megatron_star.model.sliced_linear import NO_PARTS, SummedLinear
 from megatron_star.parallel import exchange as exchange_module
+from megatron_star.parallel.control import SharedError
 from megatron_star.parallel.exchange import Exchange
 from megatron_star.parallel.groups import StarGroups, initialize_groups
 from megatron_star.plan import ContextPlan
 
 TIMEOUT = timedelta(minutes=1)
 ENGINE_LIMITS = {"max_sequence_length": 8192, "budget_bytes_per_rank": 1 << 30}
+
+
+def gpus_that_differ(uuids: str, backend: str) -> str:
+    """What `check_gpus_differ` says where this rank's GPU is the one of its letter."""
+    own = ord(uuids[dist.get_rank()])
+    with patch.object(devices_module, "gpu_id", lambda device: own):
+        try:
+            check_gpus_differ(torch.device("cuda", 0), backend, dist.group.WORLD)
+        except SharedError as error:
+            return str(error)
+    return ""
 
 
 def load(

@@ -7,7 +7,6 @@ ranks that share a context hold the same weights, so they are what Megatron call
 from dataclasses import dataclass
 from datetime import timedelta
 
-import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.process_groups_config import ProcessGroupCollection
@@ -64,8 +63,3 @@ def destroy_groups() -> None:
     if dist.is_initialized():
         parallel_state.destroy_model_parallel()
         dist.destroy_process_group()
-
-
-def backend_for(device: torch.device) -> str:
-    """The torch.distributed backend of the model's groups on this device."""
-    return "nccl" if device.type == "cuda" else "gloo"
