@@ -33,7 +33,7 @@ from benchmarks.encoding_variants import (
     engine_wave_tokens,
     variant_plan,
 )
-from benchmarks.measuring import median_ratio, over_ranks, run_on_ranks, write_result
+from benchmarks.measuring import measure_rounds, median_ratio, over_ranks, run_on_ranks
 from launch.arguments import ArgumentParser, token_count
 from megatron_star.cost_model import broadcast_bytes, kv_bytes_per_token, token_costs
 from megatron_star.inference.context_encoding import encode_context
@@ -163,16 +163,14 @@ def run(args: Namespace, star_model: StarModel, _: StarGroups) -> None:
         )
         for name in plans
     }
-    rounds = [
-        {name: measure(star_model, token_ids, plan) for name, plan in plans.items()}
-        for _ in range(args.repeats)
-    ]
+    summary = measure_rounds(
+        args,
+        lambda: {name: measure(star_model, token_ids, plan) for name, plan in plans.items()},
+        lambda rounds: summarise(rounds, plans, costs) | {"cost model": checks},
+    )
     if dist.get_rank() == 0:
-        summary = summarise(rounds, plans, costs)
-        print_table(summary)
+        print_table({name: summary[name] for name in plans})
         print_checks(checks)
-        summary["cost model"] = checks
-        write_result(args.output, summary, rounds)
 
 
 def _variants(text: str) -> list[str]:

@@ -41,11 +41,15 @@ def _linear_operations(inputs: torch.Size, weight: torch.Size, *_: object, **__:
     return 2 * inputs.numel() * weight[0]
 
 
-# What `megatron_star.linear` calls, and torch's counter does not know.
-_PRODUCTS = {
+FORMULAS = {
+    # What `megatron_star.linear` calls, and torch's counter does not know.
     getattr(torch.ops.mkldnn, name): _linear_operations
     for name in ("_linear_pointwise",)
     if hasattr(torch.ops.mkldnn, name)
+} | {
+    # `_CountingKernel` counts these; torch's own formulas refuse grouped heads (seen in torch 2.11).
+    getattr(torch.ops.aten, f"_scaled_dot_product_{name}_attention"): lambda *_, **__: 0
+    for name in ("flash", "cudnn", "efficient")
 }
 
 
@@ -53,7 +57,7 @@ def count_work(star_model: StarModel, token_ids: Sequence[int], plan: ContextPla
     """Encode a context and count."""
     kernel = _CountingKernel(star_model.kernel)
     star_model.exchange.counts.clear()
-    with FlopCounterMode(display=False, custom_mapping=_PRODUCTS) as products:
+    with FlopCounterMode(display=False, custom_mapping=FORMULAS) as products:
         encode_context(replace(star_model, kernel=kernel), token_ids, plan)
     counted = products.get_flop_counts()["Global"]
     linear = sum(count for operation, count in counted.items() if "attention" not in str(operation))

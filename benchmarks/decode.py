@@ -16,6 +16,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from inspect import signature
 from pathlib import Path
 from time import perf_counter, process_time
@@ -27,7 +28,7 @@ import torch
 import torch.distributed as dist
 from transformers import DynamicCache, PreTrainedModel
 
-from benchmarks.measuring import median_ratio, over_ranks, run_on_ranks, write_result
+from benchmarks.measuring import measure_rounds, median_ratio, over_ranks, run_on_ranks
 from benchmarks.models import hugging_face_model
 from launch.arguments import ArgumentParser, token_count
 from megatron_star.config import StarConfig
@@ -44,6 +45,7 @@ from megatron_star.parallel.groups import StarGroups
 from megatron_star.plan import ContextPlan
 
 Step = Callable[[], object]
+Round = dict[str, dict[str, float]]
 ONE_RANK = "one rank"
 COMPILED = ", compiled"
 
@@ -62,10 +64,9 @@ def filled_context(star_model: StarModel, num_tokens: int) -> EncodedContext:
     return context
 
 
-def star_step(star_model: StarModel, num_tokens: int) -> Step:
-    """Generates one more token after a context of this length; the tail is on the last rank."""
-    tail_rank = star_model.exchange.cp_size - 1
-    sequence = Sequence(filled_context(star_model, num_tokens), tail_rank)
+def star_step(star_model: StarModel, context: EncodedContext) -> Step:
+    """Generates one more token after this context; the tail is on the last rank."""
+    sequence = Sequence(context, star_model.exchange.cp_size - 1)
     return lambda: generate_step(star_model, [(sequence, [1])])
 
 
@@ -73,31 +74,34 @@ def star_step(star_model: StarModel, num_tokens: int) -> Step:
 def hugging_face_step(model: PreTrainedModel, num_tokens: int) -> Step:
     """The same with transformers' SDPA and its default cache."""
     config = model.config
-    shape = (1, config.num_key_value_heads, num_tokens, config.hidden_size // config.num_attention_heads)
+    shape = (1, config.num_key_value_heads, num_tokens, config.head_dim)
     cache = DynamicCache(config=config)
     for layer in range(config.num_hidden_layers):
-        cache.update(*torch.randn(2, *shape, dtype=model.dtype), layer)
-    token = torch.tensor([[1]])
-    # transformers 5 has renamed the argument on the way.
-    name = "cache" if "cache" in signature(model.forward).parameters else "past_key_values"
+        cache.update(*torch.randn(2, *shape, dtype=model.dtype, device=model.device), layer)
+    token = torch.tensor([[1]], device=model.device)
 
     @torch.inference_mode()
     def step() -> object:
-        return model(token, **{name: cache}, use_cache=True).logits
+        return model(token, **{cache_argument(model): cache}, use_cache=True).logits
 
     return step
+
+
+def cache_argument(model: PreTrainedModel) -> str:
+    """What `forward` calls its cache: transformers 5 has renamed it on the way."""
+    return "cache" if "cache" in signature(model.forward).parameters else "past_key_values"
 
 
 class Variant(NamedTuple):
     """What is compared.
 
     Attributes:
-        step: generates one token; does nothing on a rank that takes no part.
+        begin: gives what generates one token, and does nothing on a rank that takes no part.
         layout: the parts of which slices are read, for which the weights are laid out.
         base: the variant of one rank that it is compared with.
     """
 
-    step: Step
+    begin: Callable[[], Step]
     layout: frozenset[str]
     base: str
 
@@ -110,28 +114,36 @@ def make_variants(args: Namespace, star_model: StarModel, groups: StarGroups) ->
         print(f"auto: slices of {', '.join(sorted(auto)) or 'nothing'}")
     works = star_model.exchange.cp_rank == 0
     alone = replace(star_model, exchange=Exchange(groups.model.cp))
-    variants = {}
+    variants, contexts = {}, {}  # a context of 128K tokens of an 8B model takes 17 GB: one for all variants
     for name, of_ranks, parts in (
         ("whole", star_model, NO_PARTS),
         ("sliced", star_model, sliced),
         ("auto", star_model, auto),
         (ONE_RANK, alone, NO_PARTS),
     ):
+        if star_model.exchange.cp_size == 1 and name != ONE_RANK:
+            continue  # all the same on one rank
         model = replace(of_ranks, sliced_parts=parts)
         takes_part = works or of_ranks is star_model
         lay_out_for_reading(model.model, parts)
+        if takes_part and id(of_ranks) not in contexts:
+            contexts[id(of_ranks)] = filled_context(of_ranks, args.num_tokens)
         for suffix, rows in (("", ()), (COMPILED, (1,)))[: 1 + args.compile]:
             # The layers of a model keep all programs that were compiled; the step decides which one runs.
-            step = star_step(compile_layers(model, rows), args.num_tokens) if takes_part else _nothing
-            variants[name + suffix] = Variant(step, parts, ONE_RANK + suffix)
+            # The room behind the context belongs to one sequence: each measurement begins a new one.
+            compiled = compile_layers(model, rows) if takes_part else None
+            begin = partial(star_step, compiled, contexts[id(of_ranks)]) if takes_part else _nothing
+            variants[name + suffix] = Variant(begin, parts, ONE_RANK + suffix)
     if args.hf:
-        step = hugging_face_step(hugging_face_model(args), args.num_tokens) if works else _nothing
-        variants["hugging face"] = Variant(step, NO_PARTS, ONE_RANK)
+        model = hugging_face_model(args, star_model.device) if works else None
+        begin = partial(hugging_face_step, model, args.num_tokens) if works else _nothing
+        variants["hugging face"] = Variant(begin, NO_PARTS, ONE_RANK)
     return variants
 
 
-def _nothing() -> None:
-    """One step of a rank that takes no part."""
+def _nothing() -> Step:
+    """What a rank that takes no part begins."""
+    return lambda: None
 
 
 def measure(step: Step, num_steps: int, star_model: StarModel) -> dict[str, float]:
@@ -158,18 +170,26 @@ def measure(step: Step, num_steps: int, star_model: StarModel) -> dict[str, floa
 
 
 def run(args: Namespace, star_model: StarModel, groups: StarGroups) -> None:
-    """All rounds, and the result on rank 0."""
+    """All rounds, and a table on rank 0."""
     variants = make_variants(args, star_model, groups)
-    rounds = []
-    for _ in range(args.repeats):
+
+    def measure_all() -> Round:
         figures = {}
         for name, variant in variants.items():
             lay_out_for_reading(star_model.model, variant.layout)
-            figures[name] = measure(variant.step, args.num_steps, star_model)
-        rounds.append(figures)
-    if dist.get_rank():
-        return
-    summary = {
+            figures[name] = measure(variant.begin(), args.num_steps, star_model)
+        return figures
+
+    summary = measure_rounds(args, measure_all, lambda rounds: summarise(rounds, variants))
+    if dist.get_rank() == 0:
+        print(f"{'variant':<20}" + "".join(f"{title:>22}" for title in next(iter(summary.values()))))
+        for name, figures in summary.items():
+            print(f"{name:<20}" + "".join(f"{figure:>22.2f}" for figure in figures.values()))
+
+
+def summarise(rounds: list[Round], variants: dict[str, Variant]) -> dict[str, dict[str, float]]:
+    """Medians and the fastest by variant, and ratios to its base on one rank."""
+    return {
         name: {
             "tpot_ms": 1e3 * statistics.median(r[name]["tpot_s"] for r in rounds),
             "fastest_ms": 1e3 * min(r[name]["fastest_s"] for r in rounds),
@@ -179,10 +199,6 @@ def run(args: Namespace, star_model: StarModel, groups: StarGroups) -> None:
         }
         for name, variant in variants.items()
     }
-    print(f"{'variant':<20}" + "".join(f"{title:>22}" for title in next(iter(summary.values()))))
-    for name, figures in summary.items():
-        print(f"{name:<20}" + "".join(f"{figure:>22.2f}" for figure in figures.values()))
-    write_result(args.output, summary, rounds)
 
 
 def add_arguments(parser: ArgumentParser) -> None:

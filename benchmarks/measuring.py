@@ -58,6 +58,29 @@ def median_ratio(rounds: list[Mapping[str, Mapping[str, float]]], first: str, se
     return statistics.median(r[first][key] / r[second][key] for r in rounds)
 
 
+def measure_rounds[Round, Summary](
+    args: Namespace, measure: Callable[[], Round], summarise: Callable[[list[Round]], Summary]
+) -> Summary:
+    """`--repeats` rounds, which all ranks run together, and their summary.
+
+    Rank 0 writes the result after each, so that a run that is cut off leaves what it had.
+    """
+    rounds: list[Round] = []
+    for _ in range(args.repeats):
+        rounds.append(measure())
+        if dist.get_rank() == 0:
+            write_result(args.output, summarise(rounds), rounds)
+    return summarise(rounds)
+
+
+def medians(rounds: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
+    """Of each figure of each variant."""
+    return {
+        name: {figure: statistics.median(r[name][figure] for r in rounds) for figure in figures}
+        for name, figures in rounds[0].items()
+    }
+
+
 def write_result(path: str | None, summary: Any, rounds: Any) -> None:
     """A JSON file with the figures and what they were measured on; nothing without a path."""
     if not path:
@@ -71,7 +94,9 @@ def write_result(path: str | None, summary: Any, rounds: Any) -> None:
         "summary": summary,
         "rounds": rounds,
     }
-    Path(path).write_text(json.dumps(result, indent=2) + "\n")
+    unfinished = Path(f"{path}.partial")
+    unfinished.write_text(json.dumps(result, indent=2) + "\n")
+    unfinished.replace(path)
 
 
 def machine_name() -> str:

@@ -5,7 +5,6 @@
 Token generation reads weights and KV once a token. Ranks that share a memory cannot gain more than it gives.
 """
 
-import statistics
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -16,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 import torch.distributed as dist
 
-from benchmarks.measuring import over_ranks, run_on_ranks, write_result
+from benchmarks.measuring import measure_rounds, medians, over_ranks, run_on_ranks
 from launch.arguments import ArgumentParser
 from megatron_star.inference.star_model import StarModel
 from megatron_star.parallel.groups import StarGroups
@@ -38,22 +37,18 @@ def measure(star_model: StarModel, values: torch.Tensor, *, together: bool) -> f
 def run(args: Namespace, star_model: StarModel, _: StarGroups) -> None:
     """All rounds, and the result on rank 0."""
     values = torch.ones(GIGABYTE // 2 // 4, device=star_model.device)
-    rounds = [
-        {
+    summary = measure_rounds(
+        args,
+        lambda: {
             name: {"gigabytes_per_s": measure(star_model, values, together=together)}
             for name, together in (("one rank", False), ("all ranks", True))
-        }
-        for _ in range(args.repeats)
-    ]
+        },
+        medians,
+    )
     if dist.get_rank():
         return
-    summary = {
-        name: {"gigabytes_per_s": statistics.median(r[name]["gigabytes_per_s"] for r in rounds)}
-        for name in rounds[0]
-    }
     for name, figures in summary.items():
         print(f"{name:<12}{figures['gigabytes_per_s']:>8.1f} GB/s")
-    write_result(args.output, summary, rounds)
 
 
 def add_arguments(parser: ArgumentParser) -> None:

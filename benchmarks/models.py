@@ -33,7 +33,11 @@ LLAMA = {
     "rotary_base": 500000,
     "use_rope_scaling": True,
 }
-SHAPES: dict[str, dict[str, Any]] = {
+Shape = dict[str, Any]
+SHAPES: dict[str, Shape] = {
+    "tiny": LLAMA
+    | {"num_layers": 2, "hidden_size": 256, "ffn_hidden_size": 512, "num_attention_heads": 8}
+    | {"kv_channels": 32, "num_query_groups": 2, "vocab_size": 512, "padded_vocab_size": 512},
     "llama-3.2-1b": LLAMA
     | {"num_layers": 16, "hidden_size": 2048, "ffn_hidden_size": 8192, "num_attention_heads": 32}
     | {"kv_channels": 64, "untie_embeddings_and_output_weights": False},
@@ -53,47 +57,28 @@ def add_random_model_argument(parser: ArgumentParser) -> None:
 
 def measured_model(args: Namespace, groups: StarGroups, device: torch.device) -> StarModel:
     """The model that the arguments name, on this rank."""
+    options = {"device": device, "kernel": args.star_attention_kernel, "decode_weights": args.decode_weights}
     if args.random_model:
-        return _random_model(args, groups, device)
+        dtype = args.dtype or torch.bfloat16
+        options |= {"dtype": dtype, "transformer_impl": args.transformer_impl}
+        return random_star_model(SHAPES[args.random_model], groups, **options)
     info = read_checkpoint_info(args.load)
-    dtype = args.dtype or info.dtype
-    return load_star_model(
-        info,
-        groups,
-        device=device,
-        dtype=dtype,
-        kernel=args.star_attention_kernel,
-        decode_weights=args.decode_weights,
-    )
+    return load_star_model(info, groups, dtype=args.dtype or info.dtype, **options)
 
 
-def hugging_face_model(args: Namespace) -> PreTrainedModel:
-    """The same model for transformers: of `--hf`, or with random weights in the shape of `--random-model`."""
-    transformers_logging.disable_progress_bar()
-    if not args.random_model:
-        return AutoModelForCausalLM.from_pretrained(
-            args.hf, dtype=args.dtype or torch.float32, attn_implementation="sdpa"
-        ).eval()
-    shape = SHAPES[args.random_model]
-    config = LlamaConfig(
-        num_hidden_layers=shape["num_layers"],
-        hidden_size=shape["hidden_size"],
-        intermediate_size=shape["ffn_hidden_size"],
-        num_attention_heads=shape["num_attention_heads"],
-        num_key_value_heads=shape["num_query_groups"],
-        vocab_size=shape["vocab_size"],
-        tie_word_embeddings=not shape["untie_embeddings_and_output_weights"],
-        max_position_embeddings=shape["max_position_embeddings"],
-        attn_implementation="sdpa",
-        dtype=args.dtype or torch.bfloat16,
-    )
-    return AutoModelForCausalLM.from_config(config).eval()
-
-
-def _random_model(args: Namespace, groups: StarGroups, device: torch.device) -> StarModel:
-    shape, dtype = SHAPES[args.random_model], args.dtype or torch.bfloat16
+def random_star_model(
+    shape: Shape,
+    groups: StarGroups,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    kernel: str = "auto",
+    transformer_impl: str = "local",
+    decode_weights: str = "auto",
+) -> StarModel:
+    """A model of this shape with random weights."""
     model = build_gpt_model(
-        shape, groups.model, dtype=dtype, device=device, transformer_impl=args.transformer_impl
+        shape, groups.model, dtype=dtype, device=device, transformer_impl=transformer_impl
     )
     torch.manual_seed(0)
     for parameter in model.parameters():
@@ -103,10 +88,51 @@ def _random_model(args: Namespace, groups: StarGroups, device: torch.device) -> 
     return StarModel(
         model=model,
         exchange=exchange,
-        kernel=select_kernel(
-            args.star_attention_kernel, device=device, dtype=dtype, head_size=shape["kv_channels"]
-        ),
+        kernel=select_kernel(kernel, device=device, dtype=dtype, head_size=shape["kv_channels"]),
         vocab_size=shape["vocab_size"],
         device=device,
-        sliced_parts=choose_sliced_parts(args.decode_weights, model, exchange),
+        sliced_parts=choose_sliced_parts(decode_weights, model, exchange),
     )
+
+
+def share_of_a_tp_rank(shape: Shape, tp_size: int, num_layers: int) -> Shape:
+    """What one of `tp_size` TP ranks computes of so many layers, as a model of its own."""
+    return shape | {
+        "num_layers": num_layers,
+        "num_attention_heads": shape["num_attention_heads"] // tp_size,
+        "num_query_groups": max(1, shape["num_query_groups"] // tp_size),
+        "ffn_hidden_size": shape["ffn_hidden_size"] // tp_size,
+        "vocab_size": shape["vocab_size"] // tp_size,
+        "padded_vocab_size": shape["padded_vocab_size"] // tp_size,
+    }
+
+
+def hugging_face_model(args: Namespace, device: torch.device) -> PreTrainedModel:
+    """The same model for transformers: of `--hf`, or with random weights in the shape of `--random-model`."""
+    transformers_logging.disable_progress_bar()
+    if args.random_model:
+        return random_hugging_face_model(
+            SHAPES[args.random_model], device=device, dtype=args.dtype or torch.bfloat16
+        )
+    model = AutoModelForCausalLM.from_pretrained(
+        args.hf, dtype=args.dtype or torch.float32, attn_implementation="sdpa"
+    )
+    return model.to(device).eval()
+
+
+def random_hugging_face_model(shape: Shape, *, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+    """A model of this shape for transformers with SDPA, with random weights."""
+    config = LlamaConfig(
+        num_hidden_layers=shape["num_layers"],
+        hidden_size=shape["hidden_size"],
+        intermediate_size=shape["ffn_hidden_size"],
+        num_attention_heads=shape["num_attention_heads"],
+        num_key_value_heads=shape["num_query_groups"],
+        head_dim=shape["kv_channels"],
+        vocab_size=shape["vocab_size"],
+        tie_word_embeddings=not shape["untie_embeddings_and_output_weights"],
+        max_position_embeddings=shape["max_position_embeddings"],
+        attn_implementation="sdpa",
+    )
+    with device:  # 8 billion random numbers take a GPU a second and a CPU minutes
+        return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()

@@ -13,6 +13,7 @@ from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -26,7 +27,7 @@ from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from benchmarks.encoding_variants import engine_wave_tokens
-from benchmarks.measuring import median_ratio, run_on_ranks, write_result
+from benchmarks.measuring import measure_rounds, median_ratio, run_on_ranks
 from launch.arguments import ArgumentParser, token_count
 from megatron_star.config import StarConfig
 from megatron_star.cost_model import choose_plan, token_costs
@@ -57,15 +58,15 @@ def ours(star_model: StarModel) -> FirstToken:
     return first_token
 
 
-def hugging_face(directory: str) -> FirstToken:
+def hugging_face(directory: str, device: torch.device) -> FirstToken:
     """The same by transformers."""
     transformers_logging.disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="sdpa")
-    model.eval()
+    model.to(device).eval()
 
     @torch.inference_mode()
     def first_token(token_ids: list[int]) -> int:
-        answer = model(torch.tensor([token_ids]), use_cache=True, logits_to_keep=1)
+        answer = model(torch.tensor([token_ids], device=device), use_cache=True, logits_to_keep=1)
         return int(answer.logits[0, -1].argmax())
 
     return first_token
@@ -85,16 +86,18 @@ def megatron(directory: str, groups: StarGroups, device: torch.device) -> FirstT
         **gpt_model_arguments(info.args),
     )
     load_weights(model, info)
-    model.eval()
+    model.to(device).eval()
 
     @torch.inference_mode()
     def first_token(token_ids: list[int]) -> int:
         num_tokens = len(token_ids)
         with InferenceMode.active():
             logits = model(
-                input_ids=torch.tensor([token_ids]),
-                position_ids=torch.arange(num_tokens)[None],
-                attention_mask=torch.ones(1, 1, num_tokens, num_tokens, dtype=torch.bool).triu(1),
+                input_ids=torch.tensor([token_ids], device=device),
+                position_ids=torch.arange(num_tokens, device=device)[None],
+                attention_mask=torch.ones(1, 1, num_tokens, num_tokens, dtype=torch.bool, device=device).triu(
+                    1
+                ),
                 inference_context=StaticInferenceContext(1, num_tokens),
                 runtime_gather_output=True,
             )
@@ -112,31 +115,35 @@ def measure(first_token: FirstToken, token_ids: list[int]) -> dict[str, float]:
 
 def run(args: Namespace, star_model: StarModel, groups: StarGroups) -> None:
     """All rounds, and the result."""
-    peers = {OURS: ours(star_model), HUGGING_FACE: hugging_face(args.hf)}
+    peers = {OURS: ours(star_model), HUGGING_FACE: hugging_face(args.hf, star_model.device)}
     if args.megatron:
         peers[MEGATRON] = megatron(args.load, groups, star_model.device)
     generator = torch.Generator().manual_seed(0)
     token_ids = torch.randint(star_model.vocab_size, (args.num_tokens,), generator=generator).tolist()
     for first_token in peers.values():
         first_token(token_ids[:512])
-    rounds = [
-        {name: measure(first_token, token_ids) for name, first_token in peers.items()}
-        for _ in range(args.repeats)
-    ]
-    summary = {
-        name: {
-            "ttft_s": statistics.median(r[name]["ttft_s"] for r in rounds),
-            "to_ours": median_ratio(rounds, name, OURS, "ttft_s"),
-            "same_token": float(all(r[name]["token"] == r[OURS]["token"] for r in rounds)),
-        }
-        for name in peers
-    }
+    summary = measure_rounds(
+        args,
+        lambda: {name: measure(first_token, token_ids) for name, first_token in peers.items()},
+        summarise,
+    )
     print(f"{'':<22}{'TTFT s':>10}{'/ ours':>10}{'same token':>12}")
     for name, figures in summary.items():
         print(
             f"{name:<22}{figures['ttft_s']:>10.2f}{figures['to_ours']:>10.2f}{figures['same_token']:>12.0f}"
         )
-    write_result(args.output, summary, rounds)
+
+
+def summarise(rounds: list[dict[str, dict[str, Any]]]) -> dict[str, dict[str, float]]:
+    """Of each peer: the median, its ratio to ours, and whether its token was always ours."""
+    return {
+        name: {
+            "ttft_s": statistics.median(r[name]["ttft_s"] for r in rounds),
+            "to_ours": median_ratio(rounds, name, OURS, "ttft_s"),
+            "same_token": float(all(r[name]["token"] == r[OURS]["token"] for r in rounds)),
+        }
+        for name in rounds[0]
+    }
 
 
 def add_arguments(parser: ArgumentParser) -> None:

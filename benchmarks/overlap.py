@@ -8,7 +8,6 @@ Waiting takes no processor time, as with a network card. `overlapped` is the pro
 each source as soon as it is sent. Hidden is what of the time on the link was not spent waiting.
 """
 
-import statistics
 import sys
 from argparse import Namespace
 from collections import deque
@@ -24,7 +23,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from benchmarks.encoding_variants import BROADCAST, engine_wave_tokens, variant_plan
-from benchmarks.measuring import over_ranks, run_on_ranks, write_result
+from benchmarks.measuring import measure_rounds, medians, over_ranks, run_on_ranks
 from launch.arguments import ArgumentParser, token_count
 from megatron_star.cost_model import token_costs
 from megatron_star.inference.context_encoding import encode_context
@@ -114,20 +113,18 @@ def run(args: Namespace, star_model: StarModel, groups: StarGroups) -> None:
         name: LinkedExchange(groups.cp, args.gigabytes_per_second * 1e9, blocking=name == "blocking")
         for name in ("overlapped", "blocking")
     }
-    rounds = [
-        {name: measure(star_model, token_ids, plan, exchange) for name, exchange in exchanges.items()}
-        for _ in range(args.repeats)
-    ]
+    summary = measure_rounds(
+        args,
+        lambda: {
+            name: measure(star_model, token_ids, plan, exchange) for name, exchange in exchanges.items()
+        },
+        medians,
+    )
     if dist.get_rank():
         return
-    summary = {
-        name: {figure: statistics.median(r[name][figure] for r in rounds) for figure in rounds[0][name]}
-        for name in exchanges
-    }
     print(f"{'':<12}" + "".join(f"{title:>15}" for title in summary["overlapped"]))
     for name, figures in summary.items():
         print(f"{name:<12}" + "".join(f"{figure:>15.3f}" for figure in figures.values()))
-    write_result(args.output, summary, rounds)
 
 
 def add_arguments(parser: ArgumentParser) -> None:

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.distributed.tensor.experimental._context_parallel._attention import _templated_ring_attention
 
 from benchmarks.encoding_variants import EXACT, variant_plan
-from benchmarks.measuring import median_ratio, over_ranks, run_on_ranks, write_result
+from benchmarks.measuring import measure_rounds, median_ratio, over_ranks, run_on_ranks
 from launch.arguments import ArgumentParser, token_count
 from megatron_star.cost_model import token_costs
 from megatron_star.inference.context_encoding import ContextEncodingStep
@@ -94,21 +94,26 @@ def run(args: Namespace, star_model: StarModel, groups: StarGroups) -> None:
         TORCH: torchs_ring(star_model, inputs, scale, groups.cp),
     }
     torch.testing.assert_close(*(attend() for attend in variants.values()), rtol=1e-4, atol=1e-4)
-    rounds = [
-        {name: measure(attend, star_model) for name, attend in variants.items()} for _ in range(args.repeats)
-    ]
+    summary = measure_rounds(
+        args,
+        lambda: {name: measure(attend, star_model) for name, attend in variants.items()},
+        summarise,
+    )
     if dist.get_rank():
         return
-    summary = {
+    for name, figures in summary.items():
+        print(f"{name:<24}{figures['seconds']:>10.2f} s{figures['to_ours']:>10.2f} times ours")
+
+
+def summarise(rounds: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
+    """Of each variant: the median, and its ratio to ours."""
+    return {
         name: {
             "seconds": statistics.median(r[name]["seconds"] for r in rounds),
             "to_ours": median_ratio(rounds, name, OURS, "seconds"),
         }
-        for name in variants
+        for name in rounds[0]
     }
-    for name, figures in summary.items():
-        print(f"{name:<24}{figures['seconds']:>10.2f} s{figures['to_ours']:>10.2f} times ours")
-    write_result(args.output, summary, rounds)
 
 
 def add_arguments(parser: ArgumentParser) -> None:

@@ -42,6 +42,14 @@ def test_one_rank_transformers_and_megatron_find_the_same_first_token(checkpoint
     assert len(summary) == 3 and all(peer["same_token"] for peer in summary.values())
 
 
+def test_one_rank_is_compared_with_transformers_alone_and_not_with_itself(tmp_path):
+    output = tmp_path / "decode.json"
+    load = ["--load", "-", "--random-model", "tiny", "--hf", "random", "--output", output]
+    finished = python("benchmarks/decode.py", *load, "--num-tokens", 256, "--repeats", 2, "--num-steps", 2)
+    result = result_of(finished, output)
+    assert list(result["summary"]) == ["one rank", "hugging face"] and len(result["rounds"]) == 2
+
+
 def test_a_link_of_no_speed_hides_nothing_when_it_blocks(checkpoints, tmp_path):
     output = tmp_path / "overlap.json"
     arguments = ["--num-tokens", 512, "--block-size", 64, "--gigabytes-per-second", 0.0005, "--repeats", 1]
