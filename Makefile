@@ -44,16 +44,26 @@ bench: model  ## measure against every peer, on two cores: about 40 minutes; res
 
 model: $(MEGATRON_MODEL)  ## fetch SmolLM2-135M and the essays, and convert the model for Megatron
 
-.PHONY: te-check test-gpu bench-gpu
+.PHONY: te-check gpu-wheels test-gpu check-gpu bench-gpu
 te-check: setup  ## without a GPU: build TransformerEngine (once, 20 minutes), check the adapters against the libraries
 	@scripts/check_gpu_libraries.sh $(VENV)
 
-test-gpu: setup  ## on a GPU: kernels, model parity, streams, graphs, memory
-	@$(RUN) benchmarks/gpu_machine.py
+gpu-wheels:  ## fetch into .whl what a GPU machine that has torch and transformers needs besides: 30 MB
+	@rm -rf .whl && scripts/step.sh "Fetching wheels into .whl" python3 -m pip download -qq --no-deps \
+	    --disable-pip-version-check --only-binary=:all: --python-version 3.12 --implementation cp \
+	    --platform manylinux_2_28_x86_64 --platform manylinux_2_24_x86_64 --platform manylinux_2_17_x86_64 \
+	    --dest .whl megatron-core==0.19.2 fa3-fwd==0.0.3
+
+# None of these three makes an environment, since a GPU machine may have no network: RUN=python3 takes another one.
+test-gpu:  ## on a GPU: kernels, model parity, streams, graphs, memory
+	@$(RUN) scripts/gpu_check.py --stages machine
 	@$(RUN) -m pytest tests/gpu -rs
 
-bench-gpu: setup  ## on a GPU: time the kernels, the merge, and a random 8B model's encoding and decoding
-	@$(RUN) benchmarks/gpu_attention.py --output bench-gpu.json
+check-gpu:  ## on one GPU, in 7 minutes: whether it all works and how fast it is; gpu_check.jsonl and tables
+	@$(RUN) scripts/gpu_check.py --output gpu_check.jsonl; status=$$?; \
+	    [[ ! -e gpu_check.jsonl ]] || $(RUN) scripts/gpu_check.py --report gpu_check.jsonl; exit $$status
+
+bench-gpu:  ## on all GPUs of a machine: encode and decode with a random 8B model
 	@set -e; for tokens in 32K 128K; do $(RUN) -m torch.distributed.run --nproc-per-node gpu \
 	    benchmarks/context_encoding.py --load - --random-model llama-3.1-8b --bf16 --num-tokens $$tokens \
 	    --block-size 8K --output bench-gpu-$$tokens.json; \

@@ -31,7 +31,7 @@ git archive HEAD | tar -x -C "$folder/repository"
     printf '    %q' 'megatron-star[dev]' "${requirements[@]}"
     echo
     echo 'touch "$1/.installed"'
-    echo 'echo "Next: cd $here/repository && make test-gpu bench-gpu VENV=$1"'
+    echo 'echo "Next: cd $here/repository && make test-gpu check-gpu VENV=$1"'
 } >"$folder/install.sh"
 chmod +x "$folder/install.sh"
 du -sh "$folder"

@@ -1,0 +1,1 @@
+"""What one GPU is asked within minutes: `scripts/gpu_check.py`."""

@@ -1,0 +1,82 @@
+"""The work of one CP rank of many, on one GPU: what would arrive from the others is made up, nothing is sent.
+
+The time of a rank does not depend on values. What is left out is the broadcasts, whose bytes are counted, and
+the gathers.
+"""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from megatron_star.parallel.exchange import Exchange, KeyValue
+from megatron_star.plan import Source
+
+
+class OneOfMany(Exchange):
+    """The exchange of rank `cp_rank` of `cp_size`, without the others.
+
+    Attributes:
+        received_bytes: what other ranks would have sent.
+    """
+
+    def __init__(self, cp_rank: int, cp_size: int) -> None:
+        super().__init__(_Place(cp_rank, cp_size))
+        self.received_bytes = 0
+        self._made_up: Tensor | None = None
+
+    def broadcast_sources(
+        self, sources: Sequence[Source], read: Callable[[Source], KeyValue], like: Tensor
+    ) -> "_MadeUp":
+        """See `Exchange`; an owner copies what it would send."""
+        return _MadeUp(self, sources, read, like)
+
+    def all_gather(self, mine: Tensor, kind: str) -> Tensor:
+        """See `Exchange`; all ranks have what this one has."""
+        self.count(kind, mine)
+        return mine.expand(self.cp_size, *mine.shape).contiguous()
+
+    def add_up(self, mine: Tensor) -> Tensor:
+        """See `Exchange`; the others add nothing."""
+        self.count("sum", mine)
+        return mine
+
+    def made_up(self, num_tokens: int, like: Tensor) -> Tensor:
+        """Random KV [2, num_tokens, 1, ng, hn], the same memory each time."""
+        if self._made_up is None or self._made_up.size(1) < num_tokens:
+            shape = (2, num_tokens, *like.shape[1:])
+            self._made_up = torch.randn(shape, dtype=like.dtype, device=like.device)
+        return self._made_up[:, :num_tokens]
+
+
+class _Place:
+    """A rank's place in a group that does not exist."""
+
+    def __init__(self, rank: int, size: int) -> None:
+        self.rank, self.size = lambda: rank, lambda: size
+
+
+class _MadeUp:
+    """As `SourceTransfers`, of sources that nobody sends."""
+
+    def __init__(
+        self,
+        exchange: OneOfMany,
+        sources: Sequence[Source],
+        read: Callable[[Source], KeyValue],
+        like: Tensor,
+    ) -> None:
+        self.exchange, self.read, self.like = exchange, read, like
+        self.waiting = deque(sources)
+
+    def receive(self) -> KeyValue:
+        """Key and value [tokens, 1, ng, hn] of the next source."""
+        source = self.waiting.popleft()
+        if source.owner == self.exchange.cp_rank:
+            buffer = torch.stack(self.read(source))
+            self.exchange.count("broadcast", buffer)
+        else:
+            buffer = self.exchange.made_up(source.end - source.start, self.like)
+            self.exchange.received_bytes += buffer.nbytes
+        return buffer[0], buffer[1]
