@@ -8,9 +8,9 @@ from time import monotonic
 
 from torch import Tensor
 
+from megatron_star.inference.job import Job
 from megatron_star.inference.request import StarResult, Timings
 from megatron_star.inference.sampling import TokenSampler
-from megatron_star.inference.scheduler import Job
 from megatron_star.inference.text_stream import UNFINISHED, TextStream, Tokenizer
 
 

@@ -19,9 +19,10 @@ from megatron_star.config import StarConfig
 from megatron_star.cost_model import choose_plan, kv_bytes_per_token, token_costs
 from megatron_star.inference.answer import Answer
 from megatron_star.inference.executor import Command, RankExecutor
+from megatron_star.inference.job import Job, context_key
 from megatron_star.inference.pace import Pace, largest_wave_tokens
 from megatron_star.inference.request import StarRequest, StarResult
-from megatron_star.inference.scheduler import Job, Scheduler, context_key
+from megatron_star.inference.scheduler import Scheduler
 from megatron_star.inference.star_model import StarModel
 from megatron_star.inference.text_stream import Tokenizer
 from megatron_star.parallel.control import broadcast_json
@@ -102,7 +103,9 @@ class StarEngine:
             ValueError: it cannot be answered here, ever.
             RuntimeError: the engine has stopped.
         """
-        job = self._job(next(self._ids), request)
+        return self._enqueue(self._job(next(self._ids), request))
+
+    def _enqueue(self, job: Job) -> Answer:
         with self._lock:
             if self._stopping:
                 raise RuntimeError("the engine has stopped")
@@ -126,10 +129,8 @@ class StarEngine:
         Raises:
             ValueError: one of them cannot be answered; none was submitted.
         """
-        requests = list(requests)
-        for request in requests:
-            self.check(request)
-        answers = [self.submit(request) for request in requests]
+        jobs = [self._job(next(self._ids), request) for request in requests]
+        answers = [self._enqueue(job) for job in jobs]
         while not self._thread and not all(answer.ended.is_set() for answer in answers):
             self.step()
         return [answer.result() for answer in answers]
@@ -179,7 +180,7 @@ class StarEngine:
                 "cached_contexts": len(self.scheduler.contexts),
                 "context_encodings": self.num_context_encodings,
                 "kv_bytes_per_rank": list(self.scheduler.used),
-                "kv_budget_bytes_per_rank": self.scheduler.budget,
+                "kv_budget_bytes_per_rank": self.scheduler.memory.budget,
             }
 
     def _calibrate(self) -> None:
@@ -220,27 +221,20 @@ class StarEngine:
         return logits
 
     def _job(self, job_id: int, request: StarRequest) -> Job:
+        request = request.copy()
         request.check(vocab_size=self.star_model.vocab_size, max_sequence_length=self.max_sequence_length)
         cp_size = self.star_model.exchange.cp_size
         num_tokens = len(request.context_tokens)
         mode, plan = choose_plan(num_tokens, cp_size, request.star, self.costs)
         star = replace(request.star, mode=mode)
         star, plan = self.pace.bounded(star, plan, self.costs)
-        plans = self._plans(request, star, plan)
-        keys = [context_key(request.context_tokens[: p.num_tokens], p, star) for p in plans]
+        plans = (plan,)
+        if request.turn_edges:
+            plans = ContextPlan.chain((*request.turn_edges, num_tokens), cp_size, star, self.costs)
+        keys = tuple(context_key(request.context_tokens[: p.num_tokens], p, star) for p in plans)
         job = Job(job_id, request, mode, star, plans, keys, pending=list(request.query_tokens))
         self.scheduler.check_fits(job)
         return job
-
-    def _plans(self, request: StarRequest, star: StarConfig, plan: ContextPlan) -> list[ContextPlan]:
-        """The plan of each turn's context, each extending the one before; one plan without earlier turns."""
-        if not request.turn_edges:
-            return [plan]
-        plans: list[ContextPlan] = []
-        for num_tokens in (*request.turn_edges, plan.num_tokens):
-            base = plans[-1] if plans else None
-            plans.append(ContextPlan.build(num_tokens, plan.cp_size, star, self.costs, base))
-        return plans
 
     def _take_submitted(self) -> None:
         with self._lock:
@@ -290,8 +284,6 @@ class StarEngine:
         """Bytes of the context and the tail on each CP rank; the same on each TP rank of it."""
         sizes = [0] * len(self.scheduler.used)
         sizes[job.tail_rank] += job.tail_bytes
-        context = job.context
-        while context:
+        for context in job.context.chain() if job.context else ():
             sizes = [size + more for size, more in zip(sizes, context.bytes_per_rank, strict=True)]
-            context = context.parent
         return sizes

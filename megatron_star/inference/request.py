@@ -1,7 +1,8 @@
 """What is asked, and what comes back."""
 
 import math
-from dataclasses import asdict, dataclass, field
+from copy import copy
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from typing import Any, Self
 
@@ -32,6 +33,15 @@ class StarRequest:
     seed: int = 0
     deadline_seconds: float = math.inf
     turn_edges: tuple[int, ...] = ()
+
+    def copy(self) -> Self:
+        """One that stays as it is, whatever the caller does with the lists and the sampling of this one."""
+        return replace(
+            self,
+            context_tokens=list(self.context_tokens),
+            query_tokens=list(self.query_tokens),
+            sampling=copy(self.sampling),
+        )
 
     def to_json(self) -> dict[str, Any]:
         """A form that survives JSON."""
