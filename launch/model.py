@@ -10,7 +10,7 @@ from megatron_star.inference.loading import load_star_model
 from megatron_star.inference.memory import default_kv_budget
 from megatron_star.inference.star_model import StarModel
 from megatron_star.model.checkpoint import CheckpointInfo
-from megatron_star.parallel.control import DRIVER, gather_integers, on_every_rank
+from megatron_star.parallel.control import DRIVER, gather_integers
 from megatron_star.parallel.groups import StarGroups
 
 
@@ -21,18 +21,15 @@ def load_model(
     if args.compile_decode and groups.control.rank() == DRIVER:
         sizes = ", ".join(map(str, args.compile_decode))
         print(f"compiling the layers for {sizes} sequences, which takes a while", file=sys.stderr, flush=True)
-    return on_every_rank(
-        lambda: load_star_model(
-            info,
-            groups,
-            device=device,
-            dtype=args.dtype or info.dtype,
-            kernel=args.star_attention_kernel,
-            transformer_impl=args.transformer_impl,
-            decode_weights=args.decode_weights,
-            compiled_rows=args.compile_decode,
-        ),
-        groups.control,
+    return load_star_model(
+        info,
+        groups,
+        device=device,
+        dtype=args.dtype or info.dtype,
+        kernel=args.star_attention_kernel,
+        transformer_impl=args.transformer_impl,
+        decode_weights=args.decode_weights,
+        compiled_rows=args.compile_decode,
     )
 
 
