@@ -19,6 +19,7 @@ from megatron_star.config import StarConfig
 from megatron_star.cost_model import choose_plan, kv_bytes_per_token, token_costs
 from megatron_star.inference.answer import Answer
 from megatron_star.inference.executor import Command, RankExecutor
+from megatron_star.inference.finite import why_not_finite
 from megatron_star.inference.job import Job, context_key
 from megatron_star.inference.pace import Pace, largest_wave_tokens
 from megatron_star.inference.request import StarRequest, StarResult
@@ -266,6 +267,10 @@ class StarEngine:
         for (job_id, _), row in zip(command.feed, rows, strict=True):
             answer = self._answers[job_id]
             if answer.job.pending:
+                continue
+            answer.error = why_not_finite(row, len(answer.tokens))
+            if answer.error:
+                self._end(answer, "error")
                 continue
             answer.job.pending = [answer.add_token(row)]
             if answer.finish_reason:

@@ -124,7 +124,8 @@ class StarResult:
         text: without special tokens, cut before a stop string.
         tokens: all generated ids, the one that ended the sequence included.
         logprobs: of each of `tokens`, natural logarithm, under the model's own distribution (temperature 1).
-        finish_reason: `stop`, `length`, `cancelled` or `deadline`.
+        finish_reason: `stop`, `length`, `cancelled`, `deadline` or `error`.
+        error: for a person, what made it end with `error`: the model's logits were not finite.
         mode: `star` or `exact`, as used.
         cache_hit: all of the context was encoded, or being encoded, for another request already.
         num_cached_tokens: context tokens of which that is so; fewer than all if the context extends another.
@@ -143,3 +144,4 @@ class StarResult:
     timings: Timings
     kv_bytes_per_rank: list[int]
     num_cached_tokens: int = 0
+    error: str | None = None

@@ -119,6 +119,32 @@ def _overlapping_request(rng: random.Random, text: list[int]) -> StarRequest:
     )
 
 
+def damaged_for_a_while(engine: StarEngine) -> dict:
+    """Results while a norm's weight holds a number that is none, and of a request after that."""
+    weight = engine.star_model.model.decoder.final_layernorm.weight
+    good, results = weight.data.clone(), {}
+    for name, value in (("NaN", float("nan")), ("infinite", float("inf"))):
+        weight.data[3] = value
+        results[name] = engine.generate(_two_short_ones())
+        weight.data.copy_(good)
+    engine.scheduler.drop_unused_contexts()
+    results["repaired"] = engine.generate(_two_short_ones())
+    results["running"] = engine.stats()["running"]
+    return results
+
+
+def _two_short_ones() -> list[StarRequest]:
+    """One greedy and one not."""
+    return [
+        StarRequest(
+            context_tokens=random_tokens(n),
+            query_tokens=[5],
+            sampling=SamplingParams(num_tokens_to_generate=4, top_k=n % 2),
+        )
+        for n in (31, 50)
+    ]
+
+
 def the_callers_list_changes(engine: StarEngine) -> tuple[list[int], list[int]]:
     """Tokens of a request whose lists are changed after it was submitted; and of one whose are not."""
     request = StarRequest(context_tokens=random_tokens(300), query_tokens=[5, 6])

@@ -1,6 +1,8 @@
 """One engine, many requests: the same answers as alone, bounded memory, one end for each."""
 
+import json
 from collections import Counter
+from dataclasses import asdict
 from datetime import timedelta
 
 import engine_uses
@@ -38,6 +40,17 @@ def test_a_request_that_waited_is_encoded_by_its_own_plan(checkpoints):
     (tokens,) = run_ranks(1, on_engine, str(megatron), limits, uses, TIMEOUT, False)
     for together, alone in tokens.values():
         assert together == alone
+
+
+def test_logits_that_are_no_numbers_end_their_requests_by_name_and_the_engine_goes_on(checkpoints):
+    result = use(checkpoints, 1, engine_uses.damaged_for_a_while)
+    for kind in ("NaN", "infinite"):
+        for answer in result[kind]:
+            assert (answer.finish_reason, answer.tokens, answer.text) == ("error", [], "")
+            assert "the logits of token 1 of the answer are not finite" in answer.error
+            json.dumps(asdict(answer), allow_nan=False)
+    assert result["repaired"][0].finish_reason == "length" and result["repaired"][0].error is None
+    assert result["running"] == 0
 
 
 def test_a_submitted_request_is_what_it_was_whatever_its_caller_does_with_the_lists(checkpoints):
