@@ -46,7 +46,7 @@ def kv_budget(
     budgets = gather_integers(mine, groups.control)
     if min(budgets) == 0:
         raise SharedError(
-            f"rank {budgets.index(0)} has no memory left for KV, within the limits of its machine, its control "
-            "group (Slurm, container) and its process (ulimit): use more ranks, or set --star-kv-gigabytes"
+            f"rank {budgets.index(0)} has no memory left for KV, within the limits of its machine, control "
+            "group (Slurm, container) and process (ulimit): use more ranks, or set --star-kv-gigabytes"
         )
     return min(budgets)

@@ -57,7 +57,7 @@ def end_process(rank: int, error: BaseException) -> NoReturn:
             _end(USER_ERROR_STATUS)
         alone = isinstance(error, RankError) or dist.is_initialized() or rank
         where = f"rank {rank}: " if alone and not isinstance(error, SharedError) else ""
-        print(f"error: {where}{describe(error)}", file=sys.stderr)
+        print(f"error: {where}{' '.join(describe(error).split())}", file=sys.stderr)
         _end(USER_ERROR_STATUS)
     if any(sign in str(error) for sign in PEER_ENDED):
         sleep(SECONDS_FOR_THE_WATCH)  # it names the rank that ended, and ends this process

@@ -27,9 +27,14 @@ from megatron_star.inference.scheduler import Scheduler
 from megatron_star.inference.star_model import StarModel
 from megatron_star.inference.text_stream import Tokenizer
 from megatron_star.parallel.control import broadcast_json
+from megatron_star.parallel.watch import RankWatch
 from megatron_star.plan import ContextPlan
 
 HEARTBEAT_SECONDS = 1.0
+SECONDS_OF_SILENCE = 5.0
+"""Of a rank that sends a beat every second."""
+SECONDS_OF_A_STEP = 60.0
+"""Idle steps take a heartbeat, others are cut to the longest wait; this is for the slowest of CPUs."""
 CALIBRATION_TOKENS = 512
 CALIBRATION_CONTEXT = -1
 
@@ -61,6 +66,7 @@ class StarEngine:
         budget_bytes_per_rank: int,
         max_running: int = 64,
         max_wait_seconds: float = math.inf,
+        watch: RankWatch | None = None,
     ) -> None:
         """
         Args:
@@ -69,6 +75,7 @@ class StarEngine:
             max_running: requests that run at the same time, at most.
             max_wait_seconds: between two tokens of a running sequence while another request's context is
                 encoded, at most; waves are cut to it.
+            watch: of the ranks, for `trouble`.
         """
         config = star_model.model.config
         self.star_model, self.tokenizer, self.control = star_model, tokenizer, control
@@ -92,6 +99,7 @@ class StarEngine:
         self._thread: threading.Thread | None = None
         self._stopping = False
         self.num_context_encodings = 0
+        self._watch, self._last_step_at = watch, monotonic()
 
     def check(self, request: StarRequest) -> None:
         """Raises ValueError if this request cannot be answered here, ever."""
@@ -149,6 +157,18 @@ class StarEngine:
         self._note_encoding(command)
         if logits is not None:
             self._emit(command, logits)
+        self._last_step_at = monotonic()
+
+    def trouble(self) -> str | None:
+        """Why nothing goes on at present, although the engine was started: a rank that is stopped, say."""
+        silent = self._watch.silent_ranks(SECONDS_OF_SILENCE) if self._watch else []
+        if silent:
+            ranks = ", ".join(map(str, silent))
+            return f"rank {ranks} has not been heard of for {SECONDS_OF_SILENCE:.0f} s: is it stopped?"
+        seconds = monotonic() - self._last_step_at
+        if self._thread and seconds > SECONDS_OF_A_STEP:
+            return f"the ranks have not finished a step for {seconds:.0f} s"
+        return None
 
     def start(self, on_failure: Callable[[Exception], None]) -> None:
         """Run `step` in a thread of its own until `stop`.
@@ -156,6 +176,7 @@ class StarEngine:
         `on_failure` is called in that thread with what `step` raises; the engine does no more then.
         """
         self._calibrate()
+        self._last_step_at = monotonic()
         self._thread = threading.Thread(target=self._loop, args=(on_failure,), name="engine", daemon=True)
         self._thread.start()
 
