@@ -96,7 +96,7 @@ def answer_documents(args: argparse.Namespace, engine: StarEngine, groups: StarG
 
 
 def answer_batch(engine: StarEngine, requests: list[StarRequest]) -> list[StarResult]:
-    """The results of these requests, with progress shown."""
+    """The results of these requests, with progress shown; raises ValueError if one has no answer."""
     answers = [engine.submit(request) for request in requests]
     progress = ConsoleProgress(sum(len(request.context_tokens) for request in requests))
     try:
@@ -108,7 +108,10 @@ def answer_batch(engine: StarEngine, requests: list[StarRequest]) -> list[StarRe
             )
     finally:
         progress.close()
-    return [answer.result() for answer in answers]
+    results = [answer.result() for answer in answers]
+    if failed := [result.error for result in results if result.error]:
+        raise ValueError(f"{len(failed)} of {len(results)} requests have no answer: {failed[0]}")
+    return results
 
 
 def read_requests(args: argparse.Namespace, engine: StarEngine) -> list[tuple[Document, StarRequest]]:

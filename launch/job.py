@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from transformers import AutoTokenizer
 
+from launch.code_version import check_same_checkpoint
 from launch.environment import RankEnvironment
 from launch.model import kv_budget, load_model
 from launch.session import process_groups
@@ -46,6 +47,7 @@ class Job:
             budget_bytes_per_rank=self.budget,
             max_running=max_running,
             max_wait_seconds=max_wait_seconds,
+            watch=self.groups.watch,
         )
 
 
@@ -71,6 +73,7 @@ def loaded_job(
         if before_loading:
             from_driver(before_loading, groups.control)
         info = on_every_rank(lambda: read_checkpoint_info(args.load), groups.control)
+        check_same_checkpoint(info, groups.control)
         star_model = load_model(args, info, groups, device)
         yield Job(groups, info, star_model, kv_budget(args, environment, groups, device))
 

@@ -10,7 +10,7 @@ from megatron_star.inference.loading import load_star_model
 from megatron_star.inference.memory import default_kv_budget
 from megatron_star.inference.star_model import StarModel
 from megatron_star.model.checkpoint import CheckpointInfo
-from megatron_star.parallel.control import DRIVER, gather_integers, on_every_rank
+from megatron_star.parallel.control import DRIVER, SharedError, gather_integers, on_every_rank
 from megatron_star.parallel.groups import StarGroups
 
 
@@ -21,28 +21,32 @@ def load_model(
     if args.compile_decode and groups.control.rank() == DRIVER:
         sizes = ", ".join(map(str, args.compile_decode))
         print(f"compiling the layers for {sizes} sequences, which takes a while", file=sys.stderr, flush=True)
-    return on_every_rank(
-        lambda: load_star_model(
-            info,
-            groups,
-            device=device,
-            dtype=args.dtype or info.dtype,
-            kernel=args.star_attention_kernel,
-            transformer_impl=args.transformer_impl,
-            decode_weights=args.decode_weights,
-            compiled_rows=args.compile_decode,
-        ),
-        groups.control,
+    return load_star_model(
+        info,
+        groups,
+        device=device,
+        dtype=args.dtype or info.dtype,
+        kernel=args.star_attention_kernel,
+        transformer_impl=args.transformer_impl,
+        decode_weights=args.decode_weights,
+        compiled_rows=args.compile_decode,
     )
 
 
 def kv_budget(
     args: argparse.Namespace, environment: RankEnvironment, groups: StarGroups, device: torch.device
 ) -> int:
-    """Bytes of KV that every rank has room for; raises ValueError if there is none."""
+    """Bytes of KV that every rank has room for; raises SharedError, on all ranks, if there is none."""
     if args.star_kv_gigabytes is not None:
         if not 0 < args.star_kv_gigabytes < float("inf"):
-            raise ValueError(f"--star-kv-gigabytes is {args.star_kv_gigabytes}: it must be more than 0")
+            raise SharedError(f"--star-kv-gigabytes is {args.star_kv_gigabytes}: it must be more than 0")
         return int(args.star_kv_gigabytes * 1e9)
     ranks_here = environment.local_world_size
-    return min(gather_integers(default_kv_budget(device, ranks_here), groups.control))
+    mine = on_every_rank(lambda: default_kv_budget(device, ranks_here), groups.control)
+    budgets = gather_integers(mine, groups.control)
+    if min(budgets) == 0:
+        raise SharedError(
+            f"rank {budgets.index(0)} has no memory left for KV, within the limits of its machine, control "
+            "group (Slurm, container) and process (ulimit): use more ranks, or set --star-kv-gigabytes"
+        )
+    return min(budgets)

@@ -1,11 +1,11 @@
 """Start and end of a process of a job: its groups, and what happens when something goes wrong."""
 
 import os
-import socket
 import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from time import sleep
 from typing import NoReturn
@@ -13,9 +13,10 @@ from typing import NoReturn
 import torch
 import torch.distributed as dist
 
-from launch.code_version import check_same_code
+from launch.code_version import facts_of_code
 from launch.devices import check_gpus_differ, take_device
 from launch.environment import RankEnvironment
+from launch.meeting import Meeting, RankError
 from megatron_star.parallel.control import SharedError, describe
 from megatron_star.parallel.groups import (
     StarGroups,
@@ -28,11 +29,8 @@ from megatron_star.parallel.watch import RankWatch
 USER_ERROR_STATUS = 2
 FAILURE_STATUS = 1
 SECONDS_FOR_THE_WATCH = 2.0
+SECONDS_FOR_RANK_0 = 1.0
 PEER_ENDED = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
-
-
-class RankError(ValueError):
-    """An error of this rank alone, although no group exists yet."""
 
 
 @contextmanager
@@ -40,7 +38,8 @@ def exit_on_errors(rank: int) -> Iterator[None]:
     """End this process at once with one line on an error, so that no other rank waits for it.
 
     Errors of the user's input (ValueError, OSError) end with status 2, others with 1 and a traceback. An
-    error that all ranks have is reported by rank 0 alone.
+    error that all ranks share is reported by rank 0 alone. Before the ranks have met, every rank says why it
+    ends: a launcher kills the others when the first one ends, and nobody knows which one that is.
     """
     try:
         yield
@@ -53,11 +52,12 @@ def end_process(rank: int, error: BaseException) -> NoReturn:
     if isinstance(error, KeyboardInterrupt):
         _end(FAILURE_STATUS)
     if isinstance(error, ValueError | OSError):
-        alone = isinstance(error, RankError) or dist.is_initialized()
-        everywhere = isinstance(error, SharedError) or not alone
-        if rank == 0 or not everywhere:
-            where = "" if everywhere else f"rank {rank}: "
-            print(f"error: {where}{describe(error)}", file=sys.stderr)
+        if isinstance(error, SharedError) and rank:
+            sleep(SECONDS_FOR_RANK_0)  # it says so, and a launcher ends it as soon as another rank has ended
+            _end(USER_ERROR_STATUS)
+        alone = isinstance(error, RankError) or dist.is_initialized() or rank
+        where = f"rank {rank}: " if alone and not isinstance(error, SharedError) else ""
+        print(f"error: {where}{' '.join(describe(error).split())}", file=sys.stderr)
         _end(USER_ERROR_STATUS)
     if any(sign in str(error) for sign in PEER_ENDED):
         sleep(SECONDS_FOR_THE_WATCH)  # it names the rank that ended, and ends this process
@@ -86,17 +86,35 @@ def process_groups(
 ) -> Iterator[tuple[StarGroups, torch.device]]:
     """The groups of this job and the device of this rank, for the time of a `with` block.
 
+    The ranks meet and agree on what they are before they form any group; from then on a watch notices when
+    one of them ends.
+
     Raises:
-        ValueError: TP x CP is not the number of ranks, or they do not meet at their address.
-        SharedError: the ranks do not run the same code, or two have one GPU.
+        RankError: they do not meet at their address.
+        SharedError: TP x CP is not the number of ranks, a rank has no device, they do not run the same code
+            with the same arguments, or two have one GPU.
     """
-    check_world_size(environment.world_size, tp_size=tp_size, cp_size=cp_size)
-    device, backend = take_device(environment, backend)
-    _join(environment, backend, timeout)
-    groups = initialize_groups(tp_size=tp_size, cp_size=cp_size, timeout=timeout)
-    watch = RankWatch(groups.control, environment.master_addr)
+    meeting = Meeting(environment, timeout)
+    address = environment.master_addr
+    watch = RankWatch(
+        meeting.store, environment.rank, environment.world_size, address, longest_silence=timeout
+    )
     try:
-        check_same_code(groups.control)
+        facts = facts_of_code(sys.argv[1:]) | {"TP x CP": f"{tp_size} x {cp_size}"}
+        meeting.check_same(facts)
+        meeting.on_every_rank(
+            lambda: check_world_size(environment.world_size, tp_size=tp_size, cp_size=cp_size)
+        )
+        device, backend = meeting.on_every_rank(lambda: take_device(environment, backend))
+        meeting.check_same({"kind of device": device.type, "backend": backend})
+        dist.init_process_group(
+            backend,
+            store=meeting.store,
+            rank=environment.rank,
+            world_size=environment.world_size,
+            timeout=timeout,
+        )
+        groups = replace(initialize_groups(tp_size=tp_size, cp_size=cp_size, timeout=timeout), watch=watch)
         check_gpus_differ(device, backend, groups.control)
         yield groups, device
     except SharedError:
@@ -105,28 +123,3 @@ def process_groups(
     watch.close()
     dist.barrier(groups.control)
     destroy_groups()
-
-
-def _join(environment: RankEnvironment, backend: str, timeout: timedelta) -> None:
-    if environment.world_size == 1:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
-        return
-    # torchrun's own store is used where it started this process; it listens at the same address.
-    os.environ |= {
-        "MASTER_ADDR": environment.master_addr,
-        "MASTER_PORT": str(environment.master_port),
-        "RANK": str(environment.rank),
-        "WORLD_SIZE": str(environment.world_size),
-    }
-    try:
-        socket.getaddrinfo(environment.master_addr, environment.master_port)  # torch would try for minutes
-        dist.init_process_group(backend, timeout=timeout)
-    except (socket.gaierror, dist.DistNetworkError, dist.DistStoreError) as error:
-        raise RankError(_why_ranks_do_not_meet(environment, str(error))) from error
-
-
-def _why_ranks_do_not_meet(environment: RankEnvironment, message: str) -> str:
-    where = f"{environment.master_addr} port {environment.master_port}"
-    if "EADDRINUSE" in message:
-        return f"cannot listen at {where}, which is in use: choose another with MASTER_PORT="
-    return f"ranks do not meet at {where} (MASTER_ADDR, MASTER_PORT): {message.splitlines()[0]}"

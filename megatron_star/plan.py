@@ -7,7 +7,7 @@ This module knows no tensor, no process group and no Megatron.
 
 from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise, product
 from typing import NamedTuple, Self
@@ -96,7 +96,8 @@ class ContextPlan:
     ) -> Self:
         """The plan for a context of `num_tokens` >= 0, of which `base` has the beginning.
 
-        `config.mode` is `star` or `exact`; `base` was built with the same mode and sizes.
+        `config.mode` is `star` or `exact`; `base` was built with the same mode, sizes and neighbors, or is
+        one block, whatever else it was built with. Waves may differ.
         """
         planner = _Planner(num_tokens, cp_size, config, costs or TokenCosts(), base)
         waves = tuple(planner.waves())
@@ -110,6 +111,21 @@ class ContextPlan:
             stored=tuple(planner.stored),
             seams=(*base.seams, planner.start) if base else (),
         )
+
+    @classmethod
+    def chain(
+        cls,
+        edges: Iterable[int],
+        cp_size: int,
+        config: StarConfig,
+        costs: TokenCosts | None = None,
+        base: Self | None = None,
+    ) -> tuple[Self, ...]:
+        """The plans of contexts that end at these rising edges, each extending the one before."""
+        plans: list[Self] = []
+        for num_tokens in edges:
+            plans.append(cls.build(num_tokens, cp_size, config, costs, plans[-1] if plans else base))
+        return tuple(plans)
 
     @property
     def num_blocks(self) -> int:
@@ -188,7 +204,8 @@ class _Planner:
         self.block_edges = _with_even_blocks(first_edges, num_tokens, block_size)
         anchor_size = block_size if exact or config.anchor_size is None else config.anchor_size
         self.anchor_size = min(anchor_size, self.block_edges[1]) if num_tokens else 0
-        self.stored = list(base.stored) if base else []
+        # A base of one block may have been built with another anchor: for its own mask that is the same.
+        self.stored = self._stored_by(base.stored) if base else []
 
     def waves(self) -> Iterator[Wave]:
         """The waves, once: `stored` grows with them."""
@@ -286,7 +303,7 @@ class _Planner:
         sources = (*known[anchor], *known[near])
         return Segment(piece.start, piece.end, piece.owner, sources, recomputed)
 
-    def _stored_by(self, pieces: Wave | list[Source]) -> list[Source]:
+    def _stored_by(self, pieces: Iterable[Segment | Source]) -> list[Source]:
         """The pieces as sources, cut where the anchor ends, so that sources never overlap."""
         sources = []
         for piece in pieces:

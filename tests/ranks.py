@@ -250,9 +250,13 @@ def _rows(output_layer: Mock) -> int:
 
 
 def on_engine(
-    checkpoint: str, limits: dict, use: Callable[[StarEngine], object], timeout: timedelta = TIMEOUT
+    checkpoint: str,
+    limits: dict,
+    use: Callable[[StarEngine], object],
+    timeout: timedelta = TIMEOUT,
+    started: bool = True,
 ) -> object:
-    """What `use` makes of a running engine, on the driver; None on workers."""
+    """What `use` makes of an engine, running or to be stepped, on the driver; None on workers."""
     star_model, groups = load(checkpoint, 1, timeout)
     for group in (groups.cp, groups.model.tp):  # Megatron's own setting is in whole minutes
         dist.distributed_c10d._set_pg_timeout(timeout, group)
@@ -260,7 +264,8 @@ def on_engine(
         run_worker(star_model, groups.control)
         return None
     engine = StarEngine(star_model, NumbersAsText(), groups.control, **ENGINE_LIMITS | limits)
-    engine.start(lambda error: traceback.print_exception(error))
+    if started:
+        engine.start(lambda error: traceback.print_exception(error))
     try:
         return use(engine)
     finally:

@@ -6,6 +6,7 @@ its own greedy answer is the same if, and only if, its most likely token is exac
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from time import monotonic
 from typing import NamedTuple
 
@@ -18,12 +19,13 @@ from megatron_star.config import StarConfig
 from megatron_star.cost_model import choose_plan, token_costs
 from megatron_star.evaluation.hidden_attention import hidden_masses
 from megatron_star.inference.context_encoding import encode_context
+from megatron_star.inference.finite import why_not_finite
 from megatron_star.inference.kv_store import EncodedContext
 from megatron_star.inference.pace import with_fast_waves
 from megatron_star.inference.star_model import StarModel
 from megatron_star.inference.token_generation import Sequence as TokenSequence
 from megatron_star.inference.token_generation import TokenGenerationStep, generate_step
-from megatron_star.parallel.control import broadcast_token_ids
+from megatron_star.parallel.control import broadcast_token_ids, on_every_rank
 from megatron_star.plan import ContextPlan
 
 NUM_PROBES = 16
@@ -82,13 +84,27 @@ def compare(
     """Exact's answer, and each setting compared with it; on every rank, with the same arguments.
 
     One context is held at a time.
+
+    Raises:
+        SharedError: logits are not finite.
     """
     plans = {name: _plan(star_model, prompt, star) for name, star in settings.items()}
     exact, masses = _exact(star_model, prompt, [(plans[name], settings[name]) for name in settings], control)
-    return exact.tokens, {
+    comparisons = {
         name: _compared(star_model, prompt, exact, plans[name], mass)
         for name, mass in zip(settings, masses, strict=True)
     }
+    on_every_rank(lambda: _check_finite(exact, comparisons), control)
+    return exact.tokens, comparisons
+
+
+def _check_finite(exact: _Exact, comparisons: Mapping[str, Comparison]) -> None:
+    for number, row in enumerate(exact.logits):
+        if why := why_not_finite(row, number):
+            raise ValueError(why)
+    for name, comparison in comparisons.items():
+        if not isfinite(comparison.kl) or not isfinite(comparison.hidden_mass):
+            raise ValueError(f"{name}: logits are not finite: the dtype cannot hold what the model computes")
 
 
 def _plan(star_model: StarModel, prompt: Prompt, star: StarConfig) -> ContextPlan:
@@ -123,7 +139,7 @@ def _compared(
     return Comparison(
         same_first_token=agrees[0],
         changed=not all(agrees),
-        kl=_mean_kl(exact.logits, logits),
+        kl=mean_kl(exact.logits, logits),
         hidden_mass=hidden_mass,
         exact_ttft_s=exact.encoding_s + exact.query_s,
         ttft_s=seconds + exact.query_s,
@@ -176,7 +192,8 @@ def forced_logits(
     return star_model.forward(token_ids, step, range(len(query) - 1, len(token_ids)))
 
 
-def _mean_kl(exact_logits: Tensor, logits: Tensor) -> float:
-    """Mean of KL(exact || other) over rows; never below 0, whatever the rounding."""
+def mean_kl(exact_logits: Tensor, logits: Tensor) -> float:
+    """Mean of KL(exact || other) over rows; never below 0, whatever the rounding; NaN of logits with NaN."""
     log_exact, log_other = exact_logits.log_softmax(-1), logits.log_softmax(-1)
-    return max(0.0, float(kl_div(log_other, log_exact, reduction="batchmean", log_target=True)))
+    mean = float(kl_div(log_other, log_exact, reduction="batchmean", log_target=True))
+    return 0.0 if mean < 0 else mean

@@ -8,9 +8,9 @@ from time import monotonic
 
 from torch import Tensor
 
+from megatron_star.inference.job import Job
 from megatron_star.inference.request import StarResult, Timings
 from megatron_star.inference.sampling import TokenSampler
-from megatron_star.inference.scheduler import Job
 from megatron_star.inference.text_stream import UNFINISHED, TextStream, Tokenizer
 
 
@@ -31,6 +31,7 @@ class Answer:
 
     Attributes:
         cancelled: set by the engine's `cancel`.
+        error: why it ends with `error`.
         ended: set when there is a result.
         num_encoded_tokens: context tokens that are encoded so far.
     """
@@ -43,6 +44,7 @@ class Answer:
         self.cancelled = False
         self.ended = threading.Event()
         self.finish_reason = ""
+        self.error: str | None = None
         self.tokens: list[int] = []
         self.logprobs: list[float] = []
         self.text = ""
@@ -98,7 +100,7 @@ class Answer:
         return token
 
     def end(self, reason: str, kv_bytes_per_cp_rank: list[int]) -> None:
-        """The one terminal state: `stop`, `length`, `cancelled` or `deadline`."""
+        """The one terminal state: `stop`, `length`, `cancelled`, `deadline` or `error`."""
         assert not self.ended.is_set()
         self.finish_reason = reason
         request, plan = self.job.request, self.job.plan
@@ -115,6 +117,7 @@ class Answer:
             num_cached_tokens=self.job.num_cached_tokens,
             timings=self._timings(),
             kv_bytes_per_rank=kv_bytes_per_cp_rank,
+            error=self.error,
         )
         self.ended.set()
         self._events.put(None)

@@ -34,10 +34,7 @@ def choose_sliced_parts(decode_weights: str, model: Any, exchange: Exchange) -> 
     Raises:
         ValueError: `decode_weights` is not one of DECODE_WEIGHTS.
     """
-    if decode_weights not in DECODE_WEIGHTS:
-        raise ValueError(
-            f"decode_weights is {decode_weights!r}: it must be one of {', '.join(DECODE_WEIGHTS)}"
-        )
+    check_decode_weights(decode_weights)
     weights = sliceable_weights(model)
     if decode_weights == "whole" or exchange.cp_size == 1:
         return NO_PARTS
@@ -56,6 +53,14 @@ def choose_sliced_parts(decode_weights: str, model: Any, exchange: Exchange) -> 
             agreed,
         )
     return parts
+
+
+def check_decode_weights(decode_weights: str) -> None:
+    """Raises ValueError unless this is one of DECODE_WEIGHTS."""
+    if decode_weights not in DECODE_WEIGHTS:
+        raise ValueError(
+            f"decode_weights is {decode_weights!r}: it must be one of {', '.join(DECODE_WEIGHTS)}"
+        )
 
 
 def sliceable_weights(model: Any) -> dict[str, list[Tensor]]:

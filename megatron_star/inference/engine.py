@@ -19,15 +19,22 @@ from megatron_star.config import StarConfig
 from megatron_star.cost_model import choose_plan, kv_bytes_per_token, token_costs
 from megatron_star.inference.answer import Answer
 from megatron_star.inference.executor import Command, RankExecutor
+from megatron_star.inference.finite import why_not_finite
+from megatron_star.inference.job import Job, context_key
 from megatron_star.inference.pace import Pace, largest_wave_tokens
 from megatron_star.inference.request import StarRequest, StarResult
-from megatron_star.inference.scheduler import Job, Scheduler, context_key
+from megatron_star.inference.scheduler import Scheduler
 from megatron_star.inference.star_model import StarModel
 from megatron_star.inference.text_stream import Tokenizer
 from megatron_star.parallel.control import broadcast_json
+from megatron_star.parallel.watch import RankWatch
 from megatron_star.plan import ContextPlan
 
 HEARTBEAT_SECONDS = 1.0
+SECONDS_OF_SILENCE = 5.0
+"""Of a rank that sends a beat every second."""
+SECONDS_OF_A_STEP = 60.0
+"""Idle steps take a heartbeat, others are cut to the longest wait; this is for the slowest of CPUs."""
 CALIBRATION_TOKENS = 512
 CALIBRATION_CONTEXT = -1
 
@@ -59,6 +66,7 @@ class StarEngine:
         budget_bytes_per_rank: int,
         max_running: int = 64,
         max_wait_seconds: float = math.inf,
+        watch: RankWatch | None = None,
     ) -> None:
         """
         Args:
@@ -67,6 +75,7 @@ class StarEngine:
             max_running: requests that run at the same time, at most.
             max_wait_seconds: between two tokens of a running sequence while another request's context is
                 encoded, at most; waves are cut to it.
+            watch: of the ranks, for `trouble`.
         """
         config = star_model.model.config
         self.star_model, self.tokenizer, self.control = star_model, tokenizer, control
@@ -90,6 +99,7 @@ class StarEngine:
         self._thread: threading.Thread | None = None
         self._stopping = False
         self.num_context_encodings = 0
+        self._watch, self._last_step_at = watch, monotonic()
 
     def check(self, request: StarRequest) -> None:
         """Raises ValueError if this request cannot be answered here, ever."""
@@ -102,7 +112,9 @@ class StarEngine:
             ValueError: it cannot be answered here, ever.
             RuntimeError: the engine has stopped.
         """
-        job = self._job(next(self._ids), request)
+        return self._enqueue(self._job(next(self._ids), request))
+
+    def _enqueue(self, job: Job) -> Answer:
         with self._lock:
             if self._stopping:
                 raise RuntimeError("the engine has stopped")
@@ -126,10 +138,8 @@ class StarEngine:
         Raises:
             ValueError: one of them cannot be answered; none was submitted.
         """
-        requests = list(requests)
-        for request in requests:
-            self.check(request)
-        answers = [self.submit(request) for request in requests]
+        jobs = [self._job(next(self._ids), request) for request in requests]
+        answers = [self._enqueue(job) for job in jobs]
         while not self._thread and not all(answer.ended.is_set() for answer in answers):
             self.step()
         return [answer.result() for answer in answers]
@@ -147,6 +157,18 @@ class StarEngine:
         self._note_encoding(command)
         if logits is not None:
             self._emit(command, logits)
+        self._last_step_at = monotonic()
+
+    def trouble(self) -> str | None:
+        """Why nothing goes on at present, although the engine was started: a rank that is stopped, say."""
+        silent = self._watch.silent_ranks(SECONDS_OF_SILENCE) if self._watch else []
+        if silent:
+            ranks = ", ".join(map(str, silent))
+            return f"rank {ranks} has not been heard of for {SECONDS_OF_SILENCE:.0f} s: is it stopped?"
+        seconds = monotonic() - self._last_step_at
+        if self._thread and seconds > SECONDS_OF_A_STEP:
+            return f"the ranks have not finished a step for {seconds:.0f} s"
+        return None
 
     def start(self, on_failure: Callable[[Exception], None]) -> None:
         """Run `step` in a thread of its own until `stop`.
@@ -154,6 +176,7 @@ class StarEngine:
         `on_failure` is called in that thread with what `step` raises; the engine does no more then.
         """
         self._calibrate()
+        self._last_step_at = monotonic()
         self._thread = threading.Thread(target=self._loop, args=(on_failure,), name="engine", daemon=True)
         self._thread.start()
 
@@ -179,7 +202,7 @@ class StarEngine:
                 "cached_contexts": len(self.scheduler.contexts),
                 "context_encodings": self.num_context_encodings,
                 "kv_bytes_per_rank": list(self.scheduler.used),
-                "kv_budget_bytes_per_rank": self.scheduler.budget,
+                "kv_budget_bytes_per_rank": self.scheduler.memory.budget,
             }
 
     def _calibrate(self) -> None:
@@ -220,27 +243,20 @@ class StarEngine:
         return logits
 
     def _job(self, job_id: int, request: StarRequest) -> Job:
+        request = request.copy()
         request.check(vocab_size=self.star_model.vocab_size, max_sequence_length=self.max_sequence_length)
         cp_size = self.star_model.exchange.cp_size
         num_tokens = len(request.context_tokens)
         mode, plan = choose_plan(num_tokens, cp_size, request.star, self.costs)
         star = replace(request.star, mode=mode)
         star, plan = self.pace.bounded(star, plan, self.costs)
-        plans = self._plans(request, star, plan)
-        keys = [context_key(request.context_tokens[: p.num_tokens], p, star) for p in plans]
+        plans = (plan,)
+        if request.turn_edges:
+            plans = ContextPlan.chain((*request.turn_edges, num_tokens), cp_size, star, self.costs)
+        keys = tuple(context_key(request.context_tokens[: p.num_tokens], p, star) for p in plans)
         job = Job(job_id, request, mode, star, plans, keys, pending=list(request.query_tokens))
         self.scheduler.check_fits(job)
         return job
-
-    def _plans(self, request: StarRequest, star: StarConfig, plan: ContextPlan) -> list[ContextPlan]:
-        """The plan of each turn's context, each extending the one before; one plan without earlier turns."""
-        if not request.turn_edges:
-            return [plan]
-        plans: list[ContextPlan] = []
-        for num_tokens in (*request.turn_edges, plan.num_tokens):
-            base = plans[-1] if plans else None
-            plans.append(ContextPlan.build(num_tokens, plan.cp_size, star, self.costs, base))
-        return plans
 
     def _take_submitted(self) -> None:
         with self._lock:
@@ -273,6 +289,10 @@ class StarEngine:
             answer = self._answers[job_id]
             if answer.job.pending:
                 continue
+            answer.error = why_not_finite(row, len(answer.tokens))
+            if answer.error:
+                self._end(answer, "error")
+                continue
             answer.job.pending = [answer.add_token(row)]
             if answer.finish_reason:
                 self._end(answer, answer.finish_reason)
@@ -290,8 +310,6 @@ class StarEngine:
         """Bytes of the context and the tail on each CP rank; the same on each TP rank of it."""
         sizes = [0] * len(self.scheduler.used)
         sizes[job.tail_rank] += job.tail_bytes
-        context = job.context
-        while context:
+        for context in job.context.chain() if job.context else ():
             sizes = [size + more for size, more in zip(sizes, context.bytes_per_rank, strict=True)]
-            context = context.parent
         return sizes

@@ -77,6 +77,7 @@ class MegatronEngine(AbstractEngine):
 
         Raises:
             ValueError: a request cannot be answered; none was run.
+            RuntimeError: the model's logits were not finite.
         """
         requests = inference_requests or [
             self._request_of(prompt, sampling_params or SamplingParams()) for prompt in prompts or []
@@ -84,6 +85,8 @@ class MegatronEngine(AbstractEngine):
         results = self.engine.generate(self._star_request(request) for request in requests)
         for request, result in zip(requests, results, strict=True):
             self._fill_in(request, result)
+        if failed := [result.error for result in results if result.error]:
+            raise RuntimeError(failed[0])
         return requests
 
     def _request_of(self, prompt: str, sampling_params: SamplingParams) -> InferenceRequest:
@@ -111,7 +114,7 @@ class MegatronEngine(AbstractEngine):
     def _fill_in(self, request: InferenceRequest, result: StarResult) -> None:
         """Log-probabilities of the prompt are None: a context has no logits."""
         view = self.controller.tokenizer
-        request.status = Status.COMPLETED
+        request.status = Status.FAILED if result.error else Status.COMPLETED
         request.generated_text = result.text
         request.generated_tokens = torch.tensor(result.tokens)
         request.generated_length = len(result.tokens)

@@ -1,7 +1,8 @@
 """What is asked, and what comes back."""
 
 import math
-from dataclasses import asdict, dataclass, field
+from copy import copy
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from typing import Any, Self
 
@@ -32,6 +33,15 @@ class StarRequest:
     seed: int = 0
     deadline_seconds: float = math.inf
     turn_edges: tuple[int, ...] = ()
+
+    def copy(self) -> Self:
+        """One that stays as it is, whatever the caller does with the lists and the sampling of this one."""
+        return replace(
+            self,
+            context_tokens=list(self.context_tokens),
+            query_tokens=list(self.query_tokens),
+            sampling=copy(self.sampling),
+        )
 
     def to_json(self) -> dict[str, Any]:
         """A form that survives JSON."""
@@ -114,7 +124,8 @@ class StarResult:
         text: without special tokens, cut before a stop string.
         tokens: all generated ids, the one that ended the sequence included.
         logprobs: of each of `tokens`, natural logarithm, under the model's own distribution (temperature 1).
-        finish_reason: `stop`, `length`, `cancelled` or `deadline`.
+        finish_reason: `stop`, `length`, `cancelled`, `deadline` or `error`.
+        error: for a person, what made it end with `error`: the model's logits were not finite.
         mode: `star` or `exact`, as used.
         cache_hit: all of the context was encoded, or being encoded, for another request already.
         num_cached_tokens: context tokens of which that is so; fewer than all if the context extends another.
@@ -133,3 +144,4 @@ class StarResult:
     timings: Timings
     kv_bytes_per_rank: list[int]
     num_cached_tokens: int = 0
+    error: str | None = None

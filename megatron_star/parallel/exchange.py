@@ -35,6 +35,14 @@ class Exchange:
         self.cp_size: int = cp_group.size()
         self.counts: Counter[str] = Counter()
 
+    def open(self, device: torch.device) -> None:
+        """Open the mailbox now, on all ranks, if tensors of this device may go through one.
+
+        Else the first small tensor does so, and a rank that fails before it lets the others wait.
+        """
+        if device.type == "cpu" and self.cp_size > 1:
+            _ = self._mailbox
+
     def broadcast_sources(
         self, sources: Sequence[Source], read: Callable[[Source], KeyValue], like: Tensor
     ) -> "SourceTransfers":

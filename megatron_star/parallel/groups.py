@@ -11,6 +11,11 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.process_groups_config import ProcessGroupCollection
 
+from megatron_star.parallel.watch import RankWatch
+
+AS_LONG_AS_IT_TAKES = timedelta(days=365)
+"""Of the control group: workers wait in it while the driver reads, tokenizes or idles."""
+
 
 @dataclass(frozen=True)
 class StarGroups:
@@ -19,12 +24,15 @@ class StarGroups:
     Attributes:
         model: the groups that the Megatron model is built with; its `cp` holds this rank alone.
         cp: the ranks that share a context.
-        control: all ranks over gloo, for requests, tokens and errors; apart from the model's traffic.
+        control: all ranks over gloo, for requests, tokens and errors; apart from the model's traffic. A rank
+            waits there for as long as the driver has something else to do.
+        watch: of all ranks of a job; it ends what waits for one that is lost.
     """
 
     model: ProcessGroupCollection
     cp: dist.ProcessGroup
     control: dist.ProcessGroup
+    watch: RankWatch | None = None
 
 
 def initialize_groups(
@@ -32,7 +40,7 @@ def initialize_groups(
 ) -> StarGroups:
     """Create the groups with Megatron's rank order (TP fastest, then CP).
 
-    `torch.distributed` must be initialised with tp_size * cp_size ranks.
+    `torch.distributed` must be initialised with tp_size * cp_size ranks. `timeout` is of the model's groups.
 
     Raises:
         ValueError: another number of ranks.
@@ -45,7 +53,7 @@ def initialize_groups(
     )
     model = ProcessGroupCollection.use_mpu_process_groups()
     assert model.cp.size() == 1 and model.dp.size() == cp_size
-    control = dist.new_group(backend="gloo", timeout=timeout)
+    control = dist.new_group(backend="gloo", timeout=AS_LONG_AS_IT_TAKES)
     return StarGroups(model=model, cp=model.dp, control=control)
 
 

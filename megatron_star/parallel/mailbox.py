@@ -7,7 +7,7 @@ token, as in token generation on a CPU, this costs many times the message. Here 
 import mmap
 import os
 import platform
-import tempfile
+import secrets
 from functools import lru_cache
 from time import monotonic, sleep
 from typing import Self
@@ -23,6 +23,8 @@ LOOKS_BEFORE_YIELDING = 200
 SECONDS_BEFORE_SLEEPING = 0.05
 SLEEP_SECONDS = 0.001
 TIMEOUT_SECONDS = 600.0
+TOKEN_BYTES = 32
+PATH_BYTES = 64
 _WORDS_APART = 8
 """Between two ranks' counters, so that they are in cache lines of their own."""
 
@@ -48,15 +50,19 @@ class Mailbox:
     def open(cls, group: dist.ProcessGroup) -> Self | None:
         """A mailbox for all ranks of a group, which all call this; None, on all, if they share no memory."""
         rank, num_ranks = group.rank(), group.size()
-        path = _new_file(_num_bytes(num_ranks)) if rank == 0 else ""
-        name = torch.zeros(256, dtype=torch.uint8)
-        name[: len(path)] = torch.tensor(list(path.encode()), dtype=torch.uint8)
-        dist.broadcast(name, group=group, group_src=0)
-        memory = _mapped(bytes(name.tolist()).rstrip(b"\0").decode(), _num_bytes(num_ranks))
-        all_have_it = torch.tensor(memory is not None, dtype=torch.int32)
-        dist.all_reduce(all_have_it, dist.ReduceOp.MIN, group=group)
-        if path:
-            os.unlink(path)  # the memory lives on until nobody has it mapped
+        token = secrets.token_bytes(TOKEN_BYTES)
+        descriptor = _new_memory(_num_bytes(num_ranks), token) if rank == 0 else None
+        path = f"/proc/{os.getpid()}/fd/{descriptor}"
+        try:
+            told = torch.tensor(list(token + path.encode().ljust(PATH_BYTES)), dtype=torch.uint8)
+            dist.broadcast(told, group=group, group_src=0)
+            token, path = bytes(told[:TOKEN_BYTES].tolist()), bytes(told[TOKEN_BYTES:].tolist())
+            memory = _mapped(path.decode().strip(), _num_bytes(num_ranks), token)
+            all_have_it = torch.tensor(memory is not None, dtype=torch.int32)
+            dist.all_reduce(all_have_it, dist.ReduceOp.MIN, group=group)
+        finally:
+            if descriptor is not None:
+                os.close(descriptor)  # the memory lives on until nobody has it mapped
         return cls(memory, rank, num_ranks) if all_have_it else None
 
     def all_gather(self, mine: Tensor) -> Tensor:
@@ -104,31 +110,38 @@ def _num_bytes(num_ranks: int) -> int:
     return 2 * num_ranks * (8 * _WORDS_APART + LARGEST_BYTES)
 
 
-def _new_file(num_bytes: int) -> str:
-    """A file of zeros in memory, for this user only; "" where that cannot be had."""
+def _new_memory(num_bytes: int, token: bytes) -> int | None:
+    """The descriptor of memory of zeros, and the token behind it; None where that cannot be had.
+
+    It has no name, so whenever a rank is killed, nothing of it is left behind. The other ranks open it as the
+    descriptor of this process.
+    """
     if platform.machine() not in ("x86_64", "AMD64"):
-        return ""
+        return None
     try:
-        descriptor, path = tempfile.mkstemp(prefix="megatron-star-", dir="/dev/shm")
+        descriptor = os.memfd_create("megatron-star-mailbox")
     except OSError:
-        return ""
+        return None
     try:
-        os.posix_fallocate(descriptor, 0, num_bytes)
+        os.posix_fallocate(descriptor, 0, num_bytes + TOKEN_BYTES)
+        os.pwrite(descriptor, token, num_bytes)
     except OSError:  # no room
-        os.unlink(path)
-        return ""
-    finally:
         os.close(descriptor)
-    return path
+        return None
+    return descriptor
 
 
-def _mapped(path: str, num_bytes: int) -> mmap.mmap | None:
-    """The file's memory, if this machine has it."""
+def _mapped(path: str, num_bytes: int, token: bytes) -> mmap.mmap | None:
+    """The memory, if this process can see it; on another machine the path means something else or nothing."""
     try:
         descriptor = os.open(path, os.O_RDWR)
     except OSError:
         return None
     try:
-        return mmap.mmap(descriptor, num_bytes)
+        if os.pread(descriptor, TOKEN_BYTES, num_bytes) != token:
+            return None
+        return mmap.mmap(descriptor, num_bytes + TOKEN_BYTES)
+    except OSError:
+        return None
     finally:
         os.close(descriptor)

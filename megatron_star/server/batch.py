@@ -46,7 +46,7 @@ class Batch:
         """Tokens and results of all answers as they come, and progress while contexts are encoded.
 
         Raises:
-            RequestError: the server stops before an answer has ended.
+            RequestError: the server stops before an answer has ended, or one ends with an error.
         """
         while None in self.results:
             try:
@@ -59,6 +59,8 @@ class Batch:
                 self.results[index] = event
                 if event.finish_reason == "cancelled":
                     raise RequestError(503, "the server stops, and the time to finish requests is over")
+                if event.error:
+                    raise RequestError(500, event.error)
             yield index, event
 
     async def wait(self) -> None:

@@ -15,12 +15,14 @@ PAGE_HEADERS = {
 router = APIRouter(tags=["operations"])
 
 
-@router.get("/health", responses={503: {"description": "Loading or draining."}})
+@router.get("/health", responses={503: {"description": "Loading, draining, or a rank does not go on."}})
 async def health(request: Request) -> JSONResponse:
     """200 while requests are taken, 503 while they are not; needs no key."""
     state = request.app.state.server
     body = {"status": state.name, "live": True, "ready": state.ready, "draining": state.draining}
-    return JSONResponse(body, 200 if state.ready else 503)
+    if trouble := state.trouble:
+        body["trouble"] = trouble
+    return JSONResponse(body, 200 if body["ready"] else 503)
 
 
 @router.get("/metrics", response_class=Response)

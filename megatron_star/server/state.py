@@ -15,12 +15,19 @@ class ServerState:
 
     @property
     def ready(self) -> bool:
-        """Requests are taken."""
-        return self.service is not None and not self.draining
+        """Requests are taken, and answers come."""
+        return self.service is not None and not self.draining and not self.trouble
+
+    @property
+    def trouble(self) -> str | None:
+        """Why answers do not come at present, if they do not."""
+        return self.service.engine.trouble() if self.service else None
 
     @property
     def name(self) -> str:
-        """`loading`, `ready` or `draining`."""
+        """`loading`, `ready`, `draining` or `stalled`."""
         if self.service is None:
             return "loading"
-        return "draining" if self.draining else "ready"
+        if self.draining:
+            return "draining"
+        return "stalled" if self.trouble else "ready"

@@ -84,6 +84,106 @@ def soak(engine: StarEngine, num_requests: int) -> dict:
     return {"reasons": reasons, "left": left, "cached_bytes": cached, "memory_kb": memory}
 
 
+def in_each_others_way(engine: StarEngine) -> dict:
+    """Tokens of requests that share, extend and wait for contexts, some cancelled; and of each alone."""
+    rng = random.Random(2)
+    texts = [random_tokens(320, seed=i) for i in range(2)]
+    requests = [_overlapping_request(rng, rng.choice(texts)) for _ in range(60)]
+    answers = []
+    for request in requests:
+        answers.append(engine.submit(request))
+        if rng.random() < 0.3:
+            threading.Timer(rng.random() * 0.05, engine.cancel, [answers[-1].id]).start()
+    results = [answer.result(100) for answer in answers]
+    uncancelled = [i for i, result in enumerate(results) if result.finish_reason != "cancelled"]
+    alone = []
+    for i in uncancelled:
+        engine.scheduler.drop_unused_contexts()
+        alone.append(engine.submit(requests[i]).result(60).tokens)
+    return {"together": [results[i].tokens for i in uncancelled], "alone": alone}
+
+
+def _overlapping_request(rng: random.Random, text: list[int]) -> StarRequest:
+    num_tokens = rng.choice([80, 160, 240, 320])
+    return StarRequest(
+        context_tokens=text[:num_tokens],
+        query_tokens=random_tokens(3, seed=rng.randrange(1000)),
+        star=StarConfig(
+            mode=rng.choice(["star", "star", "exact"]),
+            block_size=rng.choice([40, 80]),
+            anchor_size=rng.choice([None, None, 25]),
+            wave_tokens=rng.choice([20, 50, 200, 1000]),
+        ),
+        sampling=SamplingParams(num_tokens_to_generate=rng.randrange(2, 8), top_k=1),
+        turn_edges=rng.choice([(), tuple(edge for edge in (80, 160) if edge < num_tokens)]),
+    )
+
+
+def damaged_for_a_while(engine: StarEngine) -> dict:
+    """Results while a norm's weight holds a number that is none, and of a request after that."""
+    weight = engine.star_model.model.decoder.final_layernorm.weight
+    good, results = weight.data.clone(), {}
+    for name, value in (("NaN", float("nan")), ("infinite", float("inf"))):
+        weight.data[3] = value
+        results[name] = engine.generate(_two_short_ones())
+        weight.data.copy_(good)
+    engine.scheduler.drop_unused_contexts()
+    results["repaired"] = engine.generate(_two_short_ones())
+    results["running"] = engine.stats()["running"]
+    return results
+
+
+def _two_short_ones() -> list[StarRequest]:
+    """One greedy and one not."""
+    return [
+        StarRequest(
+            context_tokens=random_tokens(n),
+            query_tokens=[5],
+            sampling=SamplingParams(num_tokens_to_generate=4, top_k=n % 2),
+        )
+        for n in (31, 50)
+    ]
+
+
+def the_callers_list_changes(engine: StarEngine) -> tuple[list[int], list[int]]:
+    """Tokens of a request whose lists are changed after it was submitted; and of one whose are not."""
+    request = StarRequest(context_tokens=random_tokens(300), query_tokens=[5, 6])
+    request.sampling.num_tokens_to_generate, request.sampling.top_k = 8, 1
+    untouched = engine.generate([request])[0].tokens
+    engine.scheduler.drop_unused_contexts()
+    answer = engine.submit(request)
+    request.context_tokens[:] = [0] * 200
+    request.query_tokens.append(7)
+    request.sampling.num_tokens_to_generate = 1
+    while not answer.ended.is_set():
+        engine.step()
+    return answer.result().tokens, untouched
+
+
+def one_gives_up_while_the_other_waits(engine: StarEngine) -> dict:
+    """A and B share a context in waves of other sizes; B waits for A's memory, and A is cancelled."""
+    tokens = {}
+    for first_wave, second_wave in ((200, 50), (50, 200)):
+        base = StarRequest(context_tokens=random_tokens(400), query_tokens=[5])
+        first, second = (
+            replace(
+                base,
+                star=StarConfig(block_size=100, wave_tokens=wave),
+                sampling=SamplingParams(num_tokens_to_generate=count, top_k=1),
+            )
+            for wave, count in ((first_wave, 4), (second_wave, 300))
+        )
+        a, b = engine.submit(first), engine.submit(second)
+        engine.step()
+        engine.cancel(a.id)
+        while not b.ended.is_set():
+            engine.step()
+        engine.scheduler.drop_unused_contexts()
+        tokens[first_wave] = b.result().tokens, engine.generate([second])[0].tokens
+        engine.scheduler.drop_unused_contexts()
+    return tokens
+
+
 def _random_request(rng: random.Random, contexts: list[list[int]]) -> StarRequest:
     sampling = SamplingParams(
         num_tokens_to_generate=rng.randrange(1, 12),

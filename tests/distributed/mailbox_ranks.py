@@ -1,7 +1,9 @@
 """What ranks do with a mailbox, importable by their processes."""
 
+import os
 import random
 import time
+from contextlib import suppress
 from unittest.mock import patch
 
 import torch
@@ -42,6 +44,14 @@ def opened_where_one_rank_has_no_such_memory() -> bool:
     is_elsewhere = dist.get_rank() == dist.get_world_size() - 1
     with patch.object(mailbox, "_mapped", (lambda *_: None) if is_elsewhere else mailbox._mapped):
         return Mailbox.open(dist.group.WORLD) is None
+
+
+def files_left_by_a_rank_that_fails_while_it_opens() -> list[str]:
+    """New names in the memory's file system after an error between the ranks' steps of opening."""
+    before = set(os.listdir("/dev/shm"))
+    with patch.object(dist, "all_reduce", side_effect=RuntimeError("killed")), suppress(RuntimeError):
+        Mailbox.open(dist.group.WORLD)
+    return sorted(name for name in set(os.listdir("/dev/shm")) - before if "megatron" in name)
 
 
 def sum_and_gather_of_both_ways() -> tuple[list, list]:

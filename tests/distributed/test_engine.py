@@ -1,12 +1,14 @@
 """One engine, many requests: the same answers as alone, bounded memory, one end for each."""
 
+import json
 from collections import Counter
+from dataclasses import asdict
 from datetime import timedelta
 
 import engine_uses
 import pytest
 from distributed import run_ranks
-from ranks import on_engine
+from ranks import TIMEOUT, on_engine
 
 
 def use(checkpoints, world_size: int, what, **limits):
@@ -19,6 +21,43 @@ def test_requests_asked_at_once_get_what_each_gets_alone_and_contexts_are_encode
     result = use(checkpoints, 2, engine_uses.together_and_one_by_one)
     assert result["together"] == result["alone"]
     assert result["encodings"] == 8
+
+
+@pytest.mark.parametrize(("world_size", "budget_tokens"), [(1, 650), (2, 550)])
+def test_answers_do_not_depend_on_who_shares_a_context_waits_or_is_cancelled(
+    checkpoints, world_size, budget_tokens
+):
+    limits = {"max_running": 4, "budget_bytes_per_rank": budget_tokens * 768}
+    result = use(checkpoints, world_size, engine_uses.in_each_others_way, **limits)
+    assert len(result["together"]) > 30
+    assert result["together"] == result["alone"]
+
+
+def test_a_request_that_waited_is_encoded_by_its_own_plan(checkpoints):
+    _, megatron = checkpoints("qwen3")
+    limits = {"budget_bytes_per_rank": 1000 * 768}
+    uses = engine_uses.one_gives_up_while_the_other_waits
+    (tokens,) = run_ranks(1, on_engine, str(megatron), limits, uses, TIMEOUT, False)
+    for together, alone in tokens.values():
+        assert together == alone
+
+
+def test_logits_that_are_no_numbers_end_their_requests_by_name_and_the_engine_goes_on(checkpoints):
+    result = use(checkpoints, 1, engine_uses.damaged_for_a_while)
+    for kind in ("NaN", "infinite"):
+        for answer in result[kind]:
+            assert (answer.finish_reason, answer.tokens, answer.text) == ("error", [], "")
+            assert "the logits of token 1 of the answer are not finite" in answer.error
+            json.dumps(asdict(answer), allow_nan=False)
+    assert result["repaired"][0].finish_reason == "length" and result["repaired"][0].error is None
+    assert result["running"] == 0
+
+
+def test_a_submitted_request_is_what_it_was_whatever_its_caller_does_with_the_lists(checkpoints):
+    _, megatron = checkpoints("qwen3")
+    uses = engine_uses.the_callers_list_changes
+    ((changed, untouched),) = run_ranks(1, on_engine, str(megatron), {}, uses, TIMEOUT, False)
+    assert changed == untouched
 
 
 def test_a_stream_gives_the_text_and_never_a_piece_of_a_stop_string(checkpoints):

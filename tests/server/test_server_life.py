@@ -49,6 +49,27 @@ def streamed_chat(client, server, num_tokens: int):
     return client.stream("POST", f"{server.url}/v1/chat/completions", json=body, timeout=60)
 
 
+def test_health_says_that_a_rank_is_stopped_and_that_it_goes_on(server):
+    def health() -> dict:
+        return httpx.get(f"{server.url}/health").json()
+
+    server.wait_until_ready()
+    server.ranks[1].send_signal(signal.SIGSTOP)
+    try:
+        wait_for(lambda: not health()["ready"], 60)
+        stopped = httpx.get(f"{server.url}/health")
+        assert (stopped.status_code, stopped.json()["status"], stopped.json()["live"]) == (
+            503,
+            "stalled",
+            True,
+        )
+        assert stopped.json()["trouble"].startswith("rank 1 has not been heard of for 5 s")
+    finally:
+        server.ranks[1].send_signal(signal.SIGCONT)
+    wait_for(lambda: health()["ready"], 60)
+    assert server.put().status_code == 200
+
+
 def test_health_and_metrics_say_how_it_is(server):
     server.put()
     assert httpx.get(f"{server.url}/health").json() == {

@@ -1,8 +1,10 @@
 """Ranks that run different code are told apart."""
 
 import pytest
+import torch
 
-from launch.code_version import check_same_fingerprints, code_fingerprint
+from launch.code_version import FOLDERS, code_fingerprint, facts_of_code
+from launch.meeting import check_same_values
 from megatron_star.parallel.control import SharedError
 
 
@@ -13,7 +15,6 @@ def test_a_changed_file_and_a_moved_file_change_the_fingerprint(tmp_path):
     second = code_fingerprint(tmp_path)
     (tmp_path / "a.py").rename(tmp_path / "b.py")
     assert len({first, second, code_fingerprint(tmp_path)}) == 3
-    assert all(0 <= value < 1 << 63 for value in (first, second))
 
 
 def test_files_that_python_makes_do_not_count(tmp_path):
@@ -25,6 +26,12 @@ def test_files_that_python_makes_do_not_count(tmp_path):
 
 
 def test_ranks_with_other_code_are_named():
-    check_same_fingerprints([7, 7, 7])
-    with pytest.raises(SharedError, match=r"rank 2, 3: other code than rank 0"):
-        check_same_fingerprints([7, 7, 8, 9])
+    check_same_values("code", ["a", "a", "a"])
+    with pytest.raises(SharedError, match=r"rank 2, 3: other code than rank 0: b instead of a"):
+        check_same_values("code", ["a", "a", "b", "c"])
+
+
+def test_the_programs_code_counts_and_so_does_every_argument():
+    assert {folder.name for folder in FOLDERS} == {"megatron_star", "launch"}
+    facts = facts_of_code(["--bf16", "--load=x"])
+    assert facts["argument 1"] == "--bf16" and torch.__version__.startswith(facts["version of torch"])

@@ -4,8 +4,9 @@ import pytest
 from megatron.core.inference.sampling_params import SamplingParams
 
 from megatron_star.config import StarConfig
+from megatron_star.inference.job import Job, context_key
 from megatron_star.inference.request import StarRequest
-from megatron_star.inference.scheduler import Job, Scheduler, context_key
+from megatron_star.inference.scheduler import Scheduler
 from megatron_star.plan import ContextPlan, TokenCosts
 
 STAR = StarConfig(block_size=100)
@@ -32,10 +33,8 @@ def job(job_id: int, tokens: list[int], turn_edges: tuple[int, ...] = (), star: 
         sampling=SamplingParams(num_tokens_to_generate=5),
         turn_edges=turn_edges,
     )
-    plans: list[ContextPlan] = []
-    for end in (*turn_edges, len(tokens)):
-        plans.append(ContextPlan.build(end, 2, star, TokenCosts(), plans[-1] if plans else None))
-    keys = [context_key(tokens[: plan.num_tokens], plan, star) for plan in plans]
+    plans = ContextPlan.chain((*turn_edges, len(tokens)), 2, star, TokenCosts())
+    keys = tuple(context_key(tokens[: plan.num_tokens], plan, star) for plan in plans)
     return Job(job_id, request, star.mode, star, plans, keys, pending=[1, 2])
 
 

@@ -1,0 +1,225 @@
+"""Whoever else waits, runs or is cancelled: a job's context is encoded as it is alone, and every job gets in.
+
+The ranks are played here: they make plans of commands as `RankExecutor` does, and know for each token of a
+context what it has seen.
+"""
+
+import random
+
+import pytest
+import torch
+from megatron.core.inference.sampling_params import SamplingParams
+from torch import Tensor
+
+from megatron_star.config import StarConfig
+from megatron_star.inference.executor import Command
+from megatron_star.inference.job import Job, context_key
+from megatron_star.inference.kv_store import room_behind, tail_room
+from megatron_star.inference.request import StarRequest
+from megatron_star.inference.scheduler import Scheduler
+from megatron_star.plan import ContextPlan, TokenCosts
+
+COSTS = TokenCosts(linear_per_token=500.0, attention_per_pair=1.0)
+TAIL_TOKENS = tail_room(3)
+
+
+class PlayedContext:
+    """One context on the ranks: `mask` [n, n] bool has a row for each token that is encoded."""
+
+    def __init__(self, tokens: list[int], star: StarConfig, cp_size: int, parent: "PlayedContext | None"):
+        self.tokens, self.parent, self.num_waves = tokens, parent, 0
+        base = parent.plan if parent else None
+        self.plan = ContextPlan.build(len(tokens), cp_size, star, COSTS, base)
+        self.mask = torch.zeros(len(tokens), len(tokens), dtype=torch.bool)
+        if parent:
+            assert parent.tokens == tokens[: len(parent.tokens)] and parent.encoded
+            self.mask[: len(parent.tokens), : len(parent.tokens)] = parent.mask
+        self.num_bytes = [plan_tokens(self.plan, rank) for rank in range(cp_size)]
+
+    @property
+    def encoded(self) -> bool:
+        return self.num_waves == len(self.plan.waves)
+
+    def encode(self, wave: int) -> None:
+        assert wave == self.num_waves
+        for segment in self.plan.waves[wave]:
+            rows = slice(segment.start, segment.end)
+            self.mask[rows, : segment.recomputed] = True
+            self.mask[rows, rows] |= torch.ones(
+                segment.num_tokens, segment.num_tokens, dtype=torch.bool
+            ).tril()
+            for source in segment.sources:
+                assert not self.mask[rows, source.start : source.end].any(), "a key would count twice"
+                self.mask[rows, source.start : source.end] = True
+        self.num_waves += 1
+
+
+def plan_tokens(plan: ContextPlan, rank: int) -> int:
+    """Tokens of a rank for which it has memory."""
+    return plan.num_owned_tokens(rank) + room_behind(plan.num_owned_tokens(rank))
+
+
+class PlayedRanks:
+    """Apply commands; `seen` is the context of each sequence that was fed."""
+
+    def __init__(self, cp_size: int, budget: int) -> None:
+        self.cp_size, self.budget = cp_size, budget
+        self.contexts: dict[int, PlayedContext] = {}
+        self.tails: dict[int, int] = {}
+        self.seen: dict[int, PlayedContext] = {}
+
+    def execute(self, command: Command) -> None:
+        for sequence in command.drop_sequences:
+            del self.tails[sequence]
+        for context in command.drop_contexts:
+            del self.contexts[context]
+        if command.open_context:
+            context, tokens, star, parent = command.open_context
+            base = None if parent is None else self.contexts[parent]
+            self.contexts[context] = PlayedContext(tokens, star, self.cp_size, base)
+        if command.encode_wave:
+            context, wave = command.encode_wave
+            self.contexts[context].encode(wave)
+        for sequence, context, tail_rank in command.open_sequences:
+            assert self.contexts[context].encoded
+            self.seen[sequence], self.tails[sequence] = self.contexts[context], tail_rank
+        for rank in range(self.cp_size):
+            tails = TAIL_TOKENS * list(self.tails.values()).count(rank)
+            assert sum(context.num_bytes[rank] for context in self.contexts.values()) + tails <= self.budget
+
+
+def random_job(rng: random.Random, job_id: int, cp_size: int, text: list[int]) -> Job:
+    """About the beginning of `text`, in any configuration, with any earlier turns."""
+    length = rng.choice([0, 30, 60, 90, 120, 150])
+    earlier = [edge for edge in (30, 60, 90, 120) if edge < length]
+    edges = sorted(rng.sample(earlier, min(len(earlier), rng.randrange(3))))
+    star = StarConfig(
+        mode=rng.choice(["star", "star", "star", "exact"]),
+        block_size=rng.choice([20, 30, 60]),
+        anchor_size=rng.choice([None, None, 7, 45]),
+        neighbor_blocks=rng.choice([0, 0, 0, 1]),
+        anchor=rng.choice(["broadcast", "recompute"]),
+        wave_tokens=rng.choice([5, 17, 40, 1000]),
+    )
+    return job_of(job_id, text[:length], star, tuple(edges), cp_size)
+
+
+def job_of(
+    job_id: int, tokens: list[int], star: StarConfig, turn_edges: tuple[int, ...], cp_size: int
+) -> Job:
+    """A job with a query of one token and an answer of two."""
+    request = StarRequest(
+        context_tokens=tokens,
+        query_tokens=[1],
+        star=star,
+        sampling=SamplingParams(num_tokens_to_generate=2),
+        turn_edges=turn_edges,
+    )
+    plans = ContextPlan.chain((*turn_edges, len(tokens)), cp_size, star, COSTS)
+    keys = tuple(context_key(tokens[: plan.num_tokens], plan, star) for plan in plans)
+    return Job(job_id, request, star.mode, star, plans, keys, pending=[1])
+
+
+def mask_alone(job: Job, cp_size: int) -> Tensor:
+    """What the tokens of a job's context see if no other job was ever there."""
+    ranks, queue = PlayedRanks(cp_size, 10**9), scheduler(cp_size, 10**9)
+    alone = job_of(0, job.request.context_tokens, job.star, job.request.turn_edges, cp_size)
+    queue.add(alone)
+    queue.admit()
+    while alone.pending:
+        ranks.execute(queue.next_command())
+    return ranks.seen[0].mask
+
+
+def scheduler(cp_size: int, budget: int) -> Scheduler:
+    """One that counts KV in tokens."""
+    return Scheduler(
+        COSTS, cp_size=cp_size, kv_bytes_per_token=1, budget_bytes_per_rank=budget, max_running=3
+    )
+
+
+def needed(jobs: list[Job], cp_size: int) -> int:
+    """The least budget that every one of these jobs is accepted with."""
+    budget = 0
+    for job in jobs:
+        while True:
+            try:
+                scheduler(cp_size, budget).check_fits(job)
+                break
+            except ValueError:
+                budget += 1
+    return budget
+
+
+def run_with_cancels(rng: random.Random, queue: Scheduler, ranks: PlayedRanks, jobs: list[Job]) -> None:
+    """Every job comes at some time, and ends by being fed or cancelled at some time."""
+    open_jobs = list(jobs)
+    coming = list(jobs)
+    while open_jobs:
+        if coming and rng.random() < 0.5:
+            queue.add(coming.pop(0))
+        before = (list(queue.used), dict(queue.contexts), list(queue.waiting))
+        if not queue.admit():
+            assert before == (queue.used, queue.contexts, list(queue.waiting)), (
+                "a failed admission left a trace"
+            )
+        assert queue.running or not queue.waiting, "what is accepted is never let in"
+        ranks.execute(queue.next_command())
+        for job in [job for job in open_jobs if job not in coming]:
+            if rng.random() < 0.05 or (job.id in ranks.seen and not job.pending and rng.random() < 0.4):
+                queue.remove(job)
+                open_jobs.remove(job)
+    queue.drop_unused_contexts()
+    ranks.execute(queue.next_command())
+    assert not ranks.contexts and not ranks.tails and set(queue.used) == {0}
+
+
+@pytest.mark.parametrize("seed", range(150))
+def test_random_jobs_see_what_each_sees_alone_and_leave_nothing(seed):
+    rng = random.Random(seed)
+    cp_size = rng.choice([1, 2, 3])
+    texts = [[text] * 150 for text in range(2)]
+    jobs = [random_job(rng, i, cp_size, rng.choice(texts)) for i in range(10)]
+    budget = needed(jobs, cp_size) + rng.choice([0, 0, 40, 1000])
+    ranks = PlayedRanks(cp_size, budget)
+
+    run_with_cancels(rng, scheduler(cp_size, budget), ranks, jobs)
+
+    for job in jobs:
+        if job.id in ranks.seen:
+            assert torch.equal(ranks.seen[job.id].mask, mask_alone(job, cp_size))
+
+
+def test_a_job_that_waited_with_another_ones_plan_encodes_its_own():
+    star = StarConfig(block_size=100, wave_tokens=200)
+    first = job_of(0, [0] * 400, star, (), 1)
+    second = job_of(1, [0] * 400, StarConfig(block_size=100, wave_tokens=50), (), 1)
+    second.request.sampling.num_tokens_to_generate = 300
+    ranks, queue = PlayedRanks(1, 1000), scheduler(1, 1000)
+    for job in (first, second):
+        queue.add(job)
+    queue.admit()
+    ranks.execute(queue.next_command())
+    queue.remove(first)
+    assert queue.admit() == [second]
+    while second.pending:
+        ranks.execute(queue.next_command())
+    assert torch.equal(ranks.seen[1].mask, mask_alone(second, 1))
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_what_fits_alone_is_let_in_on_top_of_a_context_in_other_waves(seed):
+    rng = random.Random(seed)
+    cp_size = rng.choice([2, 3, 4])
+    edge, length = rng.randrange(30, 100), rng.randrange(100, 250)
+    waves = rng.sample([3, 8, 20, 50, 1000], 2)
+    first, second = (StarConfig(mode="exact", block_size=30, wave_tokens=wave) for wave in waves)
+    jobs = [job_of(0, [0] * edge, first, (), cp_size), job_of(1, [0] * length, second, (edge,), cp_size)]
+    budget = needed(jobs, cp_size)
+    ranks, queue = PlayedRanks(cp_size, budget), scheduler(cp_size, budget)
+    for job in jobs:
+        queue.add(job)
+        assert queue.admit() == [job]
+        while job.pending:
+            ranks.execute(queue.next_command())
+        queue.remove(job)
