@@ -50,12 +50,18 @@ ROPE = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_facto
         ({"model_type": "gpt_neox"}, ["gpt_neox", "supported: llama, mistral, qwen2"]),
         ({"model_type": None}, ["None", "supported: llama"]),
         ({"model_type": "mistral", "sliding_window": 128}, ["sliding_window=128", "mistral"]),
-        ({"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 64}, ["sliding_window=64"]),
+        (
+            {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 64, "max_window_layers": 1},
+            ["sliding_window=64"],
+        ),
         ({"attention_bias": True}, ["attention_bias"]),
         ({"mlp_bias": True}, ["mlp_bias"]),
         ({"hidden_act": "gelu"}, ["hidden_act='gelu'"]),
         ({"quantization_config": {"quant_method": "fp8"}}, ["quantization_config"]),
-        ({"rope_parameters": {"rope_type": "longrope"}}, ["rope_type 'longrope'", "yarn"]),
+        (
+            {"rope_parameters": {"rope_type": "longrope", "short_factor": [1.0], "long_factor": [2.0]}},
+            ["rope_type 'longrope'", "yarn"],
+        ),
         ({"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2.0}}, ["'linear'"]),
         (
             {"rope_parameters": ROPE | {"high_freq_factor": 4.0, "original_max_position_embeddings": 4096}},
