@@ -122,7 +122,7 @@ def _refuse_what_differs(family: str, values: CheckedValues) -> None:
     for key, of_key in allowed.items():
         if key in values and not any(values.any(key) == value for value in of_key):
             raise ValueError(f"{_SOURCE}: {key}={shown(values.any(key))} is not supported for {family}")
-    for key in ("quantization_config", "per_layer_config"):
+    for key in ("quantization_config", "per_layer_config", "transformers_weights"):
         if values.any(key, None):  # an empty one says nothing
             raise ValueError(f"{_SOURCE}: {key}={shown(values.any(key))} is not supported for {family}")
 

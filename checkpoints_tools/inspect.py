@@ -10,11 +10,9 @@ from typing import Any
 import torch
 
 from checkpoints_tools.command_line import command_parser, run_command
-from checkpoints_tools.convert_hf_to_megatron import common_dtype
 from checkpoints_tools.describe import describe
 from checkpoints_tools.families import Chunk, chunks
-from checkpoints_tools.hf_config import family_of, model_arguments, read_hf_config
-from checkpoints_tools.safetensors_files import HfWeights
+from checkpoints_tools.hf_checkpoint import common_dtype, open_hf_checkpoint
 from megatron_star.model.architecture import transformer_config
 from megatron_star.model.checkpoint import DESCRIPTION_FILE, CheckpointInfo
 
@@ -49,10 +47,9 @@ def inspect(directory: Path, hf_config: Path | None = None) -> str:
 
 def _info(directory: Path, hf_config: Path | None) -> CheckpointInfo:
     if (directory / "config.json").is_file() and not (directory / DESCRIPTION_FILE).is_file():
-        config = read_hf_config(directory)
-        family, args = family_of(config), model_arguments(config)
-        dtype = common_dtype(HfWeights(directory), list(chunks(family, args)))
-        return CheckpointInfo(directory, args, family, dtype, directory)
+        checkpoint = open_hf_checkpoint(directory)
+        dtype = common_dtype(checkpoint)
+        return CheckpointInfo(directory, checkpoint.args, checkpoint.family, dtype, directory)
     return describe(directory, hf_config)
 
 

@@ -157,6 +157,11 @@ def without_torch_warnings() -> Iterator[None]:
         yield
 
 
+def has_only_numbers(tensor: torch.Tensor) -> bool:
+    """Whether no value is NaN or infinite; in one pass, without a tensor of flags."""
+    return not tensor.numel() or all(bound.isfinite().item() for bound in tensor.detach().aminmax())
+
+
 def _sharded_tensors(model: torch.nn.Module, stored: Mapping[str, ShardedTensor]) -> list[ShardedTensor]:
     """This rank's parameters as views, each with its key and place in the checkpoint."""
     stacked = any(key.startswith("decoder.layers.self_attention") for key in stored)

@@ -93,6 +93,7 @@ def test_a_file_that_is_not_safetensors(hf):
 
 
 def test_a_missing_shard(hf):
+    (hf / "model.safetensors").unlink()
     index = {"weight_map": {"lm_head.weight": "model-00001-of-00002.safetensors"}}
     (hf / "model.safetensors.index.json").write_text(json.dumps(index))
     assert_refused(hf, "model-00001-of-00002.safetensors", "lists it")
