@@ -93,8 +93,8 @@ def _check_tensor(weights: HfWeights, source: HfTensor) -> None:
         )
     if entry.dtype not in DTYPES_IN_FILES:
         raise ValueError(
-            f"{entry.file}: {source.name} has dtype {entry.dtype}; {', '.join(DTYPES_IN_FILES)} are supported "
-            "(a quantised checkpoint must be dequantised first)"
+            f"{entry.file}: {source.name} has dtype {entry.dtype}; {', '.join(DTYPES_IN_FILES)} are "
+            "supported (a quantised checkpoint must be dequantised first)"
         )
 
 
