@@ -27,6 +27,7 @@ from checkpoints_tools.output import copy_tokenizer, new_directory
 from checkpoints_tools.safetensors_files import HfWeights
 from checkpoints_tools.torch_dist import write_weights
 from megatron_star.model.checkpoint import TOKENIZER_DIRECTORY, TRACKER_FILE, CheckpointInfo
+from megatron_star.model.weight_hashes import hash_files
 
 
 def convert(hf: Path, output: Path, *, dtype: torch.dtype | None = None, force: bool = False) -> None:
@@ -48,36 +49,41 @@ def convert(hf: Path, output: Path, *, dtype: torch.dtype | None = None, force: 
             values = _Source(source.weights, dtype, source.args["num_query_groups"], bar)
             write_weights(temporary / "release", source.pieces, values.value_of, args, dtype)
         (temporary / TRACKER_FILE).write_text("release")
-        info = CheckpointInfo(temporary, source.args, source.family, dtype, temporary / TOKENIZER_DIRECTORY)
-        write_description(temporary, info, source=hf, hashes=values.hashes(tokenizer))
+        info = CheckpointInfo(
+            temporary,
+            source.args,
+            source.family,
+            dtype,
+            temporary / TOKENIZER_DIRECTORY,
+            _hash_weights(temporary),
+        )
+        hashes = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in tokenizer}
+        write_description(temporary, info, source=hf, hashes=hashes)
+
+
+def _hash_weights(directory: Path) -> dict[str, Any]:
+    files = sorted(path for path in (directory / "release").iterdir())
+    with progress_bar(sum(path.stat().st_size for path in files), "hashing") as bar:
+        return hash_files(directory, [f"release/{path.name}" for path in files], bar.update)
 
 
 class _Source:
-    """Makes Megatron's chunks from Hugging Face tensors, and hashes what it read."""
+    """Makes Megatron's chunks from Hugging Face tensors."""
 
     def __init__(self, weights: HfWeights, dtype: torch.dtype, num_query_groups: int, bar: Any) -> None:
         self._weights = weights
         self._dtype = dtype
         self._num_query_groups = num_query_groups
         self._bar = bar
-        self._sha256 = hashlib.sha256()
 
     def value_of(self, chunk: Chunk) -> Tensor:
         """The chunk's data, of its `weight_shape` and the dtype of the result."""
         parts = []
         for source in chunk.sources:
-            tensor = self._weights.read(source.name)
-            self._sha256.update(source.name.encode())
-            self._sha256.update(memoryview(tensor.view(-1).view(torch.uint8).numpy()))
-            parts.append(cast(tensor, self._dtype, source.name))
+            parts.append(cast(self._weights.read(source.name), self._dtype, source.name))
         value = fuse(chunk.layout, parts, chunk.weight_shape, self._num_query_groups)
         self._bar.update(value.nbytes)
         return value
-
-    def hashes(self, files: list[Path]) -> dict[str, str]:
-        """SHA-256 of the source weights, by name and value in the order of the table, and of files."""
-        of_files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-        return {"weights": self._sha256.hexdigest(), **of_files}
 
 
 def main() -> None:

@@ -26,7 +26,8 @@ from checkpoints_tools.layouts import split
 from checkpoints_tools.output import copy_tokenizer, new_directory
 from checkpoints_tools.safetensors_files import write_hf_weights
 from checkpoints_tools.torch_dist import MegatronWeights
-from megatron_star.model.checkpoint import DTYPES, weights_directory
+from megatron_star.model.checkpoint import DTYPES, WHOLE, CheckpointInfo, weights_directory
+from megatron_star.model.weight_hashes import checked_beside
 
 
 def convert(
@@ -36,28 +37,40 @@ def convert(
     hf_config: Path | None = None,
     dtype: torch.dtype | None = None,
     force: bool = False,
+    verify_weights: bool = True,
 ) -> None:
     """Convert `megatron` to `output`.
 
     Args:
         hf_config: a Hugging Face directory of the same model, for a checkpoint without star_checkpoint.json.
         dtype: of the result; None keeps that of the checkpoint.
+        verify_weights: compare the files of the weights with their hashes while they are read.
     """
     info = describe(megatron, hf_config)
-    weights = MegatronWeights(weights_directory(megatron))
-    pieces = list(chunks(info.family, info.args))
-    weights.check(pieces)
-    dtype = dtype or info.dtype
+    share = WHOLE if verify_weights else None
+    with checked_beside(info.directory, info.weight_files, share) as wait_for_hashes:
+        weights = MegatronWeights(weights_directory(info.directory))
+        pieces = weights.check(chunks(info.family, info.args))
+        num_bytes = sum(piece.num_elements for piece in pieces) * (dtype or info.dtype).itemsize
+        with (
+            new_directory(output, force=force, num_bytes=num_bytes) as temporary,
+            progress_bar(num_bytes, "converting") as bar,
+        ):
+            _write(temporary, info, hf_tensors(weights, pieces, info.args, bar), pieces, dtype or info.dtype)
+            wait_for_hashes()
+
+
+def _write(
+    directory: Path,
+    info: CheckpointInfo,
+    values: Iterable[list[Tensor]],
+    pieces: list[Chunk],
+    dtype: torch.dtype,
+) -> None:
     groups = [piece.sources for piece in pieces]
-    num_bytes = sum(piece.num_elements for piece in pieces) * dtype.itemsize
-    with (
-        new_directory(output, force=force, num_bytes=num_bytes) as temporary,
-        progress_bar(num_bytes, "converting") as bar,
-    ):
-        values = hf_tensors(weights, pieces, info.args, bar)
-        write_hf_weights(temporary, groups, _cast(values, groups, dtype), dtype)
-        copy_tokenizer(info.tokenizer_directory, temporary)
-        _write_config(temporary, info.args, dtype)
+    write_hf_weights(directory, groups, _cast(values, groups, dtype), dtype)
+    copy_tokenizer(info.tokenizer_directory, directory)
+    _write_config(directory, info.args, dtype)
 
 
 def hf_tensors(
@@ -96,6 +109,9 @@ def main() -> None:
     parser.add_argument("--hf-config", type=Path, help="Hugging Face directory of the same model")
     add_dtype_option(parser)
     parser.add_argument("--force", action="store_true", help="replace an existing output")
+    parser.add_argument(
+        "--no-verify-weights", action="store_true", help="do not compare the weights with their hashes"
+    )
     options = parser.parse_args()
     convert(
         options.megatron,
@@ -103,6 +119,7 @@ def main() -> None:
         hf_config=options.hf_config,
         dtype=dtype_option(options),
         force=options.force,
+        verify_weights=not options.no_verify_weights,
     )
 
 

@@ -47,8 +47,7 @@ def compare_tensors(hf: Path, info: CheckpointInfo) -> Difference:
         ValueError: names, shapes or dtypes are not those of the table.
     """
     source, weights = HfWeights(hf), MegatronWeights(weights_directory(info.directory))
-    pieces = check_names_and_shapes(source, chunks(info.family, info.args), dict(info.args))
-    weights.check(pieces)
+    pieces = weights.check(check_names_and_shapes(source, chunks(info.family, info.args), dict(info.args)))
     dtype = stored_dtype(weights, pieces)
     if dtype != info.dtype:
         raise ValueError(f"{info.directory}: weights are {dtype}, star_checkpoint.json says {info.dtype}")

@@ -10,9 +10,10 @@ from megatron_star.inference.compiled_layers import check_can_be_compiled, compi
 from megatron_star.inference.decode_weights import choose_sliced_parts, sliceable_weights
 from megatron_star.inference.star_model import StarModel
 from megatron_star.model.build import build_gpt_model
-from megatron_star.model.checkpoint import CheckpointInfo, load_weights
+from megatron_star.model.checkpoint import WHOLE, CheckpointInfo, load_weights
 from megatron_star.model.cpu import lay_out
 from megatron_star.model.sliced_linear import NO_PARTS, SummedLinear
+from megatron_star.model.weight_hashes import Share
 from megatron_star.parallel.exchange import Exchange
 from megatron_star.parallel.groups import StarGroups
 from megatron_star.processor import IS_AMD
@@ -28,11 +29,13 @@ def load_star_model(
     transformer_impl: str = "local",
     decode_weights: str = "auto",
     compiled_rows: Sequence[int] = (),
+    verify_weights: Share | None = WHOLE,
 ) -> StarModel:
     """Build the checkpoint's model on these groups and load its weights; called on all ranks together.
 
     Args:
         compiled_rows: numbers of sequences, of one token each, for which layers are compiled.
+        verify_weights: see `load_weights`.
 
     Raises:
         ValueError: the kernel or `decode_weights` is unknown, the model is unsupported, the checkpoint does
@@ -44,7 +47,7 @@ def load_star_model(
     attention_kernel = select_kernel(kernel, device=device, dtype=dtype, head_size=model.config.kv_channels)
     if compiled_rows:
         check_can_be_compiled(model, compiled_rows)  # before weights are read, which may take minutes
-    load_weights(model, info)
+    load_weights(model, info, verify=verify_weights)
     lay_out_for_reading(model)  # as whole weights, whose reading `choose_sliced_parts` measures
     exchange = Exchange(groups.cp)
     sliced_parts = choose_sliced_parts(decode_weights, model, exchange)
