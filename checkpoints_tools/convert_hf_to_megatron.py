@@ -42,7 +42,7 @@ def convert(hf: Path, output: Path, *, dtype: torch.dtype | None = None, force: 
     source = open_hf_checkpoint(hf)
     dtype = dtype or common_dtype(source)
     num_bytes = sum(piece.num_elements for piece in source.pieces) * dtype.itemsize
-    with new_directory(output, force=force, num_bytes=num_bytes) as temporary:
+    with new_directory(output, inputs=[hf], force=force, num_bytes=num_bytes) as temporary:
         tokenizer = copy_tokenizer(hf, temporary / TOKENIZER_DIRECTORY)
         args = args_for_megatron(source.args, output / TOKENIZER_DIRECTORY, dtype)
         with progress_bar(num_bytes, "converting") as bar:
@@ -91,7 +91,9 @@ def main() -> None:
     parser.add_argument("--hf", type=Path, required=True, help="Hugging Face directory")
     parser.add_argument("--output", type=Path, required=True, help="directory to create")
     add_dtype_option(parser)
-    parser.add_argument("--force", action="store_true", help="replace an existing output")
+    parser.add_argument(
+        "--force", action="store_true", help="replace an existing output, if it is a checkpoint of ours"
+    )
     options = parser.parse_args()
     convert(options.hf, options.output, dtype=dtype_option(options), force=options.force)
 

@@ -23,7 +23,7 @@ from checkpoints_tools.describe import describe
 from checkpoints_tools.families import Chunk, HfTensor, chunks
 from checkpoints_tools.hf_config import model_arguments, read_hf_config
 from checkpoints_tools.layouts import split
-from checkpoints_tools.output import copy_tokenizer, new_directory
+from checkpoints_tools.output import check_can_write, copy_tokenizer, new_directory
 from checkpoints_tools.safetensors_files import write_hf_weights
 from checkpoints_tools.torch_dist import MegatronWeights
 from megatron_star.model.checkpoint import DTYPES, WHOLE, CheckpointInfo, weights_directory
@@ -46,6 +46,8 @@ def convert(
         dtype: of the result; None keeps that of the checkpoint.
         verify_weights: compare the files of the weights with their hashes while they are read.
     """
+    inputs = [megatron, *([hf_config] if hf_config else [])]
+    check_can_write(output, inputs=inputs, force=force)
     info = describe(megatron, hf_config)
     share = WHOLE if verify_weights else None
     with checked_beside(info.directory, info.weight_files, share) as wait_for_hashes:
@@ -53,7 +55,7 @@ def convert(
         pieces = weights.check(chunks(info.family, info.args))
         num_bytes = sum(piece.num_elements for piece in pieces) * (dtype or info.dtype).itemsize
         with (
-            new_directory(output, force=force, num_bytes=num_bytes) as temporary,
+            new_directory(output, inputs=inputs, force=force, num_bytes=num_bytes) as temporary,
             progress_bar(num_bytes, "converting") as bar,
         ):
             _write(temporary, info, hf_tensors(weights, pieces, info.args, bar), pieces, dtype or info.dtype)
@@ -108,7 +110,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="directory to create")
     parser.add_argument("--hf-config", type=Path, help="Hugging Face directory of the same model")
     add_dtype_option(parser)
-    parser.add_argument("--force", action="store_true", help="replace an existing output")
+    parser.add_argument(
+        "--force", action="store_true", help="replace an existing output, if it is a checkpoint of ours"
+    )
     parser.add_argument(
         "--no-verify-weights", action="store_true", help="do not compare the weights with their hashes"
     )

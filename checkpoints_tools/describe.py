@@ -4,6 +4,8 @@ python -m checkpoints_tools.describe DIR --hf-config HF_DIR
 """
 
 import json
+import shutil
+import tempfile
 from pathlib import Path
 
 import torch
@@ -15,6 +17,7 @@ from checkpoints_tools.hf_config import family_of, model_arguments, read_hf_conf
 from checkpoints_tools.output import copy_tokenizer
 from checkpoints_tools.recorded_by_megatron import check_agreement, recorded_arguments, what_is_missing
 from checkpoints_tools.torch_dist import MegatronWeights
+from megatron_star.model.checked_values import read_json_object
 from megatron_star.model.checkpoint import (
     DESCRIPTION_FILE,
     DTYPES,
@@ -90,11 +93,39 @@ def write_description(directory: Path, info: CheckpointInfo, *, source: Path, ha
     (directory / DESCRIPTION_FILE).write_text(json.dumps(description, indent=2) + "\n")
 
 
-def add_description(directory: Path, hf_config: Path) -> None:
-    """Write the description and copy the tokenizer into the checkpoint."""
+def add_description(directory: Path, hf_config: Path, *, force: bool = False) -> None:
+    """Write the description and copy the tokenizer into the checkpoint.
+
+    Args:
+        force: replace a description, and the tokenizer that came with it.
+
+    Raises:
+        ValueError: there is one already, and not `force`; or what is there is not of this command.
+    """
+    _check_can_add(directory, force=force)
     info = describe(directory, hf_config)
-    copy_tokenizer(hf_config, directory / TOKENIZER_DIRECTORY)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{TOKENIZER_DIRECTORY}.partial-", dir=directory))
+    try:
+        temporary.chmod(0o755)
+        copy_tokenizer(hf_config, temporary)
+        if (directory / TOKENIZER_DIRECTORY).exists():
+            shutil.rmtree(directory / TOKENIZER_DIRECTORY)
+        temporary.rename(directory / TOKENIZER_DIRECTORY)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     write_description(directory, info, source=hf_config, hashes={})
+
+
+def _check_can_add(directory: Path, *, force: bool) -> None:
+    path, tokenizer = directory / DESCRIPTION_FILE, directory / TOKENIZER_DIRECTORY
+    if path.is_file():
+        if "weights" in (read_json_object(path).get("hashes") or {}):
+            raise ValueError(f"{path}: the checkpoint was converted, and needs no other description")
+        if not force:
+            raise ValueError(f"{path} exists; --force replaces it")
+    elif tokenizer.exists():
+        raise ValueError(f"{tokenizer} exists and is not ours; give it another name")
 
 
 def main() -> None:
@@ -103,8 +134,9 @@ def main() -> None:
     parser.add_argument(
         "--hf-config", type=Path, required=True, help="Hugging Face directory: configuration, tokenizer"
     )
+    parser.add_argument("--force", action="store_true", help="replace a description of this command")
     options = parser.parse_args()
-    add_description(options.megatron, options.hf_config)
+    add_description(options.megatron, options.hf_config, force=options.force)
     print(f"{options.megatron / DESCRIPTION_FILE} written")
 
 

@@ -98,14 +98,14 @@ def _check_tensors(file: GgufFile, config: dict[str, Any]) -> None:
 
 def convert(path: Path, output: Path, *, force: bool = False) -> None:
     """Write the Hugging Face directory `output` from a GGUF file."""
-    check_can_write(output, force=force)
+    check_can_write(output, inputs=[path], force=force)
     file = GgufFile(path)
     config = hf_config(file)
     _check_tensors(file, config)
     groups = [[file.hf_tensor(name)] for name in file.tensors]
     num_bytes = sum(4 * int(tensor.n_elements) for tensor in file.tensors.values())
     with (
-        new_directory(output, force=force, num_bytes=num_bytes) as temporary,
+        new_directory(output, inputs=[path], force=force, num_bytes=num_bytes) as temporary,
         progress_bar(num_bytes, "dequantising") as bar,
     ):
         _write_tokenizer(file, temporary)
@@ -138,7 +138,9 @@ def main() -> None:
     parser = command_parser("from_gguf", __doc__.splitlines()[0])
     parser.add_argument("file", type=Path, help="GGUF file")
     parser.add_argument("--output", type=Path, required=True, help="directory to create")
-    parser.add_argument("--force", action="store_true", help="replace an existing output")
+    parser.add_argument(
+        "--force", action="store_true", help="replace an existing output, if it is a checkpoint of ours"
+    )
     options = parser.parse_args()
     convert(options.file, options.output, force=options.force)
 

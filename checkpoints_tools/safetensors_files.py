@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from checkpoints_tools.families import HfTensor
-from checkpoints_tools.safetensors_header import DTYPES_IN_FILES, Entry, read_header
+from checkpoints_tools.safetensors_header import DTYPES_IN_FILES, TOOL_KEY, Entry, read_header
 from megatron_star.model.checked_values import read_json_object, shown
 
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES_IN_FILES.items()}
@@ -153,7 +153,7 @@ def _num_bytes(group: Sequence[HfTensor], dtype: torch.dtype) -> int:
 
 
 def _header(tensors: Sequence[HfTensor], dtype: torch.dtype) -> bytes:
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, object] = {"__metadata__": {"format": "pt", TOOL_KEY: "megatron-star"}}
     begin = 0
     for tensor in tensors:
         end = begin + _num_bytes([tensor], dtype)

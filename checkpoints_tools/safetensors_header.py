@@ -15,6 +15,7 @@ from checkpoints_tools.families import Shape
 from megatron_star.model.checked_values import shown
 
 DTYPES_IN_FILES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+TOOL_KEY = "written_by"  # in the metadata of files that we write
 _LARGEST_HEADER = 100_000_000  # bytes, as the format says
 _MOST_AXES = 16
 
@@ -35,6 +36,24 @@ def read_header(path: Path) -> dict[str, Entry]:
     Raises:
         ValueError: it is truncated, or not safetensors.
     """
+    header, start = _read_json(path)
+    header.pop("__metadata__", None)
+    entries = {name: _entry(path, name, value, start) for name, value in header.items()}
+    _check_extent(path, list(entries.values()), start, path.stat().st_size)
+    return entries
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """What a file says about itself; empty if it says nothing, or is not safetensors."""
+    try:
+        metadata = _read_json(path)[0].get("__metadata__")
+    except ValueError:
+        return {}
+    return metadata if isinstance(metadata, dict) else {}
+
+
+def _read_json(path: Path) -> tuple[dict[str, Any], int]:
+    """The header, and where it ends."""
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -46,10 +65,7 @@ def read_header(path: Path) -> dict[str, Entry]:
             raise ValueError(f"{path}: not a safetensors file (its header is not JSON)") from error
     if not isinstance(header, dict):
         raise ValueError(f"{path}: not a safetensors file (its header is {shown(header)})")
-    header.pop("__metadata__", None)
-    entries = {name: _entry(path, name, value, 8 + length) for name, value in header.items()}
-    _check_extent(path, list(entries.values()), 8 + length, size)
-    return entries
+    return header, 8 + length
 
 
 def _entry(path: Path, name: str, value: Any, start: int) -> Entry:

@@ -126,18 +126,6 @@ def test_a_dtype_that_is_not_a_float(hf):
     assert not (hf.parent / "output").exists()
 
 
-def test_an_existing_output_is_kept_without_force_and_replaced_with_it(hf, tmp_path):
-    output = tmp_path / "output"
-    output.mkdir()
-    (output / "mine").write_text("keep")
-    with pytest.raises(ValueError, match="--force"):
-        convert_hf_to_megatron.convert(hf, output)
-    assert (output / "mine").read_text() == "keep"
-    convert_hf_to_megatron.convert(hf, output, force=True)
-    assert not (output / "mine").exists() and read_checkpoint_info(output).family == "llama"
-    assert not list(tmp_path.glob(".output*"))
-
-
 def test_a_full_disk_is_noticed_before_anything_is_written(hf, monkeypatch):
     usage = shutil.disk_usage(hf)._replace(free=1000)
     monkeypatch.setattr("checkpoints_tools.output.shutil.disk_usage", lambda path: usage)
