@@ -129,9 +129,11 @@ $(GGUF): | $(VENV)/.installed
 	@mv $(PACKAGES).partial $(PACKAGES)
 
 $(HF_MODEL): $(CONVERTERS) | $(GGUF)
+	@rm -rf $(@D)
 	@scripts/step.sh "Converting the model: GGUF to Hugging Face" \
-	    $(RUN) -m checkpoints_tools.from_gguf $(GGUF) --output $(@D) --force
+	    $(RUN) -m checkpoints_tools.from_gguf $(GGUF) --output $(@D)
 
 $(MEGATRON_MODEL): $(HF_MODEL)
+	@rm -rf $(@D)
 	@scripts/step.sh "Converting the model: Hugging Face to Megatron" \
-	    $(RUN) -m checkpoints_tools.convert_hf_to_megatron --hf .demo/hf --output $(@D) --dtype float32 --force
+	    $(RUN) -m checkpoints_tools.convert_hf_to_megatron --hf .demo/hf --output $(@D) --dtype float32

@@ -4,13 +4,14 @@ python -m checkpoints_tools.convert_megatron_to_hf --megatron DIR --output DIR [
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from checkpoints_tools.casting import cast
 from checkpoints_tools.command_line import (
     add_dtype_option,
     command_parser,
@@ -19,12 +20,14 @@ from checkpoints_tools.command_line import (
     run_command,
 )
 from checkpoints_tools.describe import describe
-from checkpoints_tools.families import Chunk, chunks
+from checkpoints_tools.families import Chunk, HfTensor, chunks
+from checkpoints_tools.hf_config import model_arguments, read_hf_config
 from checkpoints_tools.layouts import split
-from checkpoints_tools.output import copy_tokenizer, new_directory
+from checkpoints_tools.output import check_can_write, copy_tokenizer, new_directory
 from checkpoints_tools.safetensors_files import write_hf_weights
 from checkpoints_tools.torch_dist import MegatronWeights
-from megatron_star.model.checkpoint import DTYPES, weights_directory
+from megatron_star.model.checkpoint import DTYPES, WHOLE, CheckpointInfo, weights_directory
+from megatron_star.model.weight_hashes import checked_beside
 
 
 def convert(
@@ -34,48 +37,71 @@ def convert(
     hf_config: Path | None = None,
     dtype: torch.dtype | None = None,
     force: bool = False,
+    verify_weights: bool = True,
 ) -> None:
     """Convert `megatron` to `output`.
 
     Args:
         hf_config: a Hugging Face directory of the same model, for a checkpoint without star_checkpoint.json.
         dtype: of the result; None keeps that of the checkpoint.
+        verify_weights: compare the files of the weights with their hashes while they are read.
     """
+    inputs = [megatron, *([hf_config] if hf_config else [])]
+    check_can_write(output, inputs=inputs, force=force)
     info = describe(megatron, hf_config)
-    weights = MegatronWeights(weights_directory(megatron))
-    pieces = list(chunks(info.family, info.args))
-    weights.check(pieces)
-    dtype = dtype or info.dtype
+    share = WHOLE if verify_weights else None
+    with checked_beside(info.directory, info.weight_files, share) as wait_for_hashes:
+        weights = MegatronWeights(weights_directory(info.directory))
+        pieces = weights.check(chunks(info.family, info.args))
+        num_bytes = sum(piece.num_elements for piece in pieces) * (dtype or info.dtype).itemsize
+        with (
+            new_directory(output, inputs=inputs, force=force, num_bytes=num_bytes) as temporary,
+            progress_bar(num_bytes, "converting") as bar,
+        ):
+            _write(temporary, info, hf_tensors(weights, pieces, info.args, bar), pieces, dtype or info.dtype)
+            wait_for_hashes()
+
+
+def _write(
+    directory: Path,
+    info: CheckpointInfo,
+    values: Iterable[list[Tensor]],
+    pieces: list[Chunk],
+    dtype: torch.dtype,
+) -> None:
     groups = [piece.sources for piece in pieces]
-    num_bytes = sum(piece.num_elements for piece in pieces) * dtype.itemsize
-    with (
-        new_directory(output, force=force, num_bytes=num_bytes) as temporary,
-        progress_bar(num_bytes, "converting") as bar,
-    ):
-        values = hf_tensors(weights, pieces, info.args, dtype, bar)
-        write_hf_weights(temporary, groups, values, dtype)
-        copy_tokenizer(info.tokenizer_directory, temporary)
-        _write_dtype(temporary / "config.json", dtype)
+    write_hf_weights(directory, groups, _cast(values, groups, dtype), dtype)
+    copy_tokenizer(info.tokenizer_directory, directory)
+    _write_config(directory, info.args, dtype)
 
 
 def hf_tensors(
-    weights: MegatronWeights, pieces: list[Chunk], args: Mapping[str, Any], dtype: torch.dtype, bar: Any
+    weights: MegatronWeights, pieces: list[Chunk], args: Mapping[str, Any], bar: Any
 ) -> Iterator[list[Tensor]]:
-    """The Hugging Face tensors of each piece."""
+    """The Hugging Face tensors of each piece, in the dtype in which they are stored."""
     for piece in pieces:
-        fused = weights.read(piece).to(dtype)
-        bar.update(piece.num_elements * dtype.itemsize)
+        fused = weights.read(piece)
+        bar.update(piece.num_elements * fused.dtype.itemsize)
         yield split(piece.layout, fused, [source.shape for source in piece.sources], args["num_query_groups"])
 
 
-def _write_dtype(path: Path, dtype: torch.dtype) -> None:
-    """Make config.json name the dtype of the weights, and leave the file as it is if it does."""
-    config = json.loads(path.read_text())
+def _cast(
+    values: Iterable[list[Tensor]], groups: list[tuple[HfTensor, ...]], dtype: torch.dtype
+) -> Iterator[list[Tensor]]:
+    for tensors, sources in zip(values, groups, strict=True):
+        yield [cast(tensor, dtype, source.name) for tensor, source in zip(tensors, sources, strict=True)]
+
+
+def _write_config(directory: Path, args: Mapping[str, Any], dtype: torch.dtype) -> None:
+    """Make config.json name the weights' dtype and whether they are tied; leave it as it is if it does."""
+    config = read_hf_config(directory)
     key = "torch_dtype" if "torch_dtype" in config else "dtype"
-    name = next(name for name, value in DTYPES.items() if value == dtype)
-    if config.get(key) != name:
-        config[key] = name
-        path.write_text(json.dumps(config, indent=2) + "\n")
+    changed = config | {key: next(name for name, value in DTYPES.items() if value == dtype)}
+    tied = not args["untie_embeddings_and_output_weights"]
+    if model_arguments(config)["untie_embeddings_and_output_weights"] == tied:
+        changed["tie_word_embeddings"] = tied
+    if changed != config:
+        (directory / "config.json").write_text(json.dumps(changed, indent=2) + "\n")
 
 
 def main() -> None:
@@ -84,7 +110,12 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="directory to create")
     parser.add_argument("--hf-config", type=Path, help="Hugging Face directory of the same model")
     add_dtype_option(parser)
-    parser.add_argument("--force", action="store_true", help="replace an existing output")
+    parser.add_argument(
+        "--force", action="store_true", help="replace an existing output, if it is a checkpoint of ours"
+    )
+    parser.add_argument(
+        "--no-verify-weights", action="store_true", help="do not compare the weights with their hashes"
+    )
     options = parser.parse_args()
     convert(
         options.megatron,
@@ -92,6 +123,7 @@ def main() -> None:
         hf_config=options.hf_config,
         dtype=dtype_option(options),
         force=options.force,
+        verify_weights=not options.no_verify_weights,
     )
 
 

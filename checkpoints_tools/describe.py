@@ -4,22 +4,20 @@ python -m checkpoints_tools.describe DIR --hf-config HF_DIR
 """
 
 import json
-from argparse import Namespace
-from collections.abc import Mapping
+import shutil
+import tempfile
 from pathlib import Path
-from typing import Any
 
 import torch
-import yaml
-from megatron.core.dist_checkpointing.serialization import load_common_state_dict
-from megatron.core.safe_globals import register_safe_globals
 
 import megatron_star
 from checkpoints_tools.command_line import command_parser, run_command
 from checkpoints_tools.families import Chunk, chunks
 from checkpoints_tools.hf_config import family_of, model_arguments, read_hf_config
 from checkpoints_tools.output import copy_tokenizer
+from checkpoints_tools.recorded_by_megatron import check_agreement, recorded_arguments, what_is_missing
 from checkpoints_tools.torch_dist import MegatronWeights
+from megatron_star.model.checked_values import read_json_object
 from megatron_star.model.checkpoint import (
     DESCRIPTION_FILE,
     DTYPES,
@@ -28,43 +26,8 @@ from megatron_star.model.checkpoint import (
     CheckpointInfo,
     read_checkpoint_info,
     weights_directory,
-    without_torch_warnings,
 )
-
-_BRIDGE_FILE = "run_config.yaml"
-# Megatron Bridge uses the names of TransformerConfig and GPTModel.
-_BRIDGE_NAMES = {
-    "layernorm_epsilon": "norm_epsilon",
-    "num_moe_experts": "num_experts",
-    "rope_scaling": "use_rope_scaling",
-}
-# What decides the result and may differ between models whose tensors have the same shapes.
-_COMPARED = (
-    "num_layers",
-    "hidden_size",
-    "ffn_hidden_size",
-    "num_attention_heads",
-    "num_query_groups",
-    "kv_channels",
-    "normalization",
-    "norm_epsilon",
-    "add_qkv_bias",
-    "qk_layernorm",
-    "untie_embeddings_and_output_weights",
-    "position_embedding_type",
-    "rotary_base",
-    "rotary_percent",
-    "use_rope_scaling",
-    "rope_scaling_factor",
-    "num_experts",
-    "moe_router_topk",
-    "moe_router_pre_softmax",
-)
-_ONLY_WITH = {
-    "rope_scaling_factor": "use_rope_scaling",
-    "moe_router_topk": "num_experts",
-    "moe_router_pre_softmax": "num_experts",
-}
+from megatron_star.model.weight_hashes import root_hash
 
 
 def describe(directory: Path, hf_config: Path | None) -> CheckpointInfo:
@@ -77,63 +40,19 @@ def describe(directory: Path, hf_config: Path | None) -> CheckpointInfo:
         if not (directory / DESCRIPTION_FILE).is_file():
             weights = weights_directory(directory)
             raise ValueError(
-                f"{directory}: it does not say {_missing(recorded_arguments(weights))}; "
+                f"{directory}: it does not say {what_is_missing(recorded_arguments(weights))}; "
                 "give a Hugging Face directory of the same model with --hf-config"
             )
-        return read_checkpoint_info(directory)
+        info = read_checkpoint_info(directory)
+        family_of({"model_type": info.family})
+        return info
     config = read_hf_config(hf_config)
     model_args = model_arguments(config)
     weights = weights_directory(directory)
-    _check_agreement(directory, recorded_arguments(weights), model_args)
-    pieces = list(chunks(family_of(config), model_args))
-    dtype = stored_dtype(MegatronWeights(weights), pieces)
+    check_agreement(directory, recorded_arguments(weights), model_args)
+    stored = MegatronWeights(weights)
+    dtype = stored_dtype(stored, stored.check(chunks(family_of(config), model_args)))
     return CheckpointInfo(directory, model_args, family_of(config), dtype, hf_config)
-
-
-def recorded_arguments(weights: Path) -> dict[str, Any]:
-    """What Megatron-LM (`args`) or Megatron Bridge (`run_config.yaml`) recorded, in Megatron-LM's names."""
-    bridge = next(
-        (path for path in (weights / _BRIDGE_FILE, weights.parent / _BRIDGE_FILE) if path.is_file()), None
-    )
-    if bridge:
-        return _bridge_arguments(bridge)
-    register_safe_globals()
-    with without_torch_warnings():
-        args = load_common_state_dict(str(weights)).get("args", Namespace())
-    return dict(vars(args))
-
-
-def _bridge_arguments(path: Path) -> dict[str, Any]:
-    try:
-        model = yaml.safe_load(path.read_text())["model"]
-    except (yaml.YAMLError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: cannot be read ({error})") from error
-    recorded = {_BRIDGE_NAMES.get(name, name): value for name, value in model.items()}
-    if "share_embeddings_and_output_weights" in model:
-        recorded["untie_embeddings_and_output_weights"] = not model["share_embeddings_and_output_weights"]
-    return recorded
-
-
-def _missing(recorded: Mapping[str, Any]) -> str:
-    missing = [name for name in _COMPARED if name not in recorded and _has_effect(name, recorded)]
-    return ", ".join(["the family", "the tokenizer", *missing])
-
-
-def _has_effect(name: str, args: Mapping[str, Any]) -> bool:
-    return name not in _ONLY_WITH or bool(args.get(_ONLY_WITH[name]))
-
-
-def _check_agreement(directory: Path, recorded: Mapping[str, Any], model_args: Mapping[str, Any]) -> None:
-    for name in _COMPARED:
-        if recorded.get(name) is None or not _has_effect(name, model_args):
-            continue
-        found, expected = recorded[name], model_args.get(name)
-        if name == "num_query_groups" and not recorded.get("group_query_attention", True):
-            found = recorded["num_attention_heads"]
-        if found != expected:
-            raise ValueError(
-                f"{directory}: {name} is {found!r} in the checkpoint, {expected!r} in --hf-config"
-            )
 
 
 def stored_dtype(weights: MegatronWeights, pieces: list[Chunk]) -> torch.dtype:
@@ -153,7 +72,13 @@ def stored_dtype(weights: MegatronWeights, pieces: list[Chunk]) -> torch.dtype:
 
 
 def write_description(directory: Path, info: CheckpointInfo, *, source: Path, hashes: dict[str, str]) -> None:
-    """Write the description of the checkpoint in `directory`, as `read_checkpoint_info` reads it."""
+    """Write the description of the checkpoint in `directory`, as `read_checkpoint_info` reads it.
+
+    Args:
+        hashes: of the other files; that of the weights follows from `info.weight_files`.
+    """
+    if info.weight_files:
+        hashes = {"weights": root_hash(info.weight_files), **hashes}
     description = {
         "format_version": FORMAT_VERSION,
         "tool": f"megatron-star {megatron_star.__version__}",
@@ -163,14 +88,44 @@ def write_description(directory: Path, info: CheckpointInfo, *, source: Path, ha
         "hashes": hashes,
         "megatron_args": dict(info.args),
     }
+    if info.weight_files:
+        description["weight_files"] = info.weight_files
     (directory / DESCRIPTION_FILE).write_text(json.dumps(description, indent=2) + "\n")
 
 
-def add_description(directory: Path, hf_config: Path) -> None:
-    """Write the description and copy the tokenizer into the checkpoint."""
+def add_description(directory: Path, hf_config: Path, *, force: bool = False) -> None:
+    """Write the description and copy the tokenizer into the checkpoint.
+
+    Args:
+        force: replace a description, and the tokenizer that came with it.
+
+    Raises:
+        ValueError: there is one already, and not `force`; or what is there is not of this command.
+    """
+    _check_can_add(directory, force=force)
     info = describe(directory, hf_config)
-    copy_tokenizer(hf_config, directory / TOKENIZER_DIRECTORY)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{TOKENIZER_DIRECTORY}.partial-", dir=directory))
+    try:
+        temporary.chmod(0o755)
+        copy_tokenizer(hf_config, temporary)
+        if (directory / TOKENIZER_DIRECTORY).exists():
+            shutil.rmtree(directory / TOKENIZER_DIRECTORY)
+        temporary.rename(directory / TOKENIZER_DIRECTORY)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     write_description(directory, info, source=hf_config, hashes={})
+
+
+def _check_can_add(directory: Path, *, force: bool) -> None:
+    path, tokenizer = directory / DESCRIPTION_FILE, directory / TOKENIZER_DIRECTORY
+    if path.is_file():
+        if "weights" in (read_json_object(path).get("hashes") or {}):
+            raise ValueError(f"{path}: the checkpoint was converted, and needs no other description")
+        if not force:
+            raise ValueError(f"{path} exists; --force replaces it")
+    elif tokenizer.exists():
+        raise ValueError(f"{tokenizer} exists and is not ours; give it another name")
 
 
 def main() -> None:
@@ -179,8 +134,9 @@ def main() -> None:
     parser.add_argument(
         "--hf-config", type=Path, required=True, help="Hugging Face directory: configuration, tokenizer"
     )
+    parser.add_argument("--force", action="store_true", help="replace a description of this command")
     options = parser.parse_args()
-    add_description(options.megatron, options.hf_config)
+    add_description(options.megatron, options.hf_config, force=options.force)
     print(f"{options.megatron / DESCRIPTION_FILE} written")
 
 

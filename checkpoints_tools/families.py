@@ -16,11 +16,23 @@ AS_IS, QKV, VOCABULARY = "as_is", "qkv", "vocabulary"
 Shape = tuple[int, ...]
 
 
+class Place(NamedTuple):
+    """Where else a tensor may be: the `number`-th of so many equal pieces (`pieces`) of another, along rows.
+
+    Of a tensor of all experts, each expert's piece is so divided.
+    """
+
+    name: str
+    number: int = 0
+    pieces: int = 1
+
+
 class Part(NamedTuple):
     """A Hugging Face tensor. `axes` name its sizes, see `axis_sizes`."""
 
     name: str
     axes: tuple[str, ...]
+    elsewhere: Place | None = None
 
 
 class Weight(NamedTuple):
@@ -35,9 +47,20 @@ class Weight(NamedTuple):
     split_axis: int | None = None
 
 
-class HfTensor(NamedTuple):
+class Slab(NamedTuple):
+    """A tensor of this name and shape that has what is wanted, from its `begin`-th element on."""
+
     name: str
     shape: Shape
+    begin: int
+
+
+class HfTensor(NamedTuple):
+    """A tensor by the name that we write; `elsewhere` is what may have it instead in what we read."""
+
+    name: str
+    shape: Shape
+    elsewhere: Slab | None = None
 
 
 class Chunk(NamedTuple):
@@ -73,16 +96,22 @@ _LAYER = "model.layers.{layer}."
 _MEGATRON_LAYER = "decoder.layers."
 
 
-def _layer_weight(key: str, *parts: tuple[str, tuple[str, ...]], **how: Any) -> Weight:
-    return Weight(_MEGATRON_LAYER + key, tuple(Part(_LAYER + name, axes) for name, axes in parts), **how)
+def _layer_weight(key: str, *parts: tuple[Any, ...], **how: Any) -> Weight:
+    """Of parts (name, axes) or (name, axes, place elsewhere), names without the layer's prefix."""
+    return Weight(_MEGATRON_LAYER + key, tuple(Part(_LAYER + part[0], *part[1:]) for part in parts), **how)
 
 
-_EMBEDDING = Weight(
-    "embedding.word_embeddings.weight",
-    (Part("model.embed_tokens.weight", ("vocab", "hidden")),),
-    VOCABULARY,
-    0,
-)
+def _in_layer(name: str, number: int = 0, pieces: int = 1) -> Place:
+    return Place(_LAYER + name, number, pieces)
+
+
+def _embedding(elsewhere: Place | None = None) -> Weight:
+    part = Part("model.embed_tokens.weight", ("vocab", "hidden"), elsewhere)
+    return Weight("embedding.word_embeddings.weight", (part,), VOCABULARY, 0)
+
+
+_EMBEDDING = _embedding()
+_TIED_EMBEDDING = _embedding(Place("lm_head.weight"))  # transformers takes whichever of the two is there
 _FINAL = Weight("decoder.final_layernorm.weight", (Part("model.norm.weight", ("hidden",)),))
 OUTPUT_LAYER = Weight("output_layer.weight", (Part("lm_head.weight", ("vocab", "hidden")),), VOCABULARY, 0)
 
@@ -127,19 +156,24 @@ _DENSE_MLP = (
 
 
 def _experts(block: str, gate: str, up: str, down: str) -> tuple[Weight, ...]:
+    """Of a block under `mlp` in transformers 5, which may store all experts of a layer as one tensor."""
     expert = block + ".experts.{expert}."
+    fused = "mlp.experts."
     return (
         _layer_weight("pre_mlp_layernorm.weight", ("post_attention_layernorm.weight", ("hidden",))),
-        _layer_weight("mlp.router.weight", (block + ".gate.weight", ("experts", "hidden"))),
+        _layer_weight(
+            "mlp.router.weight",
+            (block + ".gate.weight", ("experts", "hidden"), _in_layer("mlp.gate.weight")),
+        ),
         _layer_weight(
             "mlp.experts.experts.linear_fc1.weight",
-            (f"{expert}{gate}.weight", ("expert_ffn", "hidden")),
-            (f"{expert}{up}.weight", ("expert_ffn", "hidden")),
+            (f"{expert}{gate}.weight", ("expert_ffn", "hidden"), _in_layer(fused + "gate_up_proj", 0, 2)),
+            (f"{expert}{up}.weight", ("expert_ffn", "hidden"), _in_layer(fused + "gate_up_proj", 1, 2)),
             split_axis=0,
         ),
         _layer_weight(
             "mlp.experts.experts.linear_fc2.weight",
-            (f"{expert}{down}.weight", ("hidden", "expert_ffn")),
+            (f"{expert}{down}.weight", ("hidden", "expert_ffn"), _in_layer(fused + "down_proj")),
             split_axis=1,
         ),
     )
@@ -175,12 +209,13 @@ def axis_sizes(args: Mapping[str, Any]) -> dict[str, int]:
 
 def chunks(family: str, args: Mapping[str, Any]) -> Iterator[Chunk]:
     """Every piece of the model, layer by layer."""
-    yield from _weight_chunks(_EMBEDDING, args, None)
+    untied = args["untie_embeddings_and_output_weights"]
+    yield from _weight_chunks(_EMBEDDING if untied else _TIED_EMBEDDING, args, None)
     for layer in range(args["num_layers"]):
         for weight in FAMILIES[family]:
             yield from _weight_chunks(weight, args, layer)
     yield from _weight_chunks(_FINAL, args, None)
-    if args["untie_embeddings_and_output_weights"]:
+    if untied:
         yield from _weight_chunks(OUTPUT_LAYER, args, None)
 
 
@@ -212,5 +247,11 @@ def _height(layout: str, parts: tuple[Part, ...], args: Mapping[str, Any], sizes
 
 
 def _hf_tensor(part: Part, sizes: Mapping[str, int], layer: int | None, expert: int) -> HfTensor:
-    name = part.name.format(layer=layer, expert=expert)
-    return HfTensor(name, tuple(sizes[axis] for axis in part.axes))
+    shape = tuple(sizes[axis] for axis in part.axes)
+    slab = None
+    if part.elsewhere:
+        name, number, pieces = part.elsewhere
+        of_experts = (sizes["experts"],) if "{expert}" in part.name else ()
+        whole = (*of_experts, pieces * shape[0], *shape[1:])
+        slab = Slab(name.format(layer=layer), whole, (expert * pieces + number) * prod(shape))
+    return HfTensor(part.name.format(layer=layer, expert=expert), shape, slab)

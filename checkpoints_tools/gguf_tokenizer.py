@@ -7,6 +7,8 @@ from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 
+from megatron_star.model.checked_values import shown
+
 Field = Callable[..., Any]
 
 _CONTROL, _USER_DEFINED = 3, 4  # GGUF's token types
@@ -66,19 +68,47 @@ def _byte_level_bpe(field: Field) -> Tokenizer:
             f"tokenizer.ggml.model={model!r} with tokenizer.ggml.pre={pre!r} is not supported; "
             f"gpt2 with {', '.join(_PRE_TOKENIZERS)} is"
         )
-    tokens = field("tokenizer.ggml.tokens")
-    merges = [tuple(merge.split(" ")) for merge in field("tokenizer.ggml.merges")]
+    tokens, merges = _texts(field, "tokenizer.ggml.tokens"), _texts(field, "tokenizer.ggml.merges")
+    merges = [tuple(merge.split(" ")) for merge in merges]
+    if wrong := next((merge for merge in merges if len(merge) != 2), None):
+        raise ValueError(f"tokenizer.ggml.merges has {shown(' '.join(wrong))}, which is not two pieces")
     vocabulary = {token: i for i, token in enumerate(tokens)}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(_PRE_TOKENIZERS[pre]())
     tokenizer.decoder = decoders.ByteLevel()
-    _add_tokens(tokenizer, tokens, field("tokenizer.ggml.token_type"))
+    _add_tokens(tokenizer, tokens, _token_types(field, len(tokens)))
     if field("tokenizer.ggml.add_bos_token", False):
-        bos = field("tokenizer.ggml.bos_token_id")
+        bos = _token_id(field, "bos", tokens)
+        if bos is None:
+            raise ValueError(
+                "tokenizer.ggml.add_bos_token is true, but tokenizer.ggml.bos_token_id is missing"
+            )
         tokenizer.post_processor = processors.TemplateProcessing(
             single=f"{tokens[bos]} $A", special_tokens=[(tokens[bos], bos)]
         )
     return tokenizer
+
+
+def _texts(field: Field, name: str) -> list[str]:
+    values = field(name)
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise ValueError(f"{name}={shown(values)}: it must be a list of texts")
+    return values
+
+
+def _token_types(field: Field, num_tokens: int) -> list[int]:
+    types = field("tokenizer.ggml.token_type")
+    if not isinstance(types, list) or len(types) != num_tokens:
+        raise ValueError(f"tokenizer.ggml.token_type={shown(types)}: it must be a number for each token")
+    return types
+
+
+def _token_id(field: Field, kind: str, tokens: list[str]) -> int | None:
+    name = f"tokenizer.ggml.{kind}_token_id"
+    token_id = field(name)
+    if token_id is not None and (type(token_id) is not int or not 0 <= token_id < len(tokens)):
+        raise ValueError(f"{name}={shown(token_id)}: it must be from 0 to {len(tokens) - 1:,}")
+    return token_id
 
 
 def _add_tokens(tokenizer: Tokenizer, tokens: list[str], types: list[int]) -> None:
@@ -91,5 +121,5 @@ def _add_tokens(tokenizer: Tokenizer, tokens: list[str], types: list[int]) -> No
 
 def _named_tokens(field: Field, tokens: list[str]) -> dict[str, str]:
     names = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
-    ids = {name: field(f"tokenizer.ggml.{key}_token_id") for name, key in names.items()}
+    ids = {name: _token_id(field, kind, tokens) for name, kind in names.items()}
     return {name: tokens[i] for name, i in ids.items() if i is not None}

@@ -10,22 +10,20 @@ from typing import Any
 import torch
 
 from checkpoints_tools.command_line import command_parser, run_command
-from checkpoints_tools.convert_hf_to_megatron import common_dtype
 from checkpoints_tools.describe import describe
 from checkpoints_tools.families import Chunk, chunks
-from checkpoints_tools.hf_config import family_of, model_arguments, read_hf_config
-from checkpoints_tools.safetensors_files import HfWeights
+from checkpoints_tools.hf_checkpoint import common_dtype, open_hf_checkpoint
+from checkpoints_tools.torch_dist import MegatronWeights
 from megatron_star.model.architecture import transformer_config
-from megatron_star.model.checkpoint import DESCRIPTION_FILE, CheckpointInfo
+from megatron_star.model.checkpoint import DESCRIPTION_FILE, CheckpointInfo, weights_directory
 
 _TP_SIZES = range(1, 9)
 
 
 def inspect(directory: Path, hf_config: Path | None = None) -> str:
     """A report of some lines on the checkpoint."""
-    info = _info(directory, hf_config)
+    info, pieces = _read(directory, hf_config)
     args = info.args
-    pieces = list(chunks(info.family, args))
     parameters = sum(_num_real_elements(piece) for piece in pieces)
     lines = {
         "family": info.family,
@@ -47,13 +45,16 @@ def inspect(directory: Path, hf_config: Path | None = None) -> str:
     return "\n".join(report)
 
 
-def _info(directory: Path, hf_config: Path | None) -> CheckpointInfo:
+def _read(directory: Path, hf_config: Path | None) -> tuple[CheckpointInfo, list[Chunk]]:
+    """What the checkpoint is, and its pieces, all of which are in it."""
     if (directory / "config.json").is_file() and not (directory / DESCRIPTION_FILE).is_file():
-        config = read_hf_config(directory)
-        family, args = family_of(config), model_arguments(config)
-        dtype = common_dtype(HfWeights(directory), list(chunks(family, args)))
-        return CheckpointInfo(directory, args, family, dtype, directory)
-    return describe(directory, hf_config)
+        checkpoint = open_hf_checkpoint(directory)
+        dtype = common_dtype(checkpoint)
+        info = CheckpointInfo(directory, checkpoint.args, checkpoint.family, dtype, directory)
+        return info, checkpoint.pieces
+    info = describe(directory, hf_config)
+    weights = MegatronWeights(weights_directory(directory))
+    return info, weights.check(chunks(info.family, info.args))
 
 
 def _num_real_elements(piece: Chunk) -> int:

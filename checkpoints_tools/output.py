@@ -1,10 +1,13 @@
-"""An output directory that appears whole or not at all."""
+"""An output directory that appears whole or not at all, and replaces nothing but what we have written."""
 
+import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from checkpoints_tools.written_by_us import what_is_not_ours
 
 _MARGIN = 64_000_000  # bytes for everything that is not a weight
 _TOKENIZER_FILES = (
@@ -21,14 +24,17 @@ _TOKENIZER_FILES = (
 
 
 @contextmanager
-def new_directory(output: Path, *, force: bool, num_bytes: int) -> Iterator[Path]:
+def new_directory(output: Path, *, inputs: Iterable[Path], force: bool, num_bytes: int) -> Iterator[Path]:
     """A temporary directory beside `output`, renamed to it at the end, or removed if anything fails.
 
+    Args:
+        inputs: what is read: no output may be one of them, be in one of them, or have one in it.
+
     Raises:
-        ValueError: `output` exists and not `force`, or the disk has no room for `num_bytes`.
+        ValueError: see `check_can_write`; or the disk has no room for `num_bytes`.
     """
-    output = output.absolute()
-    check_can_write(output, force=force)
+    inputs = list(inputs)
+    output = check_can_write(output, inputs=inputs, force=force)
     output.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(output.parent).free
     if free < num_bytes + _MARGIN:
@@ -37,16 +43,41 @@ def new_directory(output: Path, *, force: bool, num_bytes: int) -> Iterator[Path
     try:
         temporary.chmod(0o755)
         yield temporary
+        check_can_write(output, inputs=inputs, force=force)  # it may have been there only for an hour
         _replace(output, temporary)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
 
 
-def check_can_write(output: Path, *, force: bool) -> None:
-    """Raises ValueError if `output` exists and not `force`."""
-    if output.exists() and not force:
-        raise ValueError(f"{output} exists; --force replaces it")
+def check_can_write(output: Path, *, inputs: Iterable[Path], force: bool) -> Path:
+    """The output's absolute path without symbolic links.
+
+    Raises:
+        ValueError: `output` is, contains or lies in an input; or it exists, and not `force`, or it is not a
+            checkpoint that we have written.
+    """
+    if output.is_symlink():
+        raise ValueError(f"{output} is a symbolic link; give the directory itself")
+    resolved = Path(os.path.realpath(output))
+    for source in inputs:
+        _check_apart(output, resolved, Path(os.path.realpath(source)))
+    if not resolved.exists():
+        return resolved
+    if not force:
+        raise ValueError(f"{output} exists; --force replaces it, if it is a checkpoint of ours")
+    if reason := what_is_not_ours(resolved):
+        raise ValueError(f"{output} exists and is not replaced: {reason}; remove it yourself")
+    return resolved
+
+
+def _check_apart(output: Path, resolved: Path, source: Path) -> None:
+    """By identity on the disk, not by name alone: one directory may be mounted in two places."""
+    for above, below, relation in ((source, resolved, "lies in"), (resolved, source, "contains")):
+        for directory in (below, *below.parents):
+            if directory == above or (directory.exists() and above.exists() and directory.samefile(above)):
+                relation = "is" if directory == below else relation
+                raise ValueError(f"{output} {relation} {source}, which is read")
 
 
 def _replace(output: Path, temporary: Path) -> None:
@@ -55,7 +86,12 @@ def _replace(output: Path, temporary: Path) -> None:
         return
     old = Path(tempfile.mkdtemp(prefix=f".{output.name}.replaced-", dir=output.parent))
     output.rename(old / output.name)
-    temporary.rename(output)
+    try:
+        temporary.rename(output)
+    except BaseException:
+        (old / output.name).rename(output)
+        old.rmdir()
+        raise
     shutil.rmtree(old)
 
 

@@ -1,50 +1,63 @@
-"""Read and write safetensors one tensor at a time, so that memory is that of a tensor, not of a file.
-
-A file is: 8 bytes, little endian, the length of the header; the header, JSON from name to dtype, shape and
-data_offsets, counted from the end of the header; the data. https://github.com/huggingface/safetensors
-"""
+"""Read and write safetensors one tensor at a time, so that memory is that of a tensor, not of a file."""
 
 import json
 import os
 from collections.abc import Iterable, Sequence
+from math import prod
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from checkpoints_tools.families import HfTensor, Shape
+from checkpoints_tools.families import HfTensor
+from checkpoints_tools.safetensors_header import DTYPES_IN_FILES, TOOL_KEY, Entry, read_header
+from megatron_star.model.checked_values import read_json_object, shown
 
-DTYPES_IN_FILES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES_IN_FILES.items()}
 _INDEX_FILE = "model.safetensors.index.json"
 _SINGLE_FILE = "model.safetensors"
+_ADAPTER_FILE = "adapter_config.json"
 _MAX_FILE_BYTES = 5_000_000_000
 
 
-class Entry(NamedTuple):
-    """Where a tensor lies. `dtype` is the name in the file, which need not be one that we can read."""
-
-    file: Path
-    dtype: str
-    shape: Shape
-    begin: int
-    end: int
-
-
 class HfWeights:
-    """The tensors of a Hugging Face directory. Opening it reads headers only.
+    """The tensors of a Hugging Face directory, of the files that transformers reads. Opening reads headers.
 
     Raises:
         FileNotFoundError: no safetensors, or a file that the index lists is missing.
-        ValueError: a file is truncated or not safetensors.
+        ValueError: a file is truncated or not safetensors, or a tensor is in two files.
     """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.entries: dict[str, Entry] = {}
+        self.taken: set[str] = set()
         for file in _weight_files(directory):
-            self.entries |= _read_header(file)
+            entries = read_header(file)
+            if twice := self.entries.keys() & entries.keys():
+                raise ValueError(f"{file}: {min(twice)} is in {self.entries[min(twice)].file} as well")
+            self.entries |= entries
+
+    def take(self, tensor: HfTensor) -> Entry | None:
+        """Where the tensor lies, under its own name from now on; None if it is not there.
+
+        Raises:
+            ValueError: it is a piece of another, whose shape is not what it must be.
+        """
+        slab = tensor.elsewhere
+        if tensor.name not in self.entries and slab and slab.name in self.entries:
+            whole = self.entries[slab.name]
+            if whole.shape != slab.shape:
+                raise ValueError(
+                    f"{whole.file}: {slab.name} has shape {whole.shape}, config.json says {slab.shape}"
+                )
+            num_bytes = whole.end - whole.begin
+            begin, size = (n * num_bytes // prod(slab.shape) for n in (slab.begin, prod(tensor.shape)))
+            self.entries[tensor.name] = whole._replace(
+                shape=tensor.shape, begin=whole.begin + begin, end=whole.begin + begin + size
+            )
+            self.taken.add(slab.name)
+        return self.entries.get(tensor.name)
 
     def read(self, name: str) -> Tensor:
         """The tensor, in memory of its own."""
@@ -65,16 +78,13 @@ def _read_into(file: object, buffer: memoryview, path: Path) -> None:
 
 
 def _weight_files(directory: Path) -> list[Path]:
-    index = directory / _INDEX_FILE
-    if index.is_file():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        files = [directory / name for name in names]
-        for file in files:
-            if not file.is_file():
-                raise FileNotFoundError(f"{file}: no such file, but {index.name} lists it; download it again")
-        return files
+    """As transformers chooses: the single file comes before the index."""
+    if (directory / _ADAPTER_FILE).is_file():
+        raise ValueError(f"{directory / _ADAPTER_FILE}: an adapter; merge it into its model first")
     if (directory / _SINGLE_FILE).is_file():
         return [directory / _SINGLE_FILE]
+    if (directory / _INDEX_FILE).is_file():
+        return _files_of_index(directory / _INDEX_FILE)
     if legacy := sorted(directory.glob("pytorch_model*.bin")) + sorted(directory.glob("consolidated*.pth")):
         raise FileNotFoundError(
             f"{legacy[0]}: only safetensors are read; save the model as safetensors first"
@@ -82,26 +92,18 @@ def _weight_files(directory: Path) -> list[Path]:
     raise FileNotFoundError(f"{directory}: neither {_SINGLE_FILE} nor {_INDEX_FILE} in it")
 
 
-def _read_header(path: Path) -> dict[str, Entry]:
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > size - 8:
-            raise ValueError(f"{path}: truncated, or not a safetensors file")
-        try:
-            header = json.loads(file.read(length))
-        except ValueError as error:
-            raise ValueError(f"{path}: not a safetensors file (its header is not JSON)") from error
-    header.pop("__metadata__", None)
-    start = 8 + length
-    entries = {}
-    for name, entry in header.items():
-        begin, end = entry["data_offsets"]
-        entries[name] = Entry(path, entry["dtype"], tuple(entry["shape"]), start + begin, start + end)
-    end = max((entry.end for entry in entries.values()), default=start)
-    if end > size:
-        raise ValueError(f"{path}: truncated at {size} of {end} bytes; download it again")
-    return entries
+def _files_of_index(index: Path) -> list[Path]:
+    weight_map = read_json_object(index).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise ValueError(f"{index}: weight_map={shown(weight_map)}: it must be from tensors to files")
+    for name in weight_map.values():
+        if not isinstance(name, str) or Path(name).name != name or "\0" in name:
+            raise ValueError(f"{index}: weight_map has {shown(name)}, which is not the name of a file")
+    files = [index.parent / name for name in sorted(set(weight_map.values()))]
+    for file in files:
+        if not file.is_file():
+            raise FileNotFoundError(f"{file}: no such file, but {index.name} lists it; download it again")
+    return files
 
 
 def write_hf_weights(
@@ -151,7 +153,7 @@ def _num_bytes(group: Sequence[HfTensor], dtype: torch.dtype) -> int:
 
 
 def _header(tensors: Sequence[HfTensor], dtype: torch.dtype) -> bytes:
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, object] = {"__metadata__": {"format": "pt", TOOL_KEY: "megatron-star"}}
     begin = 0
     for tensor in tensors:
         end = begin + _num_bytes([tensor], dtype)

@@ -5,7 +5,7 @@ Nothing here needs torch.distributed to be initialised, a model, or more memory 
 
 import io
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from math import prod
 from pathlib import Path
 
@@ -38,7 +38,7 @@ from torch.distributed.checkpoint.planner import (
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
 from checkpoints_tools.families import Chunk, Shape
-from megatron_star.model.checkpoint import without_torch_warnings
+from megatron_star.model.checkpoint import read_stored, without_torch_warnings
 
 _COMMON_STATE = ShardedObject("common_state", None, (1,), (0,)).unique_key
 
@@ -131,14 +131,21 @@ class _LazySavePlanner(DefaultSavePlanner):
 
 
 class MegatronWeights:
-    """The tensors of a folder of torch_dist files, whatever parallel sizes wrote them."""
+    """The tensors of a folder of torch_dist files, whatever parallel sizes wrote them.
+
+    Raises:
+        DamagedWeights: torch cannot read what is there.
+    """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._reader = FileSystemReader(directory)
+        self.tensors: dict[str, TensorStorageMetadata] = read_stored(directory, self._read_metadata)
+
+    def _read_metadata(self) -> dict[str, TensorStorageMetadata]:
         metadata = self._reader.read_metadata()
         self._reader.set_up_storage_reader(metadata, is_coordinator=True)
-        self.tensors: dict[str, TensorStorageMetadata] = {
+        return {
             key: stored
             for key, stored in metadata.state_dict_metadata.items()
             if isinstance(stored, TensorStorageMetadata)
@@ -155,11 +162,14 @@ class MegatronWeights:
                 return key, self.tensors[key]
         raise ValueError(f"{self.directory}: {chunk.key} is not in the checkpoint")
 
-    def check(self, pieces: Sequence[Chunk]) -> None:
-        """Raises ValueError unless every piece is there, in its shape."""
+    def check(self, pieces: Iterable[Chunk]) -> list[Chunk]:
+        """The pieces, drawn one by one; raises ValueError unless every piece is there, in its shape."""
+        checked = []
         for piece in pieces:
+            checked.append(piece)
             key, stored = self.stored(piece)
             self._check_size(key, tuple(stored.size), _place(piece, without_layer=key != piece.key)[2], piece)
+        return checked
 
     def read(self, chunk: Chunk) -> Tensor:
         """The chunk's data, of its `weight_shape`; of a vocabulary its real tokens only.
@@ -175,7 +185,7 @@ class MegatronWeights:
         items = create_read_items_for_chunk_list(key, stored, [region])
         if sum(prod(item.lengths) for item in items) != out.numel():
             raise ValueError(f"{self.directory}: {key} is not wholly in the checkpoint")
-        self._reader.read_data(LoadPlan(items), _ReadInto(out)).wait()
+        read_stored(self.directory, lambda: self._reader.read_data(LoadPlan(items), _ReadInto(out)).wait())
         return out.view(-1, *chunk.weight_shape[1:])
 
     def _check_size(self, key: str, found: Shape, expected: Shape, chunk: Chunk) -> None:

@@ -15,11 +15,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from checkpoints_tools.command_line import EXIT_MISMATCH, command_parser, progress_bar, run_command
-from checkpoints_tools.convert_hf_to_megatron import check_names_and_shapes
 from checkpoints_tools.convert_megatron_to_hf import hf_tensors
 from checkpoints_tools.describe import describe, stored_dtype
 from checkpoints_tools.families import chunks
-from checkpoints_tools.hf_config import family_of, model_arguments, read_hf_config
+from checkpoints_tools.hf_checkpoint import check_names_and_shapes, open_hf_checkpoint
 from checkpoints_tools.safetensors_files import HfWeights
 from checkpoints_tools.torch_dist import MegatronWeights
 from checkpoints_tools.whole_sequence import megatron_logits
@@ -48,16 +47,14 @@ def compare_tensors(hf: Path, info: CheckpointInfo) -> Difference:
         ValueError: names, shapes or dtypes are not those of the table.
     """
     source, weights = HfWeights(hf), MegatronWeights(weights_directory(info.directory))
-    pieces = list(chunks(info.family, info.args))
-    check_names_and_shapes(source, pieces, dict(info.args))
-    weights.check(pieces)
+    pieces = weights.check(check_names_and_shapes(source, chunks(info.family, info.args), dict(info.args)))
     dtype = stored_dtype(weights, pieces)
     if dtype != info.dtype:
         raise ValueError(f"{info.directory}: weights are {dtype}, star_checkpoint.json says {info.dtype}")
     worst = Difference(0.0, "nowhere")
     total = sum(piece.num_elements for piece in pieces) * dtype.itemsize
     with progress_bar(total, "comparing") as bar:
-        values = hf_tensors(weights, pieces, info.args, dtype, bar)
+        values = hf_tensors(weights, pieces, info.args, bar)
         for piece, tensors in zip(pieces, values, strict=True):
             for expected, found in zip(piece.sources, tensors, strict=True):
                 found_difference = _difference(source.read(expected.name).to(dtype), found, expected.name)
@@ -81,9 +78,9 @@ def _difference(expected: Tensor, found: Tensor, name: str) -> Difference:
 
 
 def compare_arguments(hf: Path, info: CheckpointInfo) -> list[str]:
-    """The arguments in which the description differs from config.json."""
-    config = read_hf_config(hf)
-    expected = {"family": family_of(config), **model_arguments(config)}
+    """The arguments in which the description differs from the Hugging Face checkpoint."""
+    checkpoint = open_hf_checkpoint(hf)
+    expected = {"family": checkpoint.family, **checkpoint.args}
     found = {"family": info.family, **info.args}
     return [
         f"{name}: {found.get(name)!r}, config.json says {value!r}"

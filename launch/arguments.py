@@ -45,6 +45,11 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     dtype.add_argument(
         "--fp32", dest="dtype", action="store_const", const=torch.float32, help="run in float32"
     )
+    group.add_argument(
+        "--no-verify-weights",
+        action="store_true",
+        help="do not compare the files of the weights with their hashes while they are read",
+    )
     group.add_argument("--transformer-impl", choices=TRANSFORMER_IMPLEMENTATIONS, default="local")
     group.add_argument("--star-attention-kernel", choices=KERNEL_NAMES, default="auto")
     group.add_argument(

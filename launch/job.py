@@ -74,7 +74,7 @@ def loaded_job(
             from_driver(before_loading, groups.control)
         info = on_every_rank(lambda: read_checkpoint_info(args.load), groups.control)
         check_same_checkpoint(info, groups.control)
-        star_model = load_model(args, info, groups, device)
+        star_model = load_model(args, info, groups, device, environment)
         yield Job(groups, info, star_model, kv_budget(args, environment, groups, device))
 
 

@@ -10,17 +10,23 @@ from megatron_star.inference.loading import load_star_model
 from megatron_star.inference.memory import default_kv_budget
 from megatron_star.inference.star_model import StarModel
 from megatron_star.model.checkpoint import CheckpointInfo
+from megatron_star.model.weight_hashes import Share
 from megatron_star.parallel.control import DRIVER, SharedError, gather_integers, on_every_rank
 from megatron_star.parallel.groups import StarGroups
 
 
 def load_model(
-    args: argparse.Namespace, info: CheckpointInfo, groups: StarGroups, device: torch.device
+    args: argparse.Namespace,
+    info: CheckpointInfo,
+    groups: StarGroups,
+    device: torch.device,
+    environment: RankEnvironment,
 ) -> StarModel:
     """The model that the arguments ask for; raises SharedError on all ranks if one of them cannot."""
     if args.compile_decode and groups.control.rank() == DRIVER:
         sizes = ", ".join(map(str, args.compile_decode))
         print(f"compiling the layers for {sizes} sequences, which takes a while", file=sys.stderr, flush=True)
+    here = Share(environment.local_rank, environment.local_world_size)
     return load_star_model(
         info,
         groups,
@@ -30,6 +36,7 @@ def load_model(
         transformer_impl=args.transformer_impl,
         decode_weights=args.decode_weights,
         compiled_rows=args.compile_decode,
+        verify_weights=None if args.no_verify_weights else here,
     )
 
 

@@ -16,9 +16,10 @@ from megatron_star.inference.decode_weights import (
 )
 from megatron_star.inference.star_model import StarModel
 from megatron_star.model.build import build_gpt_model
-from megatron_star.model.checkpoint import CheckpointInfo, load_weights
+from megatron_star.model.checkpoint import WHOLE, CheckpointInfo, load_weights
 from megatron_star.model.cpu import lay_out
 from megatron_star.model.sliced_linear import NO_PARTS, SummedLinear
+from megatron_star.model.weight_hashes import Share
 from megatron_star.parallel.control import SharedError, gather_integers, on_every_rank
 from megatron_star.parallel.exchange import Exchange
 from megatron_star.parallel.groups import StarGroups
@@ -35,6 +36,7 @@ def load_star_model(
     transformer_impl: str = "local",
     decode_weights: str = "auto",
     compiled_rows: Sequence[int] = (),
+    verify_weights: Share | None = WHOLE,
 ) -> StarModel:
     """Build the checkpoint's model on these groups and load its weights; called on all ranks together.
 
@@ -43,6 +45,7 @@ def load_star_model(
 
     Args:
         compiled_rows: numbers of sequences, of one token each, for which layers are compiled.
+        verify_weights: see `load_weights`.
 
     Raises:
         SharedError: on all ranks: the kernel or `decode_weights` is unknown, the model is unsupported, the
@@ -59,7 +62,7 @@ def load_star_model(
         attention_kernel = select_kernel(kernel, device=device, dtype=dtype, head_size=head_size)
         if compiled_rows:
             check_can_be_compiled(model, compiled_rows)  # before weights are read, which may take minutes
-        load_weights(model, info)
+        load_weights(model, info, verify=verify_weights)
         lay_out_for_reading(model)  # as whole weights, whose reading `choose_sliced_parts` measures
         return model, attention_kernel
 

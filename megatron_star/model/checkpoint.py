@@ -8,11 +8,11 @@ The JSON file is the only description that is read here; the `args` pickled besi
 for Megatron.
 """
 
-import json
+import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,17 @@ import torch
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistLoadShardedStrategy
+from torch.distributed.checkpoint import CheckpointException
+
+from megatron_star.model.checked_values import CheckedValues, read_json_object, shown
+from megatron_star.model.recorded_arguments import check_arguments
+from megatron_star.model.weight_hashes import (
+    DamagedWeights,
+    Share,
+    WeightFiles,
+    check_record,
+    checked_beside,
+)
 
 DESCRIPTION_FILE = "star_checkpoint.json"
 TRACKER_FILE = "latest_checkpointed_iteration.txt"
@@ -33,6 +44,8 @@ _NOT_CONVERTED = """it is a Hugging Face checkpoint; convert it with \
 `python -m checkpoints_tools.convert_hf_to_megatron --hf {0} --output DIR`"""
 
 
+CONVERT_AGAIN = "; convert the checkpoint again"
+WHOLE = Share()
 _LEGACY_FORMAT = "save it with Megatron's `--ckpt-convert-format torch_dist`"
 
 
@@ -45,6 +58,7 @@ class CheckpointInfo:
             the number of real tokens; logits beyond it belong to padding.
         family: the Hugging Face model type, such as `llama`.
         dtype: of the stored weights.
+        weight_files: sizes and hashes of the files of the weights; empty where nobody has written them down.
     """
 
     directory: Path
@@ -52,6 +66,7 @@ class CheckpointInfo:
     family: str
     dtype: torch.dtype
     tokenizer_directory: Path
+    weight_files: WeightFiles = field(default_factory=dict)
 
 
 def read_checkpoint_info(load: str | Path) -> CheckpointInfo:
@@ -66,28 +81,35 @@ def read_checkpoint_info(load: str | Path) -> CheckpointInfo:
     if not path.is_file():
         raise FileNotFoundError(f"{directory}: {_why_not_described(directory)}")
     weights_directory(directory)
-    description = _read_json(path)
-    try:
-        return CheckpointInfo(
-            directory=directory,
-            args=description["megatron_args"],
-            family=description["family"],
-            dtype=DTYPES[description["dtype"]],
-            tokenizer_directory=directory / TOKENIZER_DIRECTORY,
-        )
-    except KeyError as error:
-        raise ValueError(f"{path}: {error} is missing or unknown; convert the checkpoint again") from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        description = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not valid JSON ({error}); convert the checkpoint again") from error
-    version = description.get("format_version")
+    description = CheckedValues(read_json_object(path, CONVERT_AGAIN), path)
+    version = description.any("format_version", None)
     if version != FORMAT_VERSION:
-        raise ValueError(f"{path}: format_version is {version!r}, this program reads {FORMAT_VERSION}")
-    return description
+        raise ValueError(f"{path}: format_version is {shown(version)}, this program reads {FORMAT_VERSION}")
+    args, family, dtype = (description.any(name) for name in ("megatron_args", "family", "dtype"))
+    if not isinstance(args, dict):
+        raise description.wrong("megatron_args", "an object")
+    check_arguments(args, path)
+    if not isinstance(family, str):
+        raise description.wrong("family", "a text")
+    description.one_of("dtype", tuple(DTYPES))
+    return CheckpointInfo(
+        directory,
+        args,
+        family,
+        DTYPES[dtype],
+        directory / TOKENIZER_DIRECTORY,
+        _weight_files(description, path),
+    )
+
+
+def _weight_files(description: CheckedValues, path: Path) -> WeightFiles:
+    """Checkpoints of other programs, and those of our first versions, have no such record."""
+    files = description.any("weight_files", None)
+    if files is None:
+        return {}
+    hashes = description.any("hashes", None)
+    check_record(files, hashes.get("weights") if isinstance(hashes, dict) else None, path)
+    return files
 
 
 def _why_not_described(directory: Path) -> str:
@@ -113,7 +135,7 @@ def weights_directory(directory: str | Path) -> Path:
     for name in ("metadata.json", ".metadata"):
         if not (weights / name).is_file():
             raise FileNotFoundError(f"{weights / name}: no such file; not a complete torch_dist checkpoint")
-    backend = json.loads((weights / "metadata.json").read_text()).get("sharded_backend")
+    backend = read_json_object(weights / "metadata.json").get("sharded_backend")
     if backend != "torch_dist":
         raise ValueError(f"{weights}: the format {backend!r} is not supported; {_LEGACY_FORMAT}")
     return weights
@@ -126,27 +148,56 @@ def _tracked_directory(directory: Path) -> Path:
         if len(iterations) == 1:  # Megatron Bridge may track its checkpoints in another file
             return iterations[0]
         raise FileNotFoundError(f"{tracker}: no such file; is {directory} a Megatron checkpoint?")
-    iteration = tracker.read_text().strip()
-    if iteration != "release" and not iteration.isdigit():
-        raise ValueError(f"{tracker}: {iteration!r} is neither an iteration nor `release`")
+    iteration = tracker.read_text("utf-8", errors="replace").strip()
+    if iteration != "release" and not re.fullmatch("[0-9]{1,18}", iteration):
+        raise ValueError(f"{tracker}: {shown(iteration)} is neither an iteration nor `release`")
     return directory / (iteration if iteration == "release" else f"iter_{int(iteration):07d}")
 
 
-def load_weights(model: torch.nn.Module, info: CheckpointInfo) -> None:
+def load_weights(model: torch.nn.Module, info: CheckpointInfo, *, verify: Share | None = WHOLE) -> None:
     """Read the weights into the model's parameters, in place, each rank its own part.
 
     Any tensor-parallel size, device and parameter dtype; needs `torch.distributed` but communicates nothing.
 
+    Args:
+        verify: which blocks of the files this rank compares with their hashes, where those are known, while
+            it reads; None for no comparison.
+
     Raises:
-        ValueError: a tensor is missing from the checkpoint or from the model, or its shape differs.
+        ValueError: a tensor is missing from the checkpoint or from the model, or its shape differs; a file is
+            damaged; or a value is not a number in the dtype of the parameters.
     """
     weights = weights_directory(info.directory)
-    strategy = TorchDistLoadShardedStrategy()
-    stored = strategy.load_tensors_metadata(weights)
-    wanted = _sharded_tensors(model, stored)
-    _check_same_tensors(wanted, stored, info)
-    with without_torch_warnings():
-        strategy.load({str(i): tensor for i, tensor in enumerate(wanted)}, weights)
+    with checked_beside(info.directory, info.weight_files, verify):
+        strategy = TorchDistLoadShardedStrategy()
+        stored = read_stored(weights, lambda: strategy.load_tensors_metadata(weights))
+        wanted = _sharded_tensors(model, stored)
+        _check_same_tensors(wanted, stored, info)
+        for tensor in wanted:
+            if tensor.allow_shape_mismatch:
+                tensor.data.zero_()  # rows of padding, which may not be stored
+        read_stored(
+            weights, lambda: strategy.load({str(i): tensor for i, tensor in enumerate(wanted)}, weights)
+        )
+    for name, parameter in model.named_parameters():
+        if not has_only_numbers(parameter):
+            raise DamagedWeights(
+                f"{info.directory}: {name} holds values that are not finite numbers in {parameter.dtype}"
+            )
+
+
+def read_stored(weights: Path, read: Callable[[], Any]) -> Any:
+    """What `read` returns, which reads torch_dist files of the folder `weights`.
+
+    Raises:
+        DamagedWeights: it fails, with whatever torch makes of files that are not whole.
+    """
+    try:
+        with without_torch_warnings():
+            return read()
+    except (Exception, CheckpointException) as error:
+        cause = error.failures[0][0] if isinstance(error, CheckpointException) else error
+        raise DamagedWeights(f"{weights}: cannot be read ({type(cause).__name__}: {cause})") from error
 
 
 @contextmanager
@@ -155,6 +206,11 @@ def without_torch_warnings() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"torch\.distributed")
         yield
+
+
+def has_only_numbers(tensor: torch.Tensor) -> bool:
+    """Whether no value is NaN or infinite; in one pass, without a tensor of flags."""
+    return not tensor.numel() or all(bound.isfinite().item() for bound in tensor.detach().aminmax())
 
 
 def _sharded_tensors(model: torch.nn.Module, stored: Mapping[str, ShardedTensor]) -> list[ShardedTensor]:

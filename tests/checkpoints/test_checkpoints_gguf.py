@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from checkpoints_tools import from_gguf
+from checkpoints_tools.gguf_file import read_tensor
 from checkpoints_tools.gguf_tokenizer import write_tokenizer
 from checkpoints_tools.safetensors_files import HfWeights
 
@@ -72,7 +72,7 @@ def test_rows_of_query_and_key_are_put_in_hugging_faces_order():
         tensor_type = gguf.GGMLQuantizationType.F32
         shape = torch.tensor([3, 8]).numpy()
 
-    rows = from_gguf.read_tensor(Stored(), num_heads=2)[:, 0].tolist()
+    rows = read_tensor(Stored(), num_heads=2)[:, 0].tolist()
     assert rows == [0, 2, 1, 3, 4, 6, 5, 7]
 
 

@@ -50,12 +50,18 @@ ROPE = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_facto
         ({"model_type": "gpt_neox"}, ["gpt_neox", "supported: llama, mistral, qwen2"]),
         ({"model_type": None}, ["None", "supported: llama"]),
         ({"model_type": "mistral", "sliding_window": 128}, ["sliding_window=128", "mistral"]),
-        ({"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 64}, ["sliding_window=64"]),
+        (
+            {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 64, "max_window_layers": 1},
+            ["sliding_window=64"],
+        ),
         ({"attention_bias": True}, ["attention_bias"]),
         ({"mlp_bias": True}, ["mlp_bias"]),
         ({"hidden_act": "gelu"}, ["hidden_act='gelu'"]),
         ({"quantization_config": {"quant_method": "fp8"}}, ["quantization_config"]),
-        ({"rope_parameters": {"rope_type": "longrope"}}, ["rope_type 'longrope'", "yarn"]),
+        (
+            {"rope_parameters": {"rope_type": "longrope", "short_factor": [1.0], "long_factor": [2.0]}},
+            ["rope_type 'longrope'", "yarn"],
+        ),
         ({"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2.0}}, ["'linear'"]),
         (
             {"rope_parameters": ROPE | {"high_freq_factor": 4.0, "original_max_position_embeddings": 4096}},
@@ -87,6 +93,7 @@ def test_a_file_that_is_not_safetensors(hf):
 
 
 def test_a_missing_shard(hf):
+    (hf / "model.safetensors").unlink()
     index = {"weight_map": {"lm_head.weight": "model-00001-of-00002.safetensors"}}
     (hf / "model.safetensors.index.json").write_text(json.dumps(index))
     assert_refused(hf, "model-00001-of-00002.safetensors", "lists it")
@@ -117,18 +124,6 @@ def test_a_dtype_that_is_not_a_float(hf):
     with pytest.raises(ValueError, match=r"model\.norm\.weight has dtype I8"):
         convert_hf_to_megatron.convert(hf, hf.parent / "output", dtype=torch.float32)
     assert not (hf.parent / "output").exists()
-
-
-def test_an_existing_output_is_kept_without_force_and_replaced_with_it(hf, tmp_path):
-    output = tmp_path / "output"
-    output.mkdir()
-    (output / "mine").write_text("keep")
-    with pytest.raises(ValueError, match="--force"):
-        convert_hf_to_megatron.convert(hf, output)
-    assert (output / "mine").read_text() == "keep"
-    convert_hf_to_megatron.convert(hf, output, force=True)
-    assert not (output / "mine").exists() and read_checkpoint_info(output).family == "llama"
-    assert not list(tmp_path.glob(".output*"))
 
 
 def test_a_full_disk_is_noticed_before_anything_is_written(hf, monkeypatch):

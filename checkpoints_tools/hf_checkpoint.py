@@ -1,0 +1,116 @@
+"""A Hugging Face checkpoint as a whole: its configuration, and the tensors that it must have for it."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from checkpoints_tools.families import Chunk, HfTensor, chunks
+from checkpoints_tools.hf_config import family_of, model_arguments, read_hf_config
+from checkpoints_tools.safetensors_files import HfWeights
+from checkpoints_tools.safetensors_header import DTYPES_IN_FILES
+
+_EMBEDDING, _OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
+# Tables that follow from the configuration, and the scales of a quantised KV cache: no model of ours reads
+# them, and neither does transformers.
+_WITHOUT_EFFECT = re.compile(r"rotary_emb\.inv_freq$|\.self_attn\.([kv]_proj\.)?(k|v|kv|q|prob)_scale$")
+
+
+@dataclass(frozen=True)
+class HfCheckpoint:
+    """What is read of it.
+
+    Attributes:
+        args: the model in Megatron's argument names.
+        pieces: what it is converted in.
+    """
+
+    directory: Path
+    family: str
+    args: dict[str, Any]
+    weights: HfWeights
+    pieces: list[Chunk]
+
+
+def open_hf_checkpoint(directory: Path) -> HfCheckpoint:
+    """Reads the configuration and headers, and of weights the output layer of a tied model, if it is stored.
+
+    Raises:
+        ValueError, FileNotFoundError: it is not complete, or not supported.
+    """
+    config = read_hf_config(directory)
+    family, args = family_of(config), model_arguments(config)
+    weights = HfWeights(directory)
+    if not args["untie_embeddings_and_output_weights"] and _has_an_output_layer_of_its_own(weights):
+        args["untie_embeddings_and_output_weights"] = True
+    pieces = check_names_and_shapes(weights, chunks(family, args), args)
+    return HfCheckpoint(directory, family, args, weights, pieces)
+
+
+def _has_an_output_layer_of_its_own(weights: HfWeights) -> bool:
+    """Whatever config.json says, transformers does not tie what is stored twice and differs."""
+    entries = [weights.entries.get(name) for name in (_EMBEDDING, _OUTPUT)]
+    if None in entries or any(entry.dtype not in DTYPES_IN_FILES for entry in entries):
+        return False
+    embedding, output = (weights.read(name) for name in (_EMBEDDING, _OUTPUT))
+    if embedding.dtype != output.dtype:
+        embedding, output = embedding.float(), output.float()
+    return not torch.equal(embedding, output)
+
+
+def check_names_and_shapes(weights: HfWeights, pieces: Iterable[Chunk], args: dict[str, Any]) -> list[Chunk]:
+    """The tensors are those of the table, all and only, of a float type, in the shapes of config.json.
+
+    Returns the pieces, which are drawn one by one: a configuration may name more than would fit in memory.
+
+    Raises:
+        ValueError: they are not.
+    """
+    checked, names = [], set()
+    for piece in pieces:
+        for source in piece.sources:
+            _check_tensor(weights, source)
+            names.add(source.name)
+        checked.append(piece)
+    tied = not args["untie_embeddings_and_output_weights"]
+    for name in weights.entries.keys() - names - weights.taken:
+        if not _WITHOUT_EFFECT.search(name) and not (tied and name == _OUTPUT):
+            raise ValueError(f"{weights.entries[name].file}: {name} is not a tensor of this family")
+    return checked
+
+
+def _check_tensor(weights: HfWeights, source: HfTensor) -> None:
+    entry = weights.take(source)
+    if entry is None:
+        raise ValueError(f"{weights.directory}: {source.name} is not in the checkpoint")
+    if entry.shape != source.shape:
+        raise ValueError(
+            f"{entry.file}: {source.name} has shape {entry.shape}, config.json says {source.shape}"
+        )
+    if entry.dtype not in DTYPES_IN_FILES:
+        raise ValueError(
+            f"{entry.file}: {source.name} has dtype {entry.dtype}; {', '.join(DTYPES_IN_FILES)} are "
+            "supported (a quantised checkpoint must be dequantised first)"
+        )
+
+
+def common_dtype(checkpoint: HfCheckpoint) -> torch.dtype:
+    """The dtype that all tensors have.
+
+    Raises:
+        ValueError: they have several.
+    """
+    entries = checkpoint.weights.entries
+    names = [source.name for piece in checkpoint.pieces for source in piece.sources]
+    common = Counter(entries[name].dtype for name in names).most_common(1)[0][0]
+    for name in names:
+        if entries[name].dtype != common:
+            raise ValueError(
+                f"{entries[name].file}: {name} has dtype {entries[name].dtype}, most tensors {common}; "
+                "choose one with --dtype (float32, bfloat16 or float16)"
+            )
+    return DTYPES_IN_FILES[common]

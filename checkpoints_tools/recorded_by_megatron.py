@@ -1,0 +1,194 @@
+"""What Megatron-LM (`args`) or Megatron Bridge (`run_config.yaml`) recorded, in Megatron-LM's names."""
+
+import argparse
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from megatron.core.dist_checkpointing.serialization import load_common_state_dict
+from megatron.core.safe_globals import register_safe_globals
+from megatron.training.arguments import add_megatron_arguments
+
+from megatron_star.model.checked_values import shown
+from megatron_star.model.checkpoint import without_torch_warnings
+from megatron_star.model.recorded_arguments import is_every_layer, not_understood
+
+_BRIDGE_FILE = "run_config.yaml"
+# Names of TransformerConfig and GPTModel, which Megatron Bridge has and newer versions of Megatron-LM.
+_RENAMED = {
+    "layernorm_epsilon": "norm_epsilon",
+    "num_moe_experts": "num_experts",
+    "rope_scaling": "use_rope_scaling",
+    "scale_factor": "rope_scaling_factor",  # of Bridge's Llama 3.1
+    "yarn_rotary_scaling_factor": "rotary_scaling_factor",
+    "yarn_mscale": "mscale",
+    "yarn_mscale_all_dim": "mscale_all_dim",
+}
+_ROPE_SCALING, _EXPERTS, _YARN = "use_rope_scaling", "num_experts", "yarn"
+# What decides the result and may differ between models whose tensors have the same shapes; and with what.
+_COMPARED = {
+    "num_layers": None,
+    "hidden_size": None,
+    "ffn_hidden_size": None,
+    "num_attention_heads": None,
+    "num_query_groups": None,
+    "kv_channels": None,
+    "normalization": None,
+    "norm_epsilon": None,
+    "add_bias_linear": None,
+    "add_qkv_bias": None,
+    "qk_layernorm": None,
+    "swiglu": None,
+    "untie_embeddings_and_output_weights": None,
+    "position_embedding_type": None,
+    "rotary_base": None,
+    "rotary_percent": None,
+    "rotary_interleaved": None,
+    "use_rope_scaling": None,
+    "rope_scaling_factor": _ROPE_SCALING,
+    "rotary_scaling_factor": _YARN,
+    "yarn_original_max_position_embeddings": _YARN,
+    "yarn_beta_fast": _YARN,
+    "yarn_beta_slow": _YARN,
+    "yarn_correction_range_round_to_int": _YARN,
+    "mscale": _YARN,
+    "mscale_all_dim": _YARN,
+    "num_experts": None,
+    "moe_ffn_hidden_size": _EXPERTS,
+    "moe_router_topk": _EXPERTS,
+    "moe_router_pre_softmax": _EXPERTS,
+    "moe_layer_freq": _EXPERTS,
+}
+_YARN_SCALES = {"mscale": 1.0, "mscale_all_dim": 0.0}  # which Megatron takes where we say nothing
+# What programs put among the arguments that no parser declares, or that earlier versions declared.
+_DERIVED = frozenset(
+    (
+        *("rank", "world_size", "local_rank", "data_parallel_size", "iteration", "params_dtype"),
+        *("consumed_train_samples", "consumed_valid_samples", "skipped_train_samples", "curr_iteration"),
+        *("padded_vocab_size", "vocab_size", "transformer_pipeline_model_parallel_size", "use_dist_ckpt"),
+        *(
+            "dist_ckpt_format",
+            "use_mcore_models",
+            "norm_epsilon",
+            "max_position_embeddings",
+            "variable_seq_lengths",
+        ),
+        *("virtual_pipeline_model_parallel_size", "do_train", "do_valid", "do_test", "start_weight_decay"),
+        *("encoder_tensor_model_parallel_size", "encoder_pipeline_model_parallel_size", "eod_mask_loss"),
+        *("async_tensor_model_parallel_allreduce", "apply_rope_fusion", "fp8_interval", "ckpt_step"),
+    )
+)
+# Of Bridge's providers beyond TransformerConfig.
+_OF_BRIDGE = frozenset(
+    (
+        *("_target_", "fp16_lm_cross_entropy", "parallel_output", "seq_length", "hf_model_id", "vocab_size"),
+        *("share_embeddings_and_output_weights", "scatter_embedding_sequence_parallel", "should_pad_vocab"),
+        *("tp_comm_overlap_cfg", "use_transformer_engine_full_layer_spec", "transformer_layer_spec"),
+        *("generation_config", "make_vocab_size_divisible_by", "bias_dropout_add_fusion", "activation_func"),
+        *("gated_linear_unit", "use_arbitrary_attention_mask", "low_freq_factor", "high_freq_factor"),
+        *("old_context_len", "params_dtype", "autocast_dtype", "pipeline_dtype"),
+    )
+)
+_LLAMA3_CONSTANTS = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "old_context_len": 8192}
+_PROVIDERS = re.compile(
+    r"(GPT|CodeLlama|Llama(2|3|31|32)?|Mistral|Mixtral|Qwen(2|25|3)(MoE|Moe)?)(Model)?Provider\w*$"
+)
+
+
+def recorded_arguments(weights: Path) -> dict[str, Any]:
+    """What was recorded beside the weights, in Megatron-LM's names; empty if nothing was.
+
+    Raises:
+        ValueError: it cannot be read, or changes results in a way that we do not model.
+    """
+    for path in (weights / _BRIDGE_FILE, weights.parent / _BRIDGE_FILE):
+        if path.is_file():
+            return _bridge_arguments(path)
+    register_safe_globals()
+    try:
+        with without_torch_warnings():
+            args = load_common_state_dict(str(weights)).get("args", argparse.Namespace())
+        recorded = _renamed(vars(args))
+    except Exception as error:  # of torch's unpickler and of Megatron, about these bytes
+        raise ValueError(
+            f"{weights}: its common state cannot be read ({type(error).__name__}: {error})"
+        ) from error
+    _refuse(recorded, weights, _parsed_names() | _DERIVED)
+    return recorded
+
+
+def _parsed_names() -> frozenset[str]:
+    parser = argparse.ArgumentParser(add_help=False)
+    add_megatron_arguments(parser)
+    return frozenset(action.dest for action in parser._actions)
+
+
+def _refuse(recorded: Mapping[str, Any], source: Path, known: frozenset[str]) -> None:
+    if problem := not_understood(recorded, known):
+        raise ValueError(f"{source}: {problem}: it may change what the model computes")
+
+
+def _renamed(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name not in _RENAMED} | {
+        new: values[old] for old, new in _RENAMED.items() if values.get(old) is not None
+    }
+
+
+def _bridge_arguments(path: Path) -> dict[str, Any]:
+    try:
+        model = dict(yaml.safe_load(path.read_text("utf-8"))["model"])
+    except Exception as error:  # of yaml, or because it is no mapping, about this text
+        raise ValueError(f"{path}: cannot be read ({type(error).__name__}: {error})") from error
+    recorded = _renamed(model)
+    target = str(model.get("_target_") or "GPTModelProvider")
+    if not _PROVIDERS.match(target.rpartition(".")[2]):
+        raise ValueError(f"{path}: _target_={shown(target)} is not supported")
+    activation = model.get("activation_func")
+    if activation is not None and not re.search(r"\bsilu\b", str(activation)):
+        raise ValueError(f"{path}: activation_func={shown(activation)} is not supported; silu is")
+    for name, constant in _LLAMA3_CONSTANTS.items():
+        if model.get(name, constant) != constant:
+            raise ValueError(
+                f"{path}: {name}={shown(model[name])}; Megatron's scaling has {constant} built in"
+            )
+    if "low_freq_factor" in model:
+        recorded[_ROPE_SCALING] = True
+    if "share_embeddings_and_output_weights" in model:
+        recorded["untie_embeddings_and_output_weights"] = not model["share_embeddings_and_output_weights"]
+    if model.get("gated_linear_unit") is not None:
+        recorded["swiglu"] = model["gated_linear_unit"]
+    _refuse({name: value for name, value in recorded.items() if name not in _OF_BRIDGE}, path, _OF_BRIDGE)
+    return recorded
+
+
+def what_is_missing(recorded: Mapping[str, Any]) -> str:
+    """What a description needs and was not recorded."""
+    missing = [name for name in _COMPARED if name not in recorded and _has_effect(name, recorded)]
+    return ", ".join(["the family", "the tokenizer", *missing])
+
+
+def _has_effect(name: str, args: Mapping[str, Any]) -> bool:
+    condition = _COMPARED[name]
+    if condition == _YARN:
+        return args.get("position_embedding_type") == _YARN
+    return condition is None or bool(args.get(condition))
+
+
+def check_agreement(directory: Path, recorded: Mapping[str, Any], model_args: Mapping[str, Any]) -> None:
+    """Raises ValueError, naming it, if something was recorded that is not what `model_args` say."""
+    for name in _COMPARED:
+        if recorded.get(name) is None or not _has_effect(name, model_args):
+            continue
+        found, expected = recorded[name], model_args.get(name)
+        if name == "num_query_groups" and not recorded.get("group_query_attention", True):
+            found = recorded.get("num_attention_heads")
+        if expected is None and name in _YARN_SCALES:
+            expected = _YARN_SCALES[name]
+        if name == "moe_layer_freq" and is_every_layer(found, model_args["num_layers"]):
+            continue
+        if found != expected and not (name == "num_experts" and not found and not expected):
+            raise ValueError(
+                f"{directory}: {name} is {shown(found)} in the checkpoint, {shown(expected)} in --hf-config"
+            )

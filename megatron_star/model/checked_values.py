@@ -1,0 +1,98 @@
+"""Reading users' JSON files: every value is checked where it is taken, and errors name file and key."""
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+LARGEST_SIZE = 2**31 - 1
+_LARGEST_NUMBER = sys.float_info.max
+_LONGEST_VALUE = 80  # characters of a value in a message
+_REQUIRED = object()
+
+
+def read_json_object(path: Path, advice: str = "") -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Args:
+        advice: what to do if it cannot be read; ends the message.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it does not hold a JSON object in UTF-8.
+    """
+    try:
+        value = json.loads(path.read_bytes().decode("utf-8"))
+    except (ValueError, RecursionError) as error:  # of decoding, and of JSON
+        raise ValueError(f"{path}: not valid JSON ({error}){advice}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: holds {shown(value)}, not a JSON object{advice}")
+    return value
+
+
+def shown(value: object) -> str:
+    """The value for a message, on one line and not too long."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer of more digits than Python prints
+        return f"a {type(value).__name__} too large to show"
+    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}..."
+
+
+class CheckedValues:
+    """The values of a mapping that came from `source`, which a message begins with.
+
+    Each method returns the value of a key, or `default` where the key is absent. Raises ValueError where the
+    value is not of the kind or not within the bounds, or where it is absent and there is no default.
+    """
+
+    def __init__(self, values: Mapping[str, Any], source: object) -> None:
+        self._values = values
+        self._source = source
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._values
+
+    def any(self, key: str, default: Any = _REQUIRED) -> Any:
+        """Unchecked."""
+        value = self._values.get(key, default)
+        if value is _REQUIRED:
+            raise ValueError(f"{self._source}: {key} is missing")
+        return value
+
+    def integer(self, key: str, *, least: int = 1, most: int = LARGEST_SIZE, default: Any = _REQUIRED) -> int:
+        """An integer from `least` to `most`."""
+        value = self.any(key, default)
+        if value is default and value is not _REQUIRED:
+            return value
+        if type(value) is not int or not least <= value <= most:
+            raise self.wrong(key, f"an integer from {least:,} to {most:,}")
+        return value
+
+    def number(self, key: str, *, above: float = 0.0, default: Any = _REQUIRED) -> float:
+        """A finite number larger than `above`, as integer or float, whichever it is."""
+        value = self.any(key, default)
+        if value is default and value is not _REQUIRED:
+            return value
+        if type(value) not in (int, float) or not above < value <= _LARGEST_NUMBER:
+            raise self.wrong(key, f"a finite number larger than {above:g}")
+        return value
+
+    def boolean(self, key: str, default: Any = _REQUIRED) -> bool:
+        """True or false."""
+        value = self.any(key, default)
+        if type(value) is not bool and value is not default:
+            raise self.wrong(key, "true or false")
+        return value
+
+    def one_of(self, key: str, allowed: tuple[Any, ...], default: Any = _REQUIRED) -> Any:
+        """One of these values, and of its type: 0 is not false."""
+        value = self.any(key, default)
+        if not any(type(value) is type(other) and value == other for other in allowed):
+            raise self.wrong(key, " or ".join(map(shown, allowed)))
+        return value
+
+    def wrong(self, key: str, expected: str) -> ValueError:
+        """The error that says what the value of `key` must be."""
+        return ValueError(f"{self._source}: {key}={shown(self._values.get(key))}: it must be {expected}")

@@ -1,0 +1,171 @@
+"""What a checkpoint records about its model: checked where we model it, else allowed only without effect.
+
+Names are those of Megatron-LM's command line and of Megatron-Core's `TransformerConfig`. A name that changes
+results, but no tensor's shape, would otherwise be lost without a word.
+"""
+
+import dataclasses
+import re
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from megatron_star.model.checked_values import CheckedValues, shown
+
+MOST_LAYERS = 10_000
+_SIZES = (
+    "hidden_size",
+    "ffn_hidden_size",
+    "num_attention_heads",
+    "num_query_groups",
+    "kv_channels",
+    "vocab_size",
+    "padded_vocab_size",
+    "max_position_embeddings",
+)
+_SWITCHES = (
+    "group_query_attention",
+    "add_bias_linear",
+    "add_qkv_bias",
+    "qk_layernorm",
+    "swiglu",
+    "untie_embeddings_and_output_weights",
+    "rotary_interleaved",
+    "use_rope_scaling",
+    "moe_router_pre_softmax",
+    "yarn_correction_range_round_to_int",
+)
+_NUMBERS = ("norm_epsilon", "rotary_base", "rotary_percent")
+_YARN_NUMBERS = (
+    "rotary_scaling_factor",
+    "yarn_original_max_position_embeddings",
+    "yarn_beta_fast",
+    "yarn_beta_slow",
+)
+_SCALES = ("mscale", "mscale_all_dim")
+_ROUTING = ("none", "aux_loss", "seq_aux_loss", "global_aux_loss")  # which differ in training only
+MODELLED = frozenset(
+    (
+        *("num_layers", *_SIZES, *_SWITCHES, *_NUMBERS, *_YARN_NUMBERS, *_SCALES),
+        *("normalization", "position_embedding_type", "rope_scaling_factor", "make_vocab_size_divisible_by"),
+        *("num_experts", "moe_ffn_hidden_size", "moe_router_topk"),
+        *("moe_router_load_balancing_type", "moe_token_dispatcher_type", "moe_layer_freq"),
+    )
+)
+# What may be recorded, and with which values, besides the default of `TransformerConfig`.
+_ALLOWED: dict[str, tuple[Any, ...]] = {
+    "apply_layernorm_1p": (False,),
+    "attention_softmax_in_fp32": (True, False),
+    "apply_query_key_layer_scaling": (True, False),  # divides and multiplies by the same number
+    "fp32_residual_connection": (True, False),
+    "heterogeneous_block_specs": (False,),
+    "heterogeneous_layers_config_encoded_json": (None,),
+    "heterogeneous_layers_config_path": (None,),
+    "hybrid_attention_ratio": (0.0,),
+    "hybrid_layer_pattern": (None,),
+    "hybrid_mlp_ratio": (0.0,),
+    "hybrid_override_pattern": (None,),
+    "linear_attention_freq": (None,),
+    "moe_router_topk_scaling_factor": (1.0,),
+    "mtp_enabled": (False,),
+    "mtp_num_layers": (0,),
+    "openai_gelu": (False,),
+    "quick_geglu": (False,),
+    "restore_modelopt_state": (False,),
+    "rope_type": ("rope",),
+    "rotary_seq_len_interpolation_factor": (1.0,),
+    "seq_len_interpolation_factor": (1.0,),
+    "spec": (None, []),
+    "squared_relu": (False,),
+    "window_size": ((-1, -1), [-1, -1]),
+}
+# Fields of `TransformerConfig` about parallelism, precision, speed, training, or parts that a switch in the
+# table above, or one that must have its default, turns off.
+_WITHOUT_EFFECT = re.compile(
+    r"^(_cpu_offloading|account_for_|activation_(func_fp8|offload)|attention_(backend|dropout)|autocast|barrier"
+    r"|batch_(invariant|p2p)|bf16|calculate_per|clone_scatter|config_logger|context_parallel|cp_comm|cpu_off"
+    r"|cross_entropy|cuda_graph|deallocate|defer_|delay_|delta_offload|deterministic|disable_|distribute_|dsa_"
+    r"|embedding_init|enable_(autocast|cuda)|ep_overlap|expert_(gtp|model|tensor)|external_cuda|fine_grained"
+    r"|first_last|flash_|fp(4|8|16)|gradient_accum|gtp_|hetereogenous_dist|hidden_dropout|hierarchical_"
+    r"|high_priority|hybrid_context|inference_|init_|kitchen_|linear_(conv|key|num|value)|log_max|mamba_"
+    r"|max_seqlen|memory_efficient|microbatch|min_offload|mlp_chunks"
+    r"|moe_(aux_loss|deepep|enable|flex|grouped|hybridep|layer_recompute|ncclep|pad_|paged|per_layer|permute"
+    r"|single_grouped|token_d|z_loss)|moe_router_(bias_update|dtype|padding|quantile)|moe_shared_expert_overlap"
+    r"|mtp_|mup_|nccl_|num_layers_(at|in)|num_microbatches|offload|output_layer_init|overlap_|params_dtype"
+    r"|perform_init|persist|pipeline_|qk_clip|quant_recipe|recompute|sequence_parallel|symmetric|tensor_|test_"
+    r"|timers|tp_|transformer_impl|use_(cpu|grouped|inference|kitchen|mamba|ring|te_|transformer_engine)"
+    r"|variable_seq|virtual_|wgrad|window_attn_skip|.*(fused|fusion|_func$))"
+)
+_FIELDS = {field.name: field.default for field in dataclasses.fields(TransformerConfig)}
+
+
+def check_arguments(args: Mapping[str, Any], source: object) -> None:
+    """The arguments of a description are those of a model that we build.
+
+    Raises:
+        ValueError: one is missing, has an impossible value, or is not understood; names it and `source`.
+    """
+    values = CheckedValues(args, source)
+    layers = values.integer("num_layers", most=MOST_LAYERS)
+    for name in _SIZES:
+        values.integer(name)
+    for name in _SWITCHES:
+        values.boolean(name, default=False)
+    for name in _NUMBERS:
+        values.number(name, default=1.0)
+    values.one_of("normalization", ("RMSNorm", "LayerNorm"))
+    values.one_of("position_embedding_type", ("rope", "yarn"))
+    if args["padded_vocab_size"] < args["vocab_size"]:
+        raise values.wrong("padded_vocab_size", f"at least vocab_size, {args['vocab_size']:,}")
+    if args.get("use_rope_scaling"):
+        values.number("rope_scaling_factor")
+    if args["position_embedding_type"] == "yarn":
+        _check_yarn(values)
+    if args.get("num_experts") is not None:
+        _check_experts(values, layers)
+    if problem := not_understood(args, MODELLED):
+        raise ValueError(f"{source}: {problem}")
+
+
+def _check_yarn(values: CheckedValues) -> None:
+    for name in _YARN_NUMBERS:
+        values.number(name)
+    for name in _SCALES:
+        if values.any(name) is not None:
+            values.number(name, above=-float("inf"))
+
+
+def _check_experts(values: CheckedValues, layers: int) -> None:
+    experts = values.integer("num_experts", most=MOST_LAYERS)
+    values.integer("moe_router_topk", most=experts)
+    values.integer("moe_ffn_hidden_size")
+    values.one_of("moe_router_load_balancing_type", _ROUTING, "aux_loss")
+    if not is_every_layer(values.any("moe_layer_freq", 1), layers):
+        raise values.wrong("moe_layer_freq", "1, experts in every layer")
+
+
+def is_every_layer(moe_layer_freq: Any, num_layers: int) -> bool:
+    """Whether a recorded frequency means experts in every layer."""
+    return moe_layer_freq in (1, "1") or moe_layer_freq == [1] * num_layers
+
+
+def not_understood(recorded: Mapping[str, Any], known: Collection[str] = ()) -> str | None:
+    """The first name, and its value, that changes results in a way we do not model; None if there is none.
+
+    Args:
+        known: names without an effect, besides those of `TransformerConfig` that have none.
+
+    Of a name that nobody knows, a value that says nothing is accepted: none, false, zero, or empty.
+    """
+    with_experts = bool(recorded.get("num_experts"))
+    for name, value in recorded.items():
+        if name in MODELLED or (name.startswith("moe_") and not with_experts):
+            continue
+        if name in _ALLOWED or (name in _FIELDS and not _WITHOUT_EFFECT.match(name)):
+            accepted = value is None or value in (*_ALLOWED.get(name, ()), _FIELDS.get(name))
+        else:
+            accepted = not value or name in _FIELDS or name in known
+        if not accepted:
+            return f"{name}={shown(value)} is not supported"
+    return None

@@ -1,0 +1,212 @@
+"""A config.json means to us what it means to transformers, however odd it is; or it is refused by name."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from distributed import run_ranks
+from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
+from megatron.core.models.common.embeddings.yarn_rotary_pos_embedding import (
+    YarnRotaryEmbedding,
+    _yarn_get_concentration_factor,
+)
+from random_models import CONFIGS, hf_logits, random_token_ids, save_random_model
+from test_checkpoints_conversion import logits_of
+from transformers import AutoConfig
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+from checkpoints_tools import convert_hf_to_megatron
+from checkpoints_tools.hf_config import model_arguments
+
+ABSENT = object()
+_YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+
+
+def edit_config(hf: Path, changes: dict) -> None:
+    config = json.loads((hf / "config.json").read_text()) | changes
+    config = {key: value for key, value in config.items() if value is not ABSENT}
+    (hf / "config.json").write_text(json.dumps(config))
+
+
+ODD = {
+    "rope_scaling beside rope_parameters, as Qwen's README says": ("qwen2", {"rope_scaling": _YARN}),
+    "rope_scaling with a base of its own": ("qwen3", {"rope_scaling": _YARN | {"rope_theta": 500.0}}),
+    "the base of rope_parameters is lost beside rope_scaling": (
+        "qwen2_yarn",
+        {"rope_scaling": {"rope_type": "default"}, "rope_theta": 77.0},
+    ),
+    "original_max_position_embeddings at top level": (
+        "qwen2_yarn",
+        {"original_max_position_embeddings": 128},
+    ),
+    "original_max_position_embeddings nowhere": (
+        "qwen2",
+        {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4}},
+    ),
+    "the factor of yarn is null": (
+        "qwen2",
+        {"rope_parameters": _YARN | {"factor": None, "rope_theta": 1e4}},
+    ),
+    "yarn with a factor below 1": ("llama2", {"rope_parameters": _YARN | {"factor": 0.5, "rope_theta": 1e4}}),
+    "type is an older name of rope_type": (
+        "llama2",
+        {"rope_parameters": None, "rope_theta": 300.0, "rope_scaling": _YARN | {"type": "yarn"}},
+    ),
+    "mixtral without rope_theta": ("mixtral", {"rope_parameters": ABSENT}),
+    "mixtral without an epsilon": ("mixtral", {"rms_norm_eps": ABSENT}),
+    "llama without rope_theta": ("llama3_scaled", {"rope_parameters": ABSENT}),
+    "a sliding window that begins behind the last layer": (
+        "qwen2",
+        {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 3, "layer_types": ABSENT},
+    ),
+    "a sliding window as long as the context": ("mistral", {"sliding_window": 512}),
+    "swish is silu": ("llama_tied", {"hidden_act": "swish"}),
+    "qwen3 without head_dim has heads of 128": ("qwen3", {"head_dim": ABSENT}),
+}
+
+
+@pytest.mark.parametrize("name, changes", ODD.values(), ids=ODD)
+def test_an_odd_configuration_gives_the_logits_of_transformers(tmp_path, name, changes):
+    config = CONFIGS[name]
+    if changes.get("head_dim") is ABSENT:
+        config = type(config)(**config.to_dict() | {"head_dim": 128})
+    save_random_model(config, tmp_path / "hf")
+    edit_config(tmp_path / "hf", changes)
+    convert_hf_to_megatron.convert(tmp_path / "hf", tmp_path / "megatron")
+    token_ids = random_token_ids()
+    [found] = run_ranks(1, logits_of, str(tmp_path / "megatron"), token_ids, 1)
+    torch.testing.assert_close(found, hf_logits(tmp_path / "hf", token_ids), rtol=0, atol=1e-4)
+
+
+def test_an_empty_quantization_config_says_nothing():
+    config = json.loads(CONFIGS["llama_tied"].to_json_string())
+    assert model_arguments(config | {"quantization_config": {}}) == model_arguments(config)
+
+
+REFUSED = {
+    "a window that is not in the file": (
+        "mistral",
+        {"sliding_window": ABSENT, "max_position_embeddings": 8192},
+        "sliding_window=4096",
+    ),
+    "a window longer than the maximum before YaRN": (
+        "mistral",
+        {"sliding_window": 600, "rope_scaling": _YARN | {"original_max_position_embeddings": 512}},
+        "sliding_window=600",
+    ),
+    "a window of experts": (
+        "qwen3_moe",
+        {"use_sliding_window": True, "sliding_window": 8},
+        "sliding_window=8",
+    ),
+    "a kind of layer": (
+        "qwen3",
+        {"layer_types": ["full_attention", "chunked_attention", "full_attention"]},
+        "layer_types",
+    ),
+    "an attention factor that Megatron cannot have": (
+        "qwen2",
+        {"rope_scaling": _YARN | {"factor": 1.0, "attention_factor": 1.3}},
+        "attention_factor=1.3",
+    ),
+    "a rotary embedding for each kind of layer": (
+        "qwen3",
+        {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4}}},
+        "rope_parameters",
+    ),
+    "no causal mask": ("llama2", {"is_causal": False}, "is_causal=False"),
+    "one expert with weight 1": ("mixtral", {"num_experts_per_tok": 1}, "num_experts_per_tok=1"),
+    "more experts than there are": ("qwen3_moe", {"num_experts_per_tok": 5}, "num_experts_per_tok=5"),
+    "heads that are no groups": ("llama2", {"num_key_value_heads": 3}, "num_key_value_heads=3"),
+    "no heads": ("llama2", {"num_attention_heads": 0}, "num_attention_heads=0"),
+    "a number that is none": ("llama2", {"rms_norm_eps": float("nan")}, "rms_norm_eps=nan"),
+    "an odd head": ("qwen3", {"head_dim": 15}, "head_dim"),
+    "text for a size": ("llama2", {"hidden_size": "72"}, "hidden_size='72'"),
+    "a base of null": ("llama2", {"rope_scaling": {"rope_theta": None}}, "rope_theta=None"),
+    "layers without end": ("llama2", {"num_hidden_layers": 2**30}, "num_hidden_layers"),
+}
+
+
+@pytest.mark.parametrize("name, changes, word", REFUSED.values(), ids=REFUSED)
+def test_what_megatron_would_compute_otherwise_is_refused_by_name(name, changes, word):
+    config = json.loads(CONFIGS[name].to_json_string()) | changes
+    with pytest.raises(ValueError, match="config.json: ") as error:
+        model_arguments({key: value for key, value in config.items() if value is not ABSENT})
+    assert word in str(error.value) and "\n" not in str(error.value)
+
+
+def random_rope(draw: random.Random) -> dict:
+    """Keys of a rotary embedding at random places, in random spellings."""
+    rope = {draw.choice(["rope_type", "type"]): draw.choice(["default", "yarn", "llama3"])}
+    values = {
+        "factor": (2.0, 8.0, 1.0, 0.5, None),
+        "original_max_position_embeddings": (8192, 64),
+        "rope_theta": (500.0, 1e6),
+        "attention_factor": (1.3, 0.9, 1.0, None),
+        "beta_fast": (16, 0, None),
+        "beta_slow": (2.5,),
+        "mscale": (0.7, 1.0, 0),
+        "mscale_all_dim": (1.2, 0.0),
+        "truncate": (False, True),
+        "low_freq_factor": (1.0,),
+        "high_freq_factor": (4.0, 4),
+    }
+    rope |= {key: draw.choice(of_key) for key, of_key in values.items() if draw.random() < 0.6}
+    config = {draw.choice(["rope_parameters", "rope_scaling"]): rope}
+    if draw.random() < 0.2:
+        config["rope_parameters"] = {"rope_type": "default", "rope_theta": 123.0}
+    for key, of_key in (("rope_theta", (2e4,)), ("original_max_position_embeddings", (8192, 128))):
+        if draw.random() < 0.3:
+            config[key] = draw.choice(of_key)
+    return config
+
+
+def megatron_rotation(args: dict) -> tuple[torch.Tensor, float]:
+    """Megatron's angles of one position, and what it multiplies cosines and sines with."""
+    common = {"kv_channels": 16, "rotary_percent": 1.0, "rotary_base": args["rotary_base"]}
+    if args["position_embedding_type"] == "rope":
+        scaling = {key: args.get(key) for key in ("use_rope_scaling", "rope_scaling_factor")}
+        embedding = RotaryEmbedding(
+            **common,
+            rope_scaling=scaling["use_rope_scaling"],
+            rope_scaling_factor=scaling["rope_scaling_factor"] or 8.0,
+            use_cpu_initialization=True,
+        )
+        return embedding.get_freqs_non_repeated(2)[1], 1.0
+    factor, scales = args["rotary_scaling_factor"], (args["mscale"], args["mscale_all_dim"])
+    embedding = YarnRotaryEmbedding(
+        **common,
+        scaling_factor=factor,
+        original_max_position_embeddings=args["yarn_original_max_position_embeddings"],
+        beta_fast=args["yarn_beta_fast"],
+        beta_slow=args["yarn_beta_slow"],
+        mscale=scales[0],
+        mscale_all_dim=scales[1],
+        correction_range_round_to_int=args["yarn_correction_range_round_to_int"],
+        use_cpu_initialization=True,
+    )
+    freqs, _ = embedding(2)
+    return freqs[1, 0, 0, :8], _yarn_get_concentration_factor(factor, *scales)
+
+
+def test_random_rotary_configurations_rotate_as_transformers_rotates(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: torch.device("cpu"))
+    draw = random.Random(0)
+    base = json.loads(CONFIGS["llama2"].to_json_string())
+    del base["rope_parameters"]
+    accepted = 0
+    for _ in range(400):
+        config = base | random_rope(draw)
+        try:
+            args = model_arguments(config)
+        except ValueError as error:
+            assert str(error).startswith("config.json: "), config
+            continue
+        accepted += 1
+        theirs = LlamaRotaryEmbedding(AutoConfig.for_model(**config))
+        angles, scale = megatron_rotation(args)
+        torch.testing.assert_close(angles.flatten(), theirs.inv_freq, rtol=1e-5, atol=0, msg=str(config))
+        assert scale == pytest.approx(theirs.attention_scaling, rel=1e-9), config
+    assert accepted > 100
