@@ -67,9 +67,8 @@ def prompt_tokens(
     Raises:
         ValueError: the tokenizer has no chat template.
     """
-    context_tokens, query_tokens = split_into_tokens(tokenizer, context, sample.query, chat=chat)
     prefix = sample.answer_prefix if chat else f" {sample.answer_prefix}"
-    return context_tokens, query_tokens + tokenizer.encode(prefix, add_special_tokens=False)
+    return split_into_tokens(tokenizer, context, sample.query, chat=chat, answer_prefix=prefix)
 
 
 def greedy_request(

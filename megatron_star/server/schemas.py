@@ -182,8 +182,10 @@ class Message(Body):
     name: Annotated[str, Field(max_length=512)] | None = None
 
     def for_template(self) -> dict[str, str]:
-        """As chat templates know it."""
-        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        """As chat templates know it; parts are lines, as other servers join them."""
+        text = (
+            self.content if isinstance(self.content, str) else "\n".join(part.text for part in self.content)
+        )
         return {"role": "system" if self.role == "developer" else self.role, "content": text}
 
 
