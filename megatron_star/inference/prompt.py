@@ -33,6 +33,11 @@ def join(context: str, query: str) -> JoinedText:
     return JoinedText(context + (BLANK_LINE if glued else "") + query, len(context.rstrip(" ")))
 
 
+def has_offsets(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """It tells which characters a token stands for."""
+    return getattr(tokenizer, "is_fast", False)
+
+
 def tokenize_and_cut(
     tokenizer: PreTrainedTokenizerBase, text: str, positions: Sequence[int]
 ) -> tuple[list[int], list[int]]:
@@ -43,7 +48,7 @@ def tokenize_and_cut(
     Args:
         positions: in characters.
     """
-    if not tokenizer.is_fast:
+    if not has_offsets(tokenizer):
         tokens = tokenizer.encode(text, add_special_tokens=False)
         heads = (tokenizer.encode(text[:position], add_special_tokens=False) for position in positions)
         return tokens, [_num_equal(tokens, head) for head in heads]

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from megatron_star.inference.chat_template import RenderedChat, Span, render_chat
-from megatron_star.inference.prompt import join, tokenize_and_cut
+from megatron_star.inference.prompt import has_offsets, join, tokenize_and_cut
 from megatron_star.server.errors import RequestError
 from megatron_star.server.schemas import Message, StarOptions
 
@@ -138,7 +138,7 @@ class PromptSplitter:
     def _at_last_message(self, conversation: list[dict[str, str]]) -> SplitPrompt:
         """Each user message in its turn: what comes before it is that turn's context."""
         users = [index for index, message in enumerate(conversation) if message["role"] == "user"]
-        if not self.tokenizer.is_fast:  # each cut takes a tokenization of its own
+        if not has_offsets(self.tokenizer):  # each cut takes a tokenization of its own
             users = users[-1:]
         text, spans = self._render(conversation, users)
         if not spans:  # the template changes what users write

@@ -15,7 +15,6 @@ class WordTokenizer:
     """One token for each word, number and mark, as far as samples need a tokenizer."""
 
     chat_template = None
-    is_fast = False
     eos_token_id = 0
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
