@@ -19,11 +19,13 @@ class NewToken:
     """A token as it came.
 
     `text` is what it adds to the answer; a piece in which a stop string may begin comes with a later token.
+    `likeliest` is the most likely token in its place, with its log-probability.
     """
 
     token: int
     logprob: float
     text: str
+    likeliest: tuple[int, float]
 
 
 class Answer:
@@ -33,6 +35,7 @@ class Answer:
         cancelled: set by the engine's `cancel`.
         ended: set when there is a result.
         num_encoded_tokens: context tokens that are encoded so far.
+        likeliest: the most likely token in the place of each of `tokens`, with its log-probability.
     """
 
     def __init__(self, job: Job, tokenizer: Tokenizer) -> None:
@@ -48,6 +51,7 @@ class Answer:
         self.finish_reason = ""
         self.tokens: list[int] = []
         self.logprobs: list[float] = []
+        self.likeliest: list[tuple[int, float]] = []
         self.text = ""
         self.num_encoded_tokens = 0
         self._emitted_text = self._searched_text = 0
@@ -92,7 +96,8 @@ class Answer:
         request = self.job.request
         early = len(self.tokens) < request.min_tokens
         forbidden = [end for end in request.all_end_tokens if end < logits.numel()] if early else []
-        token, logprob = self.sampler.sample(logits, forbidden)
+        token, logprob, *likeliest = self.sampler.sample(logits, forbidden)
+        self.likeliest.append(tuple(likeliest))
         self.tokens.append(token)
         self.logprobs.append(logprob)
         self._last_token_at = monotonic()
@@ -105,7 +110,7 @@ class Answer:
         if not self.finish_reason and len(self.tokens) == request.sampling.num_tokens_to_generate:
             self.finish_reason = "length"
         self._cut_at_stop_text()
-        self._events.put(NewToken(token, logprob, self._text_to_emit()))
+        self._events.put(NewToken(token, logprob, self._text_to_emit(), self.likeliest[-1]))
         return token
 
     def end(self, reason: str, kv_bytes_per_cp_rank: list[int]) -> None:

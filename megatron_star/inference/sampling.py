@@ -2,11 +2,21 @@
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from megatron.core.inference.sampling.torch_sampling import TorchSampling
 from megatron.core.inference.sampling_params import SamplingParams
 from torch import Tensor
+
+
+class Choice(NamedTuple):
+    """A token that was drawn, and the most likely one, with their log-probabilities at temperature 1."""
+
+    token: int
+    logprob: float
+    likeliest: int
+    likeliest_logprob: float
 
 
 class TokenSampler:
@@ -16,8 +26,8 @@ class TokenSampler:
         self.sampling = sampling
         self.generator = torch.Generator().manual_seed(seed)
 
-    def sample(self, logits: Tensor, forbidden: Sequence[int] = ()) -> tuple[int, float]:
-        """The next token, and its log-probability at temperature 1, of logits [vocab_size], float32, CPU.
+    def sample(self, logits: Tensor, forbidden: Sequence[int] = ()) -> Choice:
+        """The next token, of logits [vocab_size], float32, CPU.
 
         Args:
             forbidden: tokens that must not be chosen; log-probabilities are as without.
@@ -26,7 +36,9 @@ class TokenSampler:
         if forbidden:
             allowed = logits.index_fill(0, torch.tensor(forbidden), -math.inf)
         token = self._choose(allowed[None])
-        return token, float(logits.log_softmax(-1)[token])
+        logprobs = logits.log_softmax(-1)
+        likeliest = int(logits.argmax())
+        return Choice(token, float(logprobs[token]), likeliest, float(logprobs[likeliest]))
 
     def _choose(self, logits: Tensor) -> int:
         """A token of logits [1, vocab_size]; top_p is taken of what top_k leaves."""

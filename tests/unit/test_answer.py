@@ -133,7 +133,7 @@ def test_before_min_tokens_no_end_token_is_chosen_and_no_stop_text_heeded():
 def test_top_k_and_top_p_together_draw_from_the_nucleus_of_the_k_most_likely():
     logits = torch.tensor([0.4, 0.25, 0.15, 0.12, 0.08]).log()
     sampler = TokenSampler(SamplingParams(top_k=3, top_p=0.8, temperature=0.8), seed=0)
-    counts = Counter(sampler.sample(logits)[0] for _ in range(20_000))
+    counts = Counter(sampler.sample(logits).token for _ in range(20_000))
     # Of all five, 0.8 is reached by the third; of the three most likely alone, by the second.
     weights = (logits / 0.8).exp()
     assert weights[:2].sum() / weights.sum() < 0.8 < weights[:2].sum() / weights[:3].sum()
