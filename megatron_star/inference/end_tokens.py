@@ -1,6 +1,7 @@
 """The tokens that end an answer, as a checkpoint declares them in up to three places."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,12 @@ def end_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
         if path.is_file():
             found |= _declared(path)
     return tuple(sorted(found))
+
+
+def stop_tokens(tokenizer: PreTrainedTokenizerBase, stops: Iterable[str]) -> tuple[int, ...]:
+    """Those of these stop texts that are special tokens: no answer's text has them, so it ends at the token."""
+    special = {str(piece): token for token, piece in tokenizer.added_tokens_decoder.items() if piece.special}
+    return tuple(special[stop] for stop in stops if stop in special)
 
 
 def _declared(path: Path) -> set[int]:

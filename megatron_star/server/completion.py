@@ -13,7 +13,7 @@ from megatron.core.inference.sampling_params import SamplingParams
 
 from megatron_star.config import StarConfig
 from megatron_star.inference.answer import Answer
-from megatron_star.inference.end_tokens import end_tokens
+from megatron_star.inference.end_tokens import end_tokens, stop_tokens
 from megatron_star.inference.engine import StarEngine
 from megatron_star.inference.request import StarRequest
 from megatron_star.inference.token_bytes import TokenBytes
@@ -196,7 +196,7 @@ class CompletionService:
             query_tokens=split.query_tokens,
             star=star,
             sampling=generation.sampling(room),
-            end_tokens=(*ends, *generation.more_end_tokens),
+            end_tokens=(*ends, *generation.more_end_tokens, *stop_tokens(self.tokenizer, generation.stop)),
             min_tokens=generation.min_tokens,
             seed=seed,
             turn_edges=split.turn_edges,

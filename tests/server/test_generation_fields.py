@@ -52,6 +52,7 @@ def test_end_tokens_are_the_models_unless_others_or_none_are_asked_for(service):
     assert requested(service, 9, num_tokens=1, more_end_tokens=(7,)).all_end_tokens == (2, 7)
     assert requested(service, 9, num_tokens=1, end_tokens=(5,)).all_end_tokens == (5,)
     assert requested(service, 9, num_tokens=1, end_tokens=()).all_end_tokens == ()
+    assert requested(service, 9, num_tokens=1, stop=("<|im_end|>", "the")).all_end_tokens == (2, 4)
 
 
 @pytest.mark.parametrize(

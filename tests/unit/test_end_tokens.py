@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 from checkpoints_tools.output import copy_tokenizer
 from megatron_star.config import StarConfig
 from megatron_star.evaluation.sample import Sample, greedy_request
-from megatron_star.inference.end_tokens import end_tokens
+from megatron_star.inference.end_tokens import end_tokens, stop_tokens
 
 
 @pytest.fixture
@@ -71,3 +71,8 @@ def test_questions_of_an_evaluation_end_at_each_of_them(load):
         load({"generation_config": {"eos_token_id": [4]}}), sample, StarConfig(), chat=False
     )
     assert set(request.all_end_tokens) == {2, 4}
+
+
+def test_a_stop_text_that_is_a_special_token_ends_an_answer_at_that_token():
+    tokenizer = small_tokenizer("byte_level")
+    assert stop_tokens(tokenizer, ["the", "<|im_end|>", "<|im_end|>\n", "</s>"]) == (4, 2)
