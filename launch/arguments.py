@@ -185,14 +185,13 @@ def star_config(args: argparse.Namespace) -> StarConfig:
     )
 
 
-def sampling_params(args: argparse.Namespace, termination_id: int | None) -> SamplingParams:
+def sampling_params(args: argparse.Namespace) -> SamplingParams:
     """Megatron's sampling parameters of these arguments."""
     return SamplingParams(
         temperature=args.temperature,
         top_k=args.top_k,
         top_p=args.top_p,
         num_tokens_to_generate=args.num_tokens_to_generate,
-        termination_id=termination_id,
         stop_words=args.stop or None,
     )
 

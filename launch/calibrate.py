@@ -32,6 +32,7 @@ from megatron_star.evaluation.calibration import Comparisons, Verdict, recommend
 from megatron_star.evaluation.comparison import Comparison, Prompt, compare
 from megatron_star.evaluation.report import plain_text
 from megatron_star.evaluation.settings import parse_settings, setting_name
+from megatron_star.inference.end_tokens import end_tokens
 from megatron_star.inference.prompt import split_into_tokens
 from megatron_star.inference.request import StarRequest
 from megatron_star.parallel.control import DRIVER, from_driver
@@ -110,9 +111,8 @@ def calibrate(args: argparse.Namespace, job: Job) -> Comparisons:
     work = from_driver(partial(_work, args, job), control)
     settings = {name: StarConfig.from_dict(values) for name, values in work["settings"].items()}
     for number, question in enumerate(work["questions"], 1):
-        prompt = Prompt(
-            question["context"], question["query"], work["end_token"], args.num_tokens_to_generate
-        )
+        ends = tuple(work["end_tokens"])
+        prompt = Prompt(question["context"], question["query"], None, args.num_tokens_to_generate, ends)
         tokens, comparisons = compare(job.star_model, prompt, settings, control)
         if dist.get_rank() == DRIVER:
             compared = {name: asdict(comparison) for name, comparison in comparisons.items()}
@@ -138,7 +138,7 @@ def _work(args: argparse.Namespace, job: Job) -> dict[str, Any]:
     return {
         "questions": [question for question in questions if question["id"] not in finished],
         "settings": {name: asdict(star) for name, star in settings.items()},
-        "end_token": tokenizer.eos_token_id,
+        "end_tokens": end_tokens(tokenizer),
     }
 
 

@@ -33,6 +33,7 @@ from launch.environment import read_environment
 from launch.job import loaded_job, run_engine
 from launch.progress import ConsoleProgress
 from launch.session import exit_on_errors
+from megatron_star.inference.end_tokens import end_tokens, stop_tokens
 from megatron_star.inference.engine import StarEngine
 from megatron_star.inference.prompt import split_into_tokens
 from megatron_star.inference.request import StarRequest, StarResult
@@ -141,8 +142,9 @@ def _request(document: Document, args: argparse.Namespace, tokenizer: PreTrained
         context_tokens=context,
         query_tokens=query,
         star=star_config(args),
-        sampling=sampling_params(args, tokenizer.eos_token_id),
+        sampling=sampling_params(args),
         seed=args.seed,
+        end_tokens=end_tokens(tokenizer) + stop_tokens(tokenizer, args.stop),
     )
 
 

@@ -57,12 +57,17 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Prompt:
-    """Token ids of a context and a query, where the answer ends, and how long it gets at most."""
+    """Token ids of a context and a query, where the answer ends, and how long it gets at most.
+
+    Attributes:
+        end_tokens: that end it as `end_token` does.
+    """
 
     context: Sequence[int]
     query: Sequence[int]
     end_token: int | None
     num_tokens: int
+    end_tokens: tuple[int, ...] = ()
 
 
 class _Exact(NamedTuple):
@@ -177,7 +182,8 @@ def _greedy_answer(
     logits = [generate_step(star_model, [(sequence, prompt.query)])]
     tokens = [most_likely(logits[0])]
     query_s = monotonic() - start
-    while len(tokens) < prompt.num_tokens and tokens[-1] != prompt.end_token:
+    ends = (prompt.end_token, *prompt.end_tokens)
+    while len(tokens) < prompt.num_tokens and tokens[-1] not in ends:
         logits.append(generate_step(star_model, [(sequence, tokens[-1:])]))
         tokens.append(most_likely(logits[-1]))
     return tokens, torch.cat(logits), query_s

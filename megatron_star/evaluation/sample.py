@@ -7,6 +7,7 @@ from megatron.core.inference.sampling_params import SamplingParams
 from transformers import PreTrainedTokenizerBase
 
 from megatron_star.config import StarConfig
+from megatron_star.inference.end_tokens import end_tokens
 from megatron_star.inference.prompt import split_into_tokens
 from megatron_star.inference.request import StarRequest
 
@@ -67,9 +68,8 @@ def prompt_tokens(
     Raises:
         ValueError: the tokenizer has no chat template.
     """
-    context_tokens, query_tokens = split_into_tokens(tokenizer, context, sample.query, chat=chat)
     prefix = sample.answer_prefix if chat else f" {sample.answer_prefix}"
-    return context_tokens, query_tokens + tokenizer.encode(prefix, add_special_tokens=False)
+    return split_into_tokens(tokenizer, context, sample.query, chat=chat, answer_prefix=prefix)
 
 
 def greedy_request(
@@ -77,9 +77,11 @@ def greedy_request(
 ) -> StarRequest:
     """The sample as a question to the engine, answered greedily; raises as `prompt_tokens` does."""
     context, query = prompt_tokens(tokenizer, sample, sample.context, chat=chat)
-    sampling = SamplingParams(
-        num_tokens_to_generate=sample.num_tokens_to_generate,
-        top_k=1,
-        termination_id=tokenizer.eos_token_id,
+    sampling = SamplingParams(num_tokens_to_generate=sample.num_tokens_to_generate, top_k=1)
+    return StarRequest(
+        context_tokens=context,
+        query_tokens=query,
+        star=star,
+        sampling=sampling,
+        end_tokens=end_tokens(tokenizer),
     )
-    return StarRequest(context_tokens=context, query_tokens=query, star=star, sampling=sampling)

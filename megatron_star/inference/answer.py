@@ -11,7 +11,7 @@ from torch import Tensor
 from megatron_star.inference.job import Job
 from megatron_star.inference.request import StarResult, Timings
 from megatron_star.inference.sampling import TokenSampler
-from megatron_star.inference.text_stream import UNFINISHED, TextStream, Tokenizer
+from megatron_star.inference.text_stream import PROMPT_TOKENS, TextStream, Tokenizer
 
 
 @dataclass(frozen=True)
@@ -19,11 +19,13 @@ class NewToken:
     """A token as it came.
 
     `text` is what it adds to the answer; a piece in which a stop string may begin comes with a later token.
+    `likeliest` is the most likely token in its place, with its log-probability.
     """
 
     token: int
     logprob: float
     text: str
+    likeliest: tuple[int, float]
 
 
 class Answer:
@@ -34,22 +36,27 @@ class Answer:
         error: why it ends with `error`.
         ended: set when there is a result.
         num_encoded_tokens: context tokens that are encoded so far.
+        likeliest: the most likely token in the place of each of `tokens`, with its log-probability.
     """
 
     def __init__(self, job: Job, tokenizer: Tokenizer) -> None:
-        self.job, self._stream = job, TextStream(tokenizer)
-        self.sampler = TokenSampler(job.request.sampling, job.request.seed)
+        request = job.request
+        # Slices first: what came before may be a million tokens.
+        prompt = request.context_tokens[-PROMPT_TOKENS:] + request.query_tokens[-PROMPT_TOKENS:]
+        self.job, self._stream = job, TextStream(tokenizer, prompt)
+        self.sampler = TokenSampler(request.sampling, request.seed)
         self.submitted_at = monotonic()
-        self.deadline = self.submitted_at + job.request.deadline_seconds
+        self.deadline = self.submitted_at + request.deadline_seconds
         self.cancelled = False
         self.ended = threading.Event()
         self.finish_reason = ""
         self.error: str | None = None
         self.tokens: list[int] = []
         self.logprobs: list[float] = []
+        self.likeliest: list[tuple[int, float]] = []
         self.text = ""
         self.num_encoded_tokens = 0
-        self._emitted_text = 0
+        self._emitted_text = self._searched_text = 0
         self._admitted_at = self._encoded_at = self._first_token_at = self._last_token_at = 0.0
         self._events: queue.SimpleQueue[NewToken | None] = queue.SimpleQueue()
         self._result: StarResult | None = None
@@ -88,15 +95,24 @@ class Answer:
 
     def add_token(self, logits: Tensor) -> int:
         """Sample the next token from logits [vocab_size], float32, CPU; sets `finish_reason` at an end."""
-        token, logprob = self.sampler.sample(logits)
+        request = self.job.request
+        early = len(self.tokens) < request.min_tokens
+        forbidden = [end for end in request.all_end_tokens if end < logits.numel()] if early else []
+        token, logprob, *likeliest = self.sampler.sample(logits, forbidden)
+        self.likeliest.append(tuple(likeliest))
         self.tokens.append(token)
         self.logprobs.append(logprob)
         self._last_token_at = monotonic()
         self._first_token_at = self._first_token_at or self._last_token_at
-        self._stream.add(token)
-        self.text = self._stream.text
-        self._note_the_end()
-        self._events.put(NewToken(token, logprob, self._text_to_emit()))
+        if token in request.all_end_tokens:
+            self.finish_reason = "stop"
+        else:
+            self._stream.add(token)
+            self.text = self._stream.text
+        if not self.finish_reason and len(self.tokens) == request.sampling.num_tokens_to_generate:
+            self.finish_reason = "length"
+        self._cut_at_stop_text()
+        self._events.put(NewToken(token, logprob, self._text_to_emit(), self.likeliest[-1]))
         return token
 
     def end(self, reason: str, kv_bytes_per_cp_rank: list[int]) -> None:
@@ -122,27 +138,34 @@ class Answer:
         self.ended.set()
         self._events.put(None)
 
-    def _note_the_end(self) -> None:
-        sampling = self.job.request.sampling
-        found = [self.text.find(stop) for stop in sampling.stop_words or () if stop in self.text]
-        if found:
-            self.text, self.finish_reason = self.text[: min(found)], "stop"
-        elif self.tokens[-1] == sampling.termination_id:
-            self.finish_reason = "stop"
-        elif len(self.tokens) == sampling.num_tokens_to_generate:
-            self.finish_reason = "length"
+    @property
+    def _certain_text(self) -> str:
+        """What no later token changes: at the end, all; before, not a character that is not whole yet."""
+        return self.text if self.finish_reason else self._stream.certain
+
+    def _cut_at_stop_text(self) -> None:
+        """End before the first stop text that is complete now, and was not before."""
+        text = self._certain_text
+        searched, self._searched_text = self._searched_text, len(text)
+        if len(self.tokens) < self.job.request.min_tokens:
+            return
+        stops = self.job.request.sampling.stop_words or ()
+        found = [text.find(stop, max(0, searched - len(stop) + 1)) for stop in stops]
+        if any(start >= 0 for start in found):
+            self.text, self.finish_reason = text[: min(start for start in found if start >= 0)], "stop"
 
     def _text_to_emit(self) -> str:
-        """What is certain to stay: no half character, and no beginning of a stop string."""
-        end = len(self.text)
+        """What is certain to stay: no half character, and no beginning of a stop text."""
+        text = self._certain_text
+        end = len(text)
         if not self.finish_reason:
             stops = self.job.request.sampling.stop_words or ()
-            held = [n for stop in stops for n in range(1, len(stop)) if self.text.endswith(stop[:n])]
-            held.append(len(self.text) - len(self.text.rstrip(UNFINISHED)))
-            end -= max(held)
-        text = self.text[self._emitted_text : max(end, self._emitted_text)]
-        self._emitted_text += len(text)
-        return text
+            end -= max(
+                (n for stop in stops for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0
+            )
+        piece = text[self._emitted_text : max(end, self._emitted_text)]
+        self._emitted_text += len(piece)
+        return piece
 
     def _timings(self) -> Timings:
         admitted = self._admitted_at or self._last_token_at or monotonic()

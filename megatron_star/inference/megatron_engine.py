@@ -14,8 +14,11 @@ from megatron.core.inference.sampling_params import SamplingParams
 from transformers import PreTrainedTokenizerBase
 
 from megatron_star.config import StarConfig
+from megatron_star.inference.end_tokens import end_tokens, stop_tokens
 from megatron_star.inference.engine import StarEngine
 from megatron_star.inference.request import StarRequest, StarResult
+from megatron_star.inference.text_stream import TextStream, text_offsets
+from megatron_star.inference.token_bytes import TokenBytes
 
 DEFAULT_QUERY_TOKENS = 256
 
@@ -38,11 +41,8 @@ class TokenizerView:
 
     def offsets(self, token_ids: Sequence[int], text: str) -> list[int]:
         """Where in the text each token begins, in characters."""
-        starts, position = [], 0
-        for token_id in token_ids:
-            starts.append(min(position, len(text)))
-            position += len(self.detokenize([token_id]))
-        return starts
+        starts = text_offsets(TextStream(self._tokenizer), token_ids)
+        return [min(start, len(text)) for start in starts]
 
 
 class MegatronEngine(AbstractEngine):
@@ -60,6 +60,8 @@ class MegatronEngine(AbstractEngine):
         self.controller = SimpleNamespace(
             tokenizer=TokenizerView(engine.tokenizer), sampling_rng=torch.Generator()
         )
+        self._end_tokens = end_tokens(engine.tokenizer)
+        self._token_bytes = TokenBytes(engine.tokenizer)
         self._num_requests = 0
 
     def get_new_request_id(self) -> int:
@@ -99,8 +101,7 @@ class MegatronEngine(AbstractEngine):
 
     def _star_request(self, request: InferenceRequest) -> StarRequest:
         sampling = SamplingParams.deserialize(request.sampling_params.serialize())
-        if sampling.termination_id is None:
-            sampling.termination_id = self.controller.tokenizer.eod
+        ends = self._end_tokens if sampling.termination_id is None else ()
         tokens = list(request.prompt_tokens)
         seed = torch.randint(1 << 62, (1,), generator=self.controller.sampling_rng)
         return StarRequest(
@@ -109,15 +110,16 @@ class MegatronEngine(AbstractEngine):
             star=self.star,
             sampling=sampling,
             seed=int(seed),
+            end_tokens=(*ends, *stop_tokens(self.engine.tokenizer, sampling.stop_words or ())),
         )
 
     def _fill_in(self, request: InferenceRequest, result: StarResult) -> None:
         """Log-probabilities of the prompt are None: a context has no logits."""
-        view = self.controller.tokenizer
         request.status = Status.FAILED if result.error else Status.COMPLETED
         request.generated_text = result.text
         request.generated_tokens = torch.tensor(result.tokens)
         request.generated_length = len(result.tokens)
         request.prompt_log_probs = [None] * (len(request.prompt_tokens) - 1)
         request.generated_log_probs = result.logprobs
-        request.segments = [view.detokenize([token]) for token in (*request.prompt_tokens, *result.tokens)]
+        tokens = [*request.prompt_tokens, *result.tokens]
+        request.segments = self._token_bytes.pieces(tokens, at_start=True)

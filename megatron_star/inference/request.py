@@ -19,7 +19,9 @@ class StarRequest:
         context_tokens: what is encoded by `star`; may be empty.
         query_tokens: what follows it; at least one.
         sampling: Megatron's parameters. Used: temperature, top_k, top_p, num_tokens_to_generate,
-            termination_id, stop_words. top_k=1 is greedy.
+            termination_id, stop_words. top_k=1 is greedy; top_p is taken of what top_k leaves.
+        end_tokens: further ids that end the answer, as `termination_id` does.
+        min_tokens: before so many are generated, neither an end token is chosen nor a stop text heeded.
         seed: of this request's own random generator.
         deadline_seconds: after so many seconds the request ends with what it has.
         turn_edges: where, in tokens, earlier contexts ended that this one extends. Each part is cut into
@@ -33,6 +35,14 @@ class StarRequest:
     seed: int = 0
     deadline_seconds: float = math.inf
     turn_edges: tuple[int, ...] = ()
+    end_tokens: tuple[int, ...] = ()
+    min_tokens: int = 0
+
+    @property
+    def all_end_tokens(self) -> tuple[int, ...]:
+        """Every id that ends the answer."""
+        termination = self.sampling.termination_id
+        return self.end_tokens if termination is None else (termination, *self.end_tokens)
 
     def copy(self) -> Self:
         """One that stays as it is, whatever the caller does with the lists and the sampling of this one."""
@@ -55,6 +65,7 @@ class StarRequest:
             | {
                 "star": StarConfig.from_dict(values["star"]),
                 "turn_edges": tuple(values["turn_edges"]),
+                "end_tokens": tuple(values["end_tokens"]),
                 "sampling": SamplingParams.deserialize(values["sampling"]),
             }
         )
@@ -67,6 +78,9 @@ class StarRequest:
             if not 0 <= token < vocab_size:
                 raise ValueError(f"token id {token} is outside of the vocabulary of {vocab_size} tokens")
         _check_sampling(self.sampling, vocab_size)
+        most = self.sampling.num_tokens_to_generate
+        if not 0 <= self.min_tokens <= most:
+            raise ValueError(f"min_tokens is {self.min_tokens}: it must be from 0 to the {most} to generate")
         if not self.deadline_seconds > 0:
             raise ValueError(f"deadline_seconds is {self.deadline_seconds}: it must be more than 0")
         _check_turn_edges(self.turn_edges, len(self.context_tokens))
@@ -98,8 +112,6 @@ def _check_sampling(sampling: SamplingParams, vocab_size: int) -> None:
         raise ValueError(f"top_k is {sampling.top_k}: it must be from 0 to {vocab_size - 1}")
     if not 0.0 <= sampling.top_p <= 1.0:
         raise ValueError(f"top_p is {sampling.top_p}: it must be from 0 to 1")
-    if sampling.top_k > 0 and sampling.top_p > 0.0:
-        raise ValueError(f"top_k is {sampling.top_k} and top_p is {sampling.top_p}: set one of them")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +133,7 @@ class StarResult:
     """One answer.
 
     Attributes:
-        text: without special tokens, cut before a stop string.
+        text: without special tokens and the token that ended it, cut before a stop text.
         tokens: all generated ids, the one that ended the sequence included.
         logprobs: of each of `tokens`, natural logarithm, under the model's own distribution (temperature 1).
         finish_reason: `stop`, `length`, `cancelled`, `deadline` or `error`.

@@ -13,8 +13,10 @@ from megatron.core.inference.sampling_params import SamplingParams
 
 from megatron_star.config import StarConfig
 from megatron_star.inference.answer import Answer
+from megatron_star.inference.end_tokens import end_tokens, stop_tokens
 from megatron_star.inference.engine import StarEngine
 from megatron_star.inference.request import StarRequest
+from megatron_star.inference.token_bytes import TokenBytes
 from megatron_star.server.batch import Batch
 from megatron_star.server.errors import RequestError
 from megatron_star.server.metrics import ServerMetrics
@@ -30,24 +32,33 @@ TOKENIZER_THREADS = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Generation:
-    """How tokens are chosen; the defaults of OpenAI's and Megatron's servers are the routes' business."""
+    """How tokens are chosen; the defaults of OpenAI's and Megatron's servers are the routes' business.
+
+    Attributes:
+        cut_to_room: nobody asked for so many tokens: fewer, where the model's limit leaves fewer.
+        end_tokens: that end an answer; None are those of the model.
+        more_end_tokens: in addition.
+    """
 
     num_tokens: int
+    cut_to_room: bool = False
+    min_tokens: int = 0
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 0.0
     stop: tuple[str, ...] = ()
-    termination_id: int | None = None
+    end_tokens: tuple[int, ...] | None = None
+    more_end_tokens: tuple[int, ...] = ()
     seed: int | None = None
 
-    def sampling(self, eos_token_id: int | None) -> SamplingParams:
-        """Megatron's parameters. top_p = 1 leaves every token in, as 0 does."""
+    def sampling(self, room: int) -> SamplingParams:
+        """Megatron's parameters, where there is room for so many tokens; top_p of 1 and 0 are off."""
+        num_tokens = max(self.num_tokens, self.min_tokens) if self.cut_to_room else self.num_tokens
         return SamplingParams(
             temperature=self.temperature if self.temperature >= SMALLEST_TEMPERATURE else 0.0,
             top_k=self.top_k,
             top_p=float(self.top_p) if self.top_p < 1.0 else 0.0,
-            num_tokens_to_generate=self.num_tokens,
-            termination_id=eos_token_id if self.termination_id is None else self.termination_id,
+            num_tokens_to_generate=min(num_tokens, max(1, room)) if self.cut_to_room else num_tokens,
             stop_words=list(self.stop) or None,
         )
 
@@ -61,6 +72,8 @@ class CompletionService:
     def __init__(self, engine: StarEngine, settings: ServerSettings, metrics: ServerMetrics) -> None:
         self.engine, self.settings, self.metrics = engine, settings, metrics
         self.tokenizer = engine.tokenizer
+        self.token_bytes = TokenBytes(engine.tokenizer)
+        self.end_tokens = end_tokens(engine.tokenizer)
         self.splitter = PromptSplitter(
             engine.tokenizer,
             settings.num_query_tokens,
@@ -122,10 +135,6 @@ class CompletionService:
             answers = list(self._answers)
         self.cancel(answers)
 
-    def pieces(self, tokens: list[int]) -> list[str]:
-        """The text of each token on its own."""
-        return self.tokenizer.batch_decode([[token] for token in tokens], skip_special_tokens=False)
-
     async def in_tokenizer_thread[T](self, function: Callable[..., T], *args: Any) -> T:
         """What `function` returns; for work that would hold up the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self._tokenizers, function, *args)
@@ -180,11 +189,15 @@ class CompletionService:
         self, split: SplitPrompt, star: StarConfig, generation: Generation, index: int
     ) -> StarRequest:
         seed = secrets.randbits(62) if generation.seed is None else generation.seed + index
+        ends = self.end_tokens if generation.end_tokens is None else generation.end_tokens
+        room = self.engine.max_sequence_length - len(split.context_tokens) - len(split.query_tokens)
         return StarRequest(
             context_tokens=split.context_tokens,
             query_tokens=split.query_tokens,
             star=star,
-            sampling=generation.sampling(self.tokenizer.eos_token_id),
+            sampling=generation.sampling(room),
+            end_tokens=(*ends, *generation.more_end_tokens, *stop_tokens(self.tokenizer, generation.stop)),
+            min_tokens=generation.min_tokens,
             seed=seed,
             turn_edges=split.turn_edges,
         )

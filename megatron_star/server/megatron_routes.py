@@ -5,9 +5,11 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from megatron_star.inference.request import StarResult
+from megatron_star.inference.text_stream import TextStream, text_offsets
+from megatron_star.server.batch import Batch
 from megatron_star.server.completion import CompletionService, Generation
 from megatron_star.server.errors import RequestError
-from megatron_star.server.openai_answers import completion_text, token_logprobs
+from megatron_star.server.openai_answers import PROMPT_LOGPROBS, CompletionAnswers, completion_text
 from megatron_star.server.prompts import SplitPrompt
 from megatron_star.server.requests import (
     ERROR_RESPONSES,
@@ -16,25 +18,28 @@ from megatron_star.server.requests import (
     split_prompts,
     star_report,
 )
-from megatron_star.server.sampling import chosen_top_p, stop_texts
+from megatron_star.server.sampling import filters, stop_texts
 from megatron_star.server.schemas import MegatronCompletionRequest, MegatronGenerateRequest, StarOptions
 
+DEFAULT_TOKENS = 64
 router = APIRouter(responses=ERROR_RESPONSES, tags=["Megatron"])
 
 
 @router.put("/api")
 async def generate(body: MegatronGenerateRequest, request: Request) -> dict[str, Any]:
     """Megatron's text generation: lists in the order of `prompts`."""
-    _check_generate(body)
+    if "" in body.prompts and not body.add_BOS:
+        raise RequestError(400, "prompts: an empty prompt needs add_BOS=true", "prompts")
     service = service_of(request)
-    stop = ("\n",) if body.stop_on_eol else ("\n\n",) if body.stop_on_double_eol else ()
+    top_k, top_p = filters(body.top_k, body.top_p, zero_is_off=True)
     generation = Generation(
-        num_tokens=body.tokens_to_generate,
+        num_tokens=body.tokens_to_generate or DEFAULT_TOKENS,
+        cut_to_room=body.tokens_to_generate is None,
         temperature=body.temperature,
-        top_k=body.top_k,
-        top_p=body.top_p,
-        stop=stop,
-        termination_id=body.stop_token,
+        top_k=top_k,
+        top_p=top_p,
+        stop=("\n",) if body.stop_on_eol else ("\n\n",) if body.stop_on_double_eol else (),
+        end_tokens=None if body.stop_token is None else (body.stop_token,),
         seed=body.random_seed,
     )
 
@@ -46,13 +51,6 @@ async def generate(body: MegatronGenerateRequest, request: Request) -> dict[str,
     async with service.batch(build, body.star, generation, num_prompts=len(body.prompts)) as batch:
         results = await results_of(batch, request)
     return await service.in_tokenizer_thread(_generate_answer, service, body, batch.splits, results)
-
-
-def _check_generate(body: MegatronGenerateRequest) -> None:
-    if body.top_k and body.top_p:
-        raise RequestError(400, "top_p: set top_k or top_p, not both", "top_p")
-    if "" in body.prompts and not body.add_BOS:
-        raise RequestError(400, "prompts: an empty prompt needs add_BOS=true", "prompts")
 
 
 def _generate_answer(
@@ -67,7 +65,9 @@ def _generate_answer(
     pairs = list(zip(prompt_tokens, results, strict=True))
     answer: dict[str, Any] = {
         "text": [prompt + result.text for prompt, result in zip(body.prompts, results, strict=True)],
-        "segments": [service.pieces(tokens + result.tokens) for tokens, result in pairs],
+        "segments": [
+            service.token_bytes.pieces(tokens + result.tokens, at_start=True) for tokens, result in pairs
+        ],
         "tokens": [tokens + result.tokens for tokens, result in pairs],
     }
     if body.logprobs:  # a context has no logits, so the prompt's are unknown
@@ -81,15 +81,17 @@ async def complete(body: MegatronCompletionRequest, request: Request) -> dict[st
     """Megatron's completions: `choices` with `text` and `logprobs`."""
     if body.n is not None and body.n > 1:
         raise RequestError(400, "n: only 1 is supported here; /v1/completions takes more", "n")
+    if body.echo and body.logprobs is not None:
+        raise RequestError(400, PROMPT_LOGPROBS, "logprobs")
     service = service_of(request)
     options = body.star or StarOptions()
     prompts = body.prompts()
-    temperature = 1.0 if body.temperature is None else body.temperature
+    top_k, top_p = filters(body.top_k, body.top_p, zero_is_off=True)
     generation = Generation(
         num_tokens=body.max_tokens,
-        temperature=temperature,
-        top_k=body.top_k or 0,
-        top_p=chosen_top_p(body.top_k, body.top_p),
+        temperature=1.0 if body.temperature is None else body.temperature,
+        top_k=top_k,
+        top_p=top_p,
         stop=stop_texts(body.stop),
         seed=body.seed,
     )
@@ -98,20 +100,38 @@ async def complete(body: MegatronCompletionRequest, request: Request) -> dict[st
         return split_prompts(splitter, prompts, options, contexts=body.contexts, field="prompt")
 
     async with service.batch(build, options, generation, num_prompts=len(prompts)) as batch:
-        results = await results_of(batch, request)
-    return await service.in_tokenizer_thread(_completions_answer, service, body, batch.splits, results)
+        await results_of(batch, request)
+    return await service.in_tokenizer_thread(_completions_answer, service, body, batch)
 
 
 def _completions_answer(
-    service: CompletionService,
-    body: MegatronCompletionRequest,
-    splits: list[SplitPrompt],
-    results: list[StarResult],
+    service: CompletionService, body: MegatronCompletionRequest, batch: Batch
 ) -> dict[str, Any]:
+    answers = CompletionAnswers(service, batch, logprobs=body.logprobs or 0, echoes=[])
     choices = []
-    for index, (prompt, result) in enumerate(zip(body.prompts(), results, strict=True)):
-        echoed = completion_text(service, prompt) if body.echo else ""
-        logprobs = token_logprobs(service, result, offset=len(echoed)) | {"top_logprobs": None}
-        choices.append({"index": index, "text": echoed + result.text, "logprobs": logprobs})
-    reports = [star_report(result, split) for result, split in zip(results, splits, strict=True)]
-    return {"choices": choices, "star": reports}
+    for index, (prompt, answer) in enumerate(zip(body.prompts(), batch.answers, strict=True)):
+        choice = answers.choice(index, answer)
+        del choice["finish_reason"]  # which Megatron's server does not say
+        if body.echo:
+            echoed = completion_text(service, prompt)
+            choice["text"] = echoed + choice["text"]
+            choice["logprobs"] = _with_prompt(service, batch.splits[index], echoed, choice["logprobs"])
+        choices.append(choice)
+    pairs = zip(batch.results, batch.splits, strict=True)
+    return {"choices": choices, "star": [star_report(result, split) for result, split in pairs]}
+
+
+def _with_prompt(
+    service: CompletionService, split: SplitPrompt, echoed: str, logprobs: dict[str, Any]
+) -> dict[str, Any]:
+    """Log-probabilities that begin with the prompt's, which are unknown: a context has no logits."""
+    tokens = split.query_tokens if split.rule == "fields" else split.context_tokens + split.query_tokens
+    return {
+        "tokens": service.token_bytes.pieces(tokens, at_start=True) + logprobs["tokens"],
+        "token_logprobs": [None] * len(tokens) + logprobs["token_logprobs"],
+        "text_offset": [
+            *text_offsets(TextStream(service.tokenizer), tokens),
+            *(len(echoed) + offset for offset in logprobs["text_offset"]),
+        ],
+        "top_logprobs": None,
+    }

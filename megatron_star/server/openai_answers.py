@@ -6,12 +6,22 @@ from collections.abc import AsyncIterator
 from time import time
 from typing import Any
 
-from megatron_star.inference.answer import NewToken
+from megatron_star.inference.answer import Answer, NewToken
 from megatron_star.inference.request import StarResult
+from megatron_star.inference.text_stream import PROMPT_TOKENS, TextStream, text_offsets
 from megatron_star.server.batch import Batch, Progress
 from megatron_star.server.completion import CompletionService
 from megatron_star.server.errors import RequestError, error_body
+from megatron_star.server.prompts import SplitPrompt
 from megatron_star.server.requests import star_report
+from megatron_star.server.schemas import StreamOptions
+
+PROMPT_LOGPROBS = (
+    "logprobs: with echo=true they would cover the prompt, whose log-probabilities are not computed here "
+    "(so lm-eval's loglikelihood tasks cannot run): leave out logprobs or echo"
+)
+LogprobOfToken = tuple[int, float, tuple[int, float]]
+"""A token with its log-probability, and the same of the most likely one in its place."""
 
 
 def completion_text(service: CompletionService, prompt: str | list[int]) -> str:
@@ -19,28 +29,27 @@ def completion_text(service: CompletionService, prompt: str | list[int]) -> str:
     return prompt if isinstance(prompt, str) else service.tokenizer.decode(prompt, skip_special_tokens=False)
 
 
-def token_logprobs(service: CompletionService, result: StarResult, offset: int = 0) -> dict[str, Any]:
-    """Of all generated tokens, the one that ended the sequence included."""
-    pieces = service.pieces(result.tokens)
-    offsets = []
-    for piece in pieces:
-        offsets.append(offset)
-        offset += len(piece)
-    return {"tokens": pieces, "token_logprobs": result.logprobs, "text_offset": offsets}
+def prompt_end(split: SplitPrompt) -> list[int]:
+    """As many of a prompt's last tokens as a `TextStream` looks at."""
+    return split.context_tokens[-PROMPT_TOKENS:] + split.query_tokens[-PROMPT_TOKENS:]
 
 
 def usage(batch: Batch) -> dict[str, Any]:
     """Token counts of all answers, and what Star Attention did for the first."""
     results, splits = batch.results, batch.splits
     num_choices = len(results) // len(splits)
-    prompt_tokens = sum(len(split.context_tokens) + len(split.query_tokens) for split in splits)
-    generated = sum(len(result.tokens) for result in results)
+    return _counts(batch, sum(len(result.tokens) for result in results)) | {
+        "prompt_tokens_details": {"cached_tokens": sum(r.num_cached_tokens for r in results[::num_choices])},
+        "star": star_report(results[0], splits[0]),
+    }
+
+
+def _counts(batch: Batch, generated: int) -> dict[str, int]:
+    prompt_tokens = sum(len(split.context_tokens) + len(split.query_tokens) for split in batch.splits)
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": generated,
         "total_tokens": prompt_tokens + generated,
-        "prompt_tokens_details": {"cached_tokens": sum(r.num_cached_tokens for r in results[::num_choices])},
-        "star": star_report(results[0], splits[0]),
     }
 
 
@@ -50,45 +59,56 @@ class CompletionAnswers:
     name, prefix = "text_completion", "cmpl"
     chunk_name = name
 
-    def __init__(self, service: CompletionService, *, logprobs: bool, echoes: list[str]) -> None:
-        self.service, self.logprobs, self.echoes = service, logprobs, echoes
-        self.offsets = [len(echo) for echo in echoes]
+    def __init__(
+        self, service: CompletionService, batch: Batch, *, logprobs: int | None, echoes: list[str]
+    ) -> None:
+        """echoes: for each answer, what is written before it; or none."""
+        self.token_bytes, self.logprobs = service.token_bytes, logprobs
+        self.echoes = echoes or [""] * len(batch.answers)
+        self._streams = []
+        if logprobs is not None:
+            ends = [prompt_end(split) for split in batch.splits]
+            each = len(batch.answers) // len(ends)
+            self._streams = [TextStream(service.tokenizer, end) for end in ends for _ in range(each)]
 
-    def choice(self, index: int, result: StarResult) -> dict[str, Any]:
+    def choice(self, index: int, answer: Answer) -> dict[str, Any]:
         """A whole answer."""
-        echo = self.echoes[index]
-        logprobs = None
-        if self.logprobs:
-            logprobs = token_logprobs(self.service, result, len(echo)) | {"top_logprobs": None}
-        return {
-            "index": index,
-            "text": echo + result.text,
-            "logprobs": logprobs,
-            "finish_reason": result.finish_reason,
-        }
+        tokens = zip(answer.tokens, answer.logprobs, answer.likeliest, strict=True)
+        choice = self._choice(index, self.echoes[index] + answer.text, answer.finish_reason)
+        return choice | {"logprobs": self._logprobs(index, list(tokens))}
 
     def first(self, index: int) -> dict[str, Any] | None:
         """What comes before the first token."""
-        if not self.echoes[index]:
-            return None
-        return {"index": index, "text": self.echoes[index], "logprobs": None, "finish_reason": None}
+        return self._choice(index, self.echoes[index]) if self.echoes[index] else None
 
     def piece(self, index: int, token: NewToken) -> dict[str, Any] | None:
         """One token, unless it says nothing."""
-        if not token.text and not self.logprobs:
+        if not token.text and self.logprobs is None:
             return None
-        choice = {"index": index, "text": token.text, "logprobs": None, "finish_reason": None}
-        if self.logprobs:
-            text = self.service.pieces([token.token])
-            offset = self.offsets[index]
-            self.offsets[index] += len(text[0])
-            values = {"tokens": text, "token_logprobs": [token.logprob], "text_offset": [offset]}
-            choice["logprobs"] = values | {"top_logprobs": None}
-        return choice
+        logprobs = self._logprobs(index, [(token.token, token.logprob, token.likeliest)])
+        return self._choice(index, token.text) | {"logprobs": logprobs}
 
     def last(self, index: int, result: StarResult) -> dict[str, Any]:
         """The end of an answer."""
-        return {"index": index, "text": "", "logprobs": None, "finish_reason": result.finish_reason}
+        return self._choice(index, "", result.finish_reason)
+
+    def _choice(self, index: int, text: str, finish_reason: str | None = None) -> dict[str, Any]:
+        return {"index": index, "text": text, "logprobs": None, "finish_reason": finish_reason}
+
+    def _logprobs(self, index: int, tokens: list[LogprobOfToken]) -> dict[str, Any] | None:
+        if self.logprobs is None:
+            return None
+        piece = self.token_bytes.piece
+        likeliest = None
+        if self.logprobs:
+            likeliest = [{piece(top): best, piece(token): value} for token, value, (top, best) in tokens]
+        ids = [token for token, *_ in tokens]
+        return {
+            "tokens": self.token_bytes.pieces(ids),
+            "token_logprobs": [value for _, value, _ in tokens],
+            "text_offset": list(text_offsets(self._streams[index], ids)),
+            "top_logprobs": likeliest,
+        }
 
 
 class ChatAnswers:
@@ -96,19 +116,17 @@ class ChatAnswers:
 
     name, chunk_name, prefix = "chat.completion", "chat.completion.chunk", "chatcmpl"
 
-    def __init__(self, service: CompletionService, *, logprobs: bool) -> None:
-        self.service, self.logprobs = service, logprobs
+    def __init__(self, service: CompletionService, *, logprobs: bool, top_logprobs: bool = False) -> None:
+        self.token_bytes, self.logprobs, self.top_logprobs = service.token_bytes, logprobs, top_logprobs
 
-    def choice(self, index: int, result: StarResult) -> dict[str, Any]:
+    def choice(self, index: int, answer: Answer) -> dict[str, Any]:
         """A whole answer."""
-        logprobs = None
-        if self.logprobs:
-            logprobs = self._logprobs(list(zip(result.tokens, result.logprobs, strict=True)))
+        tokens = zip(answer.tokens, answer.logprobs, answer.likeliest, strict=True)
         return {
             "index": index,
-            "message": {"role": "assistant", "content": result.text, "refusal": None},
-            "logprobs": logprobs,
-            "finish_reason": result.finish_reason,
+            "message": {"role": "assistant", "content": answer.text, "refusal": None},
+            "logprobs": self._logprobs(list(tokens)) if self.logprobs else None,
+            "finish_reason": answer.finish_reason,
         }
 
     def first(self, index: int) -> dict[str, Any] | None:
@@ -119,7 +137,8 @@ class ChatAnswers:
         """One token, unless it says nothing."""
         if not token.text and not self.logprobs:
             return None
-        logprobs = self._logprobs([(token.token, token.logprob)]) if self.logprobs else None
+        tokens = [(token.token, token.logprob, token.likeliest)]
+        logprobs = self._logprobs(tokens) if self.logprobs else None
         return self._chunk(index, {"content": token.text}) | {"logprobs": logprobs}
 
     def last(self, index: int, result: StarResult) -> dict[str, Any]:
@@ -129,13 +148,18 @@ class ChatAnswers:
     def _chunk(self, index: int, delta: dict[str, str]) -> dict[str, Any]:
         return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
 
-    def _logprobs(self, pairs: list[tuple[int, float]]) -> dict[str, Any]:
-        pieces = self.service.pieces([token for token, _ in pairs])
+    def _logprobs(self, tokens: list[LogprobOfToken]) -> dict[str, Any]:
         content = [
-            {"token": piece, "logprob": logprob, "bytes": list(piece.encode()), "top_logprobs": []}
-            for piece, (_, logprob) in zip(pieces, pairs, strict=True)
+            self._token(token, value)
+            | {"top_logprobs": [self._token(*likeliest)] if self.top_logprobs else []}
+            for token, value, likeliest in tokens
         ]
         return {"content": content, "refusal": None}
+
+    def _token(self, token: int, logprob: float) -> dict[str, Any]:
+        value = self.token_bytes.of(token)
+        values = None if value is None else list(value)
+        return {"token": self.token_bytes.piece(token), "logprob": logprob, "bytes": values}
 
 
 Answers = CompletionAnswers | ChatAnswers
@@ -152,26 +176,37 @@ def envelope(answers: Answers, model: str, *, chunk: bool) -> dict[str, Any]:
 
 
 async def stream_chunks(
-    batch: Batch, answers: Answers, model: str, *, include_usage: bool
+    batch: Batch, answers: Answers, model: str, options: StreamOptions
 ) -> AsyncIterator[str]:
     """Server-sent events: chunks, progress as comments, and the end or an error."""
     head = envelope(answers, model, chunk=True)
+    num_generated = 0
+
+    def chunk(choice: dict[str, Any]) -> str:
+        counts = {}
+        if options.continuous_usage_stats:
+            counts = {"usage": _counts(batch, num_generated)}
+        elif options.include_usage:
+            counts = {"usage": None}
+        return _event(head | {"choices": [choice]} | counts)
+
     for index in range(len(batch.answers)):
         if choice := answers.first(index):
-            yield _event(head | {"choices": [choice]})
+            yield chunk(choice)
     try:
         async for event in batch.events():
             if isinstance(event, Progress):
                 yield f": encoded {event.num_encoded} of {event.num_tokens} context tokens\n\n"
                 continue
             index, part = event
+            num_generated += isinstance(part, NewToken)
             choice = answers.last(index, part) if isinstance(part, StarResult) else answers.piece(index, part)
             if choice:
-                yield _event(head | {"choices": [choice]})
+                yield chunk(choice)
     except RequestError as error:
         yield _event(error_body(error.status, error.message))
         return
-    if include_usage:
+    if options.include_usage:
         yield _event(head | {"choices": [], "usage": usage(batch)})
     yield "data: [DONE]\n\n"
 

@@ -1,6 +1,7 @@
 """OpenAI's wire: /v1/completions, /v1/chat/completions and /v1/models."""
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -11,6 +12,7 @@ from megatron_star.server.batch import Batch
 from megatron_star.server.completion import CompletionService, Generation
 from megatron_star.server.errors import RequestError
 from megatron_star.server.openai_answers import (
+    PROMPT_LOGPROBS,
     Answers,
     ChatAnswers,
     CompletionAnswers,
@@ -26,8 +28,14 @@ from megatron_star.server.requests import (
     service_of,
     split_prompts,
 )
-from megatron_star.server.sampling import chosen_top_p, stop_texts
-from megatron_star.server.schemas import ChatRequest, CompletionRequest, OpenAIFields, StarOptions
+from megatron_star.server.sampling import filters, stop_texts
+from megatron_star.server.schemas import (
+    ChatRequest,
+    CompletionRequest,
+    OpenAIFields,
+    StarOptions,
+    StreamOptions,
+)
 
 DEFAULT_COMPLETION_TOKENS = 16
 DEFAULT_CHAT_TOKENS = 512
@@ -52,18 +60,23 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
     """Completions of one or more prompts."""
     service = service_of(request)
     _check_model(service, body.model)
+    if body.echo and body.logprobs is not None:
+        raise RequestError(400, PROMPT_LOGPROBS, "logprobs")
     options, prompts, n = body.star or StarOptions(), body.prompts(), body.n or 1
-    tokens = DEFAULT_COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
+
+    echoes: list[str] = []
 
     def build(splitter):
+        if body.echo:
+            echoes.extend(completion_text(service, prompt) for prompt in prompts for _ in range(n))
         return split_prompts(splitter, prompts, options, contexts=body.contexts, field="prompt")
 
-    texts = [completion_text(service, prompt) if body.echo else "" for prompt in prompts for _ in range(n)]
-    answers = CompletionAnswers(service, logprobs=body.logprobs is not None, echoes=texts)
+    def answers(batch: Batch) -> CompletionAnswers:
+        return CompletionAnswers(service, batch, logprobs=body.logprobs, echoes=echoes)
+
+    generation = _generation(body, body.max_tokens, default=DEFAULT_COMPLETION_TOKENS)
     counts = {"num_prompts": len(prompts), "num_choices": n}
-    return await _answer(
-        request, body, answers, service.batch(build, options, _generation(body, tokens), **counts)
-    )
+    return await _answer(request, body, answers, service.batch(build, options, generation, **counts))
 
 
 @router.post("/chat/completions")
@@ -72,31 +85,36 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
     service = service_of(request)
     _check_model(service, body.model)
     options = body.star or StarOptions()
-    tokens = body.max_completion_tokens or body.max_tokens or DEFAULT_CHAT_TOKENS
 
     def build(splitter):
         return [splitter.split_chat(body.messages, options)]
 
-    answers = ChatAnswers(service, logprobs=bool(body.logprobs))
+    def answers(batch: Batch) -> ChatAnswers:
+        return ChatAnswers(service, logprobs=bool(body.logprobs), top_logprobs=bool(body.top_logprobs))
+
+    asked = body.max_completion_tokens or body.max_tokens
+    generation = _generation(body, asked, default=DEFAULT_CHAT_TOKENS)
     counts = {"num_prompts": 1, "num_choices": body.n or 1}
-    return await _answer(
-        request, body, answers, service.batch(build, options, _generation(body, tokens), **counts)
-    )
+    return await _answer(request, body, answers, service.batch(build, options, generation, **counts))
 
 
-async def _answer(request: Request, body: OpenAIFields, answers: Answers, entering: Any) -> Response:
+async def _answer(
+    request: Request, body: OpenAIFields, answers_of: Callable[[Batch], Answers], entering: Any
+) -> Response:
     model = request.app.state.settings.model_name
     async with AsyncExitStack() as stack:
         batch = await stack.enter_async_context(entering)
+        answers = answers_of(batch)
         if body.stream:
-            include_usage = bool(body.stream_options and body.stream_options.include_usage)
-            chunks = stream_chunks(batch, answers, model, include_usage=include_usage)
+            chunks = stream_chunks(batch, answers, model, body.stream_options or StreamOptions())
             stream = _closing(chunks, batch, request, stack.pop_all())
             return StreamingResponse(
                 stream, media_type="text/event-stream", headers={"Cache-Control": "no-store"}
             )
-        results = await results_of(batch, request)
-    choices = [answers.choice(index, result) for index, result in enumerate(results)]
+        await results_of(batch, request)
+    choices = await asyncio.to_thread(
+        lambda: [answers.choice(index, answer) for index, answer in enumerate(batch.answers)]
+    )
     return JSONResponse(envelope(answers, model, chunk=False) | {"choices": choices, "usage": usage(batch)})
 
 
@@ -110,13 +128,18 @@ async def _closing(
         note_in_log(request, batch)
 
 
-def _generation(body: CompletionRequest | ChatRequest, num_tokens: int) -> Generation:
+def _generation(body: CompletionRequest | ChatRequest, num_tokens: int | None, *, default: int) -> Generation:
+    top_k, top_p = filters(body.top_k, body.top_p, zero_is_off=False)
     return Generation(
-        num_tokens=num_tokens,
+        num_tokens=num_tokens or default,
+        cut_to_room=num_tokens is None,
+        min_tokens=body.min_tokens or 0,
         temperature=1.0 if body.temperature is None else body.temperature,
-        top_k=body.top_k or 0,
-        top_p=chosen_top_p(body.top_k, body.top_p),
+        top_k=top_k,
+        top_p=top_p,
         stop=stop_texts(body.stop),
+        end_tokens=() if body.ignore_eos else None,
+        more_end_tokens=tuple(body.stop_token_ids or ()),
         seed=body.seed,
     )
 

@@ -1,8 +1,18 @@
-"""What requests may contain. Every number is finite and bounded, and unknown fields are errors."""
+"""What requests may contain. Every number is finite and bounded, and unknown fields are errors.
+
+Fields that are accepted though they do nothing are in `known_fields.py`.
+"""
 
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from megatron_star.server.known_fields import (
+    NeutralChatFields,
+    NeutralFields,
+    NeutralMessageFields,
+    only,
+)
 
 MOST_PROMPTS = 128
 MOST_TOKENS = 1 << 24
@@ -26,7 +36,7 @@ StopText = Annotated[Text, Field(min_length=1, max_length=256)]
 StopTexts = StopText | Annotated[list[StopText], Field(max_length=16)]
 Prompts = Annotated[list[Text], Field(min_length=1, max_length=MOST_PROMPTS)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
-TopK = Annotated[int, Field(ge=0, le=1000)]
+TopK = Annotated[int, Field(ge=-1, le=1000, description="-1 and 0 are off")]
 Zero = Annotated[float, Field(ge=0.0, le=0.0)]
 
 
@@ -64,7 +74,7 @@ class MegatronGenerateRequest(Body):
 
     prompts: Prompts
     contexts: Prompts | None = Field(None, description="one for all prompts, or one for each")
-    tokens_to_generate: PositiveTokens = 64
+    tokens_to_generate: PositiveTokens | None = Field(None, description="64, or what is left for them")
     temperature: Annotated[float, Field(ge=0.0, le=100.0)] = 1.0
     top_k: TopK = 0
     top_p: Share = 0.0
@@ -77,8 +87,19 @@ class MegatronGenerateRequest(Body):
     stop_on_eol: bool = False
     stop_on_double_eol: bool = False
     prevent_newline_after_colon: Literal[False] = False
+    beam_width: only() = None
+    no_log: only(True, False) = Field(None, description="no text is logged in any case")
     length_penalty: Annotated[float, Field(ge=1.0, le=1.0)] = 1.0
     star: StarOptions = Field(default_factory=StarOptions)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_the_default(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        return {
+            key: value for key, value in values.items() if value is not None or key not in cls.model_fields
+        }
 
     @model_validator(mode="after")
     def _one_context_or_one_each(self) -> Self:
@@ -100,13 +121,14 @@ class PromptRequest(Body):
     contexts: Prompts | None = Field(None, description="one for all prompts, or one for each")
     temperature: Annotated[float, Field(ge=0.0, le=100.0)] | None = None
     top_p: Share | None = None
-    top_k: TopK | None = Field(None, description="as in Megatron; OpenAI has none")
+    top_k: TopK | None = None
     n: Annotated[int, Field(ge=1, le=16)] | None = None
-    best_of: Annotated[int, Field(ge=1, le=1)] | None = None
+    best_of: Annotated[int, Field(ge=1, le=16)] | None = Field(None, description="1 or n")
     seed: Annotated[int, Field(ge=-LARGEST_SEED, le=LARGEST_SEED)] | None = None
     stop: StopTexts | None = None
     logprobs: Annotated[int, Field(ge=0, le=1)] | None = Field(
-        None, description="0 or 1: log-probabilities of the tokens that were chosen"
+        None,
+        description="0: of the tokens that were chosen; 1: and of the most likely one in the place of each",
     )
     echo: bool | None = None
     star: StarOptions | None = None
@@ -118,6 +140,8 @@ class PromptRequest(Body):
             raise ValueError("prompt: it is empty")
         if self.contexts and len(self.contexts) not in (1, count):
             raise ValueError(f"contexts: {len(self.contexts)} given for {count} prompts: give 1 or {count}")
+        if self.best_of not in (None, 1, self.n):
+            raise ValueError("best_of: only null, 1 or n is supported here")
         return self
 
     def prompts(self) -> list[str] | list[list[int]]:
@@ -127,30 +151,33 @@ class PromptRequest(Body):
         return self.prompt
 
 
-class MegatronCompletionRequest(PromptRequest):
+class MegatronCompletionRequest(NeutralFields, PromptRequest):
     """POST /completions: as Megatron's server reads it."""
 
     max_tokens: PositiveTokens
+    stream: only(False) = None
     model: str | None = Field(None, description="ignored, as by Megatron's server")
 
 
 class StreamOptions(Body):
-    """`include_usage` adds a last chunk with the usage."""
+    """`include_usage` adds a chunk with the usage at the end; `continuous_usage_stats`, counts to each."""
 
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
     include_obfuscation: Literal[False] | None = None
 
 
-class OpenAIFields(Body):
-    """Fields of both OpenAI routes; those that would change nothing here must have their neutral value."""
+class OpenAIFields(NeutralFields, Body):
+    """Fields of both OpenAI routes."""
 
     model: Annotated[str, Field(max_length=512)]
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    presence_penalty: Zero | None = None
-    frequency_penalty: Zero | None = None
-    logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
-    user: Annotated[str, Field(max_length=512)] | None = None
+    ignore_eos: bool | None = Field(None, description="go on after an end token")
+    min_tokens: TokenCount | None = Field(None, description="no end token and no stop text before so many")
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=64)] | None = Field(
+        None, description="further end tokens"
+    )
     temperature: Annotated[float, Field(ge=0.0, le=2.0)] | None = None
 
     @model_validator(mode="after")
@@ -174,7 +201,7 @@ class TextPart(Body):
     text: Text
 
 
-class Message(Body):
+class Message(NeutralMessageFields, Body):
     """One message of a chat."""
 
     role: Literal["system", "developer", "user", "assistant"]
@@ -182,8 +209,10 @@ class Message(Body):
     name: Annotated[str, Field(max_length=512)] | None = None
 
     def for_template(self) -> dict[str, str]:
-        """As chat templates know it."""
-        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        """As chat templates know it; parts are lines, as other servers join them."""
+        text = (
+            self.content if isinstance(self.content, str) else "\n".join(part.text for part in self.content)
+        )
         return {"role": "system" if self.role == "developer" else self.role, "content": text}
 
 
@@ -193,19 +222,21 @@ class TextFormat(Body):
     type: Literal["text"]
 
 
-class ChatRequest(OpenAIFields):
+class ChatRequest(NeutralChatFields, OpenAIFields):
     """POST /v1/chat/completions."""
 
     messages: Annotated[list[Message], Field(min_length=1, max_length=4096)]
     max_completion_tokens: PositiveTokens | None = None
     max_tokens: PositiveTokens | None = Field(None, description="the old name of max_completion_tokens")
     top_p: Share | None = None
-    top_k: TopK | None = Field(None, description="as in Megatron; OpenAI has none")
+    top_k: TopK | None = None
     n: Annotated[int, Field(ge=1, le=16)] | None = None
     seed: Annotated[int, Field(ge=-LARGEST_SEED, le=LARGEST_SEED)] | None = None
     stop: StopTexts | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=0)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=1)] | None = Field(
+        None, description="1: with `logprobs`, the most likely token in the place of each"
+    )
     response_format: TextFormat | None = None
     star: StarOptions | None = None
 
@@ -213,6 +244,10 @@ class ChatRequest(OpenAIFields):
     def _ends_with_the_user(self) -> Self:
         if self.messages[-1].role != "user":
             raise ValueError("messages: the last one must have the role 'user'")
+        if self.max_tokens not in (None, self.max_completion_tokens or self.max_tokens):
+            raise ValueError("max_tokens: it is another number than max_completion_tokens")
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("top_logprobs: it needs logprobs=true")
         return self
 
 

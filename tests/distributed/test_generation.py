@@ -1,5 +1,6 @@
 """Batches, sampling, ends and log-probabilities of generation, on real ranks."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -145,7 +146,7 @@ BAD = {
     "temperature is nan": request(temperature=float("nan")),
     f"top_k is {VOCAB_SIZE}": request(top_k=VOCAB_SIZE),
     "top_p is 1.5": request(top_p=1.5),
-    "top_k is 5 and top_p is 0.5": request(top_k=5, top_p=0.5),
+    "min_tokens is 9: it must be from 0 to the 6": replace(request(tokens=6), min_tokens=9),
     "num_tokens_to_generate is 0": request(tokens=0),
     "model's limit is 8192": request(8190, 5),
     "token id 9999": replace(request(), context_tokens=[9999]),
@@ -168,7 +169,8 @@ def test_a_request_survives_json():
     asked = request(
         60, 5, temperature=0.5, stop_words=["a"], star=StarConfig(block_size=9, anchor="recompute")
     )
-    again = StarRequest.from_json(asked.to_json())
+    asked = replace(asked, end_tokens=(3, 4), min_tokens=1)
+    again = StarRequest.from_json(json.loads(json.dumps(asked.to_json())))
     assert again == asked
     assert torch.tensor(again.context_tokens).numel() == 60
 

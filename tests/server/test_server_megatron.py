@@ -62,6 +62,20 @@ def test_post_completions_answers_as_megatrons_server_does(server):
     assert choice["logprobs"]["tokens"] == [" Paris", "."]
     assert len(choice["logprobs"]["token_logprobs"]) == len(choice["logprobs"]["text_offset"]) == 2
     assert echoed["choices"][0]["text"] == f"{PROMPT} Paris"
+    logprobs = echoed["choices"][0]["logprobs"]
+    assert logprobs["tokens"] == ["The", " capital", " of", " France", " is", " Paris", "."]
+    assert logprobs["text_offset"] == [0, 3, 11, 14, 21, 24, 30]
+    assert logprobs["token_logprobs"][:5] == [None] * 5 and logprobs["token_logprobs"][5] < 0
+    refused = server.post("/completions", request | {"echo": True, "logprobs": 1})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "logprobs")
+
+
+def test_null_is_as_if_a_field_was_left_out(server):
+    fields = ("tokens_to_generate", "temperature", "top_k", "top_p", "random_seed", "stop_token", "logprobs")
+    empty = dict.fromkeys((*fields, "stop_on_eol", "add_BOS", "beam_width", "contexts", "star"))
+    answer = server.put({"prompts": [PROMPT]} | empty | {"tokens_to_generate": 2, "top_k": 1})
+    assert answer.json()["text"] == [f"{PROMPT} Paris."]
+    assert server.put({"prompts": [PROMPT], "unheard_of": None}).status_code == 400
 
 
 @pytest.mark.parametrize(
@@ -75,7 +89,6 @@ def test_post_completions_answers_as_megatrons_server_does(server):
         ({"tokens_to_generate": 0}, "tokens_to_generate"),
         ({"tokens_to_generate": 2.5}, "tokens_to_generate"),
         ({"temperature": -1}, "temperature"),
-        ({"top_k": 5, "top_p": 0.5}, "top_p"),
         ({"logprobs": "yes"}, "logprobs"),
         ({"stop_token": -1}, "stop_token"),
         ({"random_seed": 1 << 70}, "random_seed"),

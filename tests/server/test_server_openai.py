@@ -83,14 +83,17 @@ def test_a_stop_text_ends_the_answer_before_it(client):
 def test_log_probabilities_belong_to_the_tokens(client):
     chat = client.chat.completions.create(model=MODEL, messages=QUESTION, temperature=0, logprobs=True)
     plain = client.completions.create(
-        model=MODEL, prompt="The capital of France is", temperature=0, logprobs=0, max_tokens=2, echo=True
+        model=MODEL, prompt="The capital of France is", temperature=0, logprobs=1, max_tokens=2
     )
 
     content = chat.choices[0].logprobs.content
     assert "".join(token.token for token in content) == ANSWER + "<|im_end|>"
     assert all(-5 < token.logprob <= 0 for token in content)
-    assert plain.choices[0].text == "The capital of France is Paris."
-    assert plain.choices[0].logprobs.text_offset == [24, 30]
+    assert plain.choices[0].text == " Paris."
+    logprobs = plain.choices[0].logprobs
+    assert (logprobs.tokens, logprobs.text_offset) == ([" Paris", "."], [0, 6])
+    chosen = zip(logprobs.tokens, logprobs.token_logprobs, strict=True)
+    assert logprobs.top_logprobs == [{token: value} for token, value in chosen]
 
 
 def test_token_ids_are_a_prompt_and_equal_their_text(client):
@@ -166,8 +169,13 @@ def test_the_end_of_the_context_is_what_the_request_says(client, star, split, qu
         ({"extra_body": {"star": {"block_size": 0}}}, "star.block_size"),
         ({"extra_body": {"star": {"separator": "absent"}}}, "star.separator"),
         ({"extra_body": {"unheard_of": 1}}, "unheard_of"),
-        ({"top_p": 0.5, "extra_body": {"top_k": 3}}, "top_p"),
         ({"max_completion_tokens": 9000}, None),
+        ({"max_completion_tokens": 4, "max_tokens": 5}, None),
+        ({"max_completion_tokens": 4, "extra_body": {"min_tokens": 5}}, "min_tokens"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+        ({"extra_body": {"min_p": 0.1}}, "min_p"),
+        ({"extra_body": {"repetition_penalty": 1.1}}, "repetition_penalty"),
+        ({"top_logprobs": 1}, None),
     ],
 )
 def test_a_bad_field_is_named(client, change, param):
@@ -179,3 +187,72 @@ def test_a_bad_field_is_named(client, change, param):
 def test_an_unknown_model_is_not_found(client):
     with pytest.raises(openai.NotFoundError, match="smollm2"):
         client.chat.completions.create(model="gpt-4", messages=QUESTION)
+
+
+@pytest.mark.parametrize("form", [lambda message: message, lambda message: message.model_dump()])
+def test_the_usual_loop_of_the_client_asks_again_with_the_answers_as_they_are(client, form):
+    messages: list = []
+    answers: list[str] = []
+    for question in ("What is the capital of France?", "And of Italy?", "a"):
+        messages.append({"role": "user", "content": question})
+        answer = client.chat.completions.create(
+            model=MODEL, messages=messages, temperature=0, max_completion_tokens=8
+        )
+        answers.append(answer.choices[0].message.content)
+        messages.append(form(answer.choices[0].message))
+    assert answers[0] == ANSWER and all(answers)
+    assert answer.usage.star["split"] == "last_message"
+
+
+def test_an_answer_that_was_put_together_from_a_stream_is_sent_back_as_it_is(client):
+    with client.chat.completions.stream(model=MODEL, messages=QUESTION, temperature=0) as stream:
+        message = stream.get_final_completion().choices[0].message
+    assert message.content == ANSWER
+    again = [*QUESTION, message, {"role": "user", "content": "Why?"}]
+    assert client.chat.completions.create(model=MODEL, messages=again, max_completion_tokens=1).choices
+
+
+def test_an_answer_goes_on_after_the_end_token_where_that_is_ignored(client):
+    asked = {"model": MODEL, "messages": QUESTION, "temperature": 0, "max_completion_tokens": 12}
+    ended = client.chat.completions.create(**asked)
+    ignored = client.chat.completions.create(**asked, extra_body={"ignore_eos": True})
+    at_least = client.chat.completions.create(**asked, extra_body={"min_tokens": 10})
+
+    assert (ended.usage.completion_tokens, ended.choices[0].finish_reason) == (8, "stop")
+    assert (ignored.usage.completion_tokens, ignored.choices[0].finish_reason) == (12, "length")
+    assert 10 <= at_least.usage.completion_tokens <= 12
+    assert ignored.choices[0].message.content.startswith(ANSWER)
+
+
+def test_further_end_tokens_end_an_answer_and_are_no_part_of_it(client):
+    answer = client.completions.create(
+        model=MODEL, prompt="The capital of France is", temperature=0, extra_body={"stop_token_ids": [30]}
+    )
+    assert (answer.choices[0].text, answer.choices[0].finish_reason) == (" Paris", "stop")
+
+
+def test_counts_come_with_every_chunk_where_that_is_asked(client):
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    request = {"model": MODEL, "messages": QUESTION, "temperature": 0, "stream": True}
+    chunks = list(client.chat.completions.create(**request, stream_options=options))
+    without = list(client.chat.completions.create(**request, stream_options={"include_usage": True}))
+
+    counts = [chunk.usage.completion_tokens for chunk in chunks]
+    assert counts == sorted(counts) and (counts[0], counts[-1]) == (0, 8)
+    assert {chunk.usage.prompt_tokens for chunk in chunks} == {chunks[-1].usage.prompt_tokens}
+    assert all(chunk.usage is None for chunk in without[:-1]) and without[-1].usage.completion_tokens == 8
+
+
+def test_a_top_p_of_nothing_leaves_the_most_likely_token(client):
+    answer = client.completions.create(
+        model=MODEL, prompt="The capital of France is", temperature=2, top_p=0, max_tokens=2
+    )
+    assert answer.choices[0].text == " Paris."
+
+
+def test_lm_evals_loglikelihood_is_refused_in_words(client):
+    with pytest.raises(openai.BadRequestError, match="lm-eval's loglikelihood tasks cannot run") as error:
+        client.completions.create(
+            model=MODEL, prompt=[[504, 3575]], temperature=0, max_tokens=1, logprobs=1, seed=1234, echo=True
+        )
+    assert error.value.param == "logprobs"

@@ -35,11 +35,15 @@ class Question(NamedTuple):
 
     def for_engine(self, tokenizer) -> StarRequest:
         """The same without a server."""
-        context, query = (tokenizer.encode(text, add_special_tokens=False) for text in self[3:5])
+        whole = tokenizer.encode(self.context + self.query, add_special_tokens=False)
+        # Spaces between context and query are the query's, unless it is counted in tokens.
+        counted = self.body.get("star", {}).get("query_tokens")
+        before = len(tokenizer.encode(self.context.rstrip(" "), add_special_tokens=False))
+        cut = len(whole) - counted if counted else before
         sampling = {"termination_id": tokenizer.eos_token_id, **self.sampling}
         return StarRequest(
-            context_tokens=context,
-            query_tokens=query,
+            context_tokens=whole[:cut],
+            query_tokens=whole[cut:],
             star=SERVERS_STAR,
             sampling=SamplingParams(num_tokens_to_generate=self.num_tokens, **sampling),
             seed=self.seed,

@@ -1,0 +1,108 @@
+"""Fields that clients send and that have nothing to do here: accepted where they ask for nothing.
+
+They are those of OpenAI's routes, and what vLLM and other servers added. A value that would change the answer
+is refused by name; a field that is in no class of this package is not known.
+"""
+
+import json
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, Field, WithJsonSchema
+
+
+def only(*values: Any) -> Any:
+    """The type of a field that may be null or one of these values."""
+    shown = " or ".join(["null", *map(json.dumps, values)])
+
+    def check(value: Any) -> Any:
+        same = (value == known and isinstance(value, bool) == isinstance(known, bool) for known in values)
+        if value is not None and not any(same):
+            raise ValueError(f"only {shown} is supported here")
+        return value
+
+    return Annotated[Any, AfterValidator(check), WithJsonSchema({"enum": [None, *values]})]
+
+
+Label = Annotated[str, Field(max_length=512)]
+"""A text that is for logs and caches elsewhere, and has no effect."""
+
+
+class NeutralFields(BaseModel):
+    """On both OpenAI routes."""
+
+    presence_penalty: only(0) = None
+    frequency_penalty: only(0) = None
+    repetition_penalty: only(1) = None
+    length_penalty: only(1) = None
+    min_p: only(0) = None
+    typical_p: only(1) = None
+    logit_bias: only({}) = None
+    logits_processors: only([]) = None
+    allowed_token_ids: only() = None
+    bad_words: only([]) = None
+    use_beam_search: only(False) = None
+    early_stopping: only(False) = None
+    include_stop_str_in_output: only(False) = None
+    skip_special_tokens: only(True) = None
+    spaces_between_special_tokens: only(True, False) = None
+    add_special_tokens: only(False) = None
+    truncate_prompt_tokens: only() = None
+    prompt_logprobs: only() = None
+    return_token_ids: only(False) = None
+    return_tokens_as_token_ids: only(False) = None
+    structured_outputs: only() = None
+    guided_json: only() = None
+    guided_regex: only() = None
+    guided_choice: only() = None
+    guided_grammar: only() = None
+    guided_decoding_backend: only() = None
+    service_tier: only("auto", "default") = None
+    priority: only(0) = None
+    store: only(False) = None
+    cache_salt: only() = None
+    kv_transfer_params: only() = None
+    user: Label | None = Field(None, description="no effect")
+    request_id: Label | None = Field(None, description="no effect")
+    safety_identifier: Label | None = Field(None, description="no effect")
+    prompt_cache_key: Label | None = Field(None, description="no effect")
+    prompt_cache_retention: Label | None = Field(None, description="no effect")
+    metadata: Annotated[dict[str, Label], Field(max_length=16)] | None = Field(None, description="no effect")
+
+
+class NeutralChatFields(NeutralFields):
+    """On the chat route."""
+
+    tools: only([]) = None
+    tool_choice: only("none", "auto") = None
+    parallel_tool_calls: only(True, False) = None
+    functions: only([]) = None
+    function_call: only("none", "auto") = None
+    audio: only() = None
+    modalities: only(["text"]) = None
+    prediction: only() = None
+    moderation: only() = None
+    prompt_cache_options: only() = None
+    reasoning_effort: only("none") = None
+    include_reasoning: only(True, False) = None
+    verbosity: only("medium") = None
+    web_search_options: only() = None
+    echo: only(False) = None
+    add_generation_prompt: only(True) = None
+    continue_final_message: only(False) = None
+    chat_template: only() = None
+    chat_template_kwargs: only({}) = None
+    documents: only([]) = None
+    mm_processor_kwargs: only({}) = None
+
+
+class NeutralMessageFields(BaseModel):
+    """Of a message: what an answer carries, so that it can be sent back as it is."""
+
+    refusal: only() = None
+    annotations: only([]) = None
+    audio: only() = None
+    function_call: only() = None
+    tool_calls: only([]) = None
+    parsed: only() = None
+    reasoning: only("") = None
+    reasoning_content: only("") = None

@@ -1,0 +1,69 @@
+"""From a request's fields to what the engine is asked."""
+
+from types import SimpleNamespace
+
+import pytest
+from small_tokenizers import small_tokenizer
+
+from megatron_star.config import StarConfig
+from megatron_star.server.completion import CompletionService, Generation
+from megatron_star.server.prompts import SplitPrompt
+from megatron_star.server.sampling import Filters, filters
+from megatron_star.server.settings import ServerSettings
+
+
+@pytest.fixture
+def service():
+    engine = SimpleNamespace(tokenizer=small_tokenizer("byte_level"), max_sequence_length=100)
+    metrics = SimpleNamespace(watch=lambda engine: None)
+    return CompletionService(engine, ServerSettings(model_name="m"), metrics)
+
+
+def requested(service, num_prompt_tokens: int, **fields):
+    split = SplitPrompt([5] * (num_prompt_tokens - 1), [5], "last_tokens")
+    return service._request(split, StarConfig(), Generation(**fields), 0)
+
+
+@pytest.mark.parametrize(
+    ("num_prompt_tokens", "fields", "expected"),
+    [
+        (95, {"num_tokens": 16, "cut_to_room": True}, 5),
+        (10, {"num_tokens": 16, "cut_to_room": True}, 16),
+        (10, {"num_tokens": 16, "cut_to_room": True, "min_tokens": 40}, 40),
+        (95, {"num_tokens": 16}, 16),
+        (100, {"num_tokens": 16, "cut_to_room": True}, 1),
+    ],
+)
+def test_a_number_of_tokens_that_nobody_asked_for_is_cut_to_what_is_left(
+    service, num_prompt_tokens, fields, expected
+):
+    request = requested(service, num_prompt_tokens, **fields)
+    assert request.sampling.num_tokens_to_generate == expected
+    fits = num_prompt_tokens + expected <= 100
+    try:
+        request.check(vocab_size=340, max_sequence_length=100)
+        assert fits
+    except ValueError as error:
+        assert not fits and "the model's limit is 100" in str(error)
+
+
+def test_end_tokens_are_the_models_unless_others_or_none_are_asked_for(service):
+    assert requested(service, 9, num_tokens=1).all_end_tokens == (2,)
+    assert requested(service, 9, num_tokens=1, more_end_tokens=(7,)).all_end_tokens == (2, 7)
+    assert requested(service, 9, num_tokens=1, end_tokens=(5,)).all_end_tokens == (5,)
+    assert requested(service, 9, num_tokens=1, end_tokens=()).all_end_tokens == ()
+    assert requested(service, 9, num_tokens=1, stop=("<|im_end|>", "the")).all_end_tokens == (2, 4)
+
+
+@pytest.mark.parametrize(
+    ("top_k", "top_p", "zero_is_off", "expected"),
+    [
+        (None, None, False, (0, 0.0)),
+        (-1, 1.0, False, (0, 0.0)),
+        (5, 0.5, False, (5, 0.5)),
+        (0, 0.0, False, (1, 0.0)),  # the smallest nucleus is the most likely token
+        (5, 0.0, True, (5, 0.0)),
+    ],
+)
+def test_what_is_off_is_off_and_both_filters_may_be_on(top_k, top_p, zero_is_off, expected):
+    assert filters(top_k, top_p, zero_is_off=zero_is_off) == Filters(*expected)
