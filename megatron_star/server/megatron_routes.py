@@ -7,6 +7,7 @@ from fastapi import APIRouter, Request
 from megatron_star.inference.request import StarResult
 from megatron_star.server.completion import CompletionService, Generation
 from megatron_star.server.errors import RequestError
+from megatron_star.server.json_body import CheckedBodyRoute
 from megatron_star.server.openai_answers import completion_text, token_logprobs
 from megatron_star.server.prompts import SplitPrompt
 from megatron_star.server.requests import (
@@ -19,7 +20,7 @@ from megatron_star.server.requests import (
 from megatron_star.server.sampling import chosen_top_p, stop_texts
 from megatron_star.server.schemas import MegatronCompletionRequest, MegatronGenerateRequest, StarOptions
 
-router = APIRouter(responses=ERROR_RESPONSES, tags=["Megatron"])
+router = APIRouter(route_class=CheckedBodyRoute, responses=ERROR_RESPONSES, tags=["Megatron"])
 
 
 @router.put("/api")

@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from megatron_star.server.batch import Batch
 from megatron_star.server.completion import CompletionService, Generation
 from megatron_star.server.errors import RequestError
+from megatron_star.server.json_body import CheckedBodyRoute
 from megatron_star.server.openai_answers import (
     Answers,
     ChatAnswers,
@@ -31,7 +32,7 @@ from megatron_star.server.schemas import ChatRequest, CompletionRequest, OpenAIF
 
 DEFAULT_COMPLETION_TOKENS = 16
 DEFAULT_CHAT_TOKENS = 512
-router = APIRouter(prefix="/v1", responses=ERROR_RESPONSES, tags=["OpenAI"])
+router = APIRouter(route_class=CheckedBodyRoute, prefix="/v1", responses=ERROR_RESPONSES, tags=["OpenAI"])
 
 
 @router.get("/models")

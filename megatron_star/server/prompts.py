@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from megatron_star.server.errors import RequestError
 from megatron_star.server.schemas import Message, StarOptions
+from megatron_star.server.text_limit import TextLimit
 
 MOST_TURN_EDGES = 64
 
@@ -42,16 +43,11 @@ class PromptSplitter:
     ) -> None:
         """max_tokens: that any request may have; a text that must have more is not tokenized at all."""
         self.tokenizer, self.num_query_tokens, self.separator = tokenizer, num_query_tokens, separator
-        self.max_tokens = max_tokens
-        self.longest_token = max(len(piece) for piece in tokenizer.get_vocab())
+        self.limit = TextLimit(tokenizer, max_tokens)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text. Raises RequestError if it is too long for the model, whatever it says."""
-        if len(text) > self.max_tokens * self.longest_token:
-            raise RequestError(
-                400,
-                f"a text of {len(text)} characters has more tokens than the model's limit, {self.max_tokens}",
-            )
+        self.limit.check(text)
         return self.tokenizer.encode(text, add_special_tokens=False)
 
     def split(
@@ -75,6 +71,7 @@ class PromptSplitter:
         """Messages in the tokenizer's chat template. Raises RequestError, naming the field."""
         conversation = [message.for_template() for message in messages]
         text = self._in_template(conversation, add_generation_prompt=True)
+        self.limit.check(text)
         if options.query_tokens is not None:
             return self._split(text, options, None, "messages")
         if split := self._at_separator(text, options):
