@@ -1,8 +1,8 @@
 """By which names this machine may be called where no key is asked for.
 
-A page of a stranger in somebody's browser can ask whatever that browser reaches: as itself, which `Origin` says;
-or, once its own name is made to mean this machine (DNS rebinding), as one of ours, which `Host` says. So without
-a key only names count that nobody else can own.
+A page of a stranger in a browser can ask whatever that browser reaches: as itself, which `Origin` says; or,
+once its own name is made to mean this machine (DNS rebinding), as one of ours, which `Host` says. Without a
+key, therefore, only names count that nobody else can own.
 """
 
 import socket

@@ -15,9 +15,7 @@ DOCUMENT = "Anna lives in Lisbon. Karl lives in Oslo. " * 20
 
 @pytest.fixture(scope="module")
 def splitter(smollm2):
-    return PromptSplitter(
-        AutoTokenizer.from_pretrained(smollm2[0]), NUM_QUERY_TOKENS, None, max_tokens=1 << 15
-    )
+    return PromptSplitter(AutoTokenizer.from_pretrained(smollm2[0]), NUM_QUERY_TOKENS, None, max_tokens=8192)
 
 
 def conversation(*contents: str) -> list[Message]:
