@@ -23,7 +23,7 @@ def bind(host: str, port: int) -> socket.socket:
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
-        # Connections inherit it. Without it a token may wait 40 ms for the client to acknowledge the one before.
+        # Connections inherit it. Without it a token waits up to 40 ms until the one before is acknowledged.
         # asyncio sets it only where a socket says which protocol it speaks, which `create_server`'s do not.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return listener

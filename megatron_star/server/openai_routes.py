@@ -104,11 +104,13 @@ async def _answer(request: Request, body: OpenAIFields, answers: Answers, enteri
 async def _closing(
     chunks: AsyncIterator[str], batch: Batch, request: Request, stack: AsyncExitStack
 ) -> AsyncIterator[str]:
-    """The chunks; when they end, or the client goes away, the batch is left."""
+    """The chunks; when they end, or the client goes away, the batch is left, and what came of it is noted."""
     async with stack:
-        async for chunk in chunks:
-            yield chunk
-        note_in_log(request, batch)
+        try:
+            async for chunk in chunks:
+                yield chunk
+        finally:
+            note_in_log(request, batch)
 
 
 def _generation(body: CompletionRequest | ChatRequest, num_tokens: int) -> Generation:
