@@ -5,8 +5,10 @@ admitted, a tail on one rank; both are given back when nothing uses them and the
 """
 
 import hashlib
+import sys
 from array import array
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
 from typing import Self
@@ -63,6 +65,7 @@ class Job:
         plans: of its context, and before it of each earlier turn's context, which the next one extends.
         pending: tokens that are to be fed next: the query, then each generated token.
         opened: its sequence exists on the ranks.
+        is_answering: its query went through the model, and what is pending is a generated token.
     """
 
     id: int
@@ -76,6 +79,7 @@ class Job:
     tail_rank: int = 0
     tail_bytes: int = 0
     opened: bool = False
+    is_answering: bool = False
     num_cached_tokens: int = 0
 
     @property
@@ -132,17 +136,48 @@ class Scheduler:
             admitted.append(job)
         return admitted
 
-    def next_command(self) -> Command:
-        """Free what was given up, feed every sequence whose context is ready, and encode one wave."""
+    @property
+    def answering(self) -> bool:
+        """A sequence waits for its next token, after others."""
+        return any(job.is_answering for job in self.running.values())
+
+    @property
+    def encoding(self) -> bool:
+        """The next command has a wave."""
+        return bool(self._to_encode)
+
+    def recut_next(self, bounded: Callable[[CachedContext], tuple[StarConfig, ContextPlan]]) -> None:
+        """Let the context that is encoded next have the waves that `bounded` allows by now.
+
+        Nothing is changed if it is being encoded already, if another context extends it, or without room.
+        """
+        context = self._to_encode[0] if self._to_encode else None
+        if not context or context.opened or any(c.parent is context for c in self.contexts.values()):
+            return
+        star, plan = bounded(context)
+        sizes = self._bytes_of([plan])
+        more = [new - old for new, old in zip(sizes, context.bytes_per_rank, strict=True)]
+        if all(used + extra <= self.budget for used, extra in zip(self.used, more, strict=True)):
+            self._add(more)
+            context.star, context.plan, context.bytes_per_rank = star, plan, sizes
+
+    def next_command(self, most_query_tokens: int = sys.maxsize) -> Command:
+        """Free what was given up, feed sequences whose context is ready, and encode one wave.
+
+        Every sequence that is answered gets its token; those that begin share `most_query_tokens`.
+        """
         command = Command(drop_sequences=self._drop_sequences, drop_contexts=self._drop_contexts)
         self._drop_sequences, self._drop_contexts = [], []
         for job in self.running.values():
-            if job.context.encoded and job.pending:
+            most = 1 if job.is_answering else min(MAX_TOKENS_FED_AT_ONCE, most_query_tokens)
+            if job.context.encoded and job.pending and most:
                 if not job.opened:
                     command.open_sequences.append((job.id, job.context.id, job.tail_rank))
                     job.opened = True
-                command.feed.append((job.id, job.pending[:MAX_TOKENS_FED_AT_ONCE]))
-                job.pending = job.pending[MAX_TOKENS_FED_AT_ONCE:]
+                if not job.is_answering:
+                    most_query_tokens -= len(job.pending[:most])
+                command.feed.append((job.id, job.pending[:most]))
+                job.pending = job.pending[most:]
         self._encode_into(command)
         return command
 
