@@ -138,6 +138,13 @@ def add_server_arguments(parser: argparse.ArgumentParser) -> None:
         help="for a request's head, and then for its body",
     )
     group.add_argument(
+        "--keep-alive-seconds",
+        type=_seconds,
+        default=75.0,
+        metavar="S",
+        help="for which a connection may say nothing after an answer; more than its client keeps it (75)",
+    )
+    group.add_argument(
         "--star-query-tokens",
         type=positive,
         default=256,
@@ -170,6 +177,8 @@ def server_settings(args: argparse.Namespace) -> ServerSettings:
         max_queued_requests=args.max_queued_requests,
         max_context_tokens=args.max_context_tokens,
         body_seconds=args.request_body_seconds,
+        keep_alive_seconds=args.keep_alive_seconds,
+        host=args.host,
     )
 
 

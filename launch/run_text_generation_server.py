@@ -27,12 +27,14 @@ from launch.session import end_process, exit_on_errors
 from megatron_star.inference.engine import StarEngine, run_worker
 from megatron_star.server.app import create_app
 from megatron_star.server.completion import CompletionService
-from megatron_star.server.http_server import HttpServer, bind, log_to_stderr
+from megatron_star.server.http_server import HttpServer, bind
+from megatron_star.server.log import LineWriter, log_to_stderr
 from megatron_star.server.metrics import ServerMetrics
 from megatron_star.server.state import ServerState
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 SECONDS_OF_AN_ECHO = 2.0
+SECONDS_FOR_LAST_LINES = 1.0
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -51,15 +53,12 @@ class Frontend:
         """Raises ValueError or OSError: a setting is wrong, or the address is taken."""
         self.args, self.settings = args, server_settings(args)
         listener = bind(args.host, args.port)
-        log_to_stderr()
         self.state, self.metrics = ServerState(), ServerMetrics()
+        self._log = log_to_stderr(self.metrics.note_dropped_lines)
+        self._stdout = LineWriter(sys.stdout.fileno())
         app = create_app(self.settings, self.state, self.metrics)
         self.server = HttpServer(
-            app,
-            self.state,
-            listener,
-            lambda error: end_process(0, error),
-            head_seconds=self.settings.body_seconds,
+            app, self.settings, self.state, listener, lambda error: end_process(0, error)
         )
         self.port = listener.getsockname()[1]
 
@@ -68,12 +67,14 @@ class Frontend:
         signals = _CountedSignals()
         engine.start(lambda error: end_process(0, error))
         self.server.open(CompletionService(engine, self.settings, self.metrics))
-        print(f"ready: http://{self.args.host}:{self.port}/ serves {self.settings.model_name}", flush=True)
+        self._stdout.write(f"ready: http://{self.args.host}:{self.port}/ serves {self.settings.model_name}")
         signals.first.wait()
-        print("draining: no new requests", flush=True)
+        self._stdout.write("draining: no new requests")
         self.server.drain(self.args.drain_seconds, hurry=lambda: signals.count > 1)
         engine.stop()
-        print("stopped", flush=True)
+        self._stdout.write("stopped")
+        for writer in (self._stdout, self._log):
+            writer.flush(SECONDS_FOR_LAST_LINES)
 
 
 class _CountedSignals:

@@ -5,6 +5,7 @@ tokens to whoever asked. Workers apply commands until they are told to stop.
 """
 
 import math
+import sys
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -20,8 +21,8 @@ from megatron_star.cost_model import choose_plan, kv_bytes_per_token, token_cost
 from megatron_star.inference.answer import Answer
 from megatron_star.inference.executor import Command, RankExecutor
 from megatron_star.inference.finite import why_not_finite
-from megatron_star.inference.job import Job, context_key
-from megatron_star.inference.pace import Pace, largest_wave_tokens
+from megatron_star.inference.job import CachedContext, Job, context_key
+from megatron_star.inference.pace import FEWEST_MEASURED_TOKENS, Pace, largest_wave_tokens
 from megatron_star.inference.request import StarRequest, StarResult
 from megatron_star.inference.scheduler import Scheduler
 from megatron_star.inference.star_model import StarModel
@@ -152,7 +153,8 @@ class StarEngine:
             self._answers[job.id].note_admitted()
             if job.context.encoded or not job.plan.num_tokens:
                 self._answers[job.id].note_encoded()
-        command = self.scheduler.next_command()
+        self.scheduler.recut_next(self._bounded_by_now)
+        command = self.scheduler.next_command(self._most_query_tokens())
         logits = self._run(command)
         self._note_encoding(command)
         if logits is not None:
@@ -236,11 +238,37 @@ class StarEngine:
         broadcast_json(command.to_json(), self.control)
         start = monotonic()
         logits = self.executor.execute(command)
-        if command.encode_wave and not command.feed:
-            context_id, wave = command.encode_wave
-            plan = self.executor.contexts[context_id].encoded.plan
-            self.pace.note(plan.wave_cost(wave, self.costs), monotonic() - start)
+        self._note_pace(command, monotonic() - start)
         return logits
+
+    def _note_pace(self, command: Command, seconds: float) -> None:
+        query_ids = [(i, tokens) for i, tokens in command.feed if not self._is_answering(i)]
+        cost = sum(len(tokens) * self._query_cost(self.scheduler.running[i]) for i, tokens in query_ids)
+        if command.encode_wave:
+            context_id, wave = command.encode_wave
+            cost += self.executor.contexts[context_id].encoded.plan.wave_cost(wave, self.costs)
+        if cost >= FEWEST_MEASURED_TOKENS * self.costs.linear_per_token:
+            self.pace.note(cost, seconds, decoded=len(query_ids) < len(command.feed))
+        elif command.feed and not command.encode_wave:
+            self.pace.note_decoding(seconds)
+
+    def _is_answering(self, job_id: int) -> bool:
+        return self.scheduler.running[job_id].is_answering
+
+    def _query_cost(self, job: Job) -> float:
+        """Of a query token on a rank, which sees the context KV that the rank holds."""
+        pairs = job.plan.num_tokens / self.star_model.exchange.cp_size
+        return self.costs.linear_per_token + self.costs.attention_per_pair * pairs
+
+    def _most_query_tokens(self) -> int:
+        if not self.scheduler.answering:
+            return sys.maxsize
+        largest = max(map(self._query_cost, self.scheduler.running.values()))
+        return self.pace.most_query_tokens(largest, beside_wave=self.scheduler.encoding)
+
+    def _bounded_by_now(self, context: CachedContext) -> tuple[StarConfig, ContextPlan]:
+        base = context.parent.plan if context.parent else None
+        return self.pace.bounded(context.star, context.plan, self.costs, base)
 
     def _job(self, job_id: int, request: StarRequest) -> Job:
         request = request.copy()
@@ -294,6 +322,7 @@ class StarEngine:
                 self._end(answer, "error")
                 continue
             answer.job.pending = [answer.add_token(row)]
+            answer.job.is_answering = True
             if answer.finish_reason:
                 self._end(answer, answer.finish_reason)
 

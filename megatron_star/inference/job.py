@@ -64,6 +64,7 @@ class Job:
             they are if no context of another job is used. They never change, and neither does `star`.
         pending: tokens that are to be fed next: the query, then each generated token.
         opened: its sequence exists on the ranks.
+        is_answering: its query went through the model, and what is pending is a generated token.
     """
 
     id: int
@@ -77,6 +78,7 @@ class Job:
     tail_rank: int = 0
     tail_bytes: int = 0
     opened: bool = False
+    is_answering: bool = False
     num_cached_tokens: int = 0
 
     @property

@@ -4,9 +4,12 @@ Memory is counted in bytes of KV per CP rank. A context is reserved on all ranks
 admitted, a tail on one rank; both are given back when nothing uses them and the room is wanted.
 """
 
+import sys
 from collections import deque
+from collections.abc import Callable
 from itertools import count
 
+from megatron_star.config import StarConfig
 from megatron_star.inference.executor import Command
 from megatron_star.inference.job import CachedContext, ContextKey, Job
 from megatron_star.inference.reservation import KvMemory, Reservation, Reserver
@@ -67,17 +70,48 @@ class Scheduler:
             admitted.append(job)
         return admitted
 
-    def next_command(self) -> Command:
-        """Free what was given up, feed every sequence whose context is ready, and encode one wave."""
+    @property
+    def answering(self) -> bool:
+        """A sequence waits for its next token, after others."""
+        return any(job.is_answering for job in self.running.values())
+
+    @property
+    def encoding(self) -> bool:
+        """The next command has a wave."""
+        return bool(self._to_encode)
+
+    def recut_next(self, bounded: Callable[[CachedContext], tuple[StarConfig, ContextPlan]]) -> None:
+        """Let the context that is encoded next have the waves that `bounded` allows by now.
+
+        Nothing is changed if it is being encoded already, if another context extends it, or without room.
+        """
+        context = self._to_encode[0] if self._to_encode else None
+        if not context or context.opened or any(c.parent is context for c in self.contexts.values()):
+            return
+        star, plan = bounded(context)
+        sizes = self.memory.of_plans([plan])
+        more = [new - old for new, old in zip(sizes, context.bytes_per_rank, strict=True)]
+        if all(used + extra <= self.memory.budget for used, extra in zip(self.used, more, strict=True)):
+            self._add(more)
+            context.star, context.plan, context.bytes_per_rank = star, plan, sizes
+
+    def next_command(self, most_query_tokens: int = sys.maxsize) -> Command:
+        """Free what was given up, feed sequences whose context is ready, and encode one wave.
+
+        Every sequence that is answered gets its token; those that begin share `most_query_tokens`.
+        """
         command = Command(drop_sequences=self._drop_sequences, drop_contexts=self._drop_contexts)
         self._drop_sequences, self._drop_contexts = [], []
         for job in self.running.values():
-            if job.context.encoded and job.pending:
+            most = 1 if job.is_answering else min(MAX_TOKENS_FED_AT_ONCE, most_query_tokens)
+            if job.context.encoded and job.pending and most:
                 if not job.opened:
                     command.open_sequences.append((job.id, job.context.id, job.tail_rank))
                     job.opened = True
-                command.feed.append((job.id, job.pending[:MAX_TOKENS_FED_AT_ONCE]))
-                job.pending = job.pending[MAX_TOKENS_FED_AT_ONCE:]
+                if not job.is_answering:
+                    most_query_tokens -= len(job.pending[:most])
+                command.feed.append((job.id, job.pending[:most]))
+                job.pending = job.pending[most:]
         self._encode_into(command)
         return command
 

@@ -7,8 +7,10 @@ from fastapi import FastAPI
 import megatron_star
 from megatron_star.server import megatron_routes, openai_routes, operations_routes
 from megatron_star.server.errors import install_error_handlers
+from megatron_star.server.json_body import BodyChecker
 from megatron_star.server.metrics import ServerMetrics
 from megatron_star.server.middleware import AccessLog, Admission, BodyLimit
+from megatron_star.server.names import OwnNamesOnly
 from megatron_star.server.settings import ServerSettings
 from megatron_star.server.state import ServerState
 
@@ -16,13 +18,22 @@ from megatron_star.server.state import ServerState
 def create_app(settings: ServerSettings, state: ServerState, metrics: ServerMetrics) -> FastAPI:
     """The application; it answers once `state` has a service."""
     # FastAPI's own pages of documentation load scripts from elsewhere; the description itself stays.
-    app = FastAPI(title="megatron-star", version=megatron_star.__version__, docs_url=None, redoc_url=None)
+    # It redirects nobody either: where to would be up to the request's Host.
+    app = FastAPI(
+        title="megatron-star",
+        version=megatron_star.__version__,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
     app.state.settings, app.state.server, app.state.metrics = settings, state, metrics
+    app.state.bodies = BodyChecker()
     app.state.created = int(time())
     for routes in (megatron_routes, openai_routes, operations_routes):
         app.include_router(routes.router)
     install_error_handlers(app)
     app.add_middleware(BodyLimit, settings=settings)
     app.add_middleware(Admission, settings=settings, state=state)
+    app.add_middleware(OwnNamesOnly, settings=settings)
     app.add_middleware(AccessLog, metrics=metrics)
     return app

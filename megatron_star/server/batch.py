@@ -28,11 +28,16 @@ Event = tuple[int, NewToken | StarResult] | Progress
 
 
 class Batch:
-    """The answers to one HTTP request, in its order: `num_choices` to each prompt."""
+    """The answers to one HTTP request, in its order: `num_choices` to each prompt.
+
+    Attributes:
+        refusal: why `events` raised, if it did.
+    """
 
     def __init__(self, splits: list[SplitPrompt], answers: list[Answer]) -> None:
         self.splits, self.answers = splits, answers
         self.results: list[StarResult | None] = [None] * len(answers)
+        self.refusal: RequestError | None = None
         self._loop = asyncio.get_running_loop()
         self._queue: asyncio.Queue[tuple[int, NewToken | StarResult]] = asyncio.Queue()
         self._logged_at = monotonic()
@@ -58,9 +63,13 @@ class Batch:
             if isinstance(event, StarResult):
                 self.results[index] = event
                 if event.finish_reason == "cancelled":
-                    raise RequestError(503, "the server stops, and the time to finish requests is over")
+                    self.refusal = RequestError(
+                        503, "the server stops, and the time to finish requests is over"
+                    )
                 if event.error:
-                    raise RequestError(500, event.error)
+                    self.refusal = RequestError(500, event.error)
+                if self.refusal:
+                    raise self.refusal
             yield index, event
 
     async def wait(self) -> None:

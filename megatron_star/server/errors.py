@@ -14,6 +14,7 @@ LONGEST_MESSAGE = 500
 KINDS = {
     400: "invalid_request",
     401: "invalid_api_key",
+    403: "forbidden",
     404: "not_found",
     405: "method_not_allowed",
     408: "slow_body",

@@ -9,6 +9,7 @@ from megatron_star.inference.text_stream import TextStream, text_offsets
 from megatron_star.server.batch import Batch
 from megatron_star.server.completion import CompletionService, Generation
 from megatron_star.server.errors import RequestError
+from megatron_star.server.json_body import CheckedBodyRoute
 from megatron_star.server.openai_answers import PROMPT_LOGPROBS, CompletionAnswers, completion_text
 from megatron_star.server.prompts import SplitPrompt
 from megatron_star.server.requests import (
@@ -22,7 +23,7 @@ from megatron_star.server.sampling import filters, stop_texts
 from megatron_star.server.schemas import MegatronCompletionRequest, MegatronGenerateRequest, StarOptions
 
 DEFAULT_TOKENS = 64
-router = APIRouter(responses=ERROR_RESPONSES, tags=["Megatron"])
+router = APIRouter(route_class=CheckedBodyRoute, responses=ERROR_RESPONSES, tags=["Megatron"])
 
 
 @router.put("/api")

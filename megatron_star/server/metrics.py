@@ -52,6 +52,9 @@ class ServerMetrics:
         self.cache_hits = Counter(
             f"{PREFIX}_context_cache_hits", "sequences whose whole context was encoded already", **registry
         )
+        self.dropped_lines = Counter(
+            f"{PREFIX}_log_lines_dropped", "log lines that nobody read in time", **registry
+        )
         self.ttft = Histogram(
             f"{PREFIX}_ttft_seconds",
             "until the first token, queue included",
@@ -84,6 +87,10 @@ class ServerMetrics:
         self.requests.labels(route, method, str(status)).inc()
         if error:
             self.errors.labels(error).inc()
+
+    def note_dropped_lines(self, count: int) -> None:
+        """So many lines more did not get into the log."""
+        self.dropped_lines.inc(count)
 
     def text(self) -> bytes:
         """The exposition format."""

@@ -8,6 +8,7 @@ from time import monotonic
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from megatron_star.server.connection import admitted
 from megatron_star.server.errors import KINDS, error_response
 from megatron_star.server.metrics import ServerMetrics
 from megatron_star.server.settings import ServerSettings
@@ -30,18 +31,22 @@ class AccessLog:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        start, status, request_id = monotonic(), 0, secrets.token_hex(8)
+        start, status, ended, request_id = monotonic(), 0, False, secrets.token_hex(8)
 
         async def noted_send(message: Message) -> None:
-            nonlocal status
+            nonlocal status, ended
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
+            else:
+                ended = not message.get("more_body", False)
             await send(message)
 
         try:
             await self.app(scope, receive, noted_send)
         finally:
+            if not ended:
+                scope.setdefault("star_error", KINDS[499])
             self._note(scope, status or 499, request_id, monotonic() - start)
 
     def _note(self, scope: Scope, status: int, request_id: str, seconds: float) -> None:
@@ -83,7 +88,8 @@ class Admission:
             return
         self.state.num_active += 1
         try:
-            await self.app(scope, receive, send)
+            with admitted(scope):
+                await self.app(scope, receive, send)
         finally:
             self.state.num_active -= 1
 
@@ -97,7 +103,10 @@ class Admission:
 
 
 class BodyLimit:
-    """Takes in a whole body before the route runs: at most so many bytes, within so many seconds."""
+    """Takes in a whole body before the route runs: at most so many bytes, within so many seconds.
+
+    Only of those who were let in: a body that comes to an open path is not read, and nothing is kept of it.
+    """
 
     def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
         self.app, self.settings = app, settings
@@ -105,48 +114,39 @@ class BodyLimit:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One ASGI connection."""
-        if scope["type"] != "http":
+        if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
             await self.app(scope, receive, send)
             return
         body = bytearray()
         try:
             async with asyncio.timeout(self.settings.body_seconds):
-                refusal = await self._read(scope, receive, body)
+                refusal = await self._read(receive, body)
         except TimeoutError:
             refusal = 408, f"the body did not come within {self.settings.body_seconds:g} seconds"
         try:
             if refusal:
-                response = error_response(*refusal)
-                response.headers["Connection"] = "close"
-                await response(scope, receive, send)
+                await error_response(*refusal)(scope, receive, send)
             elif refusal is None:
                 await self.app(scope, _replayed(bytes(body), receive), send)
         finally:
             self.bytes_in_flight -= len(body)
 
-    async def _read(
-        self, scope: Scope, receive: Receive, body: bytearray
-    ) -> tuple[int, str] | tuple[()] | None:
-        """Fill `body`; a status and a message if it is refused, () if the client went away.
-
-        What is too large is read on for a while, so that the client comes to read the answer.
-        """
-        limit, num_bytes, refusal = self.settings.max_request_bytes, 0, None
+    async def _read(self, receive: Receive, body: bytearray) -> tuple[int, str] | tuple[()] | None:
+        """Fill `body`; a status and a message if it is refused, () if the client went away."""
+        limit = self.settings.max_request_bytes
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":
                 return ()
             chunk = message.get("body", b"")
-            num_bytes += len(chunk)
-            if num_bytes > limit:
-                refusal = 413, f"the body has more than the {limit} bytes that are allowed"
-            elif self.bytes_in_flight + len(chunk) > BODIES_IN_FLIGHT * limit:
-                refusal = 503, "too many large requests at once: try again later"
-            else:
-                body += chunk
-                self.bytes_in_flight += len(chunk)
-            if not message.get("more_body") or num_bytes > 2 * limit:
-                return refusal
+            if len(body) + len(chunk) > limit:
+                return 413, f"the body has more than the {limit} bytes that are allowed"
+            if self.bytes_in_flight + len(chunk) > BODIES_IN_FLIGHT * limit:
+                return 503, "too many large requests at once: try again later"
+            body += chunk
+            self.bytes_in_flight += len(chunk)
+            if not message.get("more_body"):
+                return None
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:

@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from megatron_star.server.batch import Batch
 from megatron_star.server.completion import CompletionService, Generation
 from megatron_star.server.errors import RequestError
+from megatron_star.server.json_body import CheckedBodyRoute
 from megatron_star.server.openai_answers import (
     PROMPT_LOGPROBS,
     Answers,
@@ -39,7 +40,7 @@ from megatron_star.server.schemas import (
 
 DEFAULT_COMPLETION_TOKENS = 16
 DEFAULT_CHAT_TOKENS = 512
-router = APIRouter(prefix="/v1", responses=ERROR_RESPONSES, tags=["OpenAI"])
+router = APIRouter(route_class=CheckedBodyRoute, prefix="/v1", responses=ERROR_RESPONSES, tags=["OpenAI"])
 
 
 @router.get("/models")
@@ -121,11 +122,13 @@ async def _answer(
 async def _closing(
     chunks: AsyncIterator[str], batch: Batch, request: Request, stack: AsyncExitStack
 ) -> AsyncIterator[str]:
-    """The chunks; when they end, or the client goes away, the batch is left."""
+    """The chunks; when they end, or the client goes away, the batch is left, and what came of it is noted."""
     async with stack:
-        async for chunk in chunks:
-            yield chunk
-        note_in_log(request, batch)
+        try:
+            async for chunk in chunks:
+                yield chunk
+        finally:
+            note_in_log(request, batch)
 
 
 def _generation(body: CompletionRequest | ChatRequest, num_tokens: int | None, *, default: int) -> Generation:

@@ -18,6 +18,7 @@ from megatron_star.inference.chat_template import RenderedChat, Span, render_cha
 from megatron_star.inference.prompt import has_offsets, join, tokenize_and_cut
 from megatron_star.server.errors import RequestError
 from megatron_star.server.schemas import Message, StarOptions
+from megatron_star.server.text_limit import TextLimit
 
 MOST_TURN_EDGES = 64
 
@@ -44,8 +45,7 @@ class PromptSplitter:
     ) -> None:
         """max_tokens: that any request may have; a text that must have more is not tokenized at all."""
         self.tokenizer, self.num_query_tokens, self.separator = tokenizer, num_query_tokens, separator
-        self.max_tokens = max_tokens
-        self.longest_token = max(len(piece) for piece in tokenizer.get_vocab())
+        self.limit = TextLimit(tokenizer, max_tokens)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text. Raises RequestError if it is too long for the model, whatever it says."""
@@ -157,11 +157,7 @@ class PromptSplitter:
         return SplitPrompt(tokens[:-count], tokens[-count:], rule)
 
     def _cut(self, text: str, positions: list[int]) -> tuple[list[int], list[int]]:
-        if len(text) > self.max_tokens * self.longest_token:
-            raise RequestError(
-                400,
-                f"a text of {len(text)} characters has more tokens than the model's limit, {self.max_tokens}",
-            )
+        self.limit.check(text)
         return tokenize_and_cut(self.tokenizer, text, positions)
 
     def _render(self, conversation: list[dict[str, str]], indices: list[int]) -> RenderedChat:

@@ -8,7 +8,7 @@ from fastapi import Request
 from megatron_star.inference.request import StarResult
 from megatron_star.server.batch import Batch
 from megatron_star.server.completion import CompletionService
-from megatron_star.server.errors import RequestError
+from megatron_star.server.errors import KINDS, RequestError
 from megatron_star.server.prompts import PromptSplitter, SplitPrompt
 from megatron_star.server.schemas import ErrorBody, StarOptions
 
@@ -59,7 +59,7 @@ async def results_of(batch: Batch, request: Request) -> list[StarResult]:
     finally:
         answers.cancel()
         gone.cancel()
-    note_in_log(request, batch)
+        note_in_log(request, batch)
     return batch.results
 
 
@@ -69,16 +69,23 @@ async def _gone(request: Request) -> None:
 
 
 def note_in_log(request: Request, batch: Batch) -> None:
-    """Add numbers of the answers to the request's log line."""
+    """Add numbers of the answers, as far as they came, to the request's log line, and why they broke off."""
+    if batch.refusal:
+        request.scope["star_error"] = KINDS[batch.refusal.status]
     results = [result for result in batch.results if result]
-    if results:
-        request.scope["star_log"] = {
-            "context_tokens": sum(result.num_context_tokens for result in results),
-            "query_tokens": sum(result.num_query_tokens for result in results),
-            "generated_tokens": sum(len(result.tokens) for result in results),
-            "cache_hits": sum(result.cache_hit for result in results),
-            "ttft_seconds": round(max(r.timings.queue_s + r.timings.ttft_s for r in results), 4),
-        }
+    requests = [answer.job.request for answer in batch.answers]
+    request.scope["star_log"] = {
+        "context_tokens": sum(len(asked.context_tokens) for asked in requests),
+        "query_tokens": sum(len(asked.query_tokens) for asked in requests),
+        "generated_tokens": sum(len(answer.tokens) for answer in batch.answers),
+        "cache_hits": sum(result.cache_hit for result in results),
+    }
+    first_tokens = [result.timings for result in results if result.tokens]
+    if first_tokens:
+        seconds = max(timings.queue_s + timings.ttft_s for timings in first_tokens)
+        request.scope["star_log"]["ttft_seconds"] = round(seconds, 4)
+    if len(results) < len(batch.answers):
+        request.scope["star_log"]["unfinished"] = len(batch.answers) - len(results)
 
 
 def star_report(result: StarResult, split: SplitPrompt) -> dict[str, Any]:

@@ -5,7 +5,8 @@ Fields that are accepted though they do nothing are in `known_fields.py`.
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetCoreSchemaHandler, model_validator
+from pydantic_core import CoreSchema
 
 from megatron_star.server.known_fields import (
     NeutralChatFields,
@@ -40,10 +41,28 @@ TopK = Annotated[int, Field(ge=-1, le=1000, description="-1 and 0 are off")]
 Zero = Annotated[float, Field(ge=0.0, le=0.0)]
 
 
+def _let_lists_fail_fast(schema: Any) -> None:
+    if isinstance(schema, list | tuple):
+        for part in schema:
+            _let_lists_fail_fast(part)
+    elif isinstance(schema, dict):
+        if schema.get("type") == "list":
+            schema["fail_fast"] = True
+        for part in schema.values():
+            _let_lists_fail_fast(part)
+
+
 class Body(BaseModel):
-    """No coercion, no NaN, no unknown field."""
+    """No coercion, no NaN, no unknown field; of errors in a list only the first."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Every list of it, with `fail_fast`: a million wrong items would be a million errors."""
+        schema = handler(source)
+        _let_lists_fail_fast(schema)
+        return schema
 
 
 class StarOptions(Body):

@@ -20,6 +20,9 @@ class ServerSettings:
         max_queued_requests: sequences that wait for that.
         max_context_tokens: of one context; None leaves it to the model's limit.
         body_seconds: a body that has not come by then ends with 408; a head, with a closed connection.
+        keep_alive_seconds: a connection may say nothing for so long after its answer. Clients keep idle
+            connections for 5 to 60 s: it must be the client that closes, or a request meets a closed one.
+        host: where it listens; without a key, it decides which names clients may use for this machine.
     """
 
     model_name: str
@@ -32,6 +35,8 @@ class ServerSettings:
     max_queued_requests: int = 256
     max_context_tokens: int | None = None
     body_seconds: float = 60.0
+    keep_alive_seconds: float = 75.0
+    host: str = "127.0.0.1"
 
     def __post_init__(self) -> None:
         """Raises ValueError, naming the value and the bound."""
@@ -49,3 +54,8 @@ class ServerSettings:
     def max_sequences(self) -> int:
         """Running and waiting, at most."""
         return self.max_concurrent_requests + self.max_queued_requests
+
+    @property
+    def max_connections(self) -> int:
+        """Open at the same time: each sequence's, as many that are idle, and some for health and metrics."""
+        return 2 * self.max_sequences + 64

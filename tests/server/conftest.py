@@ -24,13 +24,11 @@ def start(smollm2, tmp_path) -> Iterator[Callable[..., RunningServer]]:
     """Start a server of one's own; it is ended after the test."""
     servers: list[RunningServer] = []
 
-    def start_another(
-        *arguments: str, checkpoint: Path = smollm2[1], port: int | None = None
-    ) -> RunningServer:
+    def start_another(*arguments: str, checkpoint: Path = smollm2[1], **options: int | None) -> RunningServer:
         directory = tmp_path / str(len(servers))
         directory.mkdir()
         servers.append(
-            start_server(checkpoint, directory, "--served-model-name", "smollm2", *arguments, port=port)
+            start_server(checkpoint, directory, "--served-model-name", "smollm2", *arguments, **options)
         )
         return servers[-1]
 

@@ -168,7 +168,7 @@ def drop_connections(findings: Findings, count: int) -> None:
     """Connections that end in the middle of a request, or of its answer."""
     address = (urlsplit(findings.url).hostname, urlsplit(findings.url).port)
     body = json.dumps(GOOD | {"tokens_to_generate": 50}).encode()
-    head = "PUT /api HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    head = "PUT /api HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     whole = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
     for index in range(count):
         with socket.create_connection(address, timeout=HANG_SECONDS) as connection:

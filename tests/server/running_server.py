@@ -87,9 +87,13 @@ class RunningServer:
 
 
 def start_server(
-    checkpoint: Path, directory: Path, *arguments: str, port: int | None = None
+    checkpoint: Path,
+    directory: Path,
+    *arguments: str,
+    port: int | None = None,
+    driver_output: int | None = None,
 ) -> RunningServer:
-    """Two ranks; not ready yet."""
+    """Two ranks; not ready yet. The driver writes to `driver_output` where that is given."""
     port = port or free_port()
     command = [sys.executable, str(PROGRAM), "--load", str(checkpoint), "--context-parallel-size", "2"]
     command += ["--fp32", "--port", str(port), *arguments]
@@ -108,7 +112,8 @@ def start_server(
         with server.logs[rank].open("w") as log:
             own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
             environment = os.environ | shared | own
+            output = log if rank or driver_output is None else driver_output
             server.ranks.append(
-                subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=directory)
+                subprocess.Popen(command, env=environment, stdout=output, stderr=output, cwd=directory)
             )
     return server

@@ -67,7 +67,8 @@ def test_each_turns_context_continues_the_one_before_it(splitter, first):
 
 
 def test_a_long_conversation_has_a_bounded_number_of_edges(splitter):
-    found = split(splitter, *["one two three four five six seven eight nine ten " * 8] * 201)
+    large = PromptSplitter(splitter.tokenizer, NUM_QUERY_TOKENS, None, max_tokens=1 << 15)
+    found = split(large, *["one two three four five six seven eight nine ten " * 8] * 201)
     assert len(found.turn_edges) == MOST_TURN_EDGES
 
 

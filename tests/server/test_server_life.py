@@ -111,6 +111,23 @@ def test_a_client_that_goes_away_cancels_its_request(server):
     wait_for(lambda: gauge(server, "running") == 0 and gauge(server, "waiting") == 0)
 
 
+def test_a_stream_that_is_broken_off_is_logged_and_counted_as_such(server):
+    def num_gone() -> float:
+        lines = httpx.get(f"{server.url}/metrics").text.splitlines()
+        return sum(float(line.split()[-1]) for line in lines if 'errors_total{kind="client_gone"}' in line)
+
+    before = num_gone()
+    with httpx.Client() as client, streamed_chat(client, server, 2000) as stream:
+        request_id = stream.headers["x-request-id"]
+        lines_after_text(stream)
+    wait_for(lambda: request_id in server.log())
+
+    line = next(json.loads(line) for line in server.log().splitlines() if request_id in line)
+    assert (line["status"], line["error"], line["unfinished"]) == (200, "client_gone", 1)
+    assert 0 < line["generated_tokens"] < 2000
+    assert num_gone() == before + 1
+
+
 def test_an_encoding_that_takes_long_is_reported_in_the_stream(server):
     body = {
         "model": "smollm2",
@@ -183,6 +200,8 @@ def test_when_the_time_to_drain_is_over_what_runs_gets_an_error_and_all_ranks_en
         rest = list(lines)
     assert "the server stops" in rest[-2]
     assert server.statuses(15) == [0, 0]
+    line = next(json.loads(line) for line in server.log().splitlines() if "generated_tokens" in line)
+    assert (line["status"], line["error"]) == (200, "unavailable")
 
 
 def test_a_killed_worker_under_load_breaks_the_stream_and_ends_the_job(start):
