@@ -9,6 +9,7 @@ Run again, it goes on where it was interrupted. `megatron-star report` prints wh
 import argparse
 import math
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from time import monotonic
 
@@ -17,12 +18,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from transformers import logging
 
 from launch.arguments import ArgumentParser, add_model_arguments, positive, token_count
-from launch.documents import append_lines
 from launch.environment import read_environment
 from launch.generate import answer_batch
 from launch.job import loaded_job, run_engine
-from launch.progress import SECONDS_BETWEEN_LINES
-from launch.questions import Question, check_questions, model_name, num_open, open_questions, sources_of
+from launch.progress import SECONDS_BETWEEN_LINES, heartbeat, with_heartbeat
+from launch.questions import (
+    Output,
+    Question,
+    check_questions,
+    model_name,
+    num_open,
+    open_output,
+    open_questions,
+    sources_of,
+)
 from launch.report import report
 from launch.session import exit_on_errors
 from megatron_star.cost_model import choose_plan
@@ -108,16 +117,23 @@ def main() -> None:
     """Entry point of every rank."""
     with exit_on_errors(rank=0):
         environment = read_environment()
-    with exit_on_errors(environment.rank):
+    with exit_on_errors(environment.rank), ExitStack() as held:
         args = parse_arguments()
         logging.set_verbosity_error()  # a text that is too long is noticed by us, and made shorter
-        with loaded_job(args, environment) as job:
-            run_engine(job, args.max_batch_size, lambda engine: evaluate(args, engine, job.groups))
+        outputs: list[Output] = []
+        with loaded_job(args, environment, lambda: outputs.append(open_output(args, held))) as job:
+            run_engine(
+                job, args.max_batch_size, lambda engine: evaluate(args, outputs[0], engine, job.groups)
+            )
         if environment.rank == 0:
-            print(report(read_answers([Path(args.output)]), "text"))
+            answers = read_answers([Path(args.output)])
+            print(report(answers, "text"))
+            print(
+                f"{args.output}: {len(answers)} answers; `megatron-star report` draws them", file=sys.stderr
+            )
 
 
-def evaluate(args: argparse.Namespace, engine: StarEngine, groups: StarGroups) -> None:
+def evaluate(args: argparse.Namespace, output: Output, engine: StarEngine, groups: StarGroups) -> None:
     """Ask what `--output` has no answer to, batch by batch. Only the driver.
 
     Raises:
@@ -125,15 +141,16 @@ def evaluate(args: argparse.Namespace, engine: StarEngine, groups: StarGroups) -
     """
     maker = SampleMaker(engine.tokenizer, sources_of(args), args.chat)
     finished: set[str] = set()
-    from_driver(lambda: finished.update(check_questions(args, engine, maker)), groups.control)
+    with heartbeat("making the first samples"):
+        from_driver(lambda: finished.update(check_questions(args, output, engine, maker)), groups.control)
     progress = Progress(num_open(args, finished))
-    for batch in open_questions(args, maker, finished):
+    for batch in with_heartbeat(open_questions(args, maker, finished), "making samples"):
         start = monotonic()
         results = answer_batch(engine, [question.request for question in batch])
         seconds = (monotonic() - start) / len(batch)
-        append_lines(
-            args.output,
-            (scored(q, r, args, engine, seconds).to_json() for q, r in zip(batch, results, strict=True)),
+        output.lines.append(
+            scored(q, r, args, engine, seconds).to_json() | {"asked": output.asked_with(q)}
+            for q, r in zip(batch, results, strict=True)
         )
         engine.scheduler.drop_unused_contexts()  # nobody asks about them again
         progress.show(batch[-1], len(batch), monotonic() - start)
