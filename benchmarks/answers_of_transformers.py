@@ -20,7 +20,7 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from launch.arguments import positive
+from launch.argument_types import positive
 from launch.asked import of_tokens
 from launch.output import AnswerLines
 from megatron_star.checked_input import json_lines, strict_fields

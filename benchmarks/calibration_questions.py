@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from transformers import AutoTokenizer
 
-from launch.arguments import positive, token_count
+from launch.argument_types import positive, token_count
 from megatron_star.evaluation.sample import Sample
 from megatron_star.evaluation.sources import Sources
 from megatron_star.evaluation.tasks import NamedTask, SampleKey, SampleMaker

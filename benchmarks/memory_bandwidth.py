@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 
 from benchmarks.measuring import over_ranks, run_on_ranks, write_result
-from launch.arguments import ArgumentParser
+from launch.argument_types import ArgumentParser
 from megatron_star.inference.star_model import StarModel
 from megatron_star.parallel.groups import StarGroups
 

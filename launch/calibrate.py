@@ -21,7 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch.distributed as dist
 from transformers import PreTrainedTokenizerBase
 
-from launch.arguments import ArgumentParser, add_model_arguments, positive
+from launch.argument_types import ArgumentParser, positive, real_number, text_argument
+from launch.arguments import add_model_arguments
 from launch.asked import of_model, of_ranks, of_text
 from launch.documents import Document, read_jsonl
 from launch.environment import read_environment
@@ -63,10 +64,19 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     add_model_arguments(parser)
     group = parser.add_argument_group("calibration")
-    group.add_argument("--input-jsonl", required=True, metavar="FILE", help="lines with context and query")
-    group.add_argument("--chat", action="store_true", help="apply the tokenizer's chat template")
+    group.add_argument(
+        "--input-jsonl",
+        type=text_argument,
+        required=True,
+        metavar="FILE",
+        help="lines with context and query",
+    )
+    group.add_argument(
+        "--chat", action="store_true", help="apply the tokenizer's chat template; default: plain text"
+    )
     group.add_argument(
         "--setting",
+        type=text_argument,
         action="append",
         default=[],
         dest="settings",
@@ -75,25 +85,27 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "longest context in 4, 8 and 16 blocks, each also with a neighbor, and with half the anchor",
     )
     group.add_argument(
-        "--tolerance", type=_share, default=0.05, metavar="T", help="of changed answers; default: 0.05"
+        "--tolerance",
+        type=real_number(1e-4, 0.9999, what="a share"),
+        default=0.05,
+        metavar="T",
+        help="share of answers that may change",
     )
-    group.add_argument("--num-tokens-to-generate", type=positive, default=32, metavar="N")
-    group.add_argument("--output", required=True, metavar="FILE", help="JSON Lines; what is there is kept")
+    group.add_argument(
+        "--num-tokens-to-generate", type=positive, default=32, metavar="N", help="of each answer, at most"
+    )
+    group.add_argument(
+        "--output",
+        type=text_argument,
+        required=True,
+        metavar="FILE",
+        help="JSON Lines; what is there is kept",
+    )
     args = parser.parse_args(argv)
     args.settings = parse_settings(args.settings)
     if any(star.mode != "star" for star in args.settings.values()):
         parser.error("--setting: everything is compared with exact, so each must begin with star")
     return args
-
-
-def _share(text: str) -> float:
-    try:
-        share = float(text)
-    except ValueError:
-        share = -1.0
-    if not 0 < share < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a share between 0 and 1")
-    return share
 
 
 def default_settings(num_context_tokens: int) -> dict[str, StarConfig]:

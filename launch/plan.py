@@ -17,7 +17,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from checkpoints_tools.hf_config import model_arguments, read_hf_config
-from launch.arguments import ArgumentParser, token_count
+from launch.argument_types import ArgumentParser, token_count
 from launch.estimates import (
     LARGEST_CLUSTER,
     MODES,

@@ -104,6 +104,9 @@ def check_questions(
     Raises:
         ValueError, OSError: such a sample cannot be made, or is another than the one that was answered.
     """
+    longest = max(args.lengths)
+    if longest > engine.max_sequence_length:
+        raise ValueError(f"--lengths has {longest}, but the model's limit is {engine.max_sequence_length}")
     for task, length, depth in cells(args):
         sample = maker.make(SampleKey(task, length, 0, args.seed, depth))
         for setting, star in args.settings.items():

@@ -52,13 +52,15 @@ def exit_on_errors(rank: int) -> Iterator[None]:
 def end_process(rank: int, error: BaseException) -> NoReturn:
     """What `exit_on_errors` does with an error; for threads, which it does not see."""
     if isinstance(error, KeyboardInterrupt):
+        if rank == 0:
+            print("error: interrupted; what was written before is kept", file=sys.stderr)
         _end(FAILURE_STATUS)
     if isinstance(error, ValueError | OSError):
         alone = isinstance(error, RankError) or dist.is_initialized()
         everywhere = isinstance(error, SharedError) or not alone
         if rank == 0 or not everywhere:
             where = "" if everywhere else f"rank {rank}: "
-            print(f"error: {where}{describe(error)}", file=sys.stderr)
+            print(f"error: {where}{' '.join(describe(error).split())}", file=sys.stderr)
         _end(USER_ERROR_STATUS)
     if any(sign in str(error) for sign in PEER_ENDED):
         sleep(SECONDS_FOR_THE_WATCH)  # it names the rank that ended, and ends this process

@@ -33,7 +33,9 @@ def check_unicode(text: str, where: str) -> str:
     """The text; raises ValueError if it holds half of a surrogate pair, which no tokenizer takes."""
     found = _SURROGATE.search(text)
     if found:
-        raise ValueError(f"{where}: {found[0]!r} at character {found.start()} is half of a character")
+        raise ValueError(
+            f"{where}: {found[0]!r} at place {found.start()} is no character: half of one, or a wrong byte"
+        )
     return text
 
 

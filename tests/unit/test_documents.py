@@ -40,7 +40,7 @@ def test_lines_have_ids_of_their_own_or_their_number(tmp_path):
         ('{"context": "c", "query": "q", "id": 1.5}', "the field 'id' is 1.5: it must be a string or a"),
         ('{"context": "c", "query": "q", "id": []}', r"the field 'id' is \[\]: it must be a string or a"),
         ('{"context": "c", "query": "q", "query": "p"}', "line 2: not JSON: the name 'query' occurs twice"),
-        ('{"context": "\\ud83d", "query": "q"}', "line 2: not JSON: .* is half of a character"),
+        ('{"context": "\\ud83d", "query": "q"}', "line 2: not JSON: .* is no character"),
         ('{"context": "c", "query": "q", "x": NaN}', "line 2: not JSON: NaN is no finite number"),
         ('{"context": "c", "query": "q", "x": 1e999}', "line 2: not JSON: 1e999 is no finite number"),
         ("[" * 100_000, "line 2: not JSON: nested too deeply"),
@@ -83,7 +83,7 @@ def test_a_file_that_is_not_text_is_refused_with_the_place(tmp_path, content, me
 
 
 @pytest.mark.parametrize(
-    ("query", "message"), [(" \n", "--query: the query is empty"), ("\udcff", "half of")]
+    ("query", "message"), [(" \n", "--query: the query is empty"), ("\udcff", "is no character")]
 )
 def test_a_query_of_the_command_line_is_text(tmp_path, query, message):
     (tmp_path / "context").write_text("c")
