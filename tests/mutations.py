@@ -2,36 +2,11 @@
 
 import random
 
-PIECES = [
-    b"\x00",
-    b"\xff",
-    b'"',
-    b"{",
-    b"}",
-    b"[",
-    b"]",
-    b":",
-    b",",
-    b"null",
-    b"true",
-    b"-1",
-    b"1e999",
-    b"NaN",
-]
-PIECES += [
-    b"",
-    b"\n",
-    b"\\ud800",
-    b"\\u",
-    b"\xe2\x80\xa8",
-    b"\xef\xbb\xbf",
-    b'""',
-    b"{}",
-    b"[]",
-    b"0",
-    b"0.5",
-]
-PIECES += [b"[]", b"0", b"0.5", b"[" * 5000, b"9" * 5000, b"9" * 30, b'{"id":' * 2000]
+PIECES = rb"""" { } [ ] : , null true -1 1e999 NaN "" {} [] 0 0.5 \ud800 \u""".split()
+PIECES += [b"", b"\x00", b"\xff", b"\n", b"\xe2\x80\xa8", b"\xef\xbb\xbf"]
+PIECES += [b"[" * 5000, b"9" * 5000, b"9" * 30, b'{"id":' * 2000]
+VALUES = [None, True, False, 0, -1, 1, 2, 1.5, -0.5, 10**6, 10**30, 1e300, 1e-300, "", "8", "x"]
+VALUES += [[], {}, [1], {"a": 1}]
 
 
 def mutated(content: bytes, generator: random.Random) -> bytes:
@@ -41,30 +16,6 @@ def mutated(content: bytes, generator: random.Random) -> bytes:
         end = min(len(content), start + generator.choice((0, 0, 1, 1, 5, 20)))
         content = content[:start] + generator.choice(PIECES) + content[end:]
     return content
-
-
-VALUES = [
-    None,
-    True,
-    False,
-    0,
-    -1,
-    1,
-    2,
-    1.5,
-    -0.5,
-    10**6,
-    10**30,
-    1e300,
-    1e-300,
-    "",
-    "8",
-    "x",
-    [],
-    {},
-    [1],
-    {"a": 1},
-]
 
 
 def with_a_wrong_value(value: dict, generator: random.Random) -> dict:

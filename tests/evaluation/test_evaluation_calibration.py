@@ -127,7 +127,7 @@ ARGUMENTS = ["--load", "x", "--input-jsonl", "y", "--output", "z"]
     ("options", "message"),
     [
         (["--setting", "exact"], "each must begin with star"),
-        (["--tolerance", "0"], "'0' is not a share between 0 and 1"),
+        (["--tolerance", "0"], "'0' is not a share of at least 0.0001"),
         (["--tolerance", "2%"], "'2%' is not a share"),
         (["--setting", "star block=1"], "setting 'star block=1'"),
     ],
