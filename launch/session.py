@@ -45,7 +45,9 @@ def exit_on_errors(rank: int) -> Iterator[None]:
     """
     try:
         yield
-    except (Exception, KeyboardInterrupt) as error:
+    except SystemExit:
+        raise
+    except BaseException as error:  # torch's CheckpointException is no Exception
         end_process(rank, error)
 
 

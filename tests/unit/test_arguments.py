@@ -3,14 +3,15 @@
 import argparse
 import random
 from datetime import timedelta
+from importlib import import_module
 
 import pytest
 import torch
 from mutations import mutated
 
 from launch import calibrate, evaluate, generate, plan, report, run_text_generation_server
-from launch.argument_types import ArgumentParser
 from launch.arguments import sampling_params, server_settings, star_config
+from launch.cli import PROGRAMS
 
 GENERATE = "--load x --context-file c --query q"
 COMMANDS = {
@@ -24,18 +25,25 @@ COMMANDS = {
 }
 
 
-def parser_of(program, monkeypatch) -> argparse.ArgumentParser:
-    """The parser that the program makes."""
+def parser_of(name: str, monkeypatch) -> argparse.ArgumentParser:
+    """The parser that the program of this name makes."""
     made = []
-    monkeypatch.setattr(ArgumentParser, "parse_args", lambda self, argv=None: made.append(self) or 1 / 0)
+    monkeypatch.setattr(
+        argparse.ArgumentParser, "parse_args", lambda self, argv=None: made.append(self) or 1 / 0
+    )
+    program = import_module(name)
     with pytest.raises(ZeroDivisionError):
-        program.parse_arguments([])
+        getattr(program, "parse_arguments", program.main)()
     return made[0]
 
 
-@pytest.mark.parametrize("program", COMMANDS, ids=lambda program: program.__name__)
-def test_help_states_every_default(program, monkeypatch):
-    parser = parser_of(program, monkeypatch)
+TOOLS = ("describe", "inspect", "from_gguf", "convert_megatron_to_hf")
+WITH_HELP = {"launch.demo", *(f"checkpoints_tools.{name}" for name in TOOLS)}
+
+
+@pytest.mark.parametrize("name", sorted(WITH_HELP | {module for module, _ in PROGRAMS.values()}))
+def test_help_states_every_default(name, monkeypatch):
+    parser = parser_of(name, monkeypatch)
     formatter = parser._get_formatter()
     for action in parser._actions:
         text = formatter._expand_help(action)
