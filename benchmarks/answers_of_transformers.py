@@ -8,10 +8,10 @@ an answer differs. Answers that `--output` has already are not asked for again.
 """
 
 import argparse
-import json
 import sys
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -20,8 +20,10 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from launch.arguments import positive
-from launch.documents import append_lines, finished_ids
+from launch.argument_types import positive
+from launch.asked import of_tokens
+from launch.output import AnswerLines
+from megatron_star.checked_input import json_lines, strict_fields
 from megatron_star.config import StarConfig
 from megatron_star.evaluation.results import EXACT, ScoredAnswer, read_answers
 from megatron_star.evaluation.sample import greedy_request
@@ -30,6 +32,19 @@ from megatron_star.evaluation.sources import Sources
 from megatron_star.evaluation.tasks import NamedTask, SampleKey, SampleMaker
 from megatron_star.inference.request import StarRequest
 from megatron_star.model.checkpoint import read_checkpoint_info
+
+PROGRAM = "answers_of_transformers"
+
+
+class _Record:
+    """What a line must have to be of this program."""
+
+    id: str
+    asked: dict[str, Any]
+    task: str
+    same: bool
+    score: float
+    score_of_transformers: float
 
 
 @torch.inference_mode()
@@ -77,20 +92,21 @@ def main() -> None:
     answers = [a for a in read_answers([args.answers]) if a.setting == EXACT and a.index < args.samples]
     if not answers:
         sys.exit(f"error: {args.answers}: holds no answers of exact")
-    finished = finished_ids(args.output)
-    still_open = [answer for answer in answers if answer.sample not in finished]
-    model = AutoModelForCausalLM.from_pretrained(args.hf, dtype=torch.float32).eval()
-    for answer in tqdm(still_open, mininterval=0.1 if sys.stderr.isatty() else 30):
-        maker = SampleMaker(tokenizer, Sources(), answer.chat)
-        append_lines(args.output, [compared(model, maker, answer)])
+    with AnswerLines(args.output, PROGRAM, strict_fields(_Record), {"--answers": args.answers}) as output:
+        asked = {answer.sample: {"tokens": of_tokens(list(answer.tokens))} for answer in answers}
+        finished = output.finished(asked)
+        still_open = [answer for answer in answers if answer.sample not in finished]
+        model = AutoModelForCausalLM.from_pretrained(args.hf, dtype=torch.float32).eval()
+        for answer in tqdm(still_open, mininterval=0.1 if sys.stderr.isatty() else 30):
+            maker = SampleMaker(tokenizer, Sources(), answer.chat)
+            output.append([compared(model, maker, answer) | {"asked": asked[answer.sample]}])
     report(Path(args.output))
 
 
 def report(path: Path) -> None:
     """Print a line for each task; exit with status 1 if an answer differs."""
     by_task = defaultdict(list)
-    for line in path.read_text(encoding="utf-8").splitlines():
-        result = json.loads(line)
+    for _, result in json_lines(path):
         by_task[result["task"]].append(result)
     for task, results in sorted(by_task.items()):
         num_same = sum(result["same"] for result in results)

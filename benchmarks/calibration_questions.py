@@ -14,7 +14,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from transformers import AutoTokenizer
 
-from launch.arguments import positive, token_count
+from launch.argument_types import positive, token_count
+from megatron_star.evaluation.sample import Sample
 from megatron_star.evaluation.sources import Sources
 from megatron_star.evaluation.tasks import NamedTask, SampleKey, SampleMaker
 from megatron_star.model.checkpoint import read_checkpoint_info
@@ -33,13 +34,19 @@ def main() -> None:
     args = parser.parse_args()
     tokenizer = AutoTokenizer.from_pretrained(read_checkpoint_info(args.load).tokenizer_directory)
     maker = SampleMaker(tokenizer, Sources(), chat=False)
-    with args.output.open("w", encoding="utf-8") as file:
-        for task in args.tasks:
-            for index in range(args.samples):
-                sample = maker.make(SampleKey(task, args.length, index, args.seed))
-                query = f"{sample.query} {sample.answer_prefix}"
-                line = {"id": sample.id, "context": sample.context, "query": query}
-                file.write(json.dumps(line) + "\n")
+    keys = [SampleKey(task, args.length, i, args.seed) for task in args.tasks for i in range(args.samples)]
+    text = "".join(json.dumps(_question(maker.make(key))) + "\n" for key in keys)
+    if args.output.exists() and args.output.read_bytes() != text.encode():
+        sys.exit(f"error: {args.output}: holds something else: give another --output")
+    args.output.write_text(text, encoding="utf-8")
+
+
+def _question(sample: Sample) -> dict[str, str]:
+    return {
+        "id": sample.id,
+        "context": sample.context,
+        "query": f"{sample.query} {sample.answer_prefix}",
+    }
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from benchmarks.encoding_variants import (
     variant_plan,
 )
 from benchmarks.measuring import measure_rounds, median_ratio, over_ranks, run_on_ranks
-from launch.arguments import ArgumentParser, token_count
+from launch.argument_types import ArgumentParser, token_count
 from megatron_star.cost_model import broadcast_bytes, kv_bytes_per_token, token_costs
 from megatron_star.inference.context_encoding import encode_context
 from megatron_star.inference.star_model import StarModel

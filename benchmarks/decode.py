@@ -30,7 +30,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from benchmarks.measuring import measure_rounds, median_ratio, over_ranks, run_on_ranks
 from benchmarks.models import hugging_face_model
-from launch.arguments import ArgumentParser, token_count
+from launch.argument_types import ArgumentParser, token_count
 from megatron_star.config import StarConfig
 from megatron_star.cost_model import token_costs
 from megatron_star.inference.compiled_layers import compile_layers

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from benchmarks.encoding_variants import BROADCAST, variant_plan
 from benchmarks.measuring import over_ranks, run_on_ranks, write_result
 from benchmarks.peak_memory import PeakMemory
-from launch.arguments import ArgumentParser, token_count
+from launch.argument_types import ArgumentParser, token_count
 from megatron_star.cost_model import token_costs
 from megatron_star.inference.context_encoding import encode_context
 from megatron_star.inference.star_model import StarModel

@@ -19,7 +19,8 @@ import torch
 import torch.distributed as dist
 from transformers import AutoTokenizer
 
-from launch.arguments import ArgumentParser, add_model_arguments, token_count
+from launch.argument_types import ArgumentParser, token_count
+from launch.arguments import add_model_arguments
 from launch.environment import read_environment
 from launch.session import end_process, exit_on_errors, process_groups
 from megatron_star.config import StarConfig

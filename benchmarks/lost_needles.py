@@ -25,7 +25,7 @@ from tqdm import tqdm
 from transformers import AutoTokenizer
 
 from benchmarks.measuring import run_on_ranks, write_result
-from launch.arguments import ArgumentParser, positive, token_count
+from launch.argument_types import ArgumentParser, positive, token_count
 from megatron_star.config import StarConfig
 from megatron_star.cost_model import choose_plan, token_costs
 from megatron_star.evaluation.comparison import forced_logits

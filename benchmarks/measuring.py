@@ -13,7 +13,8 @@ import torch
 import torch.distributed as dist
 
 from benchmarks.models import add_random_model_argument, measured_model
-from launch.arguments import ArgumentParser, add_model_arguments
+from launch.argument_types import ArgumentParser
+from launch.arguments import add_model_arguments
 from launch.environment import read_environment
 from launch.session import exit_on_errors, process_groups
 from megatron_star.inference.star_model import StarModel

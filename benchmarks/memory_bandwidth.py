@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from benchmarks.measuring import measure_rounds, medians, over_ranks, run_on_ranks
-from launch.arguments import ArgumentParser
+from launch.argument_types import ArgumentParser
 from megatron_star.inference.star_model import StarModel
 from megatron_star.parallel.groups import StarGroups
 

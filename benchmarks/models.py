@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from launch.arguments import ArgumentParser
+from launch.argument_types import ArgumentParser
 from megatron_star.attention.kernels import select_kernel
 from megatron_star.inference.decode_weights import choose_sliced_parts
 from megatron_star.inference.loading import lay_out_for_reading, load_star_model

@@ -28,7 +28,7 @@ from transformers.utils import logging as transformers_logging
 
 from benchmarks.encoding_variants import engine_wave_tokens
 from benchmarks.measuring import measure_rounds, median_ratio, run_on_ranks
-from launch.arguments import ArgumentParser, token_count
+from launch.argument_types import ArgumentParser, token_count
 from megatron_star.config import StarConfig
 from megatron_star.cost_model import choose_plan, token_costs
 from megatron_star.inference.context_encoding import encode_context

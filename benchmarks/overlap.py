@@ -24,7 +24,7 @@ from torch import Tensor
 
 from benchmarks.encoding_variants import BROADCAST, engine_wave_tokens, variant_plan
 from benchmarks.measuring import measure_rounds, medians, over_ranks, run_on_ranks
-from launch.arguments import ArgumentParser, token_count
+from launch.argument_types import ArgumentParser, token_count
 from megatron_star.cost_model import token_costs
 from megatron_star.inference.context_encoding import encode_context
 from megatron_star.inference.star_model import StarModel

@@ -23,7 +23,7 @@ from torch.distributed.tensor.experimental._context_parallel._attention import _
 
 from benchmarks.encoding_variants import EXACT, variant_plan
 from benchmarks.measuring import measure_rounds, median_ratio, over_ranks, run_on_ranks
-from launch.arguments import ArgumentParser, token_count
+from launch.argument_types import ArgumentParser, token_count
 from megatron_star.cost_model import token_costs
 from megatron_star.inference.context_encoding import ContextEncodingStep
 from megatron_star.inference.kv_store import EncodedContext

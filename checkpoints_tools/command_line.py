@@ -9,6 +9,7 @@ from typing import NoReturn
 import torch
 from tqdm import tqdm
 
+from megatron_star.help_formatter import HelpFormatter
 from megatron_star.model.checkpoint import DTYPES
 
 EXIT_MISMATCH = 1
@@ -25,7 +26,7 @@ def command_parser(module: str, description: str) -> argparse.ArgumentParser:
     """A parser for `python -m checkpoints_tools.<module>`, or under the name of `megatron-star`."""
     named = sys.argv[0].startswith("megatron-star ")
     prog = sys.argv[0] if named else f"python -m checkpoints_tools.{module}"
-    return _Parser(prog=prog, description=description, allow_abbrev=False)
+    return _Parser(prog=prog, description=description, allow_abbrev=False, formatter_class=HelpFormatter)
 
 
 def add_dtype_option(parser: argparse.ArgumentParser) -> None:

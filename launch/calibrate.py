@@ -7,11 +7,11 @@ Each line of the input has a context and a query. Run again, it goes on where it
 """
 
 import argparse
-import json
 import random
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,18 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch.distributed as dist
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from launch.arguments import ArgumentParser, add_model_arguments, positive
-from launch.documents import Document, append_lines, finished_ids, read_jsonl
+from launch.argument_types import ArgumentParser, positive, real_number, text_argument
+from launch.arguments import add_model_arguments
+from launch.asked import of_model, of_ranks, of_text
+from launch.documents import Document, read_jsonl
 from launch.environment import read_environment
 from launch.job import Job, loaded_job
+from launch.output import AnswerLines
+from launch.progress import heartbeat
 from launch.session import exit_on_errors
+from megatron_star.checked_input import json_lines, place, strict_dictionary, strict_fields, validated
 from megatron_star.config import StarConfig
 from megatron_star.cost_model import kv_bytes_per_token
 from megatron_star.evaluation.calibration import Comparisons, Verdict, recommend, summarize
@@ -40,16 +45,39 @@ from megatron_star.parallel.control import DRIVER, from_driver
 BLOCKS_PER_CONTEXT = (4, 8, 16)
 HEADING = ["setting", "same first token", "changed answers", "KL (nats)", "hidden mass", "TTFT", "operations"]
 
+PROGRAM = "calibrate"
+
+
+class _Record:
+    """What a line must have to be of this program."""
+
+    id: Any
+    asked: dict[str, Any]
+    tokens: list[int]
+    settings: dict[str, strict_dictionary(Comparison)]
+
+
+_RECORD = strict_fields(_Record)
+
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line; raises ValueError on a wrong one."""
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     add_model_arguments(parser)
     group = parser.add_argument_group("calibration")
-    group.add_argument("--input-jsonl", required=True, metavar="FILE", help="lines with context and query")
-    group.add_argument("--chat", action="store_true", help="apply the tokenizer's chat template")
+    group.add_argument(
+        "--input-jsonl",
+        type=text_argument,
+        required=True,
+        metavar="FILE",
+        help="lines with context and query",
+    )
+    group.add_argument(
+        "--chat", action="store_true", help="apply the tokenizer's chat template; default: plain text"
+    )
     group.add_argument(
         "--setting",
+        type=text_argument,
         action="append",
         default=[],
         dest="settings",
@@ -58,25 +86,27 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "longest context in 4, 8 and 16 blocks, each also with a neighbor, and with half the anchor",
     )
     group.add_argument(
-        "--tolerance", type=_share, default=0.05, metavar="T", help="of changed answers; default: 0.05"
+        "--tolerance",
+        type=real_number(1e-4, 0.9999, what="a share"),
+        default=0.05,
+        metavar="T",
+        help="share of answers that may change",
     )
-    group.add_argument("--num-tokens-to-generate", type=positive, default=32, metavar="N")
-    group.add_argument("--output", required=True, metavar="FILE", help="JSON Lines; what is there is kept")
+    group.add_argument(
+        "--num-tokens-to-generate", type=positive, default=32, metavar="N", help="of each answer, at most"
+    )
+    group.add_argument(
+        "--output",
+        type=text_argument,
+        required=True,
+        metavar="FILE",
+        help="JSON Lines; what is there is kept",
+    )
     args = parser.parse_args(argv)
     args.settings = parse_settings(args.settings)
     if any(star.mode != "star" for star in args.settings.values()):
         parser.error("--setting: everything is compared with exact, so each must begin with star")
     return args
-
-
-def _share(text: str) -> float:
-    try:
-        share = float(text)
-    except ValueError:
-        share = -1.0
-    if not 0 < share < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a share between 0 and 1")
-    return share
 
 
 def default_settings(num_context_tokens: int) -> dict[str, StarConfig]:
@@ -93,52 +123,94 @@ def main() -> None:
     """Entry point of every rank."""
     with exit_on_errors(rank=0):
         environment = read_environment()
-    with exit_on_errors(environment.rank):
+    with exit_on_errors(environment.rank), ExitStack() as held:
         args = parse_arguments()
-        with loaded_job(args, environment) as job:
-            comparisons = calibrate(args, job)
+        inputs: list[Input] = []
+        with loaded_job(args, environment, lambda: inputs.append(read_input(args, held))) as job:
+            comparisons = calibrate(args, job, inputs[0] if inputs else None)
         if environment.rank == DRIVER:
             print_report(comparisons, args.tolerance)
+            print(f"{args.output}: the comparisons, question by question", file=sys.stderr)
 
 
-def calibrate(args: argparse.Namespace, job: Job) -> Comparisons:
+@dataclass(frozen=True)
+class Input:
+    """The driver's part: all questions, what is asked about each, by its id, and where comparisons go."""
+
+    documents: list[Document]
+    asked: Mapping[str, Mapping[str, Any]]
+    output: AnswerLines
+
+
+def read_input(args: argparse.Namespace, held: ExitStack) -> Input:
+    """Read the questions and take the output, which is let go with `held`, before anything is loaded.
+
+    Raises:
+        ValueError, OSError: there are none; or the output is no file for these questions.
+    """
+    documents = read_jsonl(args.input_jsonl)
+    if not documents:
+        raise ValueError(f"{args.input_jsonl} has no questions")
+    output = held.enter_context(
+        AnswerLines(args.output, PROGRAM, _RECORD, {"--input-jsonl": args.input_jsonl})
+    )
+    same = of_model(args) | of_ranks(args) | {"chat": args.chat}
+    same["num_tokens_to_generate"] = args.num_tokens_to_generate
+    asked = {
+        str(document.id): same | {"context": of_text(document.context), "query": document.query}
+        for document in documents
+    }
+    output.finished(asked)
+    if strangers := output.records.keys() - asked.keys():
+        raise ValueError(
+            f"{args.output}: has {len(strangers)} questions that {args.input_jsonl} lacks, "
+            f"{min(strangers)!r} for one: give another --output"
+        )
+    return Input(documents, asked, output)
+
+
+def calibrate(args: argparse.Namespace, job: Job, given: Input | None) -> Comparisons:
     """Compare on every question that `--output` lacks; on the driver, all comparisons of that file.
+
+    Args:
+        given: on the driver.
 
     Raises:
         SharedError: on all ranks, if the input is wrong.
     """
-    control = job.groups.control
-    work = from_driver(partial(_work, args, job), control)
+    control, is_driver = job.groups.control, dist.get_rank() == DRIVER
+    with heartbeat("turning the questions into tokens", on=is_driver):
+        work = from_driver(partial(_work, args, job, given), control)
     settings = {name: StarConfig.from_dict(values) for name, values in work["settings"].items()}
     for number, question in enumerate(work["questions"], 1):
         ends = tuple(work["end_tokens"])
         prompt = Prompt(question["context"], question["query"], None, args.num_tokens_to_generate, ends)
-        tokens, comparisons = compare(job.star_model, prompt, settings, control)
-        if dist.get_rank() == DRIVER:
+        place_of = f"question {number} of {len(work['questions'])}"
+        with heartbeat(place_of, on=is_driver):
+            tokens, comparisons = compare(job.star_model, prompt, settings, control)
+        if given:
             compared = {name: asdict(comparison) for name, comparison in comparisons.items()}
-            append_lines(args.output, [{"id": question["id"], "tokens": tokens, "settings": compared}])
-            print(f"{number} of {len(work['questions'])} questions compared", file=sys.stderr, flush=True)
-    return read_comparisons(args.output) if dist.get_rank() == DRIVER else []
+            identity = {"id": question["id"], "asked": given.asked[str(question["id"])]}
+            given.output.append([identity | {"tokens": tokens, "settings": compared}])
+            print(f"{place_of}: compared", file=sys.stderr, flush=True)
+    return read_comparisons(args.output) if given else []
 
 
-def _work(args: argparse.Namespace, job: Job) -> dict[str, Any]:
+def _work(args: argparse.Namespace, job: Job, given: Input) -> dict[str, Any]:
     """The driver's part: which questions, as tokens, and which settings; in a form that survives JSON."""
-    tokenizer = AutoTokenizer.from_pretrained(job.info.tokenizer_directory)
-    documents = read_jsonl(args.input_jsonl)
-    if not documents:
-        raise ValueError(f"{args.input_jsonl} has no questions")
     # The order decides which half a question is in: it must have nothing to do with the file's.
+    documents = list(given.documents)
     random.Random(0).shuffle(documents)
-    questions = [_question(document, tokenizer, args.chat) for document in documents]
+    questions = [_question(document, job.tokenizer, args.chat) for document in documents]
     settings = args.settings or default_settings(max(len(question["context"]) for question in questions))
     for question in questions:
         _check(question, args, job)
-    finished = finished_ids(args.output)
-    _check_same_settings(args.output, settings)
+    _check_same_settings(given.output, settings)
+    finished = given.output.records
     return {
-        "questions": [question for question in questions if question["id"] not in finished],
+        "questions": [question for question in questions if str(question["id"]) not in finished],
         "settings": {name: asdict(star) for name, star in settings.items()},
-        "end_tokens": end_tokens(tokenizer),
+        "end_tokens": end_tokens(job.tokenizer),
     }
 
 
@@ -175,19 +247,13 @@ def _check_fits(num_context_tokens: int, job: Job) -> None:
 
 def read_comparisons(path: str) -> Comparisons:
     """What `calibrate` has written; raises ValueError or OSError if it is something else."""
-    try:
-        return [
-            {name: Comparison(**values) for name, values in json.loads(line)["settings"].items()}
-            for line in Path(path).read_text(encoding="utf-8").splitlines()
-        ]
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{path}: not written by calibrate") from error
+    records = (validated(_RECORD, line, place(path, number)) for number, line in json_lines(path))
+    return [{name: Comparison(**values) for name, values in record["settings"].items()} for record in records]
 
 
-def _check_same_settings(path: str, settings: Mapping[str, StarConfig]) -> None:
-    comparisons = read_comparisons(path) if Path(path).exists() else []
-    if any(set(by_setting) != set(settings) for by_setting in comparisons):
-        raise ValueError(f"{path}: compares other settings: give another --output")
+def _check_same_settings(output: AnswerLines, settings: Mapping[str, StarConfig]) -> None:
+    if any(set(record["settings"]) != set(settings) for record in output.records.values()):
+        raise ValueError(f"{output.path}: compares other settings: give another --output")
 
 
 def print_report(comparisons: Comparisons, tolerance: float) -> None:

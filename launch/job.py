@@ -6,14 +6,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from transformers import AutoTokenizer
+from transformers import PreTrainedTokenizerBase
 
 from launch.code_version import check_same_checkpoint
 from launch.environment import RankEnvironment
 from launch.model import kv_budget, load_model
+from launch.progress import heartbeat
 from launch.session import process_groups
 from megatron_star.inference.engine import StarEngine, run_worker
 from megatron_star.inference.star_model import StarModel
+from megatron_star.inference.tokenizer import read_tokenizer
 from megatron_star.model.checkpoint import CheckpointInfo, read_checkpoint_info
 from megatron_star.parallel.control import from_driver, on_every_rank
 from megatron_star.parallel.groups import StarGroups
@@ -25,12 +27,14 @@ class Job:
 
     Attributes:
         budget: bytes of KV that every rank has room for.
+        tokenizer: on the driver.
     """
 
     groups: StarGroups
     info: CheckpointInfo
     star_model: StarModel
     budget: int
+    tokenizer: PreTrainedTokenizerBase | None
 
     @property
     def max_sequence_length(self) -> int:
@@ -41,7 +45,7 @@ class Job:
         """The driver's engine; the other ranks then call `run_worker`."""
         return StarEngine(
             self.star_model,
-            AutoTokenizer.from_pretrained(self.info.tokenizer_directory),
+            self.tokenizer,
             self.groups.control,
             max_sequence_length=self.max_sequence_length,
             budget_bytes_per_rank=self.budget,
@@ -74,8 +78,12 @@ def loaded_job(
             from_driver(before_loading, groups.control)
         info = on_every_rank(lambda: read_checkpoint_info(args.load), groups.control)
         check_same_checkpoint(info, groups.control)
-        star_model = load_model(args, info, groups, device, environment)
-        yield Job(groups, info, star_model, kv_budget(args, environment, groups, device))
+        tokenizers: list[PreTrainedTokenizerBase] = []
+        from_driver(lambda: tokenizers.append(read_tokenizer(info.tokenizer_directory)), groups.control)
+        with heartbeat(f"reading the weights of {args.load}", on=bool(tokenizers)):
+            star_model = load_model(args, info, groups, device, environment)
+        budget = kv_budget(args, environment, groups, device)
+        yield Job(groups, info, star_model, budget, next(iter(tokenizers), None))
 
 
 def run_engine(job: Job, max_running: int, use: Callable[[StarEngine], None]) -> None:

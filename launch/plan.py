@@ -12,15 +12,18 @@ import sys
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from pydantic import Field
+
 from checkpoints_tools.hf_config import model_arguments, read_hf_config
-from launch.arguments import ArgumentParser, token_count
+from launch.argument_types import ArgumentParser, count, real_number, token_count, whole_number
 from launch.estimates import (
     LARGEST_CLUSTER,
     MODES,
+    MOST_WAVES,
     Estimate,
     Question,
     default_block_size,
@@ -28,10 +31,38 @@ from launch.estimates import (
     half_is_faster,
     refuse,
 )
-from megatron_star.config import StarConfig
+from launch.progress import heartbeat
+from megatron_star.checked_input import strict_fields, validated
+from megatron_star.config import MOST_TOKENS, StarConfig
 from megatron_star.cost_model import ModelSize
 from megatron_star.hardware import GPUS, Cluster
 from megatron_star.model.checkpoint import DESCRIPTION_FILE, read_checkpoint_info
+from megatron_star.parallel.control import describe
+
+LARGEST_NODE, LARGEST_CONTEXT, MOST_BLOCKS = 128, 16 << 20, 4096
+Size = Annotated[int, Field(ge=1, lt=1 << 24)]
+
+
+class _Arguments:
+    """What is read of a model, and what of it can be planned for."""
+
+    num_layers: Annotated[int, Field(ge=1, le=10_000)]
+    hidden_size: Size
+    ffn_hidden_size: Size
+    num_attention_heads: Size
+    num_query_groups: Size
+    kv_channels: Size
+    swiglu: bool
+    vocab_size: Size
+    untie_embeddings_and_output_weights: bool
+    max_position_embeddings: Annotated[int, Field(ge=1, le=MOST_TOKENS)]
+    num_experts: NotRequired[Size | None]
+    moe_router_topk: NotRequired[Size | None]
+    moe_ffn_hidden_size: NotRequired[Size | None]
+    moe_shared_expert_intermediate_size: NotRequired[Size | None]
+
+
+_ARGUMENTS = strict_fields(_Arguments)
 
 
 def model_size(args: Mapping[str, Any]) -> ModelSize:
@@ -54,8 +85,19 @@ def read_model(path: Path) -> Mapping[str, Any]:
     """Megatron arguments of a converted checkpoint, a Hugging Face folder, or its config.json.
 
     Raises:
-        ValueError, OSError: there is none, or the model is not supported.
+        ValueError, OSError: there is none, or the model is not supported, or cannot be.
     """
+    args = validated(_ARGUMENTS, _unchecked_arguments(path), str(path))
+    num_experts, used = args.get("num_experts"), args.get("moe_router_topk")
+    if num_experts and not (used and used <= num_experts and args.get("moe_ffn_hidden_size")):
+        raise ValueError(
+            f"{path}: {num_experts} experts, moe_router_topk {used} and moe_ffn_hidden_size "
+            f"{args.get('moe_ffn_hidden_size')} do not describe a model"
+        )
+    return args
+
+
+def _unchecked_arguments(path: Path) -> Mapping[str, Any]:
     if path.name == "config.json":
         return model_arguments(read_hf_config(path.parent))
     if (path / "config.json").is_file():
@@ -105,24 +147,62 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--model", type=Path, required=True, help="checkpoint, Hugging Face folder, config.json"
     )
-    parser.add_argument("--context", type=token_count, required=True, metavar="TOKENS")
-    parser.add_argument("--gpus", type=int, required=True, metavar="N", help="all of them, at most 1024")
-    parser.add_argument("--gpu", choices=GPUS, default="h100", help="their kind; default: h100")
-    parser.add_argument("--gpus-per-node", type=int, default=8, metavar="N")
-    parser.add_argument("--node-link", type=float, metavar="GB/S", help="one GPU to others of its node")
-    parser.add_argument("--network-link", type=float, metavar="GB/S", help="one GPU to other nodes")
-    parser.add_argument("--block-size", type=token_count, metavar="TOKENS", help="default: as published")
-    parser.add_argument("--wave-tokens", type=token_count, default=StarConfig().wave_tokens, metavar="TOKENS")
-    parser.add_argument("--num-tokens-to-generate", type=int, default=256, metavar="N")
-    parser.add_argument("--json", action="store_true", help="for scripts")
+    parser.add_argument(
+        "--context", type=token_count, required=True, metavar="TOKENS", help="at most 16M; 128K is 131,072"
+    )
+    parser.add_argument("--gpus", type=count, required=True, metavar="N", help="all of them, at most 1024")
+    parser.add_argument("--gpu", choices=GPUS, default="h100", help="their kind")
+    parser.add_argument("--gpus-per-node", type=count, default=8, metavar="N", help="of them in one node")
+    for name, to in (("--node-link", "others of its node"), ("--network-link", "other nodes")):
+        parser.add_argument(
+            name,
+            type=real_number(1e-3, 1e6),
+            metavar="GB/S",
+            help=f"one GPU to {to}; default: as in the data sheet",
+        )
+    parser.add_argument(
+        "--block-size",
+        type=token_count,
+        metavar="TOKENS",
+        help="default: a quarter of the context, from 8K to 32K",
+    )
+    parser.add_argument(
+        "--wave-tokens",
+        type=token_count,
+        default=StarConfig().wave_tokens,
+        metavar="TOKENS",
+        help="that a rank encodes in one forward pass",
+    )
+    parser.add_argument(
+        "--num-tokens-to-generate",
+        type=whole_number(1, 1 << 20),
+        default=256,
+        metavar="N",
+        help="of an answer",
+    )
+    parser.add_argument("--json", action="store_true", help="print everything, for scripts; default: a table")
     args = parser.parse_args(argv)
-    for name, bound in (("gpus", LARGEST_CLUSTER), ("gpus_per_node", 128), ("context", 16 << 20)):
-        if not 1 <= getattr(args, name) <= bound:
-            parser.error(f"--{name.replace('_', '-')} is {getattr(args, name)}: it must be from 1 to {bound}")
-    for name in ("node_link", "network_link"):
-        if getattr(args, name) is not None and not 0 < getattr(args, name) < float("inf"):
-            parser.error(f"--{name.replace('_', '-')} is {getattr(args, name)}: it must be more than 0")
+    _check_sizes(parser, args)
     return args
+
+
+def _check_sizes(parser: ArgumentParser, args: argparse.Namespace) -> None:
+    """A plan of very many pieces takes minutes to make, and nobody would run it."""
+    context = args.context
+    bounds = {
+        "gpus": (1, LARGEST_CLUSTER),
+        "gpus_per_node": (1, LARGEST_NODE),
+        "context": (1, LARGEST_CONTEXT),
+        "block_size": (-(-context // MOST_BLOCKS), MOST_TOKENS),
+        "wave_tokens": (-(-context // MOST_WAVES), MOST_TOKENS),
+    }
+    for name, (least, most) in bounds.items():
+        value = getattr(args, name)
+        if value is not None and not max(1, least) <= value <= most:
+            of = f" for a context of {context:,} tokens" if least > 1 else ""
+            parser.error(
+                f"--{name.replace('_', '-')} is {value}: it must be from {max(1, least)} to {most}{of}"
+            )
 
 
 def cluster_of(args: argparse.Namespace) -> Cluster:
@@ -144,10 +224,11 @@ def run(args: argparse.Namespace) -> None:
         model_size(model), args.context, args.num_tokens_to_generate, block_size, args.wave_tokens
     )
     cluster = cluster_of(args)
-    found = estimates(question, cluster)
-    if not found or not found[0].fits["broadcast"]:
-        refuse(question, cluster, found)
-    if args.context > model["max_position_embeddings"]:
+    with heartbeat("planning"):
+        found = estimates(question, cluster)
+        if not found or not found[0].fits["broadcast"]:
+            refuse(question, cluster, found)
+    if args.context + args.num_tokens_to_generate > model["max_position_embeddings"]:
         print(f"warning: the model was made for {model['max_position_embeddings']:,} tokens", file=sys.stderr)
     if args.json:
         plans = [asdict(of) | {"block_size": block_size} for of in found]
@@ -160,7 +241,7 @@ def main() -> None:
     try:
         run(parse_arguments())
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {' '.join(describe(error).split())}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -1,19 +1,32 @@
 """What evaluate.py has still to ask: samples of all cells, in all settings, but what is answered."""
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import batched, product
 from pathlib import Path
+from typing import Any
 
-from launch.documents import finished_ids
+from launch.asked import of_model, of_ranks, of_tokens
+from launch.output import AnswerLines, check_asked_the_same
+from megatron_star.checked_input import strict_fields
 from megatron_star.config import StarConfig
-from megatron_star.evaluation.results import read_answers
+from megatron_star.evaluation.results import ScoredAnswer
 from megatron_star.evaluation.sample import Sample, greedy_request
 from megatron_star.evaluation.sources import Sources
 from megatron_star.evaluation.tasks import NamedTask, SampleKey, SampleMaker
 from megatron_star.inference.engine import StarEngine
 from megatron_star.inference.request import StarRequest
+
+PROGRAM = "eval"
+SOURCES = ("squad", "hotpotqa", "babilong")
+
+
+class _Record(ScoredAnswer):
+    """What a line must have to be of this program."""
+
+    asked: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -51,15 +64,56 @@ def num_open(args: argparse.Namespace, finished: set[str]) -> int:
     return sum(name not in finished for name in names)
 
 
-def check_questions(args: argparse.Namespace, engine: StarEngine, maker: SampleMaker) -> set[str]:
-    """The answers that are there. Makes one sample of each cell, so that mistakes show at the start."""
-    finished = finished_ids(args.output)
-    _check_same_run(args)
+@dataclass(frozen=True)
+class Output:
+    """The file of `--output`, and what is asked with every question of this run."""
+
+    lines: AnswerLines
+    asked: Mapping[str, Any]
+
+    def asked_with(self, question: Question) -> dict[str, Any]:
+        """What was asked, beyond what the answer's id says, to compare with what a later run asks."""
+        request = question.request
+        return {**self.asked, "prompt": of_tokens([*request.context_tokens, *request.query_tokens])}
+
+
+def open_output(args: argparse.Namespace, held: ExitStack) -> Output:
+    """The output, which is let go with `held`, before anything is loaded.
+
+    Raises:
+        ValueError, OSError: it is no file for this run, or holds answers of another model or another kind
+            of job; or a file that a task needs is missing.
+    """
+    sources = {f"--{name}": getattr(args, name) for name in SOURCES}
+    for option, path in sources.items():
+        if path and not path.is_file():
+            raise ValueError(f"{option}: {path}: no such file")
+    lines = held.enter_context(AnswerLines(args.output, PROGRAM, strict_fields(_Record), sources))
+    asked = of_model(args) | of_ranks(args) | {"max_batch_size": args.max_batch_size, "chat": args.chat}
+    for name, record in lines.records.items():
+        then = {key: value for key, value in record["asked"].items() if key != "prompt"}
+        check_asked_the_same(then, asked, f"{lines.path}: {name!r}")
+    return Output(lines, asked)
+
+
+def check_questions(
+    args: argparse.Namespace, output: Output, engine: StarEngine, maker: SampleMaker
+) -> set[str]:
+    """The answers that are there. Makes one sample of each cell, so that mistakes show at the start.
+
+    Raises:
+        ValueError, OSError: such a sample cannot be made, or is another than the one that was answered.
+    """
+    longest = max(args.lengths)
+    if longest > engine.max_sequence_length:
+        raise ValueError(f"--lengths has {longest}, but the model's limit is {engine.max_sequence_length}")
     for task, length, depth in cells(args):
         sample = maker.make(SampleKey(task, length, 0, args.seed, depth))
         for setting, star in args.settings.items():
-            engine.check(_question(sample, setting, star, task, maker).request)
-    return finished
+            question = _question(sample, setting, star, task, maker)
+            engine.check(question.request)
+            output.lines.finished({question.id: output.asked_with(question)})
+    return set(output.lines.records)
 
 
 def open_questions(
@@ -83,16 +137,7 @@ def open_questions(
 
 def sources_of(args: argparse.Namespace) -> Sources:
     """The files and folders of the command line."""
-    return Sources(args.essays, args.squad, args.hotpotqa, args.babilong)
-
-
-def _check_same_run(args: argparse.Namespace) -> None:
-    path = Path(args.output)
-    for answer in read_answers([path]) if path.exists() else ():
-        if (answer.model, answer.chat) != (model_name(args), args.chat):
-            raise ValueError(
-                f"{path}: holds answers of {answer.model} with chat={answer.chat}: give another --output"
-            )
+    return Sources(args.essays, *(getattr(args, name) for name in SOURCES))
 
 
 def model_name(args: argparse.Namespace) -> str:

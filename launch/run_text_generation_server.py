@@ -13,8 +13,8 @@ from time import monotonic
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from launch.argument_types import ArgumentParser
 from launch.arguments import (
-    ArgumentParser,
     add_model_arguments,
     add_server_arguments,
     add_star_arguments,

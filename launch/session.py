@@ -43,13 +43,17 @@ def exit_on_errors(rank: int) -> Iterator[None]:
     """
     try:
         yield
-    except (Exception, KeyboardInterrupt) as error:
+    except SystemExit:
+        raise
+    except BaseException as error:  # torch's CheckpointException is no Exception
         end_process(rank, error)
 
 
 def end_process(rank: int, error: BaseException) -> NoReturn:
     """What `exit_on_errors` does with an error; for threads, which it does not see."""
     if isinstance(error, KeyboardInterrupt):
+        if rank == 0:
+            print("error: interrupted; what was written before is kept", file=sys.stderr)
         _end(FAILURE_STATUS)
     if isinstance(error, ValueError | OSError):
         if isinstance(error, SharedError) and rank:

@@ -9,20 +9,33 @@ DECODE_WEIGHTS = ("auto", "whole", "sliced")
 """What a CP rank reads of the weights in token generation: all, its slice, or whichever is faster."""
 SMALLEST_USUAL_BLOCK = 128
 _SUFFIXES = {"K": 1 << 10, "M": 1 << 20}
+MOST_TOKENS = 1 << 40
+"""Of anything that is counted in tokens, far beyond any use: arithmetic on it stays within 64 bits."""
 
 
 def parse_token_count(text: str) -> int:
     """A number of tokens as written on a command line: `4096`, `32K` or `1M` (powers of two).
 
     Raises:
-        ValueError: the text is not a whole number of tokens >= 0.
+        ValueError: the text is not a whole number of tokens from 0 to 2 ** 40.
     """
     digits, suffix = text.strip(), 1
     if digits and digits[-1].upper() in _SUFFIXES:
         digits, suffix = digits[:-1], _SUFFIXES[digits[-1].upper()]
-    if not digits.isdecimal():
-        raise ValueError(f"{text!r} is not a number of tokens: write 4096, 32K or 1M")
-    return int(digits) * suffix
+    if not digits.isdecimal() or len(digits) > 20:
+        raise ValueError(f"{text[:60]!r} is not a number of tokens: write 4096, 32K or 1M")
+    number = int(digits) * suffix
+    if number > MOST_TOKENS:
+        raise ValueError(f"{text!r} is too many: at most {in_tokens(MOST_TOKENS)}")
+    return number
+
+
+def in_tokens(number: int) -> str:
+    """As `parse_token_count` reads it, as short as can be."""
+    for suffix, size in reversed(_SUFFIXES.items()):
+        if number and number % size == 0:
+            return f"{number // size}{suffix}"
+    return str(number)
 
 
 @dataclass(frozen=True, kw_only=True)

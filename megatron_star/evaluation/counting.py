@@ -15,6 +15,8 @@ REPETITIONS = ((4096, 30, 3), (2048, 10, 1), (0, 5, 1))
 EXAMPLE_UNCOMMON, EXAMPLE_REPETITIONS = 10, (3, 1)
 NUM_FREQUENT = 3
 DOTS = "...."
+LEAST_ALPHA, MOST_ALPHA = 1.01, 6.0
+LISTED_WORDS = 2 * (10 + EXAMPLE_UNCOMMON)
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,9 @@ class CommonWordsTask:
     ) -> Draft:
         """A sample; a unit is one more uncommon word. There is no depth."""
         vocabulary = generator.sample(sources.essays.vocabulary, len(sources.essays.vocabulary))
+        if len(vocabulary) < LISTED_WORDS:
+            where, found = sources.essays.directory, len(vocabulary)
+            raise ValueError(f"{where}: {found} plain words: common_words needs {LISTED_WORDS}")
         example, common, others = vocabulary[:20], vocabulary[20:30], vocabulary[30:]
         order = generator.getrandbits(64)
         often, seldom = next(pair for least, *pair in REPETITIONS if length >= least)
@@ -77,9 +82,9 @@ class FrequentWordsTask:
     matching: str = "all"
 
     def __post_init__(self) -> None:
-        """Raises ValueError if the frequencies cannot be summed up."""
-        if not self.alpha > 1:
-            raise ValueError(f"alpha is {self.alpha}: it must be more than 1")
+        """Raises ValueError if the frequencies cannot be told apart in a text that can be made."""
+        if not LEAST_ALPHA <= self.alpha <= MOST_ALPHA:
+            raise ValueError(f"alpha is {self.alpha}: it must be from {LEAST_ALPHA} to {MOST_ALPHA}")
 
     def draft(
         self, generator: random.Random, sources: Sources, length: int, index: int, depth: float | None

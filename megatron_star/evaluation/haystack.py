@@ -9,6 +9,8 @@ from importlib.util import find_spec
 from itertools import cycle, islice
 from pathlib import Path
 
+from megatron_star.checked_input import read_text
+
 NOISE = (
     "The river is slow.",
     "The hill is round.",
@@ -48,7 +50,7 @@ class Essays:
             ValueError: there are none.
         """
         files = sorted(self.directory.glob("*.txt"))
-        texts = tuple(tuple(file.read_text(encoding="utf-8").split()) for file in files)
+        texts = tuple(tuple(read_text(file).split()) for file in files)
         if not any(texts):
             raise ValueError(f"{self.directory} holds no essays (*.txt)")
         return texts

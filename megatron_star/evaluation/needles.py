@@ -20,6 +20,7 @@ KINDS: dict[str, tuple[str, Callable[[random.Random], Iterator[str]]]] = {
     "number": ("numbers", words.numbers),
     "uuid": ("uuids", words.uuids),
 }
+MOST_NEEDLES = 10_000
 NUM_DEPTHS = 40
 """Random depths are multiples of 1 / (this - 1), as RULER's."""
 
@@ -54,6 +55,8 @@ class NeedleTask:
             raise ValueError(f"queries is {self.queries}: it must be from 1 to keys, {self.keys}")
         if self.values < 1:
             raise ValueError(f"values is {self.values}: it must be at least 1")
+        if self.keys * self.values > MOST_NEEDLES:
+            raise ValueError(f"{self.keys} keys of {self.values} values: at most {MOST_NEEDLES} fit")
 
     def draft(
         self, generator: random.Random, sources: Sources, length: int, index: int, depth: float | None

@@ -48,7 +48,7 @@ def draw_heat_map(answers: Iterable[ScoredAnswer], path: Path) -> None:
     figure.supxlabel("length in tokens", fontsize=10)
     figure.colorbar(image, ax=panels.tolist(), label="mean score")
     figure.suptitle(_wrapped(", ".join(sorted(tasks)), 20 * columns + 15), fontsize=10)
-    figure.savefig(path, dpi=DPI)
+    figure.savefig(path, dpi=DPI, format="png")
 
 
 def _heat_panel(panel, cells: dict[tuple[int, int], list[float]], lengths: list[int]):
@@ -98,7 +98,7 @@ def draw_speed(table: ScoreTable, path: Path) -> None:
     panel.set_xlabel("speedup against exact (measured seconds per answer)")
     panel.set_ylabel("mean score in %\n(cells that exact solves above 50%)")
     figure.legend(loc="outside right upper", fontsize=8, title="setting")
-    figure.savefig(path, dpi=DPI)
+    figure.savefig(path, dpi=DPI, format="png")
 
 
 def _short(length: int) -> str:

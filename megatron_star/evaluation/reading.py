@@ -3,7 +3,9 @@
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, TypedDict
+
+from pydantic import ConfigDict, Strict, TypeAdapter, with_config
 
 from megatron_star.evaluation.sample import Draft
 from megatron_star.evaluation.sources import Sources
@@ -19,6 +21,58 @@ class Question(NamedTuple):
 
 Dataset = tuple[list[Question], list[str]]
 """Questions, and all documents."""
+
+
+_strict = with_config(ConfigDict(strict=True))
+
+
+@_strict
+class _SquadAnswer(TypedDict):
+    text: str
+
+
+@_strict
+class _SquadQuestion(TypedDict):
+    question: str
+    answers: list[_SquadAnswer]
+
+
+@_strict
+class _SquadParagraph(TypedDict):
+    context: str
+    qas: list[_SquadQuestion]
+
+
+@_strict
+class _SquadArticle(TypedDict):
+    paragraphs: list[_SquadParagraph]
+
+
+@_strict
+class _Squad(TypedDict):
+    data: list[_SquadArticle]
+
+
+_Pair = Strict(False)
+"""JSON writes pairs as lists."""
+
+
+@_strict
+class _Hotpot(TypedDict):
+    question: str
+    answer: str
+    context: list[Annotated[tuple[str, list[str]], _Pair]]
+    supporting_facts: list[Annotated[tuple[str, int], _Pair]]
+
+
+@_strict
+class _Babilong(TypedDict):
+    input: str
+    question: str
+    target: str
+
+
+_BABILONG = TypeAdapter(_Babilong)
 
 
 def read_squad(content: Any) -> Dataset:
@@ -50,6 +104,7 @@ class ReadingTask:
     """A question whose documents stand, in random order, among as many others as there is room for."""
 
     file: str
+    form: TypeAdapter[Any]
     read: Callable[[Any], Dataset]
     num_tokens_to_generate: int = 32
     matching: str = "any"
@@ -63,12 +118,7 @@ class ReadingTask:
             ValueError: the file is missing, or is of another form.
             OSError: it cannot be read.
         """
-        try:
-            questions, documents = self.read(sources.json_of(self.file))
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(
-                f"{getattr(sources, self.file)}: not in {self.file}'s format: {error!r}"
-            ) from error
+        questions, documents = self.read(sources.json_of(self.file, self.form))
         if not questions:
             raise ValueError(f"{getattr(sources, self.file)}: has no question with an answer")
         question = generator.choice(questions)
@@ -107,13 +157,10 @@ class BabilongTask:
             ValueError: there is no such line, or it lacks a field.
             OSError: the file cannot be read.
         """
-        lines = sources.json_lines_of("babilong")
+        lines = sources.json_lines_of("babilong", _BABILONG)
         if index >= len(lines):
             raise ValueError(f"{sources.babilong}: has {len(lines)} samples, but sample {index} is asked for")
         line = lines[index]
-        for field in ("input", "question", "target"):
-            if not isinstance(line, dict) or not isinstance(line.get(field), str):
-                raise ValueError(f"{sources.babilong}, sample {index}: the field {field!r} is missing")
         return Draft(
             context=lambda _: f"{line['input']}\n",
             query=f"Answer in one word. Question: {line['question']}",
@@ -124,7 +171,7 @@ class BabilongTask:
 
 
 READING_TASKS = {
-    "squad": ReadingTask("squad", read_squad),
-    "hotpotqa": ReadingTask("hotpotqa", read_hotpotqa),
+    "squad": ReadingTask("squad", TypeAdapter(_Squad), read_squad),
+    "hotpotqa": ReadingTask("hotpotqa", TypeAdapter(list[_Hotpot]), read_hotpotqa),
     "babilong": BabilongTask(),
 }

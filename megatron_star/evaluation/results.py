@@ -1,17 +1,21 @@
 """Scored answers: one JSON object a line, and what they say together."""
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean, median
-from typing import Any, Self
+from typing import Annotated, Any
 
+from pydantic import Field
+
+from megatron_star.checked_input import json_lines, place, strict_fields, validated
 from megatron_star.evaluation.statistics import bootstrap_ratio, wilson_interval
 
 EXACT = "exact"
 SOLVED = 0.5
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(gt=0, lt=1 << 40)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,33 +38,27 @@ class ScoredAnswer:
     model: str
     chat: bool
     task: str
-    length: int
+    length: Positive
     seed: int
     index: int
-    depth: float | None
+    depth: Share | None
     references: Sequence[str]
     text: str
     tokens: Sequence[int]
-    score: float
+    score: Share
     num_context_tokens: int
     num_query_tokens: int
     num_blocks: int
-    seconds: float
-    encoding_flops: float
+    seconds: Annotated[float, Field(gt=0)]
+    encoding_flops: Annotated[float, Field(ge=0)]
     cache_hit: bool
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Self:
-        """The answer of `asdict`.
-
-        Raises:
-            KeyError, TypeError: it is something else.
-        """
-        return cls(**{field.name: values[field.name] for field in fields(cls)})
 
     def to_json(self) -> dict[str, Any]:
         """A form that survives JSON."""
         return asdict(self)
+
+
+_FIELDS = strict_fields(ScoredAnswer)
 
 
 def read_answers(paths: Iterable[Path]) -> list[ScoredAnswer]:
@@ -72,14 +70,11 @@ def read_answers(paths: Iterable[Path]) -> list[ScoredAnswer]:
     """
     answers: dict[str, ScoredAnswer] = {}
     for path in paths:
-        *lines, _ = path.read_text(encoding="utf-8").split("\n")
-        for number, line in enumerate(lines, 1):
-            try:
-                answer = ScoredAnswer.from_json(json.loads(line))
-            except (ValueError, TypeError, KeyError) as error:
-                raise ValueError(f"{path}, line {number}: not an answer of `megatron-star eval`") from error
+        for number, values in json_lines(path, whole_only=True):
+            where = f"{place(path, number)}: not an answer of `megatron-star eval`"
+            answer = ScoredAnswer(**validated(_FIELDS, values, where))
             if answer.id in answers:
-                raise ValueError(f"{path}, line {number}: the answer {answer.id!r} occurs twice")
+                raise ValueError(f"{place(path, number)}: the answer {answer.id!r} occurs twice")
             answers[answer.id] = answer
     return list(answers.values())
 

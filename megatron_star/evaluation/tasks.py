@@ -34,6 +34,7 @@ class Task(Protocol):
 
 GENERATED_TASKS: dict[str, Task] = {**NEEDLE_TASKS, **TRACING_TASKS, **COUNTING_TASKS}
 TASKS: dict[str, Task] = {**GENERATED_TASKS, **READING_TASKS}
+MOST_GENERATED = 100_000
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,13 @@ class NamedTask:
         if name not in TASKS:
             raise ValueError(f"no task {name!r}: the tasks are {', '.join(TASKS)}")
         changes = dict(_number(TASKS[name], part) for part in numbers.split(",") if numbers)
-        return cls(text, replace(TASKS[name], **changes))
+        task = replace(TASKS[name], **changes)
+        if not 1 <= task.num_tokens_to_generate <= MOST_GENERATED:
+            raise ValueError(
+                f"{text!r}: num_tokens_to_generate is {task.num_tokens_to_generate}: it must be from 1 to "
+                f"{MOST_GENERATED}"
+            )
+        return cls(text, task)
 
 
 def _number(task: Task, text: str) -> tuple[str, int | float]:

@@ -12,6 +12,7 @@ from megatron_star.evaluation.sources import Sources
 
 NAME_LETTERS, VALUE_DIGITS = 5, 5
 EXAMPLE_SENTENCES = 10
+MOST_ASSIGNMENTS = 10_000
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,10 @@ class TracingTask:
         for name in ("chains", "hops"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        if self.chains * self.hops > MOST_ASSIGNMENTS:
+            raise ValueError(
+                f"{self.chains} chains of {self.hops} hops: at most {MOST_ASSIGNMENTS} assignments fit"
+            )
 
     def draft(
         self, generator: random.Random, sources: Sources, length: int, index: int, depth: float | None

@@ -1,11 +1,12 @@
 """What the ranks of the evaluation's distributed tests run; importable by their processes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 
 import torch.distributed as dist
 from ranks import ENGINE_LIMITS, load
 
-from launch import calibrate, evaluate
+from launch import calibrate, evaluate, questions
 from launch.job import Job, run_engine
 from megatron_star.config import StarConfig
 from megatron_star.cost_model import choose_plan, token_costs
@@ -14,7 +15,9 @@ from megatron_star.evaluation.hidden_attention import hidden_masses
 from megatron_star.inference.context_encoding import encode_context
 from megatron_star.inference.engine import StarEngine, run_worker
 from megatron_star.inference.request import StarRequest
+from megatron_star.inference.tokenizer import read_tokenizer
 from megatron_star.model.checkpoint import read_checkpoint_info
+from megatron_star.parallel.control import from_driver
 
 
 def greedy_answers(checkpoint: str, tokenizer, requests: Sequence[StarRequest]) -> list[list[int]]:
@@ -54,15 +57,30 @@ def comparisons(
 def job_of(checkpoint: str) -> Job:
     """What `loaded_job` gives."""
     star_model, groups = load(checkpoint, 1)
-    return Job(groups, read_checkpoint_info(checkpoint), star_model, ENGINE_LIMITS["budget_bytes_per_rank"])
+    info, budget = read_checkpoint_info(checkpoint), ENGINE_LIMITS["budget_bytes_per_rank"]
+    return Job(groups, info, star_model, budget, read_tokenizer(info.tokenizer_directory))
 
 
 def run_evaluate(checkpoint: str, arguments: list[str]) -> None:
-    """What evaluate.py does once the model is loaded."""
+    """What evaluate.py does, on a model that is loaded already."""
     job, args = job_of(checkpoint), evaluate.parse_arguments(arguments)
-    run_engine(job, args.max_batch_size, lambda engine: evaluate.evaluate(args, engine, job.groups))
+    with ExitStack() as held:
+        outputs = _on_the_driver(lambda: questions.open_output(args, held), job)
+        run_engine(
+            job, args.max_batch_size, lambda engine: evaluate.evaluate(args, outputs[0], engine, job.groups)
+        )
 
 
 def run_calibrate(checkpoint: str, arguments: list[str]) -> None:
-    """What calibrate.py does once the model is loaded."""
-    calibrate.calibrate(calibrate.parse_arguments(arguments), job_of(checkpoint))
+    """What calibrate.py does, on a model that is loaded already."""
+    job, args = job_of(checkpoint), calibrate.parse_arguments(arguments)
+    with ExitStack() as held:
+        inputs = _on_the_driver(lambda: calibrate.read_input(args, held), job)
+        calibrate.calibrate(args, job, inputs[0] if inputs else None)
+
+
+def _on_the_driver[T](function: Callable[[], T], job: Job) -> list[T]:
+    """As `loaded_job` calls what comes before loading: its result on the driver, nothing elsewhere."""
+    results: list[T] = []
+    from_driver(lambda: results.append(function()), job.groups.control)
+    return results

@@ -1,6 +1,7 @@
 """launch/evaluate.py and launch/calibrate.py as users run them; and what they ask after an interruption."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -14,7 +15,6 @@ from programs import error_lines, torchrun
 
 from benchmarks import answers_of_transformers
 from launch.calibrate import read_comparisons
-from launch.documents import finished_ids
 from launch.evaluate import parse_arguments
 from launch.questions import open_questions
 from megatron_star.evaluation.results import read_answers
@@ -86,17 +86,17 @@ def test_a_run_that_was_cut_off_goes_on_and_then_holds_every_answer_once(run):
     assert len(answers) == 4
     assert answers[before[0].id] == before[0]
     assert answers[before[1].id].tokens == before[1].tokens
-    assert finished_ids(str(output)) == set(answers)
     for answer in answers.values():
         assert answer.score == match_all(answer.text, answer.references)
         assert answer.num_context_tokens + answer.num_query_tokens + 128 <= 400
         assert (answer.setting == "exact") == (answer.num_blocks == 1)
 
-    without_chat = output.read_text().replace('"chat": true', '"chat": false')
-    output.write_text(without_chat)
-    with pytest.raises(RankError, match="holds answers of megatron with chat=False: give another --output"):
+    before = output.read_bytes()
+    with pytest.raises(RankError, match=r"'exact/.*' was asked with another dtype .*: give another --output"):
+        run(run_evaluate, *options, *settings, "--bf16")
+    output.write_bytes(re.sub(rb'"prompt": "[0-9a-f]+"', b'"prompt": "0"', before))
+    with pytest.raises(RankError, match="was asked with another prompt"):
         run(run_evaluate, *options, *settings)
-    assert output.read_text() == without_chat
 
 
 @pytest.mark.smollm2
@@ -132,14 +132,22 @@ def test_calibrate_compares_each_question_once(run, tmp_path):
     options = ["--input-jsonl", tmp_path / "in.jsonl", "--num-tokens-to-generate", 4]
     output = run(run_calibrate, *options, "--setting", "star block_size=64")
     compared = output.read_text()
-    assert finished_ids(str(output)) == {"0", "1"}
-    assert len(read_comparisons(str(output))) == 2
+    assert {json.loads(line)["id"] for line in compared.splitlines()} == {"0", "1"}
 
     first = compared.splitlines(keepends=True)[0]
     output.write_text(first + "{")
     run(run_calibrate, *options, "--setting", "star block_size=64")
     assert output.read_text().startswith(first)
-    assert finished_ids(str(output)) == {"0", "1"}
+    assert {json.loads(line)["id"] for line in output.read_text().splitlines()} == {"0", "1"}
     assert len(read_comparisons(str(output))) == 2
+    before = output.read_bytes()
     with pytest.raises(RankError, match="compares other settings: give another --output"):
         run(run_calibrate, *options, "--setting", "star block_size=32")
+    lines[1] |= {"context": f"{text} And so on."}
+    (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    with pytest.raises(RankError, match="'1' was asked with another context"):
+        run(run_calibrate, *options, "--setting", "star block_size=64")
+    (tmp_path / "in.jsonl").write_text(json.dumps(lines[0]))
+    with pytest.raises(RankError, match=r"has 1 questions that .* lacks, '1' for one"):
+        run(run_calibrate, *options, "--setting", "star block_size=64")
+    assert output.read_bytes() == before

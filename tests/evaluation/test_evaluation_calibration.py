@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from launch import calibrate as program
+from launch.output import AnswerLines
 from megatron_star.config import StarConfig
 from megatron_star.evaluation.calibration import recommend, summarize
 from megatron_star.evaluation.comparison import Comparison, probe_positions
@@ -126,7 +127,7 @@ ARGUMENTS = ["--load", "x", "--input-jsonl", "y", "--output", "z"]
     ("options", "message"),
     [
         (["--setting", "exact"], "each must begin with star"),
-        (["--tolerance", "0"], "'0' is not a share between 0 and 1"),
+        (["--tolerance", "0"], "'0' is not a share of at least 0.0001"),
         (["--tolerance", "2%"], "'2%' is not a share"),
         (["--setting", "star block=1"], "setting 'star block=1'"),
     ],
@@ -139,12 +140,16 @@ def test_wrong_arguments_are_refused(options, message):
 def test_comparisons_are_read_back_and_other_lines_and_settings_are_refused(tmp_path):
     path = tmp_path / "out.jsonl"
     values = {"fast": comparison(True, 2.0).__dict__}
-    path.write_text(json.dumps({"id": "a", "tokens": [1], "settings": values}) + "\n")
+    record = {"program": "calibrate", "id": "a", "asked": {}, "tokens": [1], "settings": values}
+    path.write_text(json.dumps(record) + "\n")
     assert program.read_comparisons(str(path)) == [{"fast": comparison(True, 2.0)}]
-    with pytest.raises(ValueError, match="compares other settings"):
-        program._check_same_settings(str(path), {"slow": StarConfig()})
-    path.write_text('{"id": "a"}\n')
-    with pytest.raises(ValueError, match="not written by calibrate"):
+    with (
+        AnswerLines(str(path), "calibrate", program._RECORD, {}) as output,
+        pytest.raises(ValueError, match="compares other settings"),
+    ):
+        program._check_same_settings(output, {"slow": StarConfig()})
+    path.write_text(json.dumps(record | {"settings": {"fast": values["fast"] | {"kl": "0"}}}) + "\n")
+    with pytest.raises(ValueError, match="line 1: the field 'settings.fast.kl' is '0': input should be a "):
         program.read_comparisons(str(path))
 
 

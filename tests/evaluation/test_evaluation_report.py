@@ -1,10 +1,12 @@
 """Tables and pictures of answers that are written by hand."""
 
 import json
+import random
 import subprocess
 import sys
 
 import pytest
+from mutations import mutated, with_a_wrong_value
 
 from launch import report as report_program
 from megatron_star.evaluation.pictures import draw_heat_map, draw_speed
@@ -111,7 +113,14 @@ def test_answers_survive_their_file_and_a_torn_last_line_is_left_out(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("line", "message"), [("notes", "line 17: not an answer"), ("{}", "line 17: not an answer")]
+    ("line", "message"),
+    [
+        ("notes", "line 17: not JSON"),
+        ("{}", "line 17: not an answer of `megatron-star eval`: the field 'id' is missing"),
+        (json.dumps(ANSWERS[0].to_json() | {"score": "1"}), "the field 'score' is '1': input should be"),
+        (json.dumps(ANSWERS[0].to_json() | {"score": 1.5}), "the field 'score' is 1.5: input should be"),
+        (json.dumps(ANSWERS[0].to_json() | {"seconds": 0}), "the field 'seconds' is 0: input should be"),
+    ],
 )
 def test_a_line_of_something_else_is_named(tmp_path, line, message):
     path = write(tmp_path / "a.jsonl", ANSWERS)
@@ -154,6 +163,50 @@ def test_the_program_prints_the_table_of_some_tasks_and_draws(tmp_path):
     assert "| niah_single_1 | 4,096 | 4 | 100.0 [51-100] | 75.0 [30-95] |" in run.stdout
     assert "variable_tracking" not in run.stdout
     assert (tmp_path / "heat.png").exists()
+
+
+def test_a_picture_takes_the_place_of_a_picture_and_of_nothing_else(tmp_path, capsys):
+    path = write(tmp_path / "a.jsonl", ANSWERS)
+    before = path.read_bytes()
+    (tmp_path / "link.png").symlink_to(path)
+    (tmp_path / "notes.png").write_text("my notes")
+    wrong = {
+        "a.jsonl": "is what this report reads",
+        "link.png": "is what this report reads",
+        "notes.png": "exists, and is no PNG",
+        "no/speed.png": "there is no folder",
+        ".": "exists, and is no PNG",
+    }
+    for name, message in wrong.items():
+        with pytest.raises(ValueError, match=message):
+            report_program.run(report_program.parse_arguments([str(path), "--speed", str(tmp_path / name)]))
+    assert (path.read_bytes(), (tmp_path / "notes.png").read_text()) == (before, "my notes")
+    assert capsys.readouterr().out == ""
+    for _ in range(2):
+        report_program.run(report_program.parse_arguments([str(path), "--speed", str(tmp_path / "speed")]))
+    assert f"{tmp_path / 'speed'}: accuracy against speed" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="--heat-map and --speed are both x.png"):
+        report_program.parse_arguments([str(path), "--speed", "x.png", "--heat-map", "x.png"])
+
+
+def test_a_thousand_damaged_files_of_answers_are_drawn_or_refused_by_name(tmp_path, capsys):
+    generator, lines = random.Random(0), [json.dumps(a.to_json()).encode() + b"\n" for a in ANSWERS]
+    refused = 0
+    for number in range(1000):
+        damaged = list(lines)
+        place = generator.randrange(len(damaged))
+        if number % 2:
+            damaged[place] = mutated(damaged[place], generator)
+        else:
+            values = with_a_wrong_value(ANSWERS[place].to_json(), generator)
+            damaged[place] = json.dumps(values).encode() + b"\n"
+        (tmp_path / "a").write_bytes(b"".join(damaged))
+        try:
+            report_program.run(report_program.parse_arguments([str(tmp_path / "a")]))
+        except ValueError as error:
+            refused += 1
+            assert str(error).startswith(str(tmp_path / "a"))
+    assert refused > 500
 
 
 def test_mistakes_are_reported_in_one_line(tmp_path, monkeypatch):

@@ -211,6 +211,14 @@ def test_babilong_is_taken_as_it_is_and_ends(make_from_files):
         ("niah_multivalue:values=0", "values is 0"),
         ("variable_tracking:hops=0", "hops is 0"),
         ("frequent_words:alpha=1", "alpha is 1.0"),
+        ("frequent_words:alpha=1e9", "alpha is 1000000000.0: it must be from 1.01 to 6.0"),
+        ("frequent_words:alpha=nan", "alpha is nan"),
+        ("variable_tracking:hops=1000000000", "1 chains of 1000000000 hops: at most 10000 assignments fit"),
+        ("niah_multikey_1:keys=1000000000", "1000000000 keys of 1 values: at most 10000 fit"),
+        (
+            "niah_single_1:num_tokens_to_generate=0",
+            "num_tokens_to_generate is 0: it must be from",
+        ),
     ],
 )
 def test_a_wrong_task_is_refused_by_name(task, message):
@@ -222,11 +230,22 @@ def test_a_wrong_task_is_refused_by_name(task, message):
 def test_a_task_of_a_file_needs_the_file(make, task, tmp_path, maker):
     with pytest.raises(ValueError, match=f"needs a file: --{task} FILE"):
         make(task)
-    for content, message in (('[{"input": "x"}]', "not in|is missing"), ("{", "file: not JSON")):
+    for content, message in (
+        ('[{"input": "x"}]', f"{tmp_path}/file.*(is missing|a valid dictionary)"),
+        ('{"data": 3, "input": 3}', "file.*(the field 'data' is 3|a valid list|the field 'input' is 3)"),
+        ("{", "file(, line 1)?: not JSON"),
+    ):
         (tmp_path / "file").write_text(content)
         wrong = replace(maker, sources=Sources(**{task: tmp_path / "file"}))
         with pytest.raises(ValueError, match=message):
             wrong.make(SampleKey(NamedTask.parse(task), 1000, 0))
+
+
+def test_essays_of_a_few_words_are_refused_where_a_list_of_words_is_made(tmp_path, maker):
+    (tmp_path / "a.txt").write_text("few words here and there")
+    few = replace(maker, sources=Sources(essay_folder=tmp_path))
+    with pytest.raises(ValueError, match="3 plain words: common_words needs 40"):
+        few.make(SampleKey(NamedTask.parse("common_words"), 1000, 0))
 
 
 def test_a_length_that_is_too_small_is_refused_with_what_is_needed(make):

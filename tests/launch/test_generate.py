@@ -2,6 +2,7 @@
 
 import json
 import re
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from programs import REPOSITORY, error_lines, python, start_ranks, torchrun
 from ranks import star_logits
 from transformers import AutoTokenizer
 
+from launch.generate import open_work, parse_arguments
 from megatron_star.config import StarConfig
 
 pytestmark = pytest.mark.smollm2
@@ -24,12 +26,12 @@ CONTEXT = "".join(
 )
 QUERY = "Question: which town built a bridge in the year 1749? Answer: the town of"
 GENERATE = "launch/generate.py"
+GREEDY = ["--top-k", 1, "--num-tokens-to-generate", 12]
 
 
 def run_generate(megatron: Path, *args: object):
     """generate.py on two ranks of torchrun with greedy sampling."""
-    parallel = ["--context-parallel-size", 2, "--top-k", 1, "--num-tokens-to-generate", 12]
-    return torchrun(2, GENERATE, "--load", megatron, *parallel, *args)
+    return torchrun(2, GENERATE, "--load", megatron, "--context-parallel-size", 2, *GREEDY, *args)
 
 
 @pytest.fixture
@@ -84,17 +86,30 @@ def test_an_interrupted_jsonl_run_resumes_with_what_is_missing(smollm2, tmp_path
     ]
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(question) + "\n" for question in questions))
     output = tmp_path / "out.jsonl"
-    earlier = json.dumps({"id": "q1", "text": "left as it is"})
-    output.write_text(earlier + "\n" + '{"id": "q2", "te')
+    asked = ["--input-jsonl", tmp_path / "in.jsonl", "--output", output]
 
-    run = run_generate(megatron, "--input-jsonl", tmp_path / "in.jsonl", "--output", output)
+    run = run_generate(megatron, *asked)
+
+    assert run.returncode == 0, run.stderr
+    assert f"{output}: 3 answers, 3 of them new" in run.stderr
+    lines = output.read_bytes().splitlines(keepends=True)
+    output.write_bytes(lines[1] + lines[2][:40])
+
+    run = run_generate(megatron, *asked)
 
     assert run.returncode == 0, run.stderr
     assert "1 of 3 answers are in" in run.stderr
-    answers = [json.loads(line) for line in output.read_text().splitlines()]
-    assert [answer["id"] for answer in answers] == ["q1", "q0", "q2"]
-    assert answers[0] == json.loads(earlier)
-    assert all(len(answer["tokens"]) == 12 for answer in answers[1:])
+    answers = output.read_bytes().splitlines(keepends=True)
+    assert answers[0] == lines[1]
+    first, _, third = map(json.loads, lines)
+    assert [json.loads(answer)["tokens"] for answer in answers[1:]] == [first["tokens"], third["tokens"]]
+    before = output.read_bytes()
+
+    args = parse_arguments(list(map(str, ["--load", megatron, *asked, *GREEDY, "--stop", "x"])))
+    message = r"'q0' was asked with another stop \(\[\], now \[\"x\"\]\): give another --output"
+    with ExitStack() as held, pytest.raises(ValueError, match=message):
+        open_work(args, held)
+    assert output.read_bytes() == before
 
 
 def test_generate_answers_a_chat_question_on_one_process_without_a_launcher(smollm2, files):

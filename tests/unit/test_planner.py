@@ -1,10 +1,13 @@
 """The planner's figures agree with arithmetic written out, and its refusals say what would fit."""
 
 import json
+import random
 from dataclasses import replace
 
 import pytest
+from mutations import with_a_wrong_value
 
+from launch import plan
 from launch.estimates import Question, default_block_size, estimate, estimates, tp_sizes
 from launch.plan import main, model_size, parse_arguments, read_model, run
 from megatron_star.hardware import GPUS, Cluster
@@ -158,12 +161,23 @@ def test_experts_count_once_in_memory_and_by_use_in_time(write_config):
         ("8B", "128K", "12", "12 GPUs do not fill nodes of 8"),
         ("8B", "128K", "2048", "--gpus is 2048: it must be from 1 to 1024"),
         ("8B", "0", "8", "--context is 0"),
+        ("8B", "32M", "8", "--context is 33554432: it must be from 1 to 16777216"),
+        ("8B", "1M --block-size 0", "8", "--block-size is 0: it must be from 256 to"),
+        (
+            "8B",
+            "16M --block-size 1",
+            "8",
+            "--block-size is 1: it must be from 4096 to .* 16,777,216 tokens",
+        ),
+        ("8B", "16M --wave-tokens 1", "8", "--wave-tokens is 1: it must be from 32768 to"),
+        ("8B", "1K --num-tokens-to-generate -5", "8", "'-5' is not a whole number of at least 1"),
+        ("8B", "1K --node-link nan", "8", "'nan' is not a number of at least 0.001"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_what_would(write_config, model, context, gpus, line):
     path = write_config(**LLAMA, **CONFIGS[model])
     with pytest.raises(ValueError, match=line):
-        run(parse_arguments(["--model", str(path), "--context", context, "--gpus", gpus]))
+        run(parse_arguments(["--model", str(path), "--context", *context.split(), "--gpus", gpus]))
 
 
 def test_scripts_get_json_and_people_a_table(write_config, capsys):
@@ -184,3 +198,17 @@ def test_a_missing_model_is_one_line_and_status_2(tmp_path, capsys, monkeypatch)
         main()
     assert ended.value.code == 2
     assert capsys.readouterr().err == f"error: {tmp_path / 'no'}: no such directory\n"
+
+
+def test_a_thousand_wrong_models_are_estimated_or_refused_by_name(write_config, tmp_path, monkeypatch):
+    right = read_model(write_config(**LLAMA, **CONFIGS["8B"]))
+    generator, refused = random.Random(0), 0
+    for _ in range(1000):
+        wrong = with_a_wrong_value(dict(right), generator)
+        monkeypatch.setattr(plan, "_unchecked_arguments", lambda path, wrong=wrong: wrong)
+        try:
+            estimates(question(tmp_path, 1 * K), h100s(1))
+        except ValueError as error:
+            refused += 1
+            assert str(error).startswith(f"{tmp_path}: ")
+    assert refused > 300
