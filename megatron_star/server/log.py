@@ -53,10 +53,16 @@ class LineWriter:
 
     def write(self, line: str) -> bool:
         """Hand a line over; False if it was dropped."""
+        taken = self.offer(line)
+        if not taken:
+            self._drop()
+        return taken
+
+    def offer(self, line: str) -> bool:
+        """The same, of a line that does not count where there is no room."""
         try:
             self._lines.put_nowait(line)
         except queue.Full:
-            self._drop()
             return False
         return True
 
@@ -99,7 +105,7 @@ class LineHandler(logging.Handler):
         if written and dropped > self._num_told:
             fields = {"count": dropped - self._num_told}
             line = {"levelname": "WARNING", "msg": "log lines dropped", "fields": fields}
-            if self._writer.write(self.format(logging.makeLogRecord(line))):
+            if self._writer.offer(self.format(logging.makeLogRecord(line))):
                 self._num_told = dropped
 
 
