@@ -58,7 +58,7 @@ def use(program, arguments: list[str]) -> None:
     args = program.parse_arguments(arguments)
     if program is generate:
         star_config(args)
-        sampling_params(args, 0)
+        sampling_params(args)
     if program is run_text_generation_server and not args.api_key_file:
         server_settings(args)
 
