@@ -30,6 +30,8 @@ def end_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
 
 def stop_tokens(tokenizer: PreTrainedTokenizerBase, stops: Iterable[str]) -> tuple[int, ...]:
     """Those stop texts that are special tokens: no answer's text has them, so it ends at the token."""
+    if not (stops := list(stops)):
+        return ()
     special = {str(piece): token for token, piece in tokenizer.added_tokens_decoder.items() if piece.special}
     return tuple(special[stop] for stop in stops if stop in special)
 

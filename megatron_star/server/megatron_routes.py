@@ -60,10 +60,9 @@ def _generate_answer(
     splits: list[SplitPrompt],
     results: list[StarResult],
 ) -> dict[str, Any]:
-    prompt_tokens = [
-        split.query_tokens if body.contexts else split.context_tokens + split.query_tokens for split in splits
+    pairs = [
+        (_prompt_tokens(split, body.contexts), result) for split, result in zip(splits, results, strict=True)
     ]
-    pairs = list(zip(prompt_tokens, results, strict=True))
     answer: dict[str, Any] = {
         "text": [prompt + result.text for prompt, result in zip(body.prompts, results, strict=True)],
         "segments": [
@@ -116,17 +115,22 @@ def _completions_answer(
         if body.echo:
             echoed = completion_text(service, prompt)
             choice["text"] = echoed + choice["text"]
-            choice["logprobs"] = _with_prompt(service, batch.splits[index], echoed, choice["logprobs"])
+            tokens = _prompt_tokens(batch.splits[index], body.contexts)
+            choice["logprobs"] = _with_prompt(service, tokens, echoed, choice["logprobs"])
         choices.append(choice)
     pairs = zip(batch.results, batch.splits, strict=True)
     return {"choices": choices, "star": [star_report(result, split) for result, split in pairs]}
 
 
+def _prompt_tokens(split: SplitPrompt, contexts: list[str] | None) -> list[int]:
+    """The prompt's, without a context that was given beside it."""
+    return split.query_tokens if contexts else split.context_tokens + split.query_tokens
+
+
 def _with_prompt(
-    service: CompletionService, split: SplitPrompt, echoed: str, logprobs: dict[str, Any]
+    service: CompletionService, tokens: list[int], echoed: str, logprobs: dict[str, Any]
 ) -> dict[str, Any]:
     """Log-probabilities that begin with the prompt's, which are unknown: a context has no logits."""
-    tokens = split.query_tokens if split.rule == "fields" else split.context_tokens + split.query_tokens
     return {
         "tokens": service.token_bytes.pieces(tokens, at_start=True) + logprobs["tokens"],
         "token_logprobs": [None] * len(tokens) + logprobs["token_logprobs"],

@@ -55,7 +55,9 @@ def test_stop_on_eol_stops_there(server):
 def test_post_completions_answers_as_megatrons_server_does(server):
     request = {"prompt": PROMPT, "max_tokens": 2, "temperature": 0}
     body = server.post("/completions", request).json()
-    echoed = server.post("/completions", request | {"echo": True, "stop": "."}).json()
+    echoed = server.post(
+        "/completions", request | {"echo": True, "stop": ".", "star": {"query_tokens": 2}}
+    ).json()
 
     choice = body["choices"][0]
     assert (choice["index"], choice["text"]) == (0, " Paris.")
