@@ -31,7 +31,7 @@ def facts_of_code(command: Sequence[str]) -> dict[str, str]:
     packages = {f"version of {name}": version(name) for name in PACKAGES}
     asked = {f"argument {number}": argument for number, argument in enumerate(command, 1)}
     return {
-        "version of Python": platform.python_version(),
+        "version of Python": ".".join(platform.python_version_tuple()[:2]),
         **packages,
         "code of megatron_star or launch": code_fingerprint(*FOLDERS),
         **asked,

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from launch.code_version import facts_of_code
 from launch.devices import check_gpus_differ, take_device
 from launch.environment import RankEnvironment
+from launch.interrupts import heeded_interrupts
 from launch.meeting import Meeting, RankError
 from megatron_star.parallel.control import SharedError, describe
 from megatron_star.parallel.groups import (
@@ -98,6 +99,13 @@ def process_groups(
         SharedError: TP x CP is not the number of ranks, a rank has no device, they do not run the same code
             with the same arguments, or two have one GPU.
     """
+    with heeded_interrupts():
+        yield from _groups(environment, tp_size, cp_size, timeout, backend)
+
+
+def _groups(
+    environment: RankEnvironment, tp_size: int, cp_size: int, timeout: timedelta, backend: str | None
+) -> Iterator[tuple[StarGroups, torch.device]]:
     meeting = Meeting(environment, timeout)
     address = environment.master_addr
     watch = RankWatch(

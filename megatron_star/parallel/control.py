@@ -86,7 +86,7 @@ def _message_from(rank: int, message: str, control: dist.ProcessGroup, *, alone:
 
 
 def describe(error: Exception) -> str:
-    """One line on an error of the user's input; the file's name for an OSError."""
+    """One line on an error of the user's input, never empty; the file's name for an OSError."""
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
-    return str(error)
+    return str(error) or type(error).__name__

@@ -17,12 +17,14 @@ router = APIRouter(tags=["operations"])
 
 @router.get("/health", responses={503: {"description": "Loading, draining, or a rank does not go on."}})
 async def health(request: Request) -> JSONResponse:
-    """200 while requests are taken, 503 while they are not; needs no key."""
+    """200 while requests are taken and answered, 503 while they are not; needs no key."""
     state = request.app.state.server
-    body = {"status": state.name, "live": True, "ready": state.ready, "draining": state.draining}
-    if trouble := state.trouble:
+    trouble = state.trouble
+    ready = state.ready and not trouble
+    body = {"status": state.name, "live": True, "ready": ready, "draining": state.draining}
+    if trouble:
         body["trouble"] = trouble
-    return JSONResponse(body, 200 if body["ready"] else 503)
+    return JSONResponse(body, 200 if ready else 503)
 
 
 @router.get("/metrics", response_class=Response)

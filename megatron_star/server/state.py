@@ -15,8 +15,8 @@ class ServerState:
 
     @property
     def ready(self) -> bool:
-        """Requests are taken, and answers come."""
-        return self.service is not None and not self.draining and not self.trouble
+        """Requests are taken; with trouble they wait, as answers do."""
+        return self.service is not None and not self.draining
 
     @property
     def trouble(self) -> str | None:

@@ -1,5 +1,6 @@
 """What happens to a job when something goes wrong on one of its ranks."""
 
+import signal
 import socket
 from pathlib import Path
 from time import monotonic
@@ -54,3 +55,12 @@ def test_an_address_that_is_not_known_is_one_line_of_every_rank():
     for rank, output in enumerate(outputs):
         (line,) = error_lines(output)
         assert line.startswith(f"error: rank {rank}: ranks do not meet at no-such-host.invalid port ")
+
+
+def test_ctrl_c_ends_a_rank_that_waits_in_a_collective():
+    (rank,) = start_ranks(1, str(Path(__file__).parent / "deaf_rank.py"))
+    assert rank.stdout.readline() == "ready\n"
+    rank.send_signal(signal.SIGINT)
+    stderr = rank.communicate(timeout=60)[1]
+    assert rank.returncode == 1
+    assert error_lines(stderr) == ["error: interrupted while waiting for other ranks"]

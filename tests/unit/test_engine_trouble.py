@@ -26,9 +26,9 @@ def engine(silent: list[int], last_step_at: float, *, started: bool = True) -> S
         (engine([], 900.0, started=False), None),
     ],
 )
-def test_what_does_not_go_on_is_named_and_the_server_is_not_ready(monkeypatch, bare, trouble):
+def test_what_does_not_go_on_is_named(monkeypatch, bare, trouble):
     monkeypatch.setattr(engine_module, "monotonic", lambda: 1010.0)
     state = ServerState(SimpleNamespace(engine=bare))
-    assert state.ready == (trouble is None)
+    assert state.ready  # requests may wait for it
     assert state.name == ("stalled" if trouble else "ready")
     assert (state.trouble or "").startswith(trouble or "")

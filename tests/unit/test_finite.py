@@ -1,12 +1,15 @@
 """Logits that are no numbers are told from those that are."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from launch.generate import answer_batch
 from megatron_star.evaluation.comparison import mean_kl
 from megatron_star.inference.finite import why_not_finite
+from megatron_star.inference.request import StarRequest
 
 
 @pytest.mark.parametrize(
@@ -26,3 +29,15 @@ def test_a_comparison_of_logits_with_nan_is_not_taken_for_equal():
     logits = torch.zeros(2, 5)
     assert mean_kl(logits, logits) == 0.0
     assert math.isnan(mean_kl(logits, torch.full((2, 5), float("nan"))))
+
+
+def test_generate_and_evaluate_end_with_the_sentence_of_a_request_that_has_no_answer():
+    ended = SimpleNamespace(is_set=lambda: True)
+    answers = iter(
+        SimpleNamespace(ended=ended, result=lambda error=error: SimpleNamespace(error=error))
+        for error in (None, "the logits of token 3 of the answer are not finite")
+    )
+    engine = SimpleNamespace(submit=lambda request: next(answers))
+    requests = [StarRequest(context_tokens=[], query_tokens=[1])] * 2
+    with pytest.raises(ValueError, match="1 of 2 requests have no answer: the logits of token 3"):
+        answer_batch(engine, requests)

@@ -88,6 +88,16 @@ def test_what_fails_on_one_rank_fails_on_all_at_once(port, failing):
     assert on_ranks(3, port, fail) == [f"SharedError: rank {failing}: local rank 7 has no GPU"] * 3
 
 
+def test_an_error_without_a_message_is_an_error(port):
+    def fail(meeting: Meeting, rank: int) -> None:
+        def mine() -> None:
+            raise ValueError
+
+        meeting.on_every_rank(mine)
+
+    assert on_ranks(2, port, fail) == ["SharedError: ValueError"] * 2
+
+
 def test_a_rank_that_does_not_come_is_named_within_the_timeout(port):
     with pytest.raises(RankError, match=r"ranks 1, 2 did not come within 0 s"):
         Meeting(place(0, 3, port), SOON).exchange("here")

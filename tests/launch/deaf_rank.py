@@ -1,0 +1,12 @@
+"""A rank whose main thread waits in C++ for a rank that never comes: `deaf_rank.py`."""
+
+from datetime import timedelta
+
+import torch.distributed as dist
+
+from launch.interrupts import heeded_interrupts
+
+store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+with heeded_interrupts():
+    print("ready", flush=True)
+    store.wait(["what nobody sets"], timedelta(minutes=10))
