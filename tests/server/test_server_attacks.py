@@ -5,7 +5,7 @@ import os
 import signal
 import socket
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from http.client import HTTPResponse, RemoteDisconnected
 from time import sleep
 
@@ -47,7 +47,7 @@ def locked(smollm2, tmp_path_factory, unread) -> Iterator[RunningServer]:
         smollm2[1],
         directory,
         *("--served-model-name", "smollm2", "--api-key-file", str(directory / "key")),
-        *("--keep-alive-seconds", "2", *limits),
+        *("--request-body-seconds", "3", "--keep-alive-seconds", "2", *limits),
         driver_output=unread[1],
     )
     os.close(unread[1])
@@ -91,8 +91,13 @@ def is_closed(connection: socket.socket) -> bool:
 
 def test_bodies_that_dribble_to_open_paths_take_nothing_from_those_with_a_key(locked):
     with ExitStack() as stack:
-        for path in ("POST /", "POST /health", "PUT /api", "POST /v1/completions"):
-            for _ in range(12):
+        for path, count in (
+            ("POST /", 20),
+            ("POST /health", 20),
+            ("PUT /api", 5),
+            ("POST /v1/completions", 5),
+        ):
+            for _ in range(count):
                 start = head(path, f"Content-Length: {LIMIT}")
                 stack.enter_context(connected(locked, start, b"x" * (LIMIT - 1)))
         assert httpx.put(f"{locked.url}/api", json=GOOD, headers=KEY, timeout=PATIENCE).status_code == 200
@@ -193,6 +198,17 @@ def test_three_megabytes_of_wrong_numbers_are_one_error_and_no_memory(server):
         assert answer.status_code == 400
         assert len(answer.content) < 1000
     assert server.resident_bytes() - before < 100 << 20
+
+
+def test_a_client_that_reads_no_answers_is_cut_off(locked):
+    with connected(locked, head("GET /health") * 10) as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 12)
+        connection.settimeout(0.2)
+        with pytest.raises((ConnectionResetError, BrokenPipeError)):
+            for _ in range(PATIENCE * 5):
+                with suppress(TimeoutError):
+                    connection.sendall(head("GET /") * 500)
+                sleep(0.05)
 
 
 def test_an_idle_connection_is_closed_after_the_time_that_was_set(locked):
