@@ -6,7 +6,7 @@ uvicorn itself limits only how long a connection says nothing after a request.
 import asyncio
 import resource
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import h11
@@ -173,8 +173,9 @@ class PatientProtocol(H11Protocol):
 
     def _linger(self) -> None:
         self._lingers = True
-        if self.transport.can_write_eof() and not self.transport.is_closing():
-            self.transport.write_eof()
+        if not self.transport.is_closing():
+            with suppress(OSError):  # the other side may be gone
+                self.transport.write_eof()
         self._close_in(LINGER_SECONDS)
 
     def _close_in(self, seconds: float) -> None:

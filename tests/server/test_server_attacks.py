@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import socket
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from running_server import GOOD, RunningServer, start_server
 from megatron_star.server.connection import MOST_SMALL_CHUNKS
 
 KEY = {"Authorization": "Bearer right-key"}
+KEY_HEADER = "Authorization: Bearer right-key"
 LIMIT = 1 << 16
 NUM_CONNECTIONS = 2 * 2 + 64  # of a server with two places
 PATIENCE = 30
@@ -105,12 +107,12 @@ def test_bodies_that_dribble_to_open_paths_take_nothing_from_those_with_a_key(lo
 
 def test_whoever_has_no_key_cannot_take_all_connections(locked):
     with connected(locked) as mine:
-        mine.sendall(head("GET /v1/models", f"Authorization: {KEY['Authorization']}"))
+        mine.sendall(head("GET /v1/models", KEY_HEADER))
         assert status(mine) == 200
         with ExitStack() as stack:
             for _ in range(NUM_CONNECTIONS + 20):
                 stack.enter_context(connected(locked, b"GET / HT"))
-            mine.sendall(head("GET /v1/models", f"Authorization: {KEY['Authorization']}"))
+            mine.sendall(head("GET /v1/models", KEY_HEADER))
             assert status(mine) == 200
             assert httpx.put(f"{locked.url}/api", json=GOOD, headers=KEY, timeout=PATIENCE).status_code == 200
 
@@ -136,7 +138,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("broken", BROKEN.values(), ids=BROKEN)
-@pytest.mark.parametrize("key", [(), ("Authorization: Bearer right-key",)], ids=["no key", "key"])
+@pytest.mark.parametrize("key", [(), (KEY_HEADER,)], ids=["no key", "key"])
 def test_a_broken_chunk_is_refused_without_a_traceback(locked, unread, broken, key):
     chunked = head("PUT /api", "Transfer-Encoding: chunked", *key)
     for sent in ([chunked, broken], [chunked + broken], [chunked + b"1\r\n{\r\n", broken]):
@@ -149,11 +151,41 @@ def test_a_broken_chunk_is_refused_without_a_traceback(locked, unread, broken, k
     assert b"raceback" not in os.read(unread[0], 1 << 20)
 
 
+REQUESTS = [
+    head("PUT /api", "Content-Type: application/json", "Content-Length: 18", KEY_HEADER)
+    + b'{"prompts": ["x"]}',
+    head("PUT /api", "Transfer-Encoding: chunked", KEY_HEADER) + b'5\r\n{"a":\r\n3\r\n 1}\r\n0\r\n\r\n',
+    head("GET /health") + head("GET /v1/models", KEY_HEADER),
+    head(
+        "PUT /api", "Expect: 100-continue", "Connection: Upgrade", "Upgrade: websocket", "Content-Length: 3"
+    ),
+]
+
+
+def mutated(request: bytes, generator: random.Random) -> bytes:
+    """With a few bytes changed, taken out, doubled or put in."""
+    changed = bytearray(request)
+    for _ in range(generator.choice([1, 1, 2, 5])):
+        at, size = generator.randrange(len(changed) or 1), generator.randrange(1, 20)
+        changed[at : at + generator.choice([0, 1, size])] = generator.choice(
+            [b"", generator.randbytes(size), changed[at : at + 2 * size], b"\r\n", b"\0", b"\xff", b"9" * 30]
+        )
+    return bytes(changed)
+
+
+def test_requests_with_bytes_changed_get_no_500_and_no_traceback(locked, unread):
+    generator = random.Random(0)
+    for _ in range(300):
+        request = mutated(generator.choice(REQUESTS), generator)
+        with suppress(OSError), connected(locked, request) as connection:
+            connection.shutdown(socket.SHUT_WR)
+            assert not connection.recv(1 << 16).startswith(b"HTTP/1.1 5")
+    assert b"raceback" not in os.read(unread[0], 1 << 20)
+
+
 def test_very_many_very_small_chunks_are_refused(locked):
     chunks = b"1\r\n \r\n" * (MOST_SMALL_CHUNKS + 1)
-    with connected(
-        locked, head("PUT /api", "Transfer-Encoding: chunked", f"Authorization: {KEY['Authorization']}")
-    ) as one:
+    with connected(locked, head("PUT /api", "Transfer-Encoding: chunked", KEY_HEADER)) as one:
         one.sendall(chunks)
         assert status(one) == 400
 
