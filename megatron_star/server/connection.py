@@ -60,9 +60,9 @@ class Connections:
             idle = [other for other in self._open if not other.num_admitted]
             if not idle:
                 return False
-            known_last = min(idle, key=lambda other: other.was_admitted)  # of equals, who was idle longest
-            self.discard(known_last)
-            known_last.transport.abort()
+            first = min(idle, key=lambda other: other.was_admitted)  # of equals, who was idle longest
+            self.discard(first)
+            first.transport.abort()
         self._open[connection] = None
         return True
 

@@ -45,6 +45,10 @@ class AccessLog:
 
         try:
             await self.app(scope, receive, noted_send)
+        except Exception:
+            status = status or 500
+            scope["star_error"] = KINDS[500]
+            raise
         finally:
             if not ended:
                 scope.setdefault("star_error", KINDS[499])
