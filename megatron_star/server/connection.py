@@ -6,7 +6,7 @@ uvicorn itself limits only how long a connection says nothing after a request.
 import asyncio
 import resource
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import h11
@@ -60,9 +60,9 @@ class Connections:
             idle = [other for other in self._open if not other.num_admitted]
             if not idle:
                 return False
-            known_last = min(idle, key=lambda other: other.was_admitted)  # of equals, who was idle longest
-            self.discard(known_last)
-            known_last.transport.abort()
+            first = min(idle, key=lambda other: other.was_admitted)  # of equals, who was idle longest
+            self.discard(first)
+            first.transport.abort()
         self._open[connection] = None
         return True
 
@@ -95,8 +95,9 @@ def admitted(scope: Scope) -> Iterator[None]:
 class PatientProtocol(H11Protocol):
     """HTTP on one connection.
 
-    It is closed if the head of a request is not there in time, and some seconds after an answer that did
-    not wait for the whole request: what comes in meanwhile is thrown away, unread.
+    It is closed if the head of a request is not there in time, or if nobody reads an answer for as long. So
+    it is some seconds after an answer that did not wait for the whole request; what comes in meanwhile is
+    thrown away.
 
     Attributes:
         num_admitted: requests in it, at this moment, of somebody who was let in; was_admitted: ever.
@@ -110,6 +111,7 @@ class PatientProtocol(H11Protocol):
         self.num_admitted, self.was_admitted = 0, False
         self._registry, self._head_seconds = connections, head_seconds
         self._timer: asyncio.TimerHandle | None = None
+        self._unread_timer: asyncio.TimerHandle | None = None
         self._lingers = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:
@@ -148,9 +150,20 @@ class PatientProtocol(H11Protocol):
         else:
             self.transport.close()
 
+    def pause_writing(self) -> None:
+        """Whoever asked does not read: what was written waits in memory, and so does who writes."""
+        super().pause_writing()
+        self._unread_timer = self.loop.call_later(self._head_seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """They read again."""
+        super().resume_writing()
+        self._stop_unread_timer()
+
     def connection_lost(self, exc: Exception | None) -> None:
         """Nothing is awaited any more."""
         self._stop_timer()
+        self._stop_unread_timer()
         self._registry.discard(self)
         super().connection_lost(exc)
 
@@ -160,8 +173,9 @@ class PatientProtocol(H11Protocol):
 
     def _linger(self) -> None:
         self._lingers = True
-        if self.transport.can_write_eof() and not self.transport.is_closing():
-            self.transport.write_eof()
+        if not self.transport.is_closing():
+            with suppress(OSError):  # the other side may be gone
+                self.transport.write_eof()
         self._close_in(LINGER_SECONDS)
 
     def _close_in(self, seconds: float) -> None:
@@ -171,6 +185,11 @@ class PatientProtocol(H11Protocol):
         if self._timer:
             self._timer.cancel()
         self._timer = None
+
+    def _stop_unread_timer(self) -> None:
+        if self._unread_timer:
+            self._unread_timer.cancel()
+        self._unread_timer = None
 
     def _close_without_request(self) -> None:
         self._timer = None

@@ -130,10 +130,16 @@ class CheckedBodyRoute(APIRoute):
                 raise RequestError(400, "Content-Type: it must be application/json", "Content-Type")
             state, checked_request = request.app.state, _CheckedRequest(request.scope, request.receive)
             most_items = state.server.service.engine.max_sequence_length
-            checked_request.value = await state.bodies.check(await request.body(), adapter, most_items)
+            checked_request.value = await state.bodies.check(await _whole(request), adapter, most_items)
+            request.scope["star_body_taken"]()
             return await handle(checked_request)
 
         return check_and_handle
+
+
+async def _whole(request: Request) -> bytes:
+    """The body, which the request does not keep."""
+    return b"".join([chunk async for chunk in request.stream()])
 
 
 def _is_json(content_type: str) -> bool:

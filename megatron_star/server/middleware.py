@@ -4,6 +4,7 @@ import asyncio
 import hmac
 import logging
 import secrets
+from functools import partial
 from time import monotonic
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -44,6 +45,10 @@ class AccessLog:
 
         try:
             await self.app(scope, receive, noted_send)
+        except Exception:
+            status = status or 500
+            scope["star_error"] = KINDS[500]
+            raise
         finally:
             if not ended:
                 scope.setdefault("star_error", KINDS[499])
@@ -127,9 +132,15 @@ class BodyLimit:
             if refusal:
                 await error_response(*refusal)(scope, receive, send)
             elif refusal is None:
+                scope["star_body_taken"] = partial(self._give_back, body)
                 await self.app(scope, _replayed(bytes(body), receive), send)
         finally:
-            self.bytes_in_flight -= len(body)
+            self._give_back(body)
+
+    def _give_back(self, body: bytearray) -> None:
+        """Its bytes are in flight no more: once they are checked, or when the request ends."""
+        self.bytes_in_flight -= len(body)
+        body.clear()
 
     async def _read(self, receive: Receive, body: bytearray) -> tuple[int, str] | tuple[()] | None:
         """Fill `body`; a status and a message if it is refused, () if the client went away."""

@@ -6,6 +6,7 @@ key, therefore, only names count that nobody else can own.
 """
 
 import socket
+import threading
 from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from urllib.parse import urlsplit
@@ -27,7 +28,12 @@ class OwnNames:
         self._names = {LOOPBACK_NAME}
         if not self._loopback_only:
             own = socket.gethostname()
-            self._names |= {name.lower() for name in (host, own, own.split(".")[0], socket.getfqdn())}
+            self._names |= {name.lower() for name in (host, own, own.split(".")[0])}
+            # It may ask name servers, and wait long for one that does not answer.
+            threading.Thread(target=self._add_full_name, daemon=True).start()
+
+    def _add_full_name(self) -> None:
+        self._names.add(socket.getfqdn().lower())
 
     def refused(self, headers: Iterable[tuple[bytes, bytes]]) -> tuple[str, str] | None:
         """The first header of a request that names something else, and what it says."""

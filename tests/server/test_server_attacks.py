@@ -2,10 +2,11 @@
 
 import json
 import os
+import random
 import signal
 import socket
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from http.client import HTTPResponse, RemoteDisconnected
 from time import sleep
 
@@ -16,6 +17,7 @@ from running_server import GOOD, RunningServer, start_server
 from megatron_star.server.connection import MOST_SMALL_CHUNKS
 
 KEY = {"Authorization": "Bearer right-key"}
+KEY_HEADER = "Authorization: Bearer right-key"
 LIMIT = 1 << 16
 NUM_CONNECTIONS = 2 * 2 + 64  # of a server with two places
 PATIENCE = 30
@@ -47,7 +49,7 @@ def locked(smollm2, tmp_path_factory, unread) -> Iterator[RunningServer]:
         smollm2[1],
         directory,
         *("--served-model-name", "smollm2", "--api-key-file", str(directory / "key")),
-        *("--keep-alive-seconds", "2", *limits),
+        *("--request-body-seconds", "3", "--keep-alive-seconds", "2", *limits),
         driver_output=unread[1],
     )
     os.close(unread[1])
@@ -91,8 +93,13 @@ def is_closed(connection: socket.socket) -> bool:
 
 def test_bodies_that_dribble_to_open_paths_take_nothing_from_those_with_a_key(locked):
     with ExitStack() as stack:
-        for path in ("POST /", "POST /health", "PUT /api", "POST /v1/completions"):
-            for _ in range(12):
+        for path, count in (
+            ("POST /", 20),
+            ("POST /health", 20),
+            ("PUT /api", 5),
+            ("POST /v1/completions", 5),
+        ):
+            for _ in range(count):
                 start = head(path, f"Content-Length: {LIMIT}")
                 stack.enter_context(connected(locked, start, b"x" * (LIMIT - 1)))
         assert httpx.put(f"{locked.url}/api", json=GOOD, headers=KEY, timeout=PATIENCE).status_code == 200
@@ -100,12 +107,12 @@ def test_bodies_that_dribble_to_open_paths_take_nothing_from_those_with_a_key(lo
 
 def test_whoever_has_no_key_cannot_take_all_connections(locked):
     with connected(locked) as mine:
-        mine.sendall(head("GET /v1/models", f"Authorization: {KEY['Authorization']}"))
+        mine.sendall(head("GET /v1/models", KEY_HEADER))
         assert status(mine) == 200
         with ExitStack() as stack:
             for _ in range(NUM_CONNECTIONS + 20):
                 stack.enter_context(connected(locked, b"GET / HT"))
-            mine.sendall(head("GET /v1/models", f"Authorization: {KEY['Authorization']}"))
+            mine.sendall(head("GET /v1/models", KEY_HEADER))
             assert status(mine) == 200
             assert httpx.put(f"{locked.url}/api", json=GOOD, headers=KEY, timeout=PATIENCE).status_code == 200
 
@@ -131,7 +138,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("broken", BROKEN.values(), ids=BROKEN)
-@pytest.mark.parametrize("key", [(), ("Authorization: Bearer right-key",)], ids=["no key", "key"])
+@pytest.mark.parametrize("key", [(), (KEY_HEADER,)], ids=["no key", "key"])
 def test_a_broken_chunk_is_refused_without_a_traceback(locked, unread, broken, key):
     chunked = head("PUT /api", "Transfer-Encoding: chunked", *key)
     for sent in ([chunked, broken], [chunked + broken], [chunked + b"1\r\n{\r\n", broken]):
@@ -144,11 +151,41 @@ def test_a_broken_chunk_is_refused_without_a_traceback(locked, unread, broken, k
     assert b"raceback" not in os.read(unread[0], 1 << 20)
 
 
+REQUESTS = [
+    head("PUT /api", "Content-Type: application/json", "Content-Length: 18", KEY_HEADER)
+    + b'{"prompts": ["x"]}',
+    head("PUT /api", "Transfer-Encoding: chunked", KEY_HEADER) + b'5\r\n{"a":\r\n3\r\n 1}\r\n0\r\n\r\n',
+    head("GET /health") + head("GET /v1/models", KEY_HEADER),
+    head(
+        "PUT /api", "Expect: 100-continue", "Connection: Upgrade", "Upgrade: websocket", "Content-Length: 3"
+    ),
+]
+
+
+def mutated(request: bytes, generator: random.Random) -> bytes:
+    """With a few bytes changed, taken out, doubled or put in."""
+    changed = bytearray(request)
+    for _ in range(generator.choice([1, 1, 2, 5])):
+        at, size = generator.randrange(len(changed) or 1), generator.randrange(1, 20)
+        changed[at : at + generator.choice([0, 1, size])] = generator.choice(
+            [b"", generator.randbytes(size), changed[at : at + 2 * size], b"\r\n", b"\0", b"\xff", b"9" * 30]
+        )
+    return bytes(changed)
+
+
+def test_requests_with_bytes_changed_get_no_500_and_no_traceback(locked, unread):
+    generator = random.Random(0)
+    for _ in range(300):
+        request = mutated(generator.choice(REQUESTS), generator)
+        with suppress(OSError), connected(locked, request) as connection:
+            connection.shutdown(socket.SHUT_WR)
+            assert not connection.recv(1 << 16).startswith(b"HTTP/1.1 5")
+    assert b"raceback" not in os.read(unread[0], 1 << 20)
+
+
 def test_very_many_very_small_chunks_are_refused(locked):
     chunks = b"1\r\n \r\n" * (MOST_SMALL_CHUNKS + 1)
-    with connected(
-        locked, head("PUT /api", "Transfer-Encoding: chunked", f"Authorization: {KEY['Authorization']}")
-    ) as one:
+    with connected(locked, head("PUT /api", "Transfer-Encoding: chunked", KEY_HEADER)) as one:
         one.sendall(chunks)
         assert status(one) == 400
 
@@ -193,6 +230,17 @@ def test_three_megabytes_of_wrong_numbers_are_one_error_and_no_memory(server):
         assert answer.status_code == 400
         assert len(answer.content) < 1000
     assert server.resident_bytes() - before < 100 << 20
+
+
+def test_a_client_that_reads_no_answers_is_cut_off(locked):
+    with connected(locked, head("GET /health") * 10) as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 12)
+        connection.settimeout(0.2)
+        with pytest.raises((ConnectionResetError, BrokenPipeError)):
+            for _ in range(PATIENCE * 5):
+                with suppress(TimeoutError):
+                    connection.sendall(head("GET /") * 500)
+                sleep(0.05)
 
 
 def test_an_idle_connection_is_closed_after_the_time_that_was_set(locked):
