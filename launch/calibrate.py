@@ -19,7 +19,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch.distributed as dist
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from launch.arguments import ArgumentParser, add_model_arguments, positive
 from launch.documents import Document, append_lines, finished_ids, read_jsonl
@@ -34,6 +34,7 @@ from megatron_star.evaluation.report import plain_text
 from megatron_star.evaluation.settings import parse_settings, setting_name
 from megatron_star.inference.prompt import split_into_tokens
 from megatron_star.inference.request import StarRequest
+from megatron_star.model.tokenizer import load_tokenizer
 from megatron_star.parallel.control import DRIVER, from_driver
 
 BLOCKS_PER_CONTEXT = (4, 8, 16)
@@ -123,7 +124,7 @@ def calibrate(args: argparse.Namespace, job: Job) -> Comparisons:
 
 def _work(args: argparse.Namespace, job: Job) -> dict[str, Any]:
     """The driver's part: which questions, as tokens, and which settings; in a form that survives JSON."""
-    tokenizer = AutoTokenizer.from_pretrained(job.info.tokenizer_directory)
+    tokenizer = load_tokenizer(job.info.tokenizer_directory)
     documents = read_jsonl(args.input_jsonl)
     if not documents:
         raise ValueError(f"{args.input_jsonl} has no questions")

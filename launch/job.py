@@ -6,14 +6,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from transformers import AutoTokenizer
-
 from launch.environment import RankEnvironment
 from launch.model import kv_budget, load_model
 from launch.session import process_groups
 from megatron_star.inference.engine import StarEngine, run_worker
 from megatron_star.inference.star_model import StarModel
 from megatron_star.model.checkpoint import CheckpointInfo, read_checkpoint_info
+from megatron_star.model.tokenizer import load_tokenizer
 from megatron_star.parallel.control import from_driver, on_every_rank
 from megatron_star.parallel.groups import StarGroups
 
@@ -40,7 +39,7 @@ class Job:
         """The driver's engine; the other ranks then call `run_worker`."""
         return StarEngine(
             self.star_model,
-            AutoTokenizer.from_pretrained(self.info.tokenizer_directory),
+            load_tokenizer(self.info.tokenizer_directory),
             self.groups.control,
             max_sequence_length=self.max_sequence_length,
             budget_bytes_per_rank=self.budget,
