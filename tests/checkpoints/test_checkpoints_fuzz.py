@@ -1,4 +1,7 @@
-"""Whatever a file says: it is read, or refused in one line that names the file. 1,000 mutations of each kind."""
+"""Whatever a file says, it is read or refused in one line that names it: random mutations of each kind.
+
+All of them were once run 1,000 times; of those that take long, this suite runs fewer.
+"""
 
 import copy
 import json
@@ -20,11 +23,11 @@ from checkpoints_tools.hf_config import model_arguments
 from checkpoints_tools.inspect import inspect
 from megatron_star.model.checkpoint import DESCRIPTION_FILE
 
-NUM_MUTATIONS = 1000
+NUM_MUTATIONS, OF_SLOW_KINDS = 1000, 300
 ODD = (
     None, True, False, 0, -1, 1, 2, 3, 7, 2**31, 2**63, 10**30, -(10**400), 0.0, -0.5, 1e-320, 1e308, 1.5,
-    float("nan"), float("inf"), "", "4", "silu", "\ud800", "a\u2028b", "x" * 5000, [], [1], [None], ["a"], [[]], {}, {"a": 1},
-    {"rope_type": "yarn"}, {"rope_type": "llama3", "factor": "8"},
+    float("nan"), float("inf"), "", "4", "silu", "\ud800", "a\u2028b", "x" * 5000, [], [1], [None], ["a"],
+    [[]], {}, {"a": 1}, {"rope_type": "yarn"}, {"rope_type": "llama3", "factor": "8"},
 )  # fmt: skip
 
 
@@ -72,7 +75,7 @@ def mutate_bytes(data: bytes, draw: random.Random, most: int) -> bytes:
 
 
 def accepted(read: Callable[[], object], words: tuple[str, ...], what: object) -> bool:
-    """Whether it was read; fails unless a refusal is a ValueError or OSError of one line with one of the words."""
+    """Whether it was read; fails unless a refusal is one line, by ValueError or OSError, with such a word."""
     try:
         read()
     except (ValueError, OSError) as error:
@@ -85,9 +88,9 @@ def accepted(read: Callable[[], object], words: tuple[str, ...], what: object) -
     return True
 
 
-def run_all(attempt: Callable[[random.Random], bool]) -> int:
-    """How many mutations were accepted."""
-    return sum(attempt(random.Random(seed)) for seed in range(NUM_MUTATIONS))
+def run_all(attempt: Callable[[random.Random], bool], count: int = NUM_MUTATIONS) -> float:
+    """The share of the mutations that was accepted."""
+    return sum(attempt(random.Random(seed)) for seed in range(count)) / count
 
 
 def test_configurations():
@@ -98,7 +101,7 @@ def test_configurations():
         config = mutate(draw.choice(configs), draw)
         return accepted(lambda: model_arguments(config), ("config.json", "model_type"), config)
 
-    assert 50 < run_all(attempt) < 950
+    assert 0.05 < run_all(attempt) < 0.95
 
 
 @pytest.fixture
@@ -114,7 +117,7 @@ def test_files_of_configurations(hf):
         (hf / "config.json").write_bytes(data)
         return accepted(lambda: open_hf_checkpoint(hf), (str(hf), "config.json", "model_type"), data)
 
-    assert run_all(attempt) < 950
+    assert run_all(attempt) < 0.95
 
 
 def test_headers_of_safetensors(hf):
@@ -132,7 +135,7 @@ def test_headers_of_safetensors(hf):
         path.write_bytes(changed)
         return accepted(lambda: open_hf_checkpoint(hf), (str(hf),), changed[: length + 8])
 
-    assert 5 < run_all(attempt) < 950
+    assert 0 < run_all(attempt) < 0.95
 
 
 def test_indices_of_safetensors(hf):
@@ -144,13 +147,13 @@ def test_indices_of_safetensors(hf):
         (hf / "model.safetensors.index.json").write_text(json.dumps(changed))
         return accepted(lambda: open_hf_checkpoint(hf), (str(hf),), changed)
 
-    assert run_all(attempt) < 950
+    assert run_all(attempt) < 0.95
 
 
 def test_gguf_files(tmp_path, monkeypatch):
     path = write_file(tmp_path / "a.gguf", fields(), tensors())
     original = path.read_bytes()
-    monkeypatch.setattr(from_gguf, "write_hf_weights", lambda *args: [value for value in args[2]])
+    monkeypatch.setattr(from_gguf, "write_hf_weights", lambda *args: list(args[2]))
 
     def attempt(draw: random.Random) -> bool:
         changed = mutate_bytes(original, draw, 2600)
@@ -159,12 +162,12 @@ def test_gguf_files(tmp_path, monkeypatch):
         shutil.rmtree(tmp_path / "hf", ignore_errors=True)
         return done
 
-    assert run_all(attempt) < 950
+    assert run_all(attempt, OF_SLOW_KINDS) < 0.95
 
 
 def test_gguf_fields(tmp_path, monkeypatch):
     path = tmp_path / "a.gguf"
-    monkeypatch.setattr(from_gguf, "write_hf_weights", lambda *args: [value for value in args[2]])
+    monkeypatch.setattr(from_gguf, "write_hf_weights", lambda *args: list(args[2]))
     odd = (
         0,
         1,
@@ -192,7 +195,7 @@ def test_gguf_fields(tmp_path, monkeypatch):
         shutil.rmtree(tmp_path / "hf", ignore_errors=True)
         return done
 
-    assert run_all(attempt) < 950
+    assert run_all(attempt, OF_SLOW_KINDS) < 0.95
 
 
 def test_descriptions(converted, tmp_path):
@@ -204,7 +207,7 @@ def test_descriptions(converted, tmp_path):
         (megatron / DESCRIPTION_FILE).write_text(json.dumps(changed))
         return accepted(lambda: inspect(megatron), (str(megatron), "model_type"), changed)
 
-    assert run_all(attempt) < 950
+    assert run_all(attempt) < 0.95
 
 
 def test_what_bridge_recorded(tmp_path):
@@ -221,4 +224,4 @@ def test_what_bridge_recorded(tmp_path):
         (tmp_path / "run_config.yaml").write_bytes(text)
         return accepted(read, (str(tmp_path),), changed)
 
-    assert run_all(attempt) < 950
+    assert run_all(attempt, OF_SLOW_KINDS) < 0.95

@@ -72,7 +72,7 @@ def parsed_defaults() -> dict:
 
 @pytest.fixture
 def agree(monkeypatch):
-    """Compares a model's arguments with the `args` that Megatron-LM would have recorded, and these changes."""
+    """Compares a model with the `args` that Megatron-LM would have recorded of it, and these changes."""
 
     def check(model_args: dict, changes: dict) -> None:
         flags = {name: value for name, value in model_args.items() if name != "norm_epsilon"}
