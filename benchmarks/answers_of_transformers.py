@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from launch.argument_types import positive
@@ -32,6 +32,7 @@ from megatron_star.evaluation.sources import Sources
 from megatron_star.evaluation.tasks import NamedTask, SampleKey, SampleMaker
 from megatron_star.inference.request import StarRequest
 from megatron_star.model.checkpoint import read_checkpoint_info
+from megatron_star.model.tokenizer import load_tokenizer
 
 PROGRAM = "answers_of_transformers"
 
@@ -88,7 +89,7 @@ def main() -> None:
     args = parser.parse_args()
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
-    tokenizer = AutoTokenizer.from_pretrained(read_checkpoint_info(args.load).tokenizer_directory)
+    tokenizer = load_tokenizer(read_checkpoint_info(args.load).tokenizer_directory)
     answers = [a for a in read_answers([args.answers]) if a.setting == EXACT and a.index < args.samples]
     if not answers:
         sys.exit(f"error: {args.answers}: holds no answers of exact")

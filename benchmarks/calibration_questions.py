@@ -12,13 +12,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from transformers import AutoTokenizer
 
 from launch.argument_types import positive, token_count
 from megatron_star.evaluation.sample import Sample
 from megatron_star.evaluation.sources import Sources
 from megatron_star.evaluation.tasks import NamedTask, SampleKey, SampleMaker
 from megatron_star.model.checkpoint import read_checkpoint_info
+from megatron_star.model.tokenizer import load_tokenizer
 
 
 def main() -> None:
@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, metavar="N")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE")
     args = parser.parse_args()
-    tokenizer = AutoTokenizer.from_pretrained(read_checkpoint_info(args.load).tokenizer_directory)
+    tokenizer = load_tokenizer(read_checkpoint_info(args.load).tokenizer_directory)
     maker = SampleMaker(tokenizer, Sources(), chat=False)
     keys = [SampleKey(task, args.length, i, args.seed) for task in args.tasks for i in range(args.samples)]
     text = "".join(json.dumps(_question(maker.make(key))) + "\n" for key in keys)

@@ -17,7 +17,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 import torch.distributed as dist
-from transformers import AutoTokenizer
 
 from launch.argument_types import ArgumentParser, token_count
 from launch.arguments import add_model_arguments
@@ -33,6 +32,7 @@ from megatron_star.inference.request import SamplingParams, StarRequest
 from megatron_star.inference.star_model import StarModel
 from megatron_star.inference.token_generation import Sequence, generate_step
 from megatron_star.model.checkpoint import read_checkpoint_info
+from megatron_star.model.tokenizer import load_tokenizer
 
 
 def random_tokens(count: int, star_model: StarModel) -> list[int]:
@@ -163,7 +163,7 @@ def main() -> None:
                 run_worker(star_model, groups.control)
             else:
                 limits = {"max_sequence_length": 1 << 20, "budget_bytes_per_rank": 8 << 30}
-                tokenizer = AutoTokenizer.from_pretrained(info.tokenizer_directory)
+                tokenizer = load_tokenizer(info.tokenizer_directory)
                 wait = args.max_wait_seconds
                 engine = StarEngine(star_model, tokenizer, groups.control, max_wait_seconds=wait, **limits)
                 report(args, results | drive(args, engine))

@@ -22,7 +22,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
-from transformers import AutoTokenizer
 
 from benchmarks.measuring import run_on_ranks, write_result
 from launch.argument_types import ArgumentParser, positive, token_count
@@ -37,6 +36,7 @@ from megatron_star.inference.kv_store import EncodedContext, KeyValue, Tail
 from megatron_star.inference.pace import with_fast_waves
 from megatron_star.inference.star_model import StarModel
 from megatron_star.model.checkpoint import read_checkpoint_info
+from megatron_star.model.tokenizer import load_tokenizer
 from megatron_star.parallel.groups import StarGroups
 from megatron_star.plan import ContextPlan
 
@@ -180,7 +180,7 @@ def run(args: Namespace, star_model: StarModel, _: StarGroups) -> None:
     """
     if dist.get_world_size() > 1:
         raise ValueError(f"{dist.get_world_size()} ranks: this runs on one, without torchrun")
-    tokenizer = AutoTokenizer.from_pretrained(read_checkpoint_info(args.load).tokenizer_directory)
+    tokenizer = load_tokenizer(read_checkpoint_info(args.load).tokenizer_directory)
     maker = SampleMaker(tokenizer, Sources(), chat=True)
     keys = [SampleKey(task, args.length, index) for index in range(args.samples) for task in args.tasks]
     found: dict[int, list[dict[str, Outcome]]] = {block_size: [] for block_size in args.block_sizes}

@@ -8,6 +8,7 @@ from typing import NoReturn
 
 import torch
 from tqdm import tqdm
+from transformers.utils import logging as transformers_logging
 
 from megatron_star.help_formatter import HelpFormatter
 from megatron_star.model.checkpoint import DTYPES
@@ -48,6 +49,8 @@ def dtype_option(options: argparse.Namespace) -> torch.dtype | None:
 def run_command(main: Callable[[], int | None]) -> NoReturn:
     """Run a command and exit; what users can put right is one line on stderr and status 2."""
     logging.getLogger("megatron").setLevel(logging.ERROR)  # "GPTModel IS DEPRECATED", at every model
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     torch.set_grad_enabled(False)
     try:
         status = main()

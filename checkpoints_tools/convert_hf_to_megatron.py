@@ -23,18 +23,27 @@ from checkpoints_tools.families import Chunk
 from checkpoints_tools.hf_checkpoint import common_dtype, open_hf_checkpoint
 from checkpoints_tools.layouts import fuse
 from checkpoints_tools.megatron_args import args_for_megatron
-from checkpoints_tools.output import copy_tokenizer, new_directory
+from checkpoints_tools.output import new_directory
 from checkpoints_tools.safetensors_files import HfWeights
+from checkpoints_tools.tokenizer_files import check_tokenizer, copy_tokenizer
 from checkpoints_tools.torch_dist import write_weights
 from megatron_star.model.checkpoint import TOKENIZER_DIRECTORY, TRACKER_FILE, CheckpointInfo
 from megatron_star.model.weight_hashes import hash_files
 
 
-def convert(hf: Path, output: Path, *, dtype: torch.dtype | None = None, force: bool = False) -> None:
+def convert(
+    hf: Path,
+    output: Path,
+    *,
+    dtype: torch.dtype | None = None,
+    force: bool = False,
+    with_tokenizer: bool = True,
+) -> None:
     """Convert `hf` to `output`.
 
     Args:
         dtype: of the result; None keeps that of the checkpoint.
+        with_tokenizer: refuse a checkpoint whose tokenizer cannot be loaded.
 
     Raises:
         ValueError, FileNotFoundError: the checkpoint cannot be converted, or `output` not be written.
@@ -44,6 +53,7 @@ def convert(hf: Path, output: Path, *, dtype: torch.dtype | None = None, force: 
     num_bytes = sum(piece.num_elements for piece in source.pieces) * dtype.itemsize
     with new_directory(output, inputs=[hf], force=force, num_bytes=num_bytes) as temporary:
         tokenizer = copy_tokenizer(hf, temporary / TOKENIZER_DIRECTORY)
+        check_tokenizer(hf, temporary / TOKENIZER_DIRECTORY, wanted=with_tokenizer)
         args = args_for_megatron(source.args, output / TOKENIZER_DIRECTORY, dtype)
         with progress_bar(num_bytes, "converting") as bar:
             values = _Source(source.weights, dtype, source.args["num_query_groups"], bar)
@@ -94,8 +104,17 @@ def main() -> None:
     parser.add_argument(
         "--force", action="store_true", help="replace an existing output, if it is a checkpoint of ours"
     )
+    parser.add_argument(
+        "--no-tokenizer", action="store_true", help="convert although the tokenizer cannot be loaded"
+    )
     options = parser.parse_args()
-    convert(options.hf, options.output, dtype=dtype_option(options), force=options.force)
+    convert(
+        options.hf,
+        options.output,
+        dtype=dtype_option(options),
+        force=options.force,
+        with_tokenizer=not options.no_tokenizer,
+    )
 
 
 if __name__ == "__main__":

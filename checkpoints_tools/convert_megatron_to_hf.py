@@ -23,8 +23,9 @@ from checkpoints_tools.describe import describe
 from checkpoints_tools.families import Chunk, HfTensor, chunks
 from checkpoints_tools.hf_config import model_arguments, read_hf_config
 from checkpoints_tools.layouts import split
-from checkpoints_tools.output import check_can_write, copy_tokenizer, new_directory
+from checkpoints_tools.output import check_can_write, new_directory
 from checkpoints_tools.safetensors_files import write_hf_weights
+from checkpoints_tools.tokenizer_files import copy_tokenizer
 from checkpoints_tools.torch_dist import MegatronWeights
 from megatron_star.model.checkpoint import DTYPES, WHOLE, CheckpointInfo, weights_directory
 from megatron_star.model.weight_hashes import checked_beside

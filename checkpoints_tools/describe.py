@@ -14,8 +14,8 @@ import megatron_star
 from checkpoints_tools.command_line import command_parser, run_command
 from checkpoints_tools.families import Chunk, chunks
 from checkpoints_tools.hf_config import family_of, model_arguments, read_hf_config
-from checkpoints_tools.output import copy_tokenizer
 from checkpoints_tools.recorded_by_megatron import check_agreement, recorded_arguments, what_is_missing
+from checkpoints_tools.tokenizer_files import check_tokenizer, copy_tokenizer
 from checkpoints_tools.torch_dist import MegatronWeights
 from megatron_star.model.checked_values import read_json_object
 from megatron_star.model.checkpoint import (
@@ -93,11 +93,14 @@ def write_description(directory: Path, info: CheckpointInfo, *, source: Path, ha
     (directory / DESCRIPTION_FILE).write_text(json.dumps(description, indent=2) + "\n")
 
 
-def add_description(directory: Path, hf_config: Path, *, force: bool = False) -> None:
+def add_description(
+    directory: Path, hf_config: Path, *, force: bool = False, with_tokenizer: bool = True
+) -> None:
     """Write the description and copy the tokenizer into the checkpoint.
 
     Args:
         force: replace a description, and the tokenizer that came with it.
+        with_tokenizer: refuse a tokenizer that cannot be loaded.
 
     Raises:
         ValueError: there is one already, and not `force`; or what is there is not of this command.
@@ -108,6 +111,7 @@ def add_description(directory: Path, hf_config: Path, *, force: bool = False) ->
     try:
         temporary.chmod(0o755)
         copy_tokenizer(hf_config, temporary)
+        check_tokenizer(hf_config, temporary, wanted=with_tokenizer)
         if (directory / TOKENIZER_DIRECTORY).exists():
             shutil.rmtree(directory / TOKENIZER_DIRECTORY)
         temporary.rename(directory / TOKENIZER_DIRECTORY)
@@ -135,8 +139,13 @@ def main() -> None:
         "--hf-config", type=Path, required=True, help="Hugging Face directory: configuration, tokenizer"
     )
     parser.add_argument("--force", action="store_true", help="replace a description of this command")
+    parser.add_argument(
+        "--no-tokenizer", action="store_true", help="describe although the tokenizer cannot be loaded"
+    )
     options = parser.parse_args()
-    add_description(options.megatron, options.hf_config, force=options.force)
+    add_description(
+        options.megatron, options.hf_config, force=options.force, with_tokenizer=not options.no_tokenizer
+    )
     print(f"{options.megatron / DESCRIPTION_FILE} written")
 
 

@@ -13,6 +13,7 @@ from checkpoints_tools.families import Chunk, HfTensor, chunks
 from checkpoints_tools.hf_config import family_of, model_arguments, read_hf_config
 from checkpoints_tools.safetensors_files import HfWeights
 from checkpoints_tools.safetensors_header import DTYPES_IN_FILES
+from megatron_star.model.checked_values import shown
 
 _EMBEDDING, _OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
 # Tables that follow from the configuration, and the scales of a quantised KV cache: no model of ours reads
@@ -93,7 +94,7 @@ def _check_tensor(weights: HfWeights, source: HfTensor) -> None:
         )
     if entry.dtype not in DTYPES_IN_FILES:
         raise ValueError(
-            f"{entry.file}: {source.name} has dtype {entry.dtype}; {', '.join(DTYPES_IN_FILES)} are "
+            f"{entry.file}: {source.name} has dtype {shown(entry.dtype)}; {', '.join(DTYPES_IN_FILES)} are "
             "supported (a quantised checkpoint must be dequantised first)"
         )
 

@@ -10,17 +10,6 @@ from pathlib import Path
 from checkpoints_tools.written_by_us import what_is_not_ours
 
 _MARGIN = 64_000_000  # bytes for everything that is not a weight
-_TOKENIZER_FILES = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer*",
-    "vocab*",
-    "merges.txt",
-    "*.tiktoken",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template*",
-)
 
 
 @contextmanager
@@ -93,10 +82,3 @@ def _replace(output: Path, temporary: Path) -> None:
         old.rmdir()
         raise
     shutil.rmtree(old)
-
-
-def copy_tokenizer(source: Path, destination: Path) -> list[Path]:
-    """Copy the tokenizer and the configuration files; return the copies."""
-    destination.mkdir(exist_ok=True)
-    found = {path for pattern in _TOKENIZER_FILES for path in source.glob(pattern) if path.is_file()}
-    return [Path(shutil.copyfile(path, destination / path.name)) for path in sorted(found)]

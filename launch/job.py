@@ -15,8 +15,8 @@ from launch.progress import heartbeat
 from launch.session import process_groups
 from megatron_star.inference.engine import StarEngine, run_worker
 from megatron_star.inference.star_model import StarModel
-from megatron_star.inference.tokenizer import read_tokenizer
 from megatron_star.model.checkpoint import CheckpointInfo, read_checkpoint_info
+from megatron_star.model.tokenizer import load_tokenizer
 from megatron_star.parallel.control import from_driver, on_every_rank
 from megatron_star.parallel.groups import StarGroups
 
@@ -79,7 +79,7 @@ def loaded_job(
         info = on_every_rank(lambda: read_checkpoint_info(args.load), groups.control)
         check_same_checkpoint(info, groups.control)
         tokenizers: list[PreTrainedTokenizerBase] = []
-        from_driver(lambda: tokenizers.append(read_tokenizer(info.tokenizer_directory)), groups.control)
+        from_driver(lambda: tokenizers.append(load_tokenizer(info.tokenizer_directory)), groups.control)
         with heartbeat(f"reading the weights of {args.load}", on=bool(tokenizers)):
             star_model = load_model(args, info, groups, device, environment)
         budget = kv_budget(args, environment, groups, device)

@@ -33,8 +33,6 @@ _SWITCHES = (
     "untie_embeddings_and_output_weights",
     "rotary_interleaved",
     "use_rope_scaling",
-    "moe_router_pre_softmax",
-    "yarn_correction_range_round_to_int",
 )
 _NUMBERS = ("norm_epsilon", "rotary_base", "rotary_percent")
 _YARN_NUMBERS = (
@@ -43,11 +41,13 @@ _YARN_NUMBERS = (
     "yarn_beta_fast",
     "yarn_beta_slow",
 )
+_YARN_SWITCH, _EXPERTS_SWITCH = "yarn_correction_range_round_to_int", "moe_router_pre_softmax"
 _SCALES = ("mscale", "mscale_all_dim")
 _ROUTING = ("none", "aux_loss", "seq_aux_loss", "global_aux_loss")  # which differ in training only
 MODELLED = frozenset(
     (
         *("num_layers", *_SIZES, *_SWITCHES, *_NUMBERS, *_YARN_NUMBERS, *_SCALES),
+        *(_YARN_SWITCH, _EXPERTS_SWITCH),
         *("normalization", "position_embedding_type", "rope_scaling_factor", "make_vocab_size_divisible_by"),
         *("num_experts", "moe_ffn_hidden_size", "moe_router_topk"),
         *("moe_router_load_balancing_type", "moe_token_dispatcher_type", "moe_layer_freq"),
@@ -111,18 +111,24 @@ def check_arguments(args: Mapping[str, Any], source: object) -> None:
     for name in _SIZES:
         values.integer(name)
     for name in _SWITCHES:
-        values.boolean(name, default=False)
+        values.boolean(name)
     for name in _NUMBERS:
-        values.number(name, default=1.0)
+        values.number(name)
     values.one_of("normalization", ("RMSNorm", "LayerNorm"))
     values.one_of("position_embedding_type", ("rope", "yarn"))
+    if args["num_attention_heads"] % args["num_query_groups"]:
+        raise values.wrong(
+            "num_query_groups", f"a divisor of num_attention_heads, {args['num_attention_heads']}"
+        )
+    if args["kv_channels"] % 2:
+        raise values.wrong("kv_channels", "even, to be rotated in pairs")
     if args["padded_vocab_size"] < args["vocab_size"]:
         raise values.wrong("padded_vocab_size", f"at least vocab_size, {args['vocab_size']:,}")
     if args.get("use_rope_scaling"):
         values.number("rope_scaling_factor")
     if args["position_embedding_type"] == "yarn":
         _check_yarn(values)
-    if args.get("num_experts") is not None:
+    if values.any("num_experts") is not None:
         _check_experts(values, layers)
     if problem := not_understood(args, MODELLED):
         raise ValueError(f"{source}: {problem}")
@@ -131,6 +137,7 @@ def check_arguments(args: Mapping[str, Any], source: object) -> None:
 def _check_yarn(values: CheckedValues) -> None:
     for name in _YARN_NUMBERS:
         values.number(name)
+    values.boolean(_YARN_SWITCH)
     for name in _SCALES:
         if values.any(name) is not None:
             values.number(name, above=-float("inf"))
@@ -140,6 +147,7 @@ def _check_experts(values: CheckedValues, layers: int) -> None:
     experts = values.integer("num_experts", most=MOST_LAYERS)
     values.integer("moe_router_topk", most=experts)
     values.integer("moe_ffn_hidden_size")
+    values.boolean(_EXPERTS_SWITCH)
     values.one_of("moe_router_load_balancing_type", _ROUTING, "aux_loss")
     if not is_every_layer(values.any("moe_layer_freq", 1), layers):
         raise values.wrong("moe_layer_freq", "1, experts in every layer")

@@ -40,9 +40,9 @@ def hash_files(directory: Path, names: list[str], advance: Callable[[int], objec
     found = {name: {"bytes": (directory / name).stat().st_size, "sha256": []} for name in names}
     with ThreadPoolExecutor(_num_threads()) as pool:
         digests = pool.map(lambda block: _digest(directory / block[0], block[1]), blocks)
-        for (name, _), digest in zip(blocks, digests, strict=True):
+        for (name, number), digest in zip(blocks, digests, strict=True):
             found[name]["sha256"].append(digest)
-            advance(BLOCK_BYTES)
+            advance(min(BLOCK_BYTES, found[name]["bytes"] - number * BLOCK_BYTES))
     return found
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from checkpoints_tools import verify
+from checkpoints_tools import convert_hf_to_megatron, verify
 from checkpoints_tools.inspect import inspect
 from megatron_star.model.checkpoint import DESCRIPTION_FILE, read_checkpoint_info
 
@@ -29,6 +29,17 @@ def run(pair, monkeypatch, *options: str) -> int:
 def test_verify_accepts_a_conversion(pair, monkeypatch, capsys):
     assert run(pair, monkeypatch) == 0
     assert "tensors: all equal" in capsys.readouterr().out
+
+
+def test_rounding_of_large_logits_is_no_difference(pair, monkeypatch, capsys):
+    tensors = load_file(pair.hf / "model.safetensors")
+    tensors["lm_head.weight"] *= 3000
+    save_file(tensors, pair.hf / "model.safetensors")
+    shutil.rmtree(pair.megatron)
+    convert_hf_to_megatron.convert(pair.hf, pair.megatron)
+    assert run(pair, monkeypatch) == 0
+    found = float(capsys.readouterr().out.partition("largest difference ")[2].split()[0])
+    assert found > 1e-4 and verify.tolerance(torch.tensor([30.0, -2.0])) == pytest.approx(3e-4)
 
 
 def test_verify_names_the_one_value_that_differs(pair, monkeypatch, capsys):

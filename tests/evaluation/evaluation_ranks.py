@@ -15,8 +15,8 @@ from megatron_star.evaluation.hidden_attention import hidden_masses
 from megatron_star.inference.context_encoding import encode_context
 from megatron_star.inference.engine import StarEngine, run_worker
 from megatron_star.inference.request import StarRequest
-from megatron_star.inference.tokenizer import read_tokenizer
 from megatron_star.model.checkpoint import read_checkpoint_info
+from megatron_star.model.tokenizer import load_tokenizer
 from megatron_star.parallel.control import from_driver
 
 
@@ -58,7 +58,7 @@ def job_of(checkpoint: str) -> Job:
     """What `loaded_job` gives."""
     star_model, groups = load(checkpoint, 1)
     info, budget = read_checkpoint_info(checkpoint), ENGINE_LIMITS["budget_bytes_per_rank"]
-    return Job(groups, info, star_model, budget, read_tokenizer(info.tokenizer_directory))
+    return Job(groups, info, star_model, budget, load_tokenizer(info.tokenizer_directory))
 
 
 def run_evaluate(checkpoint: str, arguments: list[str]) -> None:
