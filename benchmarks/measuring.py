@@ -1,6 +1,5 @@
 """What the benchmarks share: ranks, medians within rounds, and a result with its circumstances."""
 
-import json
 import platform
 import statistics
 import sys
@@ -16,9 +15,12 @@ from benchmarks.models import add_random_model_argument, measured_model
 from launch.argument_types import ArgumentParser
 from launch.arguments import add_model_arguments
 from launch.environment import read_environment
+from launch.output import AnswerFile
 from launch.session import exit_on_errors, process_groups
 from megatron_star.inference.star_model import StarModel
 from megatron_star.parallel.groups import StarGroups
+
+PROGRAM = "benchmarks"
 
 
 def run_on_ranks(
@@ -37,6 +39,8 @@ def run_on_ranks(
         parser.add_argument("--output", metavar="FILE")
         add_arguments(parser)
         args = parser.parse_args()
+        if args.output and environment.rank == 0:
+            AnswerFile(args.output, PROGRAM, {}).close()  # what is wrong with it shows before the work
         cp_size = environment.world_size // args.tensor_model_parallel_size
         grid = {"tp_size": args.tensor_model_parallel_size, "cp_size": cp_size}
         timeout = args.distributed_timeout_minutes
@@ -95,9 +99,8 @@ def write_result(path: str | None, summary: Any, rounds: Any) -> None:
         "summary": summary,
         "rounds": rounds,
     }
-    unfinished = Path(f"{path}.partial")
-    unfinished.write_text(json.dumps(result, indent=2) + "\n")
-    unfinished.replace(path)
+    with AnswerFile(path, PROGRAM, {}) as file:
+        file.write(result)
 
 
 def machine_name() -> str:

@@ -100,6 +100,8 @@ def main() -> None:
         environment = read_environment()
     with exit_on_errors(environment.rank), ExitStack() as held:
         args = parse_arguments()
+        if sys.stdout:  # an answer is not lost to an encoding; there may be no stdout
+            sys.stdout.reconfigure(errors="backslashreplace")
         warning = star_config(args).warning()
         if warning and environment.rank == 0:
             print(f"warning: {warning}", file=sys.stderr)

@@ -48,7 +48,7 @@ def test_what_is_answered_is_not_asked_again(maker):
     ("options", "message"),
     [
         (["--tasks", "niah"], "no task 'niah'"),
-        (["--depths", "1.5"], "'1.5' is not a depth from 0 to 1"),
+        (["--depths", "1.5"], "'1.5' is not a depth of at least 0 and at most 1"),
         (["--samples", "0"], "'0' is not a whole number of at least 1"),
         (["--lengths", "4X"], "'4X' is not a number of tokens"),
         (["--setting", "exact"], "two of the settings are the same"),

@@ -1,11 +1,13 @@
 """Samples hold what they ask for, where they say, at the length that was asked for, and always the same."""
 
 import json
+import random
 import re
 from collections import Counter
 from dataclasses import replace
 
 import pytest
+from mutations import mutated
 from transformers import AutoTokenizer
 
 from megatron_star.evaluation.counting import DOTS
@@ -239,6 +241,22 @@ def test_a_task_of_a_file_needs_the_file(make, task, tmp_path, maker):
         wrong = replace(maker, sources=Sources(**{task: tmp_path / "file"}))
         with pytest.raises(ValueError, match=message):
             wrong.make(SampleKey(NamedTask.parse(task), 1000, 0))
+
+
+@pytest.mark.parametrize("task", ["squad", "hotpotqa", "babilong"])
+def test_damaged_files_of_a_task_are_read_or_refused_by_name(tmp_path, maker, task):
+    path, generator, refused = tmp_path / "file", random.Random(0), 0
+    babilong = {"input": "Mary went to room 1.", "question": "Where?", "target": "1"}
+    small = {"squad": {"data": SQUAD["data"][:1]}, "hotpotqa": HOTPOTQA[:2], "babilong": babilong}[task]
+    for _ in range(300):
+        path.write_bytes(mutated(json.dumps(small).encode(), generator))
+        damaged = replace(maker, sources=Sources(**{task: path}))
+        try:
+            damaged.make(SampleKey(NamedTask.parse(task), 1000, 0))
+        except ValueError as error:
+            refused += 1
+            assert str(path) in str(error) or f"{task}/1000/0/0: " in str(error)
+    assert refused > 100
 
 
 def test_essays_of_a_few_words_are_refused_where_a_list_of_words_is_made(tmp_path, maker):

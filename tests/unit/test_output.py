@@ -2,11 +2,13 @@
 
 import json
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from mutations import mutated
 
 from launch import asked
 from launch.output import AnswerFile, AnswerLines, check_not_an_input
@@ -100,6 +102,23 @@ def test_what_is_not_ours_is_refused_and_stays_as_it_is(tmp_path, what):
     assert path.read_bytes() == before
 
 
+def test_a_thousand_damaged_outputs_are_gone_on_with_or_refused_and_stay_as_they_are(tmp_path):
+    path, generator = tmp_path / "out.jsonl", random.Random(0)
+    good = written(*(answer(name, top_k=1) for name in ("a", 2, "c"))).encode()
+    refused = 0
+    for _ in range(1000):
+        damaged = mutated(good, generator)
+        path.write_bytes(damaged)
+        try:
+            with lines(path) as output:
+                output.finished({"a": {"top_k": 1}})
+        except ValueError as error:
+            refused += 1
+            assert str(error).startswith(str(path)) and "\n" not in str(error)
+        assert path.read_bytes() == damaged
+    assert refused > 500
+
+
 @pytest.mark.parametrize("link", [os.symlink, os.link, None])
 def test_an_output_that_is_an_input_is_refused(tmp_path, link):
     source, path = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
@@ -129,7 +148,7 @@ def test_an_output_that_got_nothing_leaves_nothing(tmp_path):
 def test_a_second_job_is_refused_until_the_first_has_died(tmp_path):
     path = tmp_path / "out.jsonl"
     hold = "import sys, test_output as t; o = t.lines(sys.argv[1]); print('held', flush=True); input()"
-    environment = os.environ | {"PYTHONPATH": f"{Path(__file__).parent}:{Path(__file__).parents[2]}"}
+    environment = os.environ | {"PYTHONPATH": ":".join(map(str, [Path(__file__).parent, *sys.path]))}
     first = subprocess.Popen(
         [sys.executable, "-c", hold, path], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
