@@ -148,14 +148,14 @@ def read_input(args: argparse.Namespace, held: ExitStack) -> Input:
     Raises:
         ValueError, OSError: there are none; or the output is no file for these questions.
     """
+    same = of_model(args) | of_ranks(args) | {"chat": args.chat}
+    same["num_tokens_to_generate"] = args.num_tokens_to_generate
     documents = read_jsonl(args.input_jsonl)
     if not documents:
         raise ValueError(f"{args.input_jsonl} has no questions")
     output = held.enter_context(
         AnswerLines(args.output, PROGRAM, _RECORD, {"--input-jsonl": args.input_jsonl})
     )
-    same = of_model(args) | of_ranks(args) | {"chat": args.chat}
-    same["num_tokens_to_generate"] = args.num_tokens_to_generate
     asked = {
         str(document.id): same | {"context": of_text(document.context), "query": document.query}
         for document in documents

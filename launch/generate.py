@@ -132,15 +132,16 @@ class Work:
 
 def open_work(args: argparse.Namespace, held: ExitStack) -> Work:
     """Read the input and take the output, which is let go with `held`; raises ValueError or OSError."""
+    model = of_model(args)
     names = ("context_file", "query_file", "input_jsonl")
     inputs = {f"--{name.replace('_', '-')}": getattr(args, name) for name in names}
     if args.context_file:
         documents = [read_document(args.context_file, args.query, args.query_file)]
         file = held.enter_context(AnswerFile(args.output, PROGRAM, inputs)) if args.output else None
-        return Work(documents, _asked(documents, args), file=file)
+        return Work(documents, _asked(documents, args, model), file=file)
     documents = read_jsonl(args.input_jsonl)
     lines = held.enter_context(AnswerLines(args.output, PROGRAM, _RECORD, inputs))
-    asked = _asked(documents, args)
+    asked = _asked(documents, args, model)
     finished = lines.finished(asked)
     if finished:
         print(f"{len(finished)} of {len(documents)} answers are in {args.output} already", file=sys.stderr)
@@ -148,9 +149,11 @@ def open_work(args: argparse.Namespace, held: ExitStack) -> Work:
     return Work(remaining, asked, lines=lines, num_finished=len(finished))
 
 
-def _asked(documents: Sequence[Document], args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+def _asked(
+    documents: Sequence[Document], args: argparse.Namespace, model: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
     names = ("num_tokens_to_generate", "temperature", "top_k", "top_p", "seed", "stop")
-    same = of_model(args) | {"chat": args.chat, "star": asdict(star_config(args))}
+    same = {**model, "chat": args.chat, "star": asdict(star_config(args))}
     same |= {name: getattr(args, name) for name in names}
     return {
         str(document.id): same | {"context": of_text(document.context), "query": document.query}

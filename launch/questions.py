@@ -84,12 +84,12 @@ def open_output(args: argparse.Namespace, held: ExitStack) -> Output:
         ValueError, OSError: it is no file for this run, or holds answers of another model or another kind
             of job; or a file that a task needs is missing.
     """
+    asked = of_model(args) | of_ranks(args) | {"max_batch_size": args.max_batch_size, "chat": args.chat}
     sources = {f"--{name}": getattr(args, name) for name in SOURCES}
     for option, path in sources.items():
         if path and not path.is_file():
             raise ValueError(f"{option}: {path}: no such file")
     lines = held.enter_context(AnswerLines(args.output, PROGRAM, strict_fields(_Record), sources))
-    asked = of_model(args) | of_ranks(args) | {"max_batch_size": args.max_batch_size, "chat": args.chat}
     for name, record in lines.records.items():
         then = {key: value for key, value in record["asked"].items() if key != "prompt"}
         check_asked_the_same(then, asked, f"{lines.path}: {name!r}")
