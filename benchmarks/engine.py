@@ -6,7 +6,6 @@ All figures come from one process group in one run; ratios are between runs that
 """
 
 import copy
-import json
 import statistics
 import sys
 from argparse import Namespace
@@ -18,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 import torch.distributed as dist
 
+from benchmarks.measuring import write_result
 from launch.argument_types import ArgumentParser, token_count
 from launch.arguments import add_model_arguments
 from launch.environment import read_environment
@@ -131,9 +131,7 @@ def report(args: Namespace, results: dict[str, dict[str, float]]) -> None:
         print(title)
         for name, value in figures.items():
             print(f"    {name:<30} {value:>10.3f}")
-    if args.output:
-        result = {"command": sys.argv, "num_ranks": dist.get_world_size(), "results": results}
-        Path(args.output).write_text(json.dumps(result, indent=2) + "\n")
+    write_result(args.output, results, [])
 
 
 def main() -> None:

@@ -115,6 +115,7 @@ def main() -> None:
         force=options.force,
         with_tokenizer=not options.no_tokenizer,
     )
+    print(f"{options.output} written: give it to --load")
 
 
 if __name__ == "__main__":

@@ -126,6 +126,7 @@ def main() -> None:
         force=options.force,
         verify_weights=not options.no_verify_weights,
     )
+    print(f"{options.output} written")
 
 
 if __name__ == "__main__":

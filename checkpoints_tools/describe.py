@@ -17,7 +17,7 @@ from checkpoints_tools.hf_config import family_of, model_arguments, read_hf_conf
 from checkpoints_tools.recorded_by_megatron import check_agreement, recorded_arguments, what_is_missing
 from checkpoints_tools.tokenizer_files import check_tokenizer, copy_tokenizer
 from checkpoints_tools.torch_dist import MegatronWeights
-from megatron_star.model.checked_values import read_json_object
+from megatron_star.checked_input import read_json_object
 from megatron_star.model.checkpoint import (
     DESCRIPTION_FILE,
     DTYPES,

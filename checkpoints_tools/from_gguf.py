@@ -143,6 +143,7 @@ def main() -> None:
     )
     options = parser.parse_args()
     convert(options.file, options.output, force=options.force)
+    print(f"{options.output} written")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from checkpoints_tools.casting import cast
 from checkpoints_tools.families import HfTensor
-from megatron_star.model.checked_values import CheckedValues, shown
+from megatron_star.checked_input import shown
+from megatron_star.model.checked_values import CheckedValues
 
 _NAMES = {
     "token_embd.weight": "model.embed_tokens.weight",

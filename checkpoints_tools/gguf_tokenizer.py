@@ -7,7 +7,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 
-from megatron_star.model.checked_values import shown
+from megatron_star.checked_input import shown
 
 Field = Callable[..., Any]
 

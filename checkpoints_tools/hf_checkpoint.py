@@ -13,7 +13,7 @@ from checkpoints_tools.families import Chunk, HfTensor, chunks
 from checkpoints_tools.hf_config import family_of, model_arguments, read_hf_config
 from checkpoints_tools.safetensors_files import HfWeights
 from checkpoints_tools.safetensors_header import DTYPES_IN_FILES
-from megatron_star.model.checked_values import shown
+from megatron_star.checked_input import shown
 
 _EMBEDDING, _OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
 # Tables that follow from the configuration, and the scales of a quantised KV cache: no model of ours reads

@@ -13,7 +13,8 @@ from transformers import CONFIG_MAPPING
 
 from checkpoints_tools.families import FAMILIES
 from checkpoints_tools.rotary_arguments import rotary_arguments
-from megatron_star.model.checked_values import CheckedValues, read_json_object, shown
+from megatron_star.checked_input import read_json_object, shown
+from megatron_star.model.checked_values import CheckedValues
 
 Config = dict[str, Any]
 

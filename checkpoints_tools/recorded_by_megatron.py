@@ -11,7 +11,7 @@ from megatron.core.dist_checkpointing.serialization import load_common_state_dic
 from megatron.core.safe_globals import register_safe_globals
 from megatron.training.arguments import add_megatron_arguments
 
-from megatron_star.model.checked_values import shown
+from megatron_star.checked_input import shown
 from megatron_star.model.checkpoint import without_torch_warnings
 from megatron_star.model.recorded_arguments import is_every_layer, not_understood
 

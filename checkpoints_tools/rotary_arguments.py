@@ -3,7 +3,8 @@
 import math
 from typing import Any
 
-from megatron_star.model.checked_values import LARGEST_SIZE, CheckedValues, shown
+from megatron_star.checked_input import shown
+from megatron_star.model.checked_values import LARGEST_SIZE, CheckedValues
 
 _SOURCE = "config.json: rope_parameters"
 _LLAMA3_CONSTANTS = {

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from checkpoints_tools.families import HfTensor
 from checkpoints_tools.safetensors_header import DTYPES_IN_FILES, TOOL_KEY, Entry, read_header
-from megatron_star.model.checked_values import read_json_object, shown
+from megatron_star.checked_input import read_json_object, shown
 
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES_IN_FILES.items()}
 _INDEX_FILE = "model.safetensors.index.json"

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from checkpoints_tools.families import Shape
-from megatron_star.model.checked_values import shown
+from megatron_star.checked_input import shown
 
 DTYPES_IN_FILES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 TOOL_KEY = "written_by"  # in the metadata of files that we write

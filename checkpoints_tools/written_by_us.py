@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from checkpoints_tools.safetensors_header import TOOL_KEY, read_metadata
-from megatron_star.model.checked_values import read_json_object
+from megatron_star.checked_input import read_json_object
 from megatron_star.model.checkpoint import DESCRIPTION_FILE, TOKENIZER_DIRECTORY, TRACKER_FILE
 
 _WEIGHTS = "release"

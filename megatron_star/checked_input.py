@@ -61,7 +61,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(values) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the name {_shown(twice)} occurs twice in an object")
+        raise ValueError(f"the name {shown(twice)} occurs twice in an object")
     return values
 
 
@@ -75,6 +75,24 @@ def _finite(text: str) -> float:
 def read_json(path: str | Path) -> Any:
     """The value of a JSON file; raises OSError or ValueError as `read_text` and `parse_json` do."""
     return parse_json(read_text(path), str(path))
+
+
+def read_json_object(path: str | Path, advice: str = "") -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Args:
+        advice: what to do if it cannot be read; ends the message.
+
+    Raises:
+        OSError, ValueError: as `read_json`, or it holds something else.
+    """
+    try:
+        value = read_json(path)
+    except ValueError as error:
+        raise ValueError(f"{error}{advice}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: holds {shown(value)}, not a JSON object{advice}")
+    return value
 
 
 def place(path: str | Path, number: int) -> str:
@@ -124,14 +142,14 @@ def validated[T](adapter: TypeAdapter[T], value: Any, where: str) -> T:
     reason = first["msg"].removeprefix("Value error, ")
     reason = reason[:1].lower() + reason[1:]
     if not key:
-        raise ValueError(f"{where}: {_shown(value)}: {reason}")
-    raise ValueError(f"{where}: the field {key!r} is {_shown(first['input'])}: {reason}")
+        raise ValueError(f"{where}: {shown(value)}: {reason}")
+    raise ValueError(f"{where}: the field {key!r} is {shown(first['input'])}: {reason}")
 
 
-def _shown(value: Any) -> str:
+def shown(value: object) -> str:
     """As in Python, cut: a message is one line."""
     try:
         text = ascii(value)
-    except RecursionError:
-        text = f"a nested {type(value).__name__}"
+    except (ValueError, RecursionError):  # an integer of more digits than Python prints, or nested too deeply
+        return f"a {type(value).__name__} too large to show"
     return text if len(text) <= MOST_SHOWN else f"{text[: MOST_SHOWN - 3]}..."

@@ -1,11 +1,12 @@
 """The tokens that end an answer, as a checkpoint declares them in up to three places."""
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
+
+from megatron_star.checked_input import read_json_object
 
 FILES = ("generation_config.json", "config.json")
 KEY = "eos_token_id"
@@ -37,12 +38,7 @@ def stop_tokens(tokenizer: PreTrainedTokenizerBase, stops: Iterable[str]) -> tup
 
 
 def _declared(path: Path) -> set[int]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not valid JSON ({error})") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{path}: not a JSON object")
+    config = read_json_object(path)
     text_config = config.get("text_config")
     values = [config.get(KEY), text_config.get(KEY) if isinstance(text_config, dict) else None]
     return {token for value in values for token in _token_ids(value, path)}

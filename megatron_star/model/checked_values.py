@@ -1,43 +1,14 @@
-"""Reading users' JSON files: every value is checked where it is taken, and errors name file and key."""
+"""Values of users' files: each is checked where it is taken, and errors name file and key."""
 
-import json
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
+
+from megatron_star.checked_input import shown
 
 LARGEST_SIZE = 2**31 - 1
 _LARGEST_NUMBER = sys.float_info.max
-_LONGEST_VALUE = 80  # characters of a value in a message
 _REQUIRED = object()
-
-
-def read_json_object(path: Path, advice: str = "") -> dict[str, Any]:
-    """The JSON object in a file.
-
-    Args:
-        advice: what to do if it cannot be read; ends the message.
-
-    Raises:
-        OSError: the file cannot be read.
-        ValueError: it does not hold a JSON object in UTF-8.
-    """
-    try:
-        value = json.loads(path.read_bytes().decode("utf-8"))
-    except (ValueError, RecursionError) as error:  # of decoding, and of JSON
-        raise ValueError(f"{path}: not valid JSON ({error}){advice}") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: holds {shown(value)}, not a JSON object{advice}")
-    return value
-
-
-def shown(value: object) -> str:
-    """The value for a message, on one line and not too long."""
-    try:
-        text = repr(value)
-    except (ValueError, RecursionError):  # an integer of more digits than Python prints
-        return f"a {type(value).__name__} too large to show"
-    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}..."
 
 
 class CheckedValues:

@@ -22,7 +22,8 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factor
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistLoadShardedStrategy
 from torch.distributed.checkpoint import CheckpointException
 
-from megatron_star.model.checked_values import CheckedValues, read_json_object, shown
+from megatron_star.checked_input import read_json_object, shown
+from megatron_star.model.checked_values import CheckedValues
 from megatron_star.model.recorded_arguments import check_arguments
 from megatron_star.model.weight_hashes import (
     DamagedWeights,

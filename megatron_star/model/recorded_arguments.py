@@ -11,7 +11,8 @@ from typing import Any
 
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from megatron_star.model.checked_values import CheckedValues, shown
+from megatron_star.checked_input import shown
+from megatron_star.model.checked_values import CheckedValues
 
 MOST_LAYERS = 10_000
 _SIZES = (

@@ -58,7 +58,7 @@ def test_what_is_no_token_id_is_refused_with_the_file_and_the_key(load, value):
 
 def test_a_file_that_is_not_json_is_named(load):
     tokenizer = load({"generation_config": "{"})
-    with pytest.raises(ValueError, match="generation_config.json: not valid JSON"):
+    with pytest.raises(ValueError, match="generation_config.json: not JSON"):
         end_tokens(tokenizer)
 
 
