@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+import megatron_star
 from benchmarks.gpu.bench import Bench
 from benchmarks.measuring import machine_name
 from launch.code_version import code_fingerprint
@@ -62,7 +63,7 @@ def commit() -> str:
         head = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         head = "no git"
-    return f"{head} {code_fingerprint():016x}"
+    return f"{head} {code_fingerprint(Path(megatron_star.__file__).parent)}"
 
 
 def _version(package: str) -> str | None:

@@ -155,6 +155,7 @@ def _tracked_directory(directory: Path) -> Path:
     return directory / (iteration if iteration == "release" else f"iter_{int(iteration):07d}")
 
 
+@torch.no_grad()
 def load_weights(model: torch.nn.Module, info: CheckpointInfo, *, verify: Share | None = WHOLE) -> None:
     """Read the weights into the model's parameters, in place, each rank its own part.
 
