@@ -1,10 +1,11 @@
 """Start and end of a process of a job: its groups, and what happens when something goes wrong."""
 
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import timedelta
 from time import sleep
@@ -58,6 +59,7 @@ def end_process(rank: int, error: BaseException) -> NoReturn:
         _end(FAILURE_STATUS)
     if isinstance(error, ValueError | OSError):
         if isinstance(error, SharedError) and rank:
+            _let_launchers_end(USER_ERROR_STATUS)
             sleep(SECONDS_FOR_RANK_0)  # it says so, and a launcher ends it as soon as another rank has ended
             _end(USER_ERROR_STATUS)
         alone = isinstance(error, RankError) or dist.is_initialized() or rank
@@ -65,12 +67,19 @@ def end_process(rank: int, error: BaseException) -> NoReturn:
         print(f"error: {where}{' '.join(describe(error).split())}", file=sys.stderr)
         _end(USER_ERROR_STATUS)
     if any(sign in str(error) for sign in PEER_ENDED):
+        _let_launchers_end(FAILURE_STATUS)
         sleep(SECONDS_FOR_THE_WATCH)  # it names the rank that ended, and ends this process
         print(f"error: rank {rank} stops, because another rank ended", file=sys.stderr)
     else:
         traceback.print_exception(error)
         print(f"error: rank {rank}: {type(error).__name__}: {error}", file=sys.stderr)
     _end(FAILURE_STATUS)
+
+
+def _let_launchers_end(status: int) -> None:
+    """A launcher that ends this rank from now on, since another one has ended, gets this status from it."""
+    with suppress(ValueError):  # in another thread than the main one
+        signal.signal(signal.SIGTERM, lambda *_: _end(status))
 
 
 def _end(status: int) -> NoReturn:

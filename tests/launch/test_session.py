@@ -35,6 +35,16 @@ def test_an_error_of_the_users_input_on_one_rank_is_reported_once_by_the_driver(
     assert [error_lines(output) for output in outputs] == [["error: rank 2: no checkpoint here"], [], []]
 
 
+def test_ranks_that_a_launcher_ends_after_the_driver_have_its_status():
+    """As srun does at once, which then takes the largest status of all."""
+    driver, *workers = start_ranks(3, FAILING, "2", "checked")
+    driver.communicate(timeout=240)
+    for worker in workers:
+        worker.terminate()
+    outputs = [worker.communicate(timeout=60) for worker in workers]
+    assert [driver.returncode, *(worker.returncode for worker in workers)] == [2, 2, 2], outputs
+
+
 def test_an_address_in_use_is_one_line_that_says_what_to_set():
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
