@@ -90,7 +90,7 @@ refuse_wrong_set_ups() {
     cp -r "$REPOSITORY/megatron_star" other-code && echo "# changed" >>other-code/plan.py
     on_node n2 mount --bind "$WORK/other-code" "$REPOSITORY/megatron_star"
     CHECKPOINT=$WORK/random submit "${question[@]}"
-    refused "other code on one node" "rank 1: other code than rank 0"
+    refused "other code on one node" "rank 1: other code of megatron_star or launch than rank 0"
     on_node n2 umount "$REPOSITORY/megatron_star"
 }
 
