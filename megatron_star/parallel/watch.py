@@ -1,7 +1,7 @@
 """Notice at once when a rank of the job is gone, and soon when one is stopped, whatever the others wait for.
 
 Every worker keeps a TCP connection to the driver, which nothing else uses. A process that ends, however it
-ends, closes it; a machine that goes away fails its keepalive. The driver then says which rank it was, and all
+ends, closes it; a machine that goes away acknowledges nothing any more. The driver then says which rank it was, and all
 end. Collectives alone would not do: NCCL waits for a dead peer until its watchdog's timeout, minutes later.
 Both ends of a connection send a beat every second, from a thread of their own. A process that is stopped
 (SIGSTOP, a debugger, a machine without memory) sends none.
@@ -237,4 +237,7 @@ def _kept_alive(connection: socket.socket) -> socket.socket:
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_SECONDS)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_SECONDS)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_TRIES)
+    # Beats are on their way to a machine that is gone, and as long as they are, nothing is kept alive.
+    lost_after = KEEPALIVE_SECONDS * (KEEPALIVE_TRIES + 1)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * lost_after)
     return connection
