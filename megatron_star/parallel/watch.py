@@ -1,10 +1,10 @@
 """Notice at once when a rank of the job is gone, and soon when one is stopped, whatever the others wait for.
 
 Every worker keeps a TCP connection to the driver, which nothing else uses. A process that ends, however it
-ends, closes it; a machine that goes away acknowledges nothing any more. The driver then says which rank it was, and all
-end. Collectives alone would not do: NCCL waits for a dead peer until its watchdog's timeout, minutes later.
-Both ends of a connection send a beat every second, from a thread of their own. A process that is stopped
-(SIGSTOP, a debugger, a machine without memory) sends none.
+ends, closes it; a machine that goes away acknowledges nothing any more. The driver then says which rank it
+was, and all end. Collectives alone would not do: NCCL waits for a dead peer until its watchdog's timeout,
+minutes later. Both ends of a connection send a beat every second, from a thread of their own. A process that
+is stopped (SIGSTOP, a debugger, a machine without memory) sends none.
 """
 
 import hmac
