@@ -33,14 +33,16 @@ class _CausalAttention(StarInferenceContext):
         return out.permute(2, 0, 1, 3)
 
 
-def megatron_logits(info: CheckpointInfo, token_ids: Sequence[int], *, tp_size: int) -> Tensor:
+def megatron_logits(
+    info: CheckpointInfo, token_ids: Sequence[int], *, tp_size: int, dtype: torch.dtype = torch.float32
+) -> Tensor:
     """[tokens, vocab_size], float32, on every rank; torch.distributed must have `tp_size` ranks.
 
-    The model is in float32, whatever the dtype of the checkpoint.
+    The model is in `dtype`, whatever that of the checkpoint.
     """
     device = use_cpu_where_cuda_is_absent()
     groups = initialize_groups(tp_size=tp_size, cp_size=1)
-    model = build_gpt_model(info.args, groups.model, dtype=torch.float32, device=device)
+    model = build_gpt_model(info.args, groups.model, dtype=dtype, device=device)
     load_weights(model, info)
     positions = torch.arange(len(token_ids), device=device)
     with InferenceMode.active(), torch.inference_mode():

@@ -147,6 +147,8 @@ def _save_in_this_process(strategy: object, sharded_state_dict: dict, checkpoint
     )
 
 
-def logits_of(megatron: str, token_ids: list[int], tp_size: int) -> torch.Tensor:
+def logits_of(
+    megatron: str, token_ids: list[int], tp_size: int, dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
     """[tokens, vocabulary]."""
-    return megatron_logits(read_checkpoint_info(megatron), token_ids, tp_size=tp_size)
+    return megatron_logits(read_checkpoint_info(megatron), token_ids, tp_size=tp_size, dtype=dtype)

@@ -12,8 +12,8 @@ from megatron.core.models.common.embeddings.yarn_rotary_pos_embedding import (
     YarnRotaryEmbedding,
     _yarn_get_concentration_factor,
 )
+from megatron_ranks import logits_of
 from random_models import CONFIGS, hf_logits, random_token_ids, save_random_model
-from test_checkpoints_conversion import logits_of
 from transformers import AutoConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from distributed import run_ranks
+from megatron_ranks import logits_of
 from random_models import hf_logits, random_token_ids
 from safetensors.torch import load_file, save_file
-from test_checkpoints_conversion import assert_same_tensors, logits_of
+from test_checkpoints_conversion import assert_same_tensors
 from transformers import AutoModelForCausalLM
 
 from checkpoints_tools import convert_hf_to_megatron, convert_megatron_to_hf
