@@ -24,7 +24,7 @@ help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 14
 
 demo: model  ## ask a real model for a number hidden in 4,000 tokens of essays, exactly and with Star Attention
-	@$(RUN) -m launch.demo
+	@$(RUN) -m megatron_star.programs.demo
 
 test: lint model  ## check the style, then run all tests
 	@$(RUN) -m pytest
@@ -99,8 +99,8 @@ accuracy: model  ## score exact and star on RULER's tasks, draw it, calibrate (h
 	@$(ON_TWO_RANKS) launch/evaluate.py $(JOB) --chat --lengths 1K 2K 4K --samples $(DEPTH_SAMPLES) \
 	    --tasks niah_single_2 --depths 0.1 0.3 0.5 0.7 0.9 --setting exact --setting "star block_size=512" \
 	    --setting "star block_size=512 anchor_size=0" --output $(ACCURACY)/depths.jsonl
-	@$(RUN) -m launch.report $(ACCURACY)/settings.jsonl --format markdown --speed $(ACCURACY)/speed.png
-	@$(RUN) -m launch.report $(ACCURACY)/depths.jsonl --format markdown --heat-map $(ACCURACY)/needles.png
+	@$(RUN) -m megatron_star.programs.report $(ACCURACY)/settings.jsonl --format markdown --speed $(ACCURACY)/speed.png
+	@$(RUN) -m megatron_star.programs.report $(ACCURACY)/depths.jsonl --format markdown --heat-map $(ACCURACY)/needles.png
 	@OMP_NUM_THREADS=2 $(RUN) benchmarks/lost_needles.py --load .demo/megatron --length 4K --block-sizes 1K 512 \
 	    --samples $(LOST_SAMPLES) --output $(ACCURACY)/lost_needles.json
 	@$(RUN) benchmarks/calibration_questions.py --load .demo/megatron --length 2K \

@@ -6,9 +6,9 @@ setup(
     name="megatron-star",
     version="0.1.0",
     description="Context-parallel long-context inference (Star Attention) for Megatron-Core",
-    entry_points={"console_scripts": ["megatron-star = launch.cli:main"]},
+    entry_points={"console_scripts": ["megatron-star = megatron_star.programs.cli:main"]},
     python_requires=">=3.12,<3.14",  # megatron-core 0.19 has no wheel for 3.14
-    packages=find_packages(include=["megatron_star*", "launch*", "checkpoints_tools*"]),
+    packages=find_packages(include=["megatron_star*", "checkpoints_tools*"]),
     package_data={"megatron_star.server": ["page.html"]},
     install_requires=[
         "megatron-core>=0.19,<0.20",

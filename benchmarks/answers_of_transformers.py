@@ -20,19 +20,19 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from launch.argument_types import positive
-from launch.asked import of_tokens
-from launch.output import AnswerLines
 from megatron_star.checked_input import json_lines, strict_fields
 from megatron_star.config import StarConfig
+from megatron_star.engine.request import StarRequest
 from megatron_star.evaluation.results import EXACT, ScoredAnswer, read_answers
 from megatron_star.evaluation.sample import greedy_request
 from megatron_star.evaluation.scoring import MATCHING
 from megatron_star.evaluation.sources import Sources
 from megatron_star.evaluation.tasks import NamedTask, SampleKey, SampleMaker
-from megatron_star.inference.request import StarRequest
+from megatron_star.job.argument_types import positive
+from megatron_star.job.asked import of_tokens
+from megatron_star.job.output import AnswerLines
 from megatron_star.model.checkpoint import read_checkpoint_info
-from megatron_star.model.tokenizer import load_tokenizer
+from megatron_star.text.tokenizer import load_tokenizer
 
 PROGRAM = "answers_of_transformers"
 

@@ -13,12 +13,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 
-from launch.argument_types import positive, token_count
 from megatron_star.evaluation.sample import Sample
 from megatron_star.evaluation.sources import Sources
 from megatron_star.evaluation.tasks import NamedTask, SampleKey, SampleMaker
+from megatron_star.job.argument_types import positive, token_count
 from megatron_star.model.checkpoint import read_checkpoint_info
-from megatron_star.model.tokenizer import load_tokenizer
+from megatron_star.text.tokenizer import load_tokenizer
 
 
 def main() -> None:

@@ -34,12 +34,12 @@ from benchmarks.encoding_variants import (
     variant_plan,
 )
 from benchmarks.measuring import measure_rounds, median_ratio, over_ranks, run_on_ranks
-from launch.argument_types import ArgumentParser, token_count
-from megatron_star.cost_model import broadcast_bytes, kv_bytes_per_token, token_costs
-from megatron_star.inference.context_encoding import encode_context
-from megatron_star.inference.star_model import StarModel
+from megatron_star.algorithm.context_encoding import encode_context
+from megatron_star.algorithm.star_model import StarModel
+from megatron_star.job.argument_types import ArgumentParser, token_count
 from megatron_star.parallel.groups import StarGroups
-from megatron_star.plan import ContextPlan, TokenCosts
+from megatron_star.planning.cost_model import broadcast_bytes, kv_bytes_per_token, token_costs
+from megatron_star.planning.plan import ContextPlan, TokenCosts
 
 VARIANTS = (EXACT, CONTIGUOUS, RECOMPUTE, BROADCAST)
 Figures = dict[str, float]

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from megatron_star.algorithm.context_encoding import encode_context
+from megatron_star.algorithm.star_model import StarModel
 from megatron_star.attention.partial import AttentionKernel, Partial
-from megatron_star.inference.context_encoding import encode_context
-from megatron_star.inference.star_model import StarModel
-from megatron_star.plan import ContextPlan
+from megatron_star.planning.plan import ContextPlan
 
 
 class CountedWork(NamedTuple):
@@ -42,7 +42,7 @@ def _linear_operations(inputs: torch.Size, weight: torch.Size, *_: object, **__:
 
 
 FORMULAS = {
-    # What `megatron_star.linear` calls, and torch's counter does not know.
+    # What `megatron_star.speed.linear` calls, and torch's counter does not know.
     getattr(torch.ops.mkldnn, name): _linear_operations
     for name in ("_linear_pointwise",)
     if hasattr(torch.ops.mkldnn, name)

@@ -30,19 +30,19 @@ from transformers import DynamicCache, PreTrainedModel
 
 from benchmarks.measuring import measure_rounds, median_ratio, over_ranks, run_on_ranks
 from benchmarks.models import hugging_face_model
-from launch.argument_types import ArgumentParser, token_count
+from megatron_star.algorithm.kv_store import EncodedContext
+from megatron_star.algorithm.star_model import StarModel
+from megatron_star.algorithm.token_generation import Sequence, generate_step
 from megatron_star.config import StarConfig
-from megatron_star.cost_model import token_costs
-from megatron_star.inference.compiled_layers import compile_layers
-from megatron_star.inference.decode_weights import choose_sliced_parts
-from megatron_star.inference.kv_store import EncodedContext
-from megatron_star.inference.loading import lay_out_for_reading
-from megatron_star.inference.star_model import StarModel
-from megatron_star.inference.token_generation import Sequence, generate_step
-from megatron_star.model.sliced_linear import NO_PARTS
+from megatron_star.job.argument_types import ArgumentParser, token_count
+from megatron_star.job.loading import lay_out_for_reading
 from megatron_star.parallel.exchange import Exchange
 from megatron_star.parallel.groups import StarGroups
-from megatron_star.plan import ContextPlan
+from megatron_star.planning.cost_model import token_costs
+from megatron_star.planning.plan import ContextPlan
+from megatron_star.speed.compiled_layers import compile_layers
+from megatron_star.speed.decode_weights import choose_sliced_parts
+from megatron_star.speed.sliced_linear import NO_PARTS
 
 Step = Callable[[], object]
 Round = dict[str, dict[str, float]]

@@ -11,10 +11,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_star.inference.star_model import StarModel
-from megatron_star.linear import linear
-from megatron_star.plan import ContextPlan, Wave
-from megatron_star.reads import wave_reads
+from megatron_star.algorithm.star_model import StarModel
+from megatron_star.planning.plan import ContextPlan, Wave
+from megatron_star.planning.reads import wave_reads
+from megatron_star.speed.linear import linear
 
 LAYERS_TIMED = 2
 

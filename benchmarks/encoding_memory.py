@@ -19,11 +19,11 @@ import torch.distributed as dist
 from benchmarks.encoding_variants import BROADCAST, variant_plan
 from benchmarks.measuring import over_ranks, run_on_ranks, write_result
 from benchmarks.peak_memory import PeakMemory
-from launch.argument_types import ArgumentParser, token_count
-from megatron_star.cost_model import token_costs
-from megatron_star.inference.context_encoding import encode_context
-from megatron_star.inference.star_model import StarModel
+from megatron_star.algorithm.context_encoding import encode_context
+from megatron_star.algorithm.star_model import StarModel
+from megatron_star.job.argument_types import ArgumentParser, token_count
 from megatron_star.parallel.groups import StarGroups
+from megatron_star.planning.cost_model import token_costs
 
 
 def run(args: Namespace, star_model: StarModel, _: StarGroups) -> None:

@@ -5,9 +5,9 @@ from dataclasses import replace
 import torch
 
 from megatron_star.config import StarConfig
-from megatron_star.cost_model import choose_plan
-from megatron_star.inference.pace import with_fast_waves
-from megatron_star.plan import ContextPlan, Segment, Source, TokenCosts
+from megatron_star.planning.cost_model import choose_plan
+from megatron_star.planning.pace import with_fast_waves
+from megatron_star.planning.plan import ContextPlan, Segment, Source, TokenCosts
 
 EXACT, CONTIGUOUS, RECOMPUTE, BROADCAST = "exact", "exact, contiguous", "star, recompute", "star, broadcast"
 

@@ -18,21 +18,21 @@ import torch
 import torch.distributed as dist
 
 from benchmarks.measuring import write_result
-from launch.argument_types import ArgumentParser, token_count
-from launch.arguments import add_model_arguments
-from launch.environment import read_environment
-from launch.session import end_process, exit_on_errors, process_groups
+from megatron_star.algorithm.context_encoding import encode_context
+from megatron_star.algorithm.kv_store import EncodedContext
+from megatron_star.algorithm.star_model import StarModel
+from megatron_star.algorithm.token_generation import Sequence, generate_step
 from megatron_star.config import StarConfig
-from megatron_star.cost_model import choose_plan, token_costs
-from megatron_star.inference.context_encoding import encode_context
-from megatron_star.inference.engine import StarEngine, run_worker
-from megatron_star.inference.kv_store import EncodedContext
-from megatron_star.inference.loading import load_star_model
-from megatron_star.inference.request import SamplingParams, StarRequest
-from megatron_star.inference.star_model import StarModel
-from megatron_star.inference.token_generation import Sequence, generate_step
+from megatron_star.engine.engine import StarEngine, run_worker
+from megatron_star.engine.request import SamplingParams, StarRequest
+from megatron_star.job.argument_types import ArgumentParser, token_count
+from megatron_star.job.arguments import add_model_arguments
+from megatron_star.job.environment import read_environment
+from megatron_star.job.loading import load_star_model
+from megatron_star.job.session import end_process, exit_on_errors, process_groups
 from megatron_star.model.checkpoint import read_checkpoint_info
-from megatron_star.model.tokenizer import load_tokenizer
+from megatron_star.planning.cost_model import choose_plan, token_costs
+from megatron_star.text.tokenizer import load_tokenizer
 
 
 def random_tokens(count: int, star_model: StarModel) -> list[int]:

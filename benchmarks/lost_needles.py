@@ -24,21 +24,21 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks.measuring import run_on_ranks, write_result
-from launch.argument_types import ArgumentParser, positive, token_count
+from megatron_star.algorithm.context_encoding import encode_context
+from megatron_star.algorithm.kv_store import EncodedContext, KeyValue, Tail
+from megatron_star.algorithm.star_model import StarModel
 from megatron_star.config import StarConfig
-from megatron_star.cost_model import choose_plan, token_costs
 from megatron_star.evaluation.comparison import forced_logits
 from megatron_star.evaluation.sample import prompt_tokens
 from megatron_star.evaluation.sources import Sources
 from megatron_star.evaluation.tasks import NamedTask, SampleKey, SampleMaker
-from megatron_star.inference.context_encoding import encode_context
-from megatron_star.inference.kv_store import EncodedContext, KeyValue, Tail
-from megatron_star.inference.pace import with_fast_waves
-from megatron_star.inference.star_model import StarModel
+from megatron_star.job.argument_types import ArgumentParser, positive, token_count
 from megatron_star.model.checkpoint import read_checkpoint_info
-from megatron_star.model.tokenizer import load_tokenizer
 from megatron_star.parallel.groups import StarGroups
-from megatron_star.plan import ContextPlan
+from megatron_star.planning.cost_model import choose_plan, token_costs
+from megatron_star.planning.pace import with_fast_waves
+from megatron_star.planning.plan import ContextPlan
+from megatron_star.text.tokenizer import load_tokenizer
 
 LAYER_GROUPS = 5
 

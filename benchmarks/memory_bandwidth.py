@@ -16,8 +16,8 @@ import torch
 import torch.distributed as dist
 
 from benchmarks.measuring import measure_rounds, medians, over_ranks, run_on_ranks
-from launch.argument_types import ArgumentParser
-from megatron_star.inference.star_model import StarModel
+from megatron_star.algorithm.star_model import StarModel
+from megatron_star.job.argument_types import ArgumentParser
 from megatron_star.parallel.groups import StarGroups
 
 GIGABYTE = 10**9

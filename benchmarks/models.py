@@ -7,15 +7,15 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from launch.argument_types import ArgumentParser
+from megatron_star.algorithm.star_model import StarModel
 from megatron_star.attention.kernels import select_kernel
-from megatron_star.inference.decode_weights import choose_sliced_parts
-from megatron_star.inference.loading import lay_out_for_reading, load_star_model
-from megatron_star.inference.star_model import StarModel
+from megatron_star.job.argument_types import ArgumentParser
+from megatron_star.job.loading import lay_out_for_reading, load_star_model
 from megatron_star.model.build import build_gpt_model
 from megatron_star.model.checkpoint import read_checkpoint_info
 from megatron_star.parallel.exchange import Exchange
 from megatron_star.parallel.groups import StarGroups
+from megatron_star.speed.decode_weights import choose_sliced_parts
 
 LLAMA = {
     "group_query_attention": True,

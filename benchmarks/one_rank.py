@@ -28,12 +28,12 @@ from transformers.utils import logging as transformers_logging
 
 from benchmarks.encoding_variants import engine_wave_tokens
 from benchmarks.measuring import measure_rounds, median_ratio, run_on_ranks
-from launch.argument_types import ArgumentParser, token_count
+from megatron_star.job.argument_types import ArgumentParser, token_count
 from megatron_star.config import StarConfig
-from megatron_star.cost_model import choose_plan, token_costs
-from megatron_star.inference.context_encoding import encode_context
-from megatron_star.inference.star_model import StarModel
-from megatron_star.inference.token_generation import Sequence, generate_step
+from megatron_star.planning.cost_model import choose_plan, token_costs
+from megatron_star.algorithm.context_encoding import encode_context
+from megatron_star.algorithm.star_model import StarModel
+from megatron_star.algorithm.token_generation import Sequence, generate_step
 from megatron_star.model.architecture import gpt_model_arguments, transformer_config
 from megatron_star.model.build import layer_spec
 from megatron_star.model.checkpoint import load_weights, read_checkpoint_info

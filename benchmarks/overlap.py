@@ -24,13 +24,13 @@ from torch import Tensor
 
 from benchmarks.encoding_variants import BROADCAST, engine_wave_tokens, variant_plan
 from benchmarks.measuring import measure_rounds, medians, over_ranks, run_on_ranks
-from launch.argument_types import ArgumentParser, token_count
-from megatron_star.cost_model import token_costs
-from megatron_star.inference.context_encoding import encode_context
-from megatron_star.inference.star_model import StarModel
+from megatron_star.algorithm.context_encoding import encode_context
+from megatron_star.algorithm.star_model import StarModel
+from megatron_star.job.argument_types import ArgumentParser, token_count
 from megatron_star.parallel.exchange import Exchange, KeyValue, SourceTransfers
 from megatron_star.parallel.groups import StarGroups
-from megatron_star.plan import ContextPlan, Source
+from megatron_star.planning.cost_model import token_costs
+from megatron_star.planning.plan import ContextPlan, Source
 
 
 class LinkedExchange(Exchange):

@@ -23,12 +23,12 @@ from torch.distributed.tensor.experimental._context_parallel._attention import _
 
 from benchmarks.encoding_variants import EXACT, variant_plan
 from benchmarks.measuring import measure_rounds, median_ratio, over_ranks, run_on_ranks
-from launch.argument_types import ArgumentParser, token_count
-from megatron_star.cost_model import token_costs
-from megatron_star.inference.context_encoding import ContextEncodingStep
-from megatron_star.inference.kv_store import EncodedContext
-from megatron_star.inference.star_model import StarModel
+from megatron_star.algorithm.context_encoding import ContextEncodingStep
+from megatron_star.algorithm.kv_store import EncodedContext
+from megatron_star.algorithm.star_model import StarModel
+from megatron_star.job.argument_types import ArgumentParser, token_count
 from megatron_star.parallel.groups import StarGroups
+from megatron_star.planning.cost_model import token_costs
 
 OURS, TORCH = "megatron-star", "torch context_parallel"
 QueryKeyValue = tuple[Tensor, Tensor, Tensor]

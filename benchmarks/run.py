@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.report import draw, write_figures
+from benchmarks.tables import draw, write_figures
 
 FOLDER = Path(__file__).resolve().parent
 DEMO = FOLDER.parent / ".demo"

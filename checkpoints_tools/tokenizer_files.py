@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from megatron_star.model.checkpoint import TOKENIZER_DIRECTORY
-from megatron_star.model.tokenizer import load_tokenizer
+from megatron_star.text.tokenizer import load_tokenizer
 
 _CONFIGURATION = ("config.json", "generation_config.json")
 _TOKENIZER_FILES = (

@@ -22,8 +22,8 @@ from checkpoints_tools.safetensors_files import HfWeights
 from checkpoints_tools.torch_dist import MegatronWeights
 from checkpoints_tools.whole_sequence import megatron_logits
 from megatron_star.model.checkpoint import CheckpointInfo, weights_directory
-from megatron_star.model.tokenizer import load_tokenizer
 from megatron_star.parallel.groups import destroy_groups
+from megatron_star.text.tokenizer import load_tokenizer
 
 _TOLERANCE, _RELATIVE_TOLERANCE = 1e-4, 1e-5
 _TEXT = """Call me Ishmael. Some years ago, never mind how long precisely, having little or no money in my \

@@ -7,22 +7,22 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from megatron_star.algorithm.context_encoding import encode_context
+from megatron_star.algorithm.kv_store import EncodedContext
+from megatron_star.algorithm.star_model import StarModel
+from megatron_star.algorithm.token_generation import Sequence, generate_step
 from megatron_star.attention.kernels import select_kernel
 from megatron_star.attention.merge import PartialSum
 from megatron_star.config import StarConfig
-from megatron_star.cost_model import choose_plan, token_costs
-from megatron_star.inference.compiled_layers import compile_layers
-from megatron_star.inference.context_encoding import encode_context
-from megatron_star.inference.kv_store import EncodedContext
-from megatron_star.inference.loading import load_star_model
-from megatron_star.inference.star_model import StarModel
-from megatron_star.inference.token_generation import Sequence, generate_step
+from megatron_star.job.loading import load_star_model
 from megatron_star.model.build import build_gpt_model
 from megatron_star.model.checkpoint import read_checkpoint_info
 from megatron_star.model.cpu import use_cpu_where_cuda_is_absent
 from megatron_star.parallel.exchange import Exchange, SourceTransfers
 from megatron_star.parallel.groups import initialize_groups
-from megatron_star.plan import Source
+from megatron_star.planning.cost_model import choose_plan, token_costs
+from megatron_star.planning.plan import Source
+from megatron_star.speed.compiled_layers import compile_layers
 
 
 def load(checkpoint: str, dtype: torch.dtype, kernel: str, transformer_impl: str) -> StarModel:

@@ -12,28 +12,28 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from launch import devices as devices_module
-from launch.devices import check_gpus_differ
+from megatron_star.algorithm import star_model as star_model_module
+from megatron_star.algorithm.context_encoding import encode_context
+from megatron_star.algorithm.star_model import StarModel
+from megatron_star.algorithm.token_generation import Sequence, generate_step
 from megatron_star.attention.kernels import select_kernel
 from megatron_star.config import StarConfig
-from megatron_star.cost_model import choose_plan, token_costs
-from megatron_star.inference import loading as loading_module
-from megatron_star.inference import star_model as star_model_module
-from megatron_star.inference.context_encoding import encode_context
-from megatron_star.inference.engine import StarEngine, run_worker
-from megatron_star.inference.loading import lay_out_for_reading, load_star_model
-from megatron_star.inference.request import StarRequest, StarResult
-from megatron_star.inference.star_model import StarModel
-from megatron_star.inference.token_generation import Sequence, generate_step
+from megatron_star.engine.engine import StarEngine, run_worker
+from megatron_star.engine.request import StarRequest, StarResult
+from megatron_star.job import devices as devices_module
+from megatron_star.job import loading as loading_module
+from megatron_star.job.devices import check_gpus_differ
+from megatron_star.job.loading import lay_out_for_reading, load_star_model
 from megatron_star.model.build import build_gpt_model
 from megatron_star.model.checkpoint import read_checkpoint_info
 from megatron_star.model.cpu import use_cpu_where_cuda_is_absent
-from megatron_star.model.sliced_linear import NO_PARTS, SummedLinear
 from megatron_star.parallel import exchange as exchange_module
 from megatron_star.parallel.control import SharedError
 from megatron_star.parallel.exchange import Exchange
 from megatron_star.parallel.groups import StarGroups, initialize_groups
-from megatron_star.plan import ContextPlan
+from megatron_star.planning.cost_model import choose_plan, token_costs
+from megatron_star.planning.plan import ContextPlan
+from megatron_star.speed.sliced_linear import NO_PARTS, SummedLinear
 
 TIMEOUT = timedelta(minutes=1)
 ENGINE_LIMITS = {"max_sequence_length": 8192, "budget_bytes_per_rank": 1 << 30}

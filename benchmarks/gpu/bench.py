@@ -15,13 +15,13 @@ import torch.distributed as dist
 from transformers.utils import logging as transformers_logging
 
 from benchmarks.models import SHAPES, Shape, random_star_model
+from megatron_star.algorithm.star_model import StarModel
 from megatron_star.attention.kernels import KERNELS
 from megatron_star.config import StarConfig
-from megatron_star.cost_model import choose_plan, token_costs
-from megatron_star.hardware import GPUS, MATMUL_SHARE, MEMORY_SHARE, Gpu
-from megatron_star.inference.star_model import StarModel
 from megatron_star.parallel.groups import StarGroups, initialize_groups
-from megatron_star.plan import ContextPlan, TokenCosts
+from megatron_star.planning.cost_model import choose_plan, token_costs
+from megatron_star.planning.hardware import GPUS, MATMUL_SHARE, MEMORY_SHARE, Gpu
+from megatron_star.planning.plan import ContextPlan, TokenCosts
 
 FIRST_FLOPS_PER_SECOND = 3e14
 """What a GPU is taken to do until it has shown it."""

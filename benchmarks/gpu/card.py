@@ -9,7 +9,7 @@ import torch
 import megatron_star
 from benchmarks.gpu.bench import Bench
 from benchmarks.measuring import machine_name
-from launch.code_version import code_fingerprint
+from megatron_star.job.code_version import code_fingerprint
 
 PACKAGES = (
     "megatron-core",

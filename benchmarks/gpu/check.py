@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.gpu import card, decoding, encoding, kernels, parity
 from benchmarks.gpu.bench import Bench, Figures, OutOfTime
-from benchmarks.gpu.report import tables
+from benchmarks.gpu.gpu_tables import tables
 from megatron_star.attention.kernels import KERNEL_NAMES
 from megatron_star.model.cpu import use_cpu_where_cuda_is_absent
 

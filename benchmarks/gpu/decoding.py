@@ -9,9 +9,9 @@ from benchmarks.decode import cache_argument, filled_context
 from benchmarks.gpu.bench import Bench, written
 from benchmarks.gpu.encoding import num_parameters
 from benchmarks.models import random_hugging_face_model
-from megatron_star.inference.compiled_layers import compile_layers
-from megatron_star.inference.star_model import StarModel
-from megatron_star.inference.token_generation import Sequence, generate_step
+from megatron_star.algorithm.star_model import StarModel
+from megatron_star.algorithm.token_generation import Sequence, generate_step
+from megatron_star.speed.compiled_layers import compile_layers
 
 CASES = ((4, 1), (4, 8), (16, 1), (16, 8))
 """Context tokens in units, and sequences that share the context."""

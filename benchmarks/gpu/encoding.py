@@ -11,11 +11,11 @@ from benchmarks.gpu.bench import Bench, plan_of, written
 from benchmarks.gpu.one_of_many import OneOfMany
 from benchmarks.models import SHAPES, Shape, share_of_a_tp_rank
 from benchmarks.peak_memory import PeakMemory
+from megatron_star.algorithm.context_encoding import encode_context
+from megatron_star.algorithm.kv_store import EncodedContext
+from megatron_star.algorithm.star_model import StarModel
 from megatron_star.attention.kernels import select_kernel
-from megatron_star.inference.context_encoding import encode_context
-from megatron_star.inference.kv_store import EncodedContext
-from megatron_star.inference.star_model import StarModel
-from megatron_star.plan import ContextPlan, TokenCosts
+from megatron_star.planning.plan import ContextPlan, TokenCosts
 
 TP_SHARES = {"llama-3.1-8b": ("llama-3.1-70b", 8, 20), "tiny": ("tiny", 2, 2)}
 """Beside a model, what ranks of a larger one would do: its name, TP ranks, and so many of its layers."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from megatron_star.parallel.exchange import Exchange, KeyValue
-from megatron_star.plan import Source
+from megatron_star.planning.plan import Source
 
 
 class OneOfMany(Exchange):

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from benchmarks.gpu.bench import Bench, plan_of
 from checkpoints_tools.convert_hf_to_megatron import convert
+from megatron_star.algorithm.context_encoding import encode_context
+from megatron_star.algorithm.star_model import StarModel
+from megatron_star.algorithm.token_generation import Sequence, generate_step
 from megatron_star.attention.kernels import select_kernel
 from megatron_star.config import StarConfig
-from megatron_star.inference.context_encoding import encode_context
-from megatron_star.inference.loading import load_star_model
-from megatron_star.inference.star_model import StarModel
-from megatron_star.inference.token_generation import Sequence, generate_step
+from megatron_star.job.loading import load_star_model
 from megatron_star.model.checkpoint import read_checkpoint_info
 
 BASE = "torch-efficient"

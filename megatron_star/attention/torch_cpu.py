@@ -9,8 +9,8 @@ from torch import Tensor
 
 from megatron_star.attention.adapter import KernelInfo
 from megatron_star.attention.partial import Partial
-from megatron_star.linear import linear
-from megatron_star.processor import IS_AMD, MULTIPLIES_BFLOAT16
+from megatron_star.speed.linear import linear
+from megatron_star.speed.processor import IS_AMD, MULTIPLIES_BFLOAT16
 
 _FUSED = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 

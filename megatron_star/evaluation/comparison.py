@@ -15,18 +15,18 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import kl_div
 
+from megatron_star.algorithm.context_encoding import encode_context
+from megatron_star.algorithm.kv_store import EncodedContext
+from megatron_star.algorithm.star_model import StarModel
+from megatron_star.algorithm.token_generation import Sequence as TokenSequence
+from megatron_star.algorithm.token_generation import TokenGenerationStep, generate_step
 from megatron_star.config import StarConfig
-from megatron_star.cost_model import choose_plan, token_costs
+from megatron_star.engine.finite import why_not_finite
 from megatron_star.evaluation.hidden_attention import hidden_masses
-from megatron_star.inference.context_encoding import encode_context
-from megatron_star.inference.finite import why_not_finite
-from megatron_star.inference.kv_store import EncodedContext
-from megatron_star.inference.pace import with_fast_waves
-from megatron_star.inference.star_model import StarModel
-from megatron_star.inference.token_generation import Sequence as TokenSequence
-from megatron_star.inference.token_generation import TokenGenerationStep, generate_step
 from megatron_star.parallel.control import broadcast_token_ids, on_every_rank
-from megatron_star.plan import ContextPlan
+from megatron_star.planning.cost_model import choose_plan, token_costs
+from megatron_star.planning.pace import with_fast_waves
+from megatron_star.planning.plan import ContextPlan
 
 NUM_PROBES = 16
 EXACT = StarConfig(mode="exact")

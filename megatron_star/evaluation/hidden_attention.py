@@ -17,12 +17,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from megatron_star.algorithm.kv_store import EncodedContext
+from megatron_star.algorithm.star_model import StarModel
 from megatron_star.attention.merge import PartialSum
 from megatron_star.config import StarConfig
-from megatron_star.inference.kv_store import EncodedContext
-from megatron_star.inference.star_model import StarModel
 from megatron_star.model.attention import StarInferenceContext, StepIsComplete
-from megatron_star.plan import ContextPlan, Source
+from megatron_star.planning.plan import ContextPlan, Source
 
 
 class KeyRange(NamedTuple):

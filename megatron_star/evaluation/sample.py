@@ -7,9 +7,9 @@ from megatron.core.inference.sampling_params import SamplingParams
 from transformers import PreTrainedTokenizerBase
 
 from megatron_star.config import StarConfig
-from megatron_star.inference.end_tokens import end_tokens
-from megatron_star.inference.prompt import split_into_tokens
-from megatron_star.inference.request import StarRequest
+from megatron_star.engine.request import StarRequest
+from megatron_star.text.end_tokens import end_tokens
+from megatron_star.text.prompt import split_into_tokens
 
 
 @dataclass(frozen=True, kw_only=True)

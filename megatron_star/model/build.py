@@ -14,9 +14,7 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_star.model.architecture import gpt_model_arguments, transformer_config
-from megatron_star.model.elementwise import is_plain_swiglu
 from megatron_star.model.rotary import RotaryAtPositions
-from megatron_star.model.sliced_linear import WeightSlicing
 from megatron_star.model.spec import (
     with_cpu_rms_norms,
     with_programs,
@@ -24,6 +22,8 @@ from megatron_star.model.spec import (
     with_star_attention,
     with_swiglu_in_place,
 )
+from megatron_star.speed.elementwise import is_plain_swiglu
+from megatron_star.speed.sliced_linear import WeightSlicing
 
 TRANSFORMER_IMPLEMENTATIONS = ("local", "transformer_engine")
 

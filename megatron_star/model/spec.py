@@ -14,9 +14,9 @@ from megatron.core.transformer.torch_norm import WrappedTorchNorm
 from megatron.core.transformer.transformer_layer import TransformerLayer
 
 from megatron_star.model.attention import StarCoreAttention, StarSelfAttention
-from megatron_star.model.elementwise import CpuRMSNorm, SwigluInPlace
-from megatron_star.model.layer import StarTransformerLayer
-from megatron_star.model.sliced_linear import DividedLinear, GatheredLinear, SummedLinear, WeightSlicing
+from megatron_star.speed.elementwise import CpuRMSNorm, SwigluInPlace
+from megatron_star.speed.program_layer import StarTransformerLayer
+from megatron_star.speed.sliced_linear import DividedLinear, GatheredLinear, SummedLinear, WeightSlicing
 
 
 def with_star_attention(spec: Any) -> Any:

@@ -14,8 +14,8 @@ from torch import Tensor
 from megatron_star.attention.merge import merge_outs
 from megatron_star.attention.partial import Partial
 from megatron_star.parallel.all_gather import all_gather_single
-from megatron_star.parallel.mailbox import LARGEST_BYTES, Mailbox
-from megatron_star.plan import Source
+from megatron_star.planning.plan import Source
+from megatron_star.speed.mailbox import LARGEST_BYTES, Mailbox
 
 KeyValue = tuple[Tensor, Tensor]
 

@@ -7,8 +7,8 @@ from contextlib import suppress
 from time import monotonic
 from typing import NamedTuple
 
-from megatron_star.inference.answer import Answer, NewToken
-from megatron_star.inference.request import StarResult
+from megatron_star.engine.answer import Answer, NewToken
+from megatron_star.engine.request import StarResult
 from megatron_star.server.errors import RequestError
 from megatron_star.server.prompts import SplitPrompt
 

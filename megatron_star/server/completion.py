@@ -12,17 +12,17 @@ from typing import Any
 from megatron.core.inference.sampling_params import SamplingParams
 
 from megatron_star.config import StarConfig
-from megatron_star.inference.answer import Answer
-from megatron_star.inference.end_tokens import end_tokens, stop_tokens
-from megatron_star.inference.engine import StarEngine
-from megatron_star.inference.request import StarRequest
-from megatron_star.inference.token_bytes import TokenBytes
+from megatron_star.engine.answer import Answer
+from megatron_star.engine.engine import StarEngine
+from megatron_star.engine.request import StarRequest
 from megatron_star.server.batch import Batch
 from megatron_star.server.errors import RequestError
 from megatron_star.server.metrics import ServerMetrics
 from megatron_star.server.prompts import PromptSplitter, SplitPrompt
 from megatron_star.server.schemas import StarOptions
 from megatron_star.server.settings import ServerSettings
+from megatron_star.text.end_tokens import end_tokens, stop_tokens
+from megatron_star.text.token_bytes import TokenBytes
 
 SMALLEST_TEMPERATURE = 1e-3
 """Below it, sampling is greedy: logits divided by less would overflow."""

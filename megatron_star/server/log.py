@@ -13,7 +13,7 @@ from time import monotonic, sleep
 MOST_WAITING_LINES = 4096
 LOGGERS = {
     "megatron_star.server": logging.INFO,
-    "megatron_star.inference": logging.INFO,
+    "megatron_star.speed": logging.INFO,
     "uvicorn": logging.WARNING,
     "asyncio": logging.WARNING,
 }

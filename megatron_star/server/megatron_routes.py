@@ -4,11 +4,11 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from megatron_star.inference.request import StarResult
-from megatron_star.inference.text_stream import TextStream, text_offsets
+from megatron_star.engine.request import StarResult
 from megatron_star.server.batch import Batch
 from megatron_star.server.completion import CompletionService, Generation
 from megatron_star.server.errors import RequestError
+from megatron_star.server.generation_fields import filters, stop_texts
 from megatron_star.server.json_body import CheckedBodyRoute
 from megatron_star.server.openai_answers import PROMPT_LOGPROBS, CompletionAnswers, completion_text
 from megatron_star.server.prompts import SplitPrompt
@@ -19,8 +19,8 @@ from megatron_star.server.requests import (
     split_prompts,
     star_report,
 )
-from megatron_star.server.sampling import filters, stop_texts
 from megatron_star.server.schemas import MegatronCompletionRequest, MegatronGenerateRequest, StarOptions
+from megatron_star.text.text_stream import TextStream, text_offsets
 
 DEFAULT_TOKENS = 64
 router = APIRouter(route_class=CheckedBodyRoute, responses=ERROR_RESPONSES, tags=["Megatron"])

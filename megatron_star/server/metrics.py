@@ -6,8 +6,8 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from megatron_star.inference.engine import StarEngine
-from megatron_star.inference.request import StarResult
+from megatron_star.engine.engine import StarEngine
+from megatron_star.engine.request import StarResult
 
 PREFIX = "megatron_star"
 TTFT_BUCKETS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)

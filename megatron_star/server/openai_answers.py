@@ -6,15 +6,15 @@ from collections.abc import AsyncIterator
 from time import time
 from typing import Any
 
-from megatron_star.inference.answer import Answer, NewToken
-from megatron_star.inference.request import StarResult
-from megatron_star.inference.text_stream import PROMPT_TOKENS, TextStream, text_offsets
+from megatron_star.engine.answer import Answer, NewToken
+from megatron_star.engine.request import StarResult
 from megatron_star.server.batch import Batch, Progress
 from megatron_star.server.completion import CompletionService
 from megatron_star.server.errors import RequestError, error_body
 from megatron_star.server.prompts import SplitPrompt
 from megatron_star.server.requests import star_report
 from megatron_star.server.schemas import StreamOptions
+from megatron_star.text.text_stream import PROMPT_TOKENS, TextStream, text_offsets
 
 PROMPT_LOGPROBS = (
     "logprobs: with echo=true they would cover the prompt, whose log-probabilities are not computed here "

@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from megatron_star.server.batch import Batch
 from megatron_star.server.completion import CompletionService, Generation
 from megatron_star.server.errors import RequestError
+from megatron_star.server.generation_fields import filters, stop_texts
 from megatron_star.server.json_body import CheckedBodyRoute
 from megatron_star.server.openai_answers import (
     PROMPT_LOGPROBS,
@@ -29,7 +30,6 @@ from megatron_star.server.requests import (
     service_of,
     split_prompts,
 )
-from megatron_star.server.sampling import filters, stop_texts
 from megatron_star.server.schemas import (
     ChatRequest,
     CompletionRequest,

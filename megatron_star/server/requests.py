@@ -5,7 +5,7 @@ from typing import Any
 
 from fastapi import Request
 
-from megatron_star.inference.request import StarResult
+from megatron_star.engine.request import StarResult
 from megatron_star.server.batch import Batch
 from megatron_star.server.completion import CompletionService
 from megatron_star.server.errors import KINDS, RequestError

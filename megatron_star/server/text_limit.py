@@ -1,7 +1,7 @@
 """Texts that are too long for the model are refused before much of them is tokenized."""
 
-from megatron_star.inference.text_stream import Tokenizer
 from megatron_star.server.errors import RequestError
+from megatron_star.text.text_stream import Tokenizer
 
 USUAL_TOKEN_CHARACTERS = 8
 """No prose has so many in a token: a longer text may still fit, but is looked at piece by piece first."""

@@ -5,7 +5,7 @@ import torch
 from reference import star_mask
 
 from benchmarks.encoding_variants import BROADCAST, CONTIGUOUS, EXACT, RECOMPUTE, variant_plan
-from megatron_star.plan import ContextPlan, TokenCosts
+from megatron_star.planning.plan import ContextPlan, TokenCosts
 
 SIZES = {"block_size": 10, "wave_tokens": 1000}
 

@@ -9,8 +9,8 @@ import pytest
 sys.path.append(str(Path(__file__).parents[1] / "launch"))
 from programs import python, torchrun  # noqa: E402
 
-from benchmarks.report import AIMS, draw, write_figures  # noqa: E402
 from benchmarks.run import PARTS  # noqa: E402
+from benchmarks.tables import AIMS, draw, write_figures  # noqa: E402
 
 
 def result_of(finished, output: Path) -> dict:

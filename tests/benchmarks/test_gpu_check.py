@@ -13,7 +13,7 @@ sys.path.append(str(Path(__file__).parent))
 import benchmark_ranks  # noqa: E402
 
 from benchmarks.gpu.check import STAGES, main  # noqa: E402
-from benchmarks.gpu.report import COLUMNS, read_figures, tables  # noqa: E402
+from benchmarks.gpu.gpu_tables import COLUMNS, read_figures, tables  # noqa: E402
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -11,9 +11,9 @@ sys.path.append(str(Path(__file__).parents[1] / "launch"))
 from programs import python  # noqa: E402
 
 from benchmarks.lost_needles import Mixture, mixtures
+from megatron_star.algorithm.kv_store import EncodedContext
 from megatron_star.config import StarConfig
-from megatron_star.inference.kv_store import EncodedContext
-from megatron_star.plan import ContextPlan
+from megatron_star.planning.plan import ContextPlan
 
 NUM_TOKENS, NUM_LAYERS, BLOCK_SIZE, NEEDLE = 40, 10, 10, 15
 EXACT, STAR = 0.0, 1.0

@@ -12,13 +12,13 @@ from torch import Tensor
 from torch._inductor import config
 from torch.fx import GraphModule
 
+from megatron_star.algorithm.context_encoding import encode_context
+from megatron_star.algorithm.star_model import StarModel
+from megatron_star.algorithm.token_generation import Sequence, generate_step
 from megatron_star.config import StarConfig
-from megatron_star.cost_model import choose_plan, token_costs
-from megatron_star.inference.compiled_layers import compile_layers, inductor
-from megatron_star.inference.context_encoding import encode_context
-from megatron_star.inference.star_model import StarModel
-from megatron_star.inference.token_generation import Sequence, generate_step
 from megatron_star.parallel import exchange as exchange_module
+from megatron_star.planning.cost_model import choose_plan, token_costs
+from megatron_star.speed.compiled_layers import compile_layers, inductor
 
 STAR = StarConfig(block_size=9)
 

@@ -10,8 +10,8 @@ from megatron.core.inference.sampling_params import SamplingParams
 from models import random_tokens
 
 from megatron_star.config import StarConfig
-from megatron_star.inference.engine import StarEngine
-from megatron_star.inference.request import StarRequest
+from megatron_star.engine.engine import StarEngine
+from megatron_star.engine.request import StarRequest
 
 MODES = (
     StarConfig(block_size=300),

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from ranks import TIMEOUT
 
-from megatron_star.inference.loading import check_same_weights, load_star_model
+from megatron_star.job.loading import check_same_weights, load_star_model
 from megatron_star.model.checkpoint import read_checkpoint_info
 from megatron_star.model.cpu import use_cpu_where_cuda_is_absent
 from megatron_star.parallel.control import SharedError, from_driver

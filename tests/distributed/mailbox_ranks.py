@@ -9,9 +9,10 @@ from unittest.mock import patch
 import torch
 import torch.distributed as dist
 
-from megatron_star.parallel import exchange, mailbox
+from megatron_star.parallel import exchange
 from megatron_star.parallel.exchange import Exchange
-from megatron_star.parallel.mailbox import LARGEST_BYTES, Mailbox
+from megatron_star.speed import mailbox
+from megatron_star.speed.mailbox import LARGEST_BYTES, Mailbox
 
 DTYPES = (torch.float32, torch.bfloat16, torch.int64)
 

@@ -9,7 +9,7 @@ from models import random_tokens
 from ranks import communication
 
 from megatron_star.config import StarConfig
-from megatron_star.cost_model import broadcast_bytes
+from megatron_star.planning.cost_model import broadcast_bytes
 
 LAYERS, ENCODED_LAYERS, KV_BYTES_PER_TOKEN_AND_LAYER = 3, 2, 2 * 3 * 16 * 4
 

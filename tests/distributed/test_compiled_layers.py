@@ -16,8 +16,8 @@ from distributed import run_ranks
 from models import random_tokens
 from test_sliced_weights import ALL_PARTS, RANDOM
 
-from megatron_star.model.sliced_linear import NO_PARTS
-from megatron_star.parallel.mailbox import LARGEST_BYTES
+from megatron_star.speed.mailbox import LARGEST_BYTES
+from megatron_star.speed.sliced_linear import NO_PARTS
 
 CONTEXT = random_tokens(41)
 A_QUERY_THEN_TOKENS = [[[5, 3, 8, 1, 2, 9, 4]], [[6]], [[7]], [[1]]]

@@ -11,7 +11,7 @@ from models import VOCAB_SIZE, dense_logits, random_tokens
 from ranks import generate, output_layer_calls
 
 from megatron_star.config import StarConfig
-from megatron_star.inference.request import StarRequest
+from megatron_star.engine.request import StarRequest
 
 GREEDY = {"top_k": 1}
 STAR = StarConfig(block_size=16)

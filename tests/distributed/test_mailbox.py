@@ -11,7 +11,7 @@ from mailbox_ranks import (
     sum_and_gather_of_both_ways,
 )
 
-from megatron_star.parallel import mailbox
+from megatron_star.speed import mailbox
 
 SHARED_MEMORY = Path("/dev/shm")
 

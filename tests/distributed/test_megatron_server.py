@@ -18,8 +18,8 @@ from transformers import AutoTokenizer
 from werkzeug.serving import make_server
 
 from megatron_star.config import StarConfig
-from megatron_star.inference.engine import StarEngine
-from megatron_star.inference.megatron_engine import MegatronEngine
+from megatron_star.engine.engine import StarEngine
+from megatron_star.engine.megatron_engine import MegatronEngine
 
 pytestmark = pytest.mark.smollm2
 PROMPT = "The sky is blue. " * 40 + "The grass is green. The sky is"

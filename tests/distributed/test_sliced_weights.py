@@ -12,7 +12,7 @@ from ranks import (
     weights_read,
 )
 
-from megatron_star.model.sliced_linear import NO_PARTS, PARTS
+from megatron_star.speed.sliced_linear import NO_PARTS, PARTS
 
 NUM_QUERY = 7
 TOKENS = random_tokens(41 + NUM_QUERY + 3)

@@ -6,18 +6,18 @@ from contextlib import ExitStack
 import torch.distributed as dist
 from ranks import ENGINE_LIMITS, load
 
-from launch import calibrate, evaluate, questions
-from launch.job import Job, run_engine
+from megatron_star.algorithm.context_encoding import encode_context
 from megatron_star.config import StarConfig
-from megatron_star.cost_model import choose_plan, token_costs
+from megatron_star.engine.engine import StarEngine, run_worker
+from megatron_star.engine.request import StarRequest
 from megatron_star.evaluation.comparison import Comparison, Prompt, compare
 from megatron_star.evaluation.hidden_attention import hidden_masses
-from megatron_star.inference.context_encoding import encode_context
-from megatron_star.inference.engine import StarEngine, run_worker
-from megatron_star.inference.request import StarRequest
+from megatron_star.job.job import Job, run_engine
 from megatron_star.model.checkpoint import read_checkpoint_info
-from megatron_star.model.tokenizer import load_tokenizer
 from megatron_star.parallel.control import from_driver
+from megatron_star.planning.cost_model import choose_plan, token_costs
+from megatron_star.programs import calibrate, evaluate, questions
+from megatron_star.text.tokenizer import load_tokenizer
 
 
 def greedy_answers(checkpoint: str, tokenizer, requests: Sequence[StarRequest]) -> list[list[int]]:

@@ -14,11 +14,11 @@ from evaluation_ranks import run_calibrate, run_evaluate
 from programs import error_lines, torchrun
 
 from benchmarks import answers_of_transformers
-from launch.calibrate import read_comparisons
-from launch.evaluate import parse_arguments
-from launch.questions import open_questions
 from megatron_star.evaluation.results import read_answers
 from megatron_star.evaluation.scoring import match_all
+from megatron_star.programs.calibrate import read_comparisons
+from megatron_star.programs.evaluate import parse_arguments
+from megatron_star.programs.questions import open_questions
 
 ARGUMENTS = ["--load", "x", "--output", "z", "--lengths", "1K", "--setting", "exact"]
 

@@ -7,11 +7,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from launch import calibrate as program
-from launch.output import AnswerLines
 from megatron_star.config import StarConfig
 from megatron_star.evaluation.calibration import recommend, summarize
 from megatron_star.evaluation.comparison import Comparison, probe_positions
+from megatron_star.job.output import AnswerLines
+from megatron_star.programs import calibrate as program
 
 SPEEDUPS = {"fast": 4.0, "medium": 2.0, "slow": 1.25, "useless": 1.0}
 

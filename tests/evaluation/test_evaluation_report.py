@@ -8,10 +8,10 @@ import sys
 import pytest
 from mutations import mutated, with_a_wrong_value
 
-from launch import report as report_program
 from megatron_star.evaluation.pictures import draw_heat_map, draw_speed
-from megatron_star.evaluation.report import markdown, plain_text, table_rows
 from megatron_star.evaluation.results import ScoredAnswer, ScoreTable, read_answers
+from megatron_star.evaluation.score_tables import markdown, plain_text, table_rows
+from megatron_star.programs import report as report_program
 
 STAR = "star block_size=1K"
 
@@ -151,7 +151,7 @@ def test_pictures_that_would_be_empty_are_refused(tmp_path):
 
 
 def run_report(*arguments) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "launch.report", *map(str, arguments)]
+    command = [sys.executable, "-m", "megatron_star.programs.report", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True)
 
 

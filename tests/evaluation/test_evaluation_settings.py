@@ -3,7 +3,7 @@
 import pytest
 
 from megatron_star.config import StarConfig
-from megatron_star.evaluation.settings import parse_setting, parse_settings, setting_name
+from megatron_star.evaluation.setting_text import parse_setting, parse_settings, setting_name
 
 SETTINGS = {
     "exact": StarConfig(mode="exact"),

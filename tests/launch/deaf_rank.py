@@ -4,7 +4,7 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
-from launch.interrupts import heeded_interrupts
+from megatron_star.job.interrupts import heeded_interrupts
 
 store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
 with heeded_interrupts():

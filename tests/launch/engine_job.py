@@ -9,12 +9,12 @@ from datetime import timedelta
 import torch
 from megatron.core.inference.sampling_params import SamplingParams
 
-from launch.environment import read_environment
-from launch.session import end_process, exit_on_errors, process_groups
 from megatron_star.config import StarConfig
-from megatron_star.inference.engine import StarEngine, run_worker
-from megatron_star.inference.loading import load_star_model
-from megatron_star.inference.request import StarRequest
+from megatron_star.engine.engine import StarEngine, run_worker
+from megatron_star.engine.request import StarRequest
+from megatron_star.job.environment import read_environment
+from megatron_star.job.loading import load_star_model
+from megatron_star.job.session import end_process, exit_on_errors, process_groups
 from megatron_star.model.checkpoint import read_checkpoint_info
 
 

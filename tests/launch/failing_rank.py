@@ -6,8 +6,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from launch.environment import read_environment
-from launch.session import exit_on_errors, process_groups
+from megatron_star.job.environment import read_environment
+from megatron_star.job.session import exit_on_errors, process_groups
 from megatron_star.parallel.control import on_every_rank
 
 

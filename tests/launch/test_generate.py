@@ -13,8 +13,8 @@ from programs import REPOSITORY, error_lines, python, start_ranks, torchrun
 from ranks import star_logits
 from transformers import AutoTokenizer
 
-from launch.generate import open_work, parse_arguments
 from megatron_star.config import StarConfig
+from megatron_star.programs.generate import open_work, parse_arguments
 
 pytestmark = pytest.mark.smollm2
 

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from megatron_star.inference.request import StarResult, Timings
+from megatron_star.engine.request import StarResult, Timings
 from megatron_star.server.batch import Batch
 from megatron_star.server.errors import RequestError
 

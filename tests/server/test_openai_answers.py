@@ -6,10 +6,10 @@ import pytest
 from small_tokenizers import KINDS, small_tokenizer
 from transformers import AutoTokenizer
 
-from megatron_star.inference.answer import NewToken
-from megatron_star.inference.token_bytes import TokenBytes
+from megatron_star.engine.answer import NewToken
 from megatron_star.server.openai_answers import ChatAnswers, CompletionAnswers
 from megatron_star.server.prompts import SplitPrompt
+from megatron_star.text.token_bytes import TokenBytes
 
 PROMPT = "the user"
 TEXT = " and \U0001f99a, \u6f22\u5b57 \U0001f999\n\u00fc"

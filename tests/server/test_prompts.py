@@ -7,10 +7,10 @@ import pytest
 from small_tokenizers import KINDS, TEMPLATES, small_tokenizer
 from transformers import AutoTokenizer
 
-from megatron_star.inference.prompt import split_into_tokens
 from megatron_star.server.errors import RequestError
 from megatron_star.server.prompts import MOST_TURN_EDGES, PromptSplitter
 from megatron_star.server.schemas import Message, StarOptions
+from megatron_star.text.prompt import split_into_tokens
 
 NUM_QUERY_TOKENS = 40
 DOCUMENT = "Anna lives in Lisbon. Karl lives in Oslo. " * 20

@@ -12,7 +12,7 @@ from ranks import on_engine
 from transformers import AutoTokenizer
 
 from megatron_star.config import StarConfig
-from megatron_star.inference.request import StarRequest
+from megatron_star.engine.request import StarRequest
 
 sys.path.append(str(Path(__file__).parents[1] / "distributed"))
 import engine_uses  # noqa: E402

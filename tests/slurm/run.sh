@@ -44,7 +44,7 @@ generate_on_two_nodes() {
     ln -s "$DEMO/packages" question/.demo/packages
     ln -s "$WORK/smollm2" question/.demo/megatron
     local needle
-    needle=$(cd question && "$PYTHON" -c "from launch.demo import write_question; print(write_question(0).value)")
+    needle=$(cd question && "$PYTHON" -c "from megatron_star.programs.demo import write_question; print(write_question(0).value)")
     CONTEXT_FILE=$WORK/question/.demo/needle/context.txt QUERY=$(cat question/.demo/needle/query.txt) \
         submit "${NODES[@]}" "$LAUNCH/generate.sbatch" --chat --top-k 1 --num-tokens-to-generate 32
     finish 0
@@ -87,10 +87,10 @@ refuse_wrong_set_ups() {
     CHECKPOINT=$WORK/random submit "${question[@]}"
     refused "no checkpoint on one node" "rank 1: $WORK/random: not a checkpoint"
     on_node n2 umount "$WORK/random"
-    cp -r "$REPOSITORY/megatron_star" other-code && echo "# changed" >>other-code/plan.py
+    cp -r "$REPOSITORY/megatron_star" other-code && echo "# changed" >>other-code/config.py
     on_node n2 mount --bind "$WORK/other-code" "$REPOSITORY/megatron_star"
     CHECKPOINT=$WORK/random submit "${question[@]}"
-    refused "other code on one node" "rank 1: other code of megatron_star or launch than rank 0"
+    refused "other code on one node" "rank 1: other code of megatron_star than rank 0"
     on_node n2 umount "$REPOSITORY/megatron_star"
 }
 

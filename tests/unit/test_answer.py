@@ -9,9 +9,9 @@ import torch
 from megatron.core.inference.sampling_params import SamplingParams
 from small_tokenizers import KINDS, small_tokenizer
 
-from megatron_star.inference.answer import Answer
-from megatron_star.inference.request import StarRequest
-from megatron_star.inference.sampling import TokenSampler
+from megatron_star.engine.answer import Answer
+from megatron_star.engine.request import StarRequest
+from megatron_star.engine.sampling import TokenSampler
 
 FRAGMENTS = ["Hi", "\n", "\U0001f999", "\U0001f99a", " the end", "\u6f22\u5b57", " \u00fc", ".", "a", "</s>"]
 

@@ -9,9 +9,11 @@ import pytest
 import torch
 from mutations import mutated
 
-from launch import calibrate, evaluate, generate, plan, report, run_text_generation_server
-from launch.arguments import sampling_params, server_settings, star_config
-from launch.cli import PROGRAMS
+from megatron_star.job.arguments import sampling_params, server_settings, star_config
+from megatron_star.programs import calibrate, evaluate, generate, report
+from megatron_star.programs import plan_cluster as plan
+from megatron_star.programs import serve as run_text_generation_server
+from megatron_star.programs.cli import PROGRAMS
 
 GENERATE = "--load x --context-file c --query q"
 COMMANDS = {
@@ -38,7 +40,7 @@ def parser_of(name: str, monkeypatch) -> argparse.ArgumentParser:
 
 
 TOOLS = ("describe", "inspect", "from_gguf", "convert_megatron_to_hf")
-WITH_HELP = {"launch.demo", *(f"checkpoints_tools.{name}" for name in TOOLS)}
+WITH_HELP = {"megatron_star.programs.demo", *(f"checkpoints_tools.{name}" for name in TOOLS)}
 
 
 @pytest.mark.parametrize("name", sorted(WITH_HELP | {module for module, _ in PROGRAMS.values()}))

@@ -4,7 +4,7 @@ from importlib.util import find_spec
 
 import pytest
 
-from launch.cli import PROGRAMS, main
+from megatron_star.programs.cli import PROGRAMS, main
 
 # Other tests have imported the programs already; a process of its own has not.
 pytestmark = pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")

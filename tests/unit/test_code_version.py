@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from launch.code_version import FOLDERS, code_fingerprint, facts_of_code
-from launch.meeting import check_same_values
+from megatron_star.job.code_version import FOLDER, code_fingerprint, facts_of_code
+from megatron_star.job.meeting import check_same_values
 from megatron_star.parallel.control import SharedError
 
 
@@ -32,6 +32,6 @@ def test_ranks_with_other_code_are_named():
 
 
 def test_the_programs_code_counts_and_so_does_every_argument():
-    assert {folder.name for folder in FOLDERS} == {"megatron_star", "launch"}
+    assert FOLDER.name == "megatron_star"
     facts = facts_of_code(["--bf16", "--load=x"])
     assert facts["argument 1"] == "--bf16" and torch.__version__.startswith(facts["version of torch"])

@@ -3,14 +3,14 @@
 from types import SimpleNamespace
 
 from megatron_star.config import StarConfig
-from megatron_star.cost_model import (
+from megatron_star.planning.cost_model import (
     PartTimes,
     choose_plan,
     kv_bytes_per_token,
     parts_worth_slicing,
     token_costs,
 )
-from megatron_star.plan import ContextPlan
+from megatron_star.planning.plan import ContextPlan
 
 LLAMA_8B = SimpleNamespace(
     num_layers=32,

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from launch import demo
-from launch.generate import parse_arguments
+from megatron_star.programs import demo
+from megatron_star.programs.generate import parse_arguments
 
 NEEDLE = demo.Needle("harbor", 1234567)
 

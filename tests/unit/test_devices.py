@@ -5,8 +5,8 @@ import torch
 from distributed import run_ranks
 from ranks import gpus_that_differ
 
-from launch.devices import gpu_id, take_device
-from launch.environment import RankEnvironment
+from megatron_star.job.devices import gpu_id, take_device
+from megatron_star.job.environment import RankEnvironment
 
 
 @pytest.fixture

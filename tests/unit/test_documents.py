@@ -6,8 +6,8 @@ import random
 import pytest
 from mutations import mutated
 
-from launch.documents import Document, read_document, read_jsonl
 from megatron_star.checked_input import parse_json
+from megatron_star.job.documents import Document, read_document, read_jsonl
 
 LINE = {"context": "c", "query": "q"}
 

@@ -10,7 +10,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_star.model import cpu
 from megatron_star.model.cpu import cache_sized_pieces
-from megatron_star.model.elementwise import CpuRMSNorm, SwigluInPlace, is_plain_swiglu
+from megatron_star.speed.elementwise import CpuRMSNorm, SwigluInPlace, is_plain_swiglu
 
 CONFIG = TransformerConfig(
     num_layers=1,

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 from checkpoints_tools.tokenizer_files import copy_tokenizer
 from megatron_star.config import StarConfig
 from megatron_star.evaluation.sample import Sample, greedy_request
-from megatron_star.inference.end_tokens import end_tokens, stop_tokens
+from megatron_star.text.end_tokens import end_tokens, stop_tokens
 
 
 @pytest.fixture

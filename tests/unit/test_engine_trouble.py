@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from megatron_star.inference import engine as engine_module
-from megatron_star.inference.engine import StarEngine
+from megatron_star.engine import engine as engine_module
+from megatron_star.engine.engine import StarEngine
 from megatron_star.server.state import ServerState
 
 

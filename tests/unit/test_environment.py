@@ -2,7 +2,7 @@
 
 import pytest
 
-from launch.environment import RankEnvironment, read_environment
+from megatron_star.job.environment import RankEnvironment, read_environment
 
 TORCHRUN = {
     "TORCHELASTIC_RUN_ID": "none",

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from launch.generate import answer_batch
+from megatron_star.engine.finite import why_not_finite
+from megatron_star.engine.request import StarRequest
 from megatron_star.evaluation.comparison import mean_kl
-from megatron_star.inference.finite import why_not_finite
-from megatron_star.inference.request import StarRequest
+from megatron_star.programs.generate import answer_batch
 
 
 @pytest.mark.parametrize(

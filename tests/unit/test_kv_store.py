@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from megatron_star.algorithm.kv_store import TAIL_CHUNK_TOKENS, EncodedContext, Tail, room_behind
 from megatron_star.config import StarConfig
-from megatron_star.inference.kv_store import TAIL_CHUNK_TOKENS, EncodedContext, Tail, room_behind
-from megatron_star.plan import ContextPlan, Source
+from megatron_star.planning.plan import ContextPlan, Source
 
 
 def token_kv(start: int, end: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from megatron_star import linear as linear_module
-from megatron_star.linear import linear
+from megatron_star.speed import linear as linear_module
+from megatron_star.speed.linear import linear
 
 LAYOUTS = {
     "by rows": lambda weight: weight,

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from launch.environment import RankEnvironment
-from launch.meeting import Meeting, RankError
+from megatron_star.job.environment import RankEnvironment
+from megatron_star.job.meeting import Meeting, RankError
 
 SOON, LATE = timedelta(seconds=0.5), timedelta(seconds=30)
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron_star.inference import memory
-from megatron_star.inference.memory import control_group_bytes, default_kv_budget, machine_bytes
+from megatron_star.job import memory
+from megatron_star.job.memory import control_group_bytes, default_kv_budget, machine_bytes
 
 GB = 1 << 30
 

@@ -17,9 +17,9 @@ from megatron_star.model import cpu
 from megatron_star.model.architecture import check_supported, transformer_config
 from megatron_star.model.attention import StarCoreAttention, StarInferenceContext, StarSelfAttention
 from megatron_star.model.cpu import use_cpu_where_cuda_is_absent
-from megatron_star.model.elementwise import CpuRMSNorm, SwigluInPlace
 from megatron_star.model.rotary import RotaryAtPositions, rotate
 from megatron_star.model.spec import with_cpu_rms_norms, with_star_attention, with_swiglu_in_place
+from megatron_star.speed.elementwise import CpuRMSNorm, SwigluInPlace
 
 ARGS = {
     "num_layers": 2,

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from mutations import mutated
 
-from launch import asked
-from launch.output import AnswerFile, AnswerLines, check_not_an_input
 from megatron_star.checked_input import strict_fields
+from megatron_star.job import asked
+from megatron_star.job.output import AnswerFile, AnswerLines, check_not_an_input
 
 
 class Record:

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from megatron_star.config import StarConfig
-from megatron_star.inference.pace import CPU_WAVE_TOKENS, Pace, largest_wave_tokens, with_fast_waves
-from megatron_star.plan import ContextPlan, TokenCosts
+from megatron_star.planning.pace import CPU_WAVE_TOKENS, Pace, largest_wave_tokens, with_fast_waves
+from megatron_star.planning.plan import ContextPlan, TokenCosts
 
 COSTS = TokenCosts(linear_per_token=1000.0, attention_per_pair=1.0)
 STAR = StarConfig(mode="star", block_size=4096)

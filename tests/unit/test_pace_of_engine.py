@@ -8,11 +8,11 @@ import torch
 from megatron.core.inference.sampling_params import SamplingParams
 
 from megatron_star.config import StarConfig
-from megatron_star.inference import engine as engine_module
-from megatron_star.inference.engine import StarEngine
-from megatron_star.inference.executor import Command
-from megatron_star.inference.request import StarRequest
-from megatron_star.plan import ContextPlan
+from megatron_star.engine import engine as engine_module
+from megatron_star.engine.engine import StarEngine
+from megatron_star.engine.executor import Command
+from megatron_star.engine.request import StarRequest
+from megatron_star.planning.plan import ContextPlan
 
 MAX_WAIT = 1.0
 DECODE_SECONDS, WAVE_SECONDS = 0.06, 0.02

@@ -7,8 +7,8 @@ import torch
 from reference import star_mask
 
 from megatron_star.config import StarConfig
-from megatron_star.plan import ContextPlan, Segment, TokenCosts
-from megatron_star.reads import wave_reads
+from megatron_star.planning.plan import ContextPlan, Segment, TokenCosts
+from megatron_star.planning.reads import wave_reads
 
 COSTS = TokenCosts(linear_per_token=3000.0, attention_per_pair=1.0)
 

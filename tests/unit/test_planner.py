@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 from mutations import with_a_wrong_value
 
-from launch import plan
-from launch.estimates import Question, default_block_size, estimate, estimates, tp_sizes
-from launch.plan import main, model_size, parse_arguments, read_model, run
-from megatron_star.hardware import GPUS, Cluster
+from megatron_star.planning.deployment import Question, default_block_size, estimate, estimates, tp_sizes
+from megatron_star.planning.hardware import GPUS, Cluster
+from megatron_star.programs import plan_cluster as plan
+from megatron_star.programs.plan_cluster import main, model_size, parse_arguments, read_model, run
 
 K, M = 1 << 10, 1 << 20
 LLAMA = {

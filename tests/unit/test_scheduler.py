@@ -4,10 +4,10 @@ import pytest
 from megatron.core.inference.sampling_params import SamplingParams
 
 from megatron_star.config import StarConfig
-from megatron_star.inference.job import Job, context_key
-from megatron_star.inference.request import StarRequest
-from megatron_star.inference.scheduler import Scheduler
-from megatron_star.plan import ContextPlan, TokenCosts
+from megatron_star.engine.job import Job, context_key
+from megatron_star.engine.request import StarRequest
+from megatron_star.engine.scheduler import Scheduler
+from megatron_star.planning.plan import ContextPlan, TokenCosts
 
 STAR = StarConfig(block_size=100)
 BYTES = 10  # of KV per token

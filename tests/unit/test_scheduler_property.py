@@ -11,13 +11,13 @@ import torch
 from megatron.core.inference.sampling_params import SamplingParams
 from torch import Tensor
 
+from megatron_star.algorithm.kv_store import room_behind, tail_room
 from megatron_star.config import StarConfig
-from megatron_star.inference.executor import Command
-from megatron_star.inference.job import Job, context_key
-from megatron_star.inference.kv_store import room_behind, tail_room
-from megatron_star.inference.request import StarRequest
-from megatron_star.inference.scheduler import Scheduler
-from megatron_star.plan import ContextPlan, TokenCosts
+from megatron_star.engine.executor import Command
+from megatron_star.engine.job import Job, context_key
+from megatron_star.engine.request import StarRequest
+from megatron_star.engine.scheduler import Scheduler
+from megatron_star.planning.plan import ContextPlan, TokenCosts
 
 COSTS = TokenCosts(linear_per_token=500.0, attention_per_pair=1.0)
 TAIL_TOKENS = tail_room(3)

@@ -1,6 +1,6 @@
 """How the server counts the signals that end it."""
 
-from launch import run_text_generation_server as server
+from megatron_star.programs import serve as server
 
 
 def test_a_signal_and_its_echo_through_torchrun_count_once(monkeypatch):

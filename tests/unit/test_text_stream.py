@@ -5,7 +5,7 @@ import random
 import pytest
 from transformers import AutoTokenizer
 
-from megatron_star.inference.text_stream import TextStream
+from megatron_star.text.text_stream import TextStream
 
 TEXTS = [
     "Ünïcödé 🦙🦙 and 漢字, 1.5 'quoted' .",

@@ -1,0 +1,1 @@
+"""Star Attention, as in the paper: context encoding and token generation."""

@@ -1,0 +1,170 @@
+"""Where keys and values live: of an encoded context, and of a sequence's own tail.
+
+Shapes: tokens first, then b = 1, ng KV heads of this TP rank, hn head size. Layers are numbered from 1.
+In a CPU's memory a head's rows lie side by side: one new token attends to them twice as fast (`_room`).
+Behind a context's tokens there is room for one tail, so that a new token attends to both in one call.
+"""
+
+import weakref
+from bisect import bisect_right
+from collections.abc import Iterator
+from typing import Self
+
+from torch import Tensor
+
+from megatron_star.planning.plan import ContextPlan, Source
+
+TAIL_CHUNK_TOKENS = 256
+
+KeyValue = tuple[Tensor, Tensor]
+
+
+def tail_room(num_tokens: int) -> int:
+    """Tokens that a tail of `num_tokens` takes memory for."""
+    return -(-num_tokens // TAIL_CHUNK_TOKENS) * TAIL_CHUNK_TOKENS
+
+
+def room_behind(num_tokens: int) -> int:
+    """Tokens that a rank takes memory for behind `num_tokens` of a context."""
+    return min(2 * TAIL_CHUNK_TOKENS, num_tokens // 8)
+
+
+def _room(num_tokens: int, like: Tensor) -> Tensor:
+    """Uninitialised [num_tokens, 1, ng, hn]; heads first in memory on a CPU, as it is indexed elsewhere."""
+    b, ng, hn = like.shape[1:]
+    if like.device.type == "cpu":
+        return like.new_empty(b, ng, num_tokens, hn).permute(2, 0, 1, 3)
+    return like.new_empty(num_tokens, b, ng, hn)
+
+
+class EncodedContext:
+    """One rank's share of an encoded context. It grows while it is encoded and never changes afterwards.
+
+    A context that extends another one (`parent`) holds what its own plan encodes and reads the rest there.
+    """
+
+    def __init__(self, plan: ContextPlan, cp_rank: int, parent: Self | None = None) -> None:
+        assert plan.start == (parent.plan.num_tokens if parent else 0)
+        self.plan, self.parent = plan, parent
+        self.num_local_tokens = plan.num_owned_tokens(cp_rank)
+        self._starts: list[int] = []
+        self._offsets: list[int] = []
+        self._layers: dict[int, KeyValue] = {}
+        self._borrower: weakref.ref[Tail] | None = None
+        offset = 0
+        for segment in plan.owned(cp_rank):
+            self._starts.append(segment.start)
+            self._offsets.append(offset)
+            offset += segment.num_tokens
+
+    def offset_of(self, token: int) -> int:
+        """Row in this rank's storage of a context token that it owns."""
+        segment = bisect_right(self._starts, token) - 1
+        return self._offsets[segment] + token - self._starts[segment]
+
+    def store(self, layer_number: int, first_token: int, key: Tensor, value: Tensor) -> None:
+        """Keep [tokens, 1, ng, hn] of consecutive owned tokens, of which `first_token` is the first."""
+        if layer_number not in self._layers:
+            num_tokens = self.num_local_tokens + room_behind(self.num_local_tokens)
+            self._layers[layer_number] = tuple(_room(num_tokens, like) for like in (key, value))
+        keys, values = self._layers[layer_number]
+        offset = self.offset_of(first_token)
+        keys[offset : offset + key.size(0)] = key
+        values[offset : offset + value.size(0)] = value
+
+    def read(self, layer_number: int, source: Source) -> KeyValue:
+        """Views of a stored source, [tokens, 1, ng, hn] each."""
+        if source.start < self.plan.start:
+            return self.parent.read(layer_number, source)
+        keys, values = self._layers[layer_number]
+        rows = slice(self.offset_of(source.start), self.offset_of(source.end - 1) + 1)
+        return keys[rows], values[rows]
+
+    def held(self, layer_number: int, tail: "Tail | None" = None) -> Iterator[KeyValue]:
+        """All that this rank holds of a layer, in one piece for each context of the chain that has any.
+
+        Args:
+            tail: one of this context; what of it lies behind the context's tokens is included.
+        """
+        if self.parent:
+            yield from self.parent.held(layer_number)
+        if self.num_local_tokens:
+            keys, values = self._layers[layer_number]
+            end = self.num_local_tokens + (tail.num_borrowed(layer_number) if tail else 0)
+            yield keys[:end], values[:end]
+
+    def lend_room(self, tail: "Tail") -> bool:
+        """Whether this tail may use the room behind: nobody else does, as long as it lives."""
+        if not room_behind(self.num_local_tokens) or (self._borrower and self._borrower()):
+            return False
+        self._borrower = weakref.ref(tail)
+        return True
+
+    def behind(self, layer_number: int) -> KeyValue:
+        """The room behind a layer's tokens."""
+        keys, values = self._layers[layer_number]
+        return keys[self.num_local_tokens :], values[self.num_local_tokens :]
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of this rank's share, with the room behind it, without the parent's."""
+        return sum(key.nbytes + value.nbytes for key, value in self._layers.values())
+
+
+class Tail:
+    """Query and generated tokens of one sequence, on its tail rank.
+
+    It begins in the room behind its context, if nobody else's does, and moves out when that is full. Then it
+    grows in chunks.
+    """
+
+    def __init__(self, context: EncodedContext) -> None:
+        self.context = context
+        self._layers: dict[int, KeyValue] = {}
+        self._lengths: dict[int, int] = {}
+        self._borrowed: set[int] = set()
+        self._may_borrow: bool | None = None
+
+    def append(self, layer_number: int, key: Tensor, value: Tensor) -> None:
+        """Add [tokens, 1, ng, hn] to a layer."""
+        if layer_number not in self._layers:
+            self._begin(layer_number)
+        start = self._lengths.get(layer_number, 0)
+        end = start + key.size(0)
+        if layer_number not in self._layers or end > self._layers[layer_number][0].size(0):
+            self._grow(layer_number, end, key)
+        keys, values = self._layers[layer_number]
+        keys[start:end], values[start:end] = key, value
+        self._lengths[layer_number] = end
+
+    def stored(self, layer_number: int) -> KeyValue:
+        """Views of a layer's tail so far, [tokens, 1, ng, hn] each."""
+        keys, values = self._layers[layer_number]
+        end = self._lengths[layer_number]
+        return keys[:end], values[:end]
+
+    def num_borrowed(self, layer_number: int) -> int:
+        """Tokens of a layer that lie behind the context's: all or none."""
+        return self._lengths[layer_number] if layer_number in self._borrowed else 0
+
+    def _begin(self, layer_number: int) -> None:
+        if self._may_borrow is None:
+            self._may_borrow = self.context.lend_room(self)
+        if self._may_borrow:
+            self._layers[layer_number] = self.context.behind(layer_number)
+            self._borrowed.add(layer_number)
+
+    def _grow(self, layer_number: int, num_tokens: int, like: Tensor) -> None:
+        grown = tuple(_room(tail_room(num_tokens), like) for _ in ("key", "value"))
+        used = self._lengths.get(layer_number, 0)
+        if used:
+            for new, old in zip(grown, self._layers[layer_number], strict=True):
+                new[:used] = old[:used]
+        self._layers[layer_number] = grown
+        self._borrowed.discard(layer_number)
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of its own, including room to grow."""
+        own = (key_value for layer, key_value in self._layers.items() if layer not in self._borrowed)
+        return sum(key.nbytes + value.nbytes for key, value in own)

@@ -1,0 +1,150 @@
+"""Token generation: new tokens of many sequences attend to the whole context and to their own tail.
+
+Every CP rank runs all new tokens. A rank attends to the context KV that it holds; the tail of a sequence
+lives on one tail rank. What each rank finds is merged over the CP group in one collective a layer.
+Shapes: sq packed new tokens of all sequences, b = 1.
+"""
+
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass, field
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from megatron_star.algorithm.kv_store import EncodedContext, Tail
+from megatron_star.algorithm.star_model import StarModel
+from megatron_star.attention.merge import PartialSum
+from megatron_star.attention.partial import AttentionKernel, Partial
+from megatron_star.model.attention import StarInferenceContext
+
+MOST_TOKENS_OF_SLICES = 512
+"""New tokens of a step that still uses slices of weights: with more, computing takes longer than reading, and
+what the ranks tell each other grows with the tokens."""
+
+
+@dataclass
+class Sequence:
+    """An encoded context, and the tokens that follow it.
+
+    Attributes:
+        num_tail_tokens: query and generated tokens that went through the model.
+        tail: their KV; it stays empty on all ranks but the tail rank.
+    """
+
+    context: EncodedContext
+    tail_rank: int
+    num_tail_tokens: int = 0
+    tail: Tail = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.tail = Tail(self.context)
+
+
+NewTokens = tuple[Sequence, SequenceOf[int]]
+
+
+def generate_step(star_model: StarModel, new_tokens: SequenceOf[NewTokens]) -> Tensor:
+    """Feed each sequence its new tokens (at least one).
+
+    Returns:
+        Logits [number of sequences, vocab_size], float32, after the last new token of each.
+    """
+    contexts = [id(sequence.context) for sequence, _ in new_tokens]
+    # Side by side where they share a context, in an order that is the same on every rank.
+    by_context = sorted(range(len(new_tokens)), key=lambda i: contexts.index(contexts[i]))
+    packed = [new_tokens[i] for i in by_context]
+    step = TokenGenerationStep(star_model, packed)
+    token_ids = [token for _, tokens in packed for token in tokens]
+    logits = star_model.forward(token_ids, step, [end - 1 for _, end in step.rows])
+    for sequence, tokens in new_tokens:
+        sequence.num_tail_tokens += len(tokens)
+    place = {original: row for row, original in enumerate(by_context)}
+    return logits[[place[i] for i in range(len(new_tokens))]]
+
+
+class TokenGenerationStep(StarInferenceContext):
+    """Rows attend to their context (rows that share one, in one call) and, causally, to their tail.
+
+    Attributes:
+        rows: of each sequence, where they start and end.
+        runs: sequences that share a context, with their rows.
+    """
+
+    def __init__(self, star_model: StarModel, packed: SequenceOf[NewTokens]) -> None:
+        """packed: sequences that share a context stand side by side."""
+        self.rows = _row_ranges([len(tokens) for _, tokens in packed])
+        pairs = zip((sequence for sequence, _ in packed), self.rows, strict=True)
+        self.runs = [list(run) for _, run in groupby(pairs, key=lambda pair: id(pair[0].context))]
+        self.exchange, self.kernel = star_model.exchange, star_model.kernel
+        positions = [
+            sequence.context.plan.num_tokens + sequence.num_tail_tokens + i
+            for sequence, tokens in packed
+            for i in range(len(tokens))
+        ]
+        super().__init__(torch.tensor(positions, dtype=torch.int64, device=star_model.device))
+        self.slices_weights = len(positions) <= MOST_TOKENS_OF_SLICES
+
+    def attend(
+        self, layer_number: int, query: Tensor, key: Tensor, value: Tensor, softmax_scale: float
+    ) -> Tensor:
+        """The algorithm of token generation for one layer; see `StarInferenceContext.attend`."""
+        part = self.attend_locally(layer_number, query, key, value, softmax_scale)
+        return self.exchange.merge(part).permute(2, 0, 1, 3).to(query.dtype)
+
+    def attend_locally(
+        self, layer_number: int, query: Tensor, key: Tensor, value: Tensor, softmax_scale: float
+    ) -> Partial:
+        """Keep this step's KV, and attend to what this rank holds; in float32."""
+        partials = PartialSum(query)
+        for run in self.runs:
+            (sequence, (start, _)), (_, (_, end)) = run[0], run[-1]
+            tails = [(one.tail, rows) for one, rows in run if one.tail_rank == self.exchange.cp_rank]
+            for tail, rows in tails:
+                tail.append(layer_number, key[slice(*rows)], value[slice(*rows)])
+            # A single new token sees all of its tail, which may lie behind the context.
+            joined = sequence.tail if tails and end - start == 1 else None
+            for held in sequence.context.held(layer_number, joined):
+                part = self.kernel(query[start:end], *held, causal=False, softmax_scale=softmax_scale)
+                partials.add_rows(start, end, part)
+            if joined and joined.num_borrowed(layer_number):
+                continue
+            for tail, rows in tails:
+                _add_causal(partials, self.kernel, rows, query, tail.stored(layer_number), softmax_scale)
+        return partials.merged()
+
+    @property
+    def num_rows(self) -> int:
+        """New tokens of all sequences."""
+        return self.rows[-1][1]
+
+
+def _add_causal(
+    partials: PartialSum,
+    kernel: AttentionKernel,
+    rows: tuple[int, int],
+    query: Tensor,
+    tail: tuple[Tensor, Tensor],
+    softmax_scale: float,
+) -> None:
+    """The last query row sees all keys, the one before it one fewer, ...: a full part and a square one."""
+    start, end = rows
+    prefix = tail[0].size(0) - (end - start)
+    if end - start == 1:
+        part = kernel(query[start:end], *tail, causal=False, softmax_scale=softmax_scale)
+        partials.add_rows(start, end, part)
+        return
+    for keys, causal in ((slice(0, prefix), False), (slice(prefix, None), True)):
+        if keys.stop != 0:
+            part = kernel(
+                query[start:end], tail[0][keys], tail[1][keys], causal=causal, softmax_scale=softmax_scale
+            )
+            partials.add_rows(start, end, part)
+
+
+def _row_ranges(sizes: list[int]) -> list[tuple[int, int]]:
+    ranges, start = [], 0
+    for size in sizes:
+        ranges.append((start, start + size))
+        start += size
+    return ranges

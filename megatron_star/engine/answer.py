@@ -1,0 +1,181 @@
+"""One request's answer while it comes: tokens, text, end, and timings. Read from any thread."""
+
+import queue
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from time import monotonic
+
+from torch import Tensor
+
+from megatron_star.engine.job import Job
+from megatron_star.engine.request import StarResult, Timings
+from megatron_star.engine.sampling import TokenSampler
+from megatron_star.text.text_stream import PROMPT_TOKENS, TextStream, Tokenizer
+
+
+@dataclass(frozen=True)
+class NewToken:
+    """A token as it came.
+
+    `text` is what it adds to the answer; a piece in which a stop string may begin comes with a later token.
+    `likeliest` is the most likely token in its place, with its log-probability.
+    """
+
+    token: int
+    logprob: float
+    text: str
+    likeliest: tuple[int, float]
+
+
+class Answer:
+    """Streams `NewToken`s and ends with a `StarResult`.
+
+    Attributes:
+        cancelled: set by the engine's `cancel`.
+        error: why it ends with `error`.
+        ended: set when there is a result.
+        num_encoded_tokens: context tokens that are encoded so far.
+        likeliest: the most likely token in the place of each of `tokens`, with its log-probability.
+    """
+
+    def __init__(self, job: Job, tokenizer: Tokenizer) -> None:
+        request = job.request
+        # Slices first: what came before may be a million tokens.
+        prompt = request.context_tokens[-PROMPT_TOKENS:] + request.query_tokens[-PROMPT_TOKENS:]
+        self.job, self._stream = job, TextStream(tokenizer, prompt)
+        self.sampler = TokenSampler(request.sampling, request.seed)
+        self.submitted_at = monotonic()
+        self.deadline = self.submitted_at + request.deadline_seconds
+        self.cancelled = False
+        self.ended = threading.Event()
+        self.finish_reason = ""
+        self.error: str | None = None
+        self.tokens: list[int] = []
+        self.logprobs: list[float] = []
+        self.likeliest: list[tuple[int, float]] = []
+        self.text = ""
+        self.num_encoded_tokens = 0
+        self._emitted_text = self._searched_text = 0
+        self._admitted_at = self._encoded_at = self._first_token_at = self._last_token_at = 0.0
+        self._events: queue.SimpleQueue[NewToken | None] = queue.SimpleQueue()
+        self._result: StarResult | None = None
+
+    @property
+    def id(self) -> int:
+        """What `StarEngine.cancel` takes."""
+        return self.job.id
+
+    def __iter__(self) -> Iterator[NewToken]:
+        """Tokens as they come, until the end; once."""
+        while (event := self._events.get()) is not None:
+            yield event
+
+    def result(self, timeout: float | None = None) -> StarResult:
+        """Wait for the end. Raises TimeoutError after `timeout` seconds."""
+        if not self.ended.wait(timeout):
+            raise TimeoutError(f"request {self.id} has not ended within {timeout} s")
+        return self._result
+
+    def note_admitted(self) -> None:
+        """It left the queue."""
+        self._admitted_at = monotonic()
+
+    def note_waves(self, num_waves: int) -> None:
+        """So many waves of its context are encoded."""
+        plan = self.job.context.plan
+        if num_waves:
+            encoded = sum(segment.num_tokens for wave in plan.waves[:num_waves] for segment in wave)
+            self.num_encoded_tokens = plan.start + encoded
+
+    def note_encoded(self) -> None:
+        """Its context is encoded; only the first call counts."""
+        self.num_encoded_tokens = self.job.plan.num_tokens
+        self._encoded_at = self._encoded_at or monotonic()
+
+    def add_token(self, logits: Tensor) -> int:
+        """Sample the next token from logits [vocab_size], float32, CPU; sets `finish_reason` at an end."""
+        request = self.job.request
+        early = len(self.tokens) < request.min_tokens
+        forbidden = [end for end in request.all_end_tokens if end < logits.numel()] if early else []
+        token, logprob, *likeliest = self.sampler.sample(logits, forbidden)
+        self.likeliest.append(tuple(likeliest))
+        self.tokens.append(token)
+        self.logprobs.append(logprob)
+        self._last_token_at = monotonic()
+        self._first_token_at = self._first_token_at or self._last_token_at
+        if token in request.all_end_tokens:
+            self.finish_reason = "stop"
+        else:
+            self._stream.add(token)
+            self.text = self._stream.text
+        if not self.finish_reason and len(self.tokens) == request.sampling.num_tokens_to_generate:
+            self.finish_reason = "length"
+        self._cut_at_stop_text()
+        self._events.put(NewToken(token, logprob, self._text_to_emit(), self.likeliest[-1]))
+        return token
+
+    def end(self, reason: str, kv_bytes_per_cp_rank: list[int]) -> None:
+        """The one terminal state: `stop`, `length`, `cancelled`, `deadline` or `error`."""
+        assert not self.ended.is_set()
+        self.finish_reason = reason
+        request, plan = self.job.request, self.job.plan
+        self._result = StarResult(
+            text=self.text,
+            tokens=self.tokens,
+            logprobs=self.logprobs,
+            finish_reason=reason,
+            num_context_tokens=plan.num_tokens,
+            num_query_tokens=len(request.query_tokens),
+            mode=self.job.mode,
+            num_blocks=plan.num_blocks,
+            cache_hit=0 < plan.num_tokens == self.job.num_cached_tokens,
+            num_cached_tokens=self.job.num_cached_tokens,
+            timings=self._timings(),
+            kv_bytes_per_rank=kv_bytes_per_cp_rank,
+            error=self.error,
+        )
+        self.ended.set()
+        self._events.put(None)
+
+    @property
+    def _certain_text(self) -> str:
+        """What no later token changes: at the end, all; before, not a character that is not whole yet."""
+        return self.text if self.finish_reason else self._stream.certain
+
+    def _cut_at_stop_text(self) -> None:
+        """End before the first stop text that is complete now, and was not before."""
+        text = self._certain_text
+        searched, self._searched_text = self._searched_text, len(text)
+        if len(self.tokens) < self.job.request.min_tokens:
+            return
+        stops = self.job.request.sampling.stop_words or ()
+        found = [text.find(stop, max(0, searched - len(stop) + 1)) for stop in stops]
+        if any(start >= 0 for start in found):
+            self.text, self.finish_reason = text[: min(start for start in found if start >= 0)], "stop"
+
+    def _text_to_emit(self) -> str:
+        """What is certain to stay: no half character, and no beginning of a stop text."""
+        text = self._certain_text
+        end = len(text)
+        if not self.finish_reason:
+            stops = self.job.request.sampling.stop_words or ()
+            end -= max(
+                (n for stop in stops for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0
+            )
+        piece = text[self._emitted_text : max(end, self._emitted_text)]
+        self._emitted_text += len(piece)
+        return piece
+
+    def _timings(self) -> Timings:
+        admitted = self._admitted_at or self._last_token_at or monotonic()
+        encoded = max(admitted, self._encoded_at) if self._encoded_at else admitted
+        first = self._first_token_at or encoded
+        last = self._last_token_at or first
+        return Timings(
+            queue_s=admitted - self.submitted_at,
+            context_encoding_s=encoded - admitted,
+            query_s=first - encoded,
+            ttft_s=first - admitted,
+            tpot_s=(last - first) / max(1, len(self.tokens) - 1),
+        )

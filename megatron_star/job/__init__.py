@@ -1,0 +1,1 @@
+"""A job of ranks: environment, session, loading, and what its programs share."""

@@ -1,0 +1,1 @@
+"""Who sees what, who encodes it, and what that costs: integers and arithmetic, no torch."""

