@@ -30,9 +30,9 @@ from megatron_star.job.argument_types import (
     token_count,
     whole_number,
 )
-from megatron_star.job.arguments import add_model_arguments
 from megatron_star.job.environment import read_environment
 from megatron_star.job.job import loaded_job, run_engine
+from megatron_star.job.model_arguments import add_model_arguments
 from megatron_star.job.progress import SECONDS_BETWEEN_LINES, heartbeat, with_heartbeat
 from megatron_star.job.session import exit_on_errors
 from megatron_star.parallel.control import from_driver

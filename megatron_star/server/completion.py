@@ -19,8 +19,8 @@ from megatron_star.server.batch import Batch
 from megatron_star.server.errors import RequestError
 from megatron_star.server.metrics import ServerMetrics
 from megatron_star.server.prompts import PromptSplitter, SplitPrompt
-from megatron_star.server.schemas import StarOptions
 from megatron_star.server.settings import ServerSettings
+from megatron_star.server.star_options import StarOptions
 from megatron_star.text.end_tokens import end_tokens, stop_tokens
 from megatron_star.text.token_bytes import TokenBytes
 
