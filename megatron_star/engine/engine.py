@@ -281,7 +281,7 @@ class StarEngine:
         plans = (plan,)
         if request.turn_edges:
             plans = ContextPlan.chain((*request.turn_edges, num_tokens), cp_size, star, self.costs)
-        keys = tuple(context_key(request.context_tokens[: p.num_tokens], p, star) for p in plans)
+        keys = tuple(context_key(request.context_tokens[: p.num_tokens], p) for p in plans)
         job = Job(job_id, request, mode, star, plans, keys, pending=list(request.query_tokens))
         self.scheduler.check_fits(job)
         return job

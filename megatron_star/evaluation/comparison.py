@@ -25,6 +25,7 @@ from megatron_star.engine.finite import why_not_finite
 from megatron_star.evaluation.hidden_attention import hidden_masses
 from megatron_star.parallel.control import broadcast_token_ids, on_every_rank
 from megatron_star.planning.cost_model import choose_plan, token_costs
+from megatron_star.planning.mask import Mask
 from megatron_star.planning.pace import with_fast_waves
 from megatron_star.planning.plan import ContextPlan
 
@@ -94,10 +95,10 @@ def compare(
         SharedError: logits are not finite.
     """
     plans = {name: _plan(star_model, prompt, star) for name, star in settings.items()}
-    exact, masses = _exact(star_model, prompt, [(plans[name], settings[name]) for name in settings], control)
+    exact, hidden = _exact(star_model, prompt, [plans[name].mask for name in settings], control)
     comparisons = {
         name: _compared(star_model, prompt, exact, plans[name], mass)
-        for name, mass in zip(settings, masses, strict=True)
+        for name, mass in zip(settings, hidden, strict=True)
     }
     on_every_rank(lambda: _check_finite(exact, comparisons), control)
     return exact.tokens, comparisons
@@ -122,17 +123,17 @@ def _plan(star_model: StarModel, prompt: Prompt, star: StarConfig) -> ContextPla
 def _exact(
     star_model: StarModel,
     prompt: Prompt,
-    settings: Sequence[tuple[ContextPlan, StarConfig]],
+    masks: Sequence[Mask],
     control: dist.ProcessGroup,
 ) -> tuple[_Exact, list[float]]:
-    """The answer of exact attention, and what each setting would hide from it."""
+    """The answer of exact attention, and what each mask would hide from it."""
     plan = _plan(star_model, prompt, EXACT)
     context, encoding_s = _timed_encoding(star_model, prompt.context, plan)
     tokens, logits, query_s = _greedy_answer(star_model, context, prompt, control)
     positions = probe_positions(len(prompt.context))
-    masses = hidden_masses(star_model, prompt.context, context, settings, positions)
+    hidden = hidden_masses(star_model, prompt.context, context, masks, positions)
     flops = plan.cost(token_costs(star_model.model.config))
-    return _Exact(tokens, logits, encoding_s, query_s, flops), masses
+    return _Exact(tokens, logits, encoding_s, query_s, flops), hidden
 
 
 def _compared(
