@@ -26,9 +26,9 @@ from megatron_star.config import StarConfig
 from megatron_star.engine.engine import StarEngine, run_worker
 from megatron_star.engine.request import SamplingParams, StarRequest
 from megatron_star.job.argument_types import ArgumentParser, token_count
-from megatron_star.job.arguments import add_model_arguments
 from megatron_star.job.environment import read_environment
 from megatron_star.job.loading import load_star_model
+from megatron_star.job.model_arguments import add_model_arguments
 from megatron_star.job.session import end_process, exit_on_errors, process_groups
 from megatron_star.model.checkpoint import read_checkpoint_info
 from megatron_star.planning.cost_model import choose_plan, token_costs

@@ -14,8 +14,8 @@ import torch.distributed as dist
 from benchmarks.models import add_random_model_argument, measured_model
 from megatron_star.algorithm.star_model import StarModel
 from megatron_star.job.argument_types import ArgumentParser
-from megatron_star.job.arguments import add_model_arguments
 from megatron_star.job.environment import read_environment
+from megatron_star.job.model_arguments import add_model_arguments
 from megatron_star.job.output import AnswerFile
 from megatron_star.job.session import exit_on_errors, process_groups
 from megatron_star.parallel.groups import StarGroups

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from megatron_star.algorithm.kv_store import room_behind, tail_room
 from megatron_star.engine.job import CachedContext, ContextKey, Job
 from megatron_star.engine.request import StarRequest
-from megatron_star.planning.plan import ContextPlan, TokenCosts
+from megatron_star.planning.plan import ContextPlan
+from megatron_star.planning.planner import Planner
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,8 @@ class KvMemory:
 class Reserver:
     """Finds reservations; changes nothing."""
 
-    def __init__(self, costs: TokenCosts, memory: KvMemory) -> None:
-        self.costs, self.memory = costs, memory
+    def __init__(self, planner: Planner, memory: KvMemory) -> None:
+        self.planner, self.memory = planner, memory
 
     def most_bytes_alone(self, job: Job) -> int:
         """What the fullest rank holds while nothing but this job is there."""
@@ -94,7 +95,7 @@ class Reserver:
         if not base:
             return job.plans
         edges = [plan.num_tokens for plan in job.plans[num_reused:]]
-        return ContextPlan.chain(edges, self.memory.cp_size, job.star, self.costs, base.plan)
+        return self.planner.chain(edges, job.star, base.plan)
 
     def _room(
         self,

@@ -26,11 +26,11 @@ from megatron_star.evaluation.comparison import Comparison, Prompt, compare
 from megatron_star.evaluation.score_tables import plain_text
 from megatron_star.evaluation.setting_text import parse_settings, setting_name
 from megatron_star.job.argument_types import ArgumentParser, positive, real_number, text_argument
-from megatron_star.job.arguments import add_model_arguments
 from megatron_star.job.asked import of_model, of_ranks, of_text
 from megatron_star.job.documents import Document, read_jsonl
 from megatron_star.job.environment import read_environment
 from megatron_star.job.job import Job, loaded_job
+from megatron_star.job.model_arguments import add_model_arguments
 from megatron_star.job.output import AnswerLines
 from megatron_star.job.progress import heartbeat
 from megatron_star.job.session import exit_on_errors

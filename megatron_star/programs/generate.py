@@ -18,20 +18,16 @@ from megatron_star.checked_input import strict_fields
 from megatron_star.engine.engine import StarEngine
 from megatron_star.engine.request import StarRequest, StarResult
 from megatron_star.job.argument_types import ArgumentParser, positive, text_argument
-from megatron_star.job.arguments import (
-    add_model_arguments,
-    add_sampling_arguments,
-    add_star_arguments,
-    sampling_params,
-    star_config,
-)
 from megatron_star.job.asked import of_model, of_text
 from megatron_star.job.documents import Document, read_document, read_jsonl
 from megatron_star.job.environment import read_environment
 from megatron_star.job.job import loaded_job, run_engine
+from megatron_star.job.model_arguments import add_model_arguments
 from megatron_star.job.output import AnswerFile, AnswerLines
 from megatron_star.job.progress import ConsoleProgress, heartbeat
+from megatron_star.job.sampling_arguments import add_sampling_arguments, sampling_params
 from megatron_star.job.session import exit_on_errors
+from megatron_star.job.star_arguments import add_star_arguments, star_config
 from megatron_star.parallel.control import from_driver
 from megatron_star.parallel.groups import StarGroups
 from megatron_star.text.end_tokens import end_tokens, stop_tokens

@@ -12,16 +12,12 @@ from time import monotonic
 
 from megatron_star.engine.engine import StarEngine, run_worker
 from megatron_star.job.argument_types import ArgumentParser
-from megatron_star.job.arguments import (
-    add_model_arguments,
-    add_server_arguments,
-    add_star_arguments,
-    server_settings,
-    star_config,
-)
 from megatron_star.job.environment import read_environment
 from megatron_star.job.job import Job, loaded_job
+from megatron_star.job.model_arguments import add_model_arguments
 from megatron_star.job.session import end_process, exit_on_errors
+from megatron_star.job.star_arguments import add_star_arguments, star_config
+from megatron_star.programs.server_arguments import add_server_arguments, server_settings
 from megatron_star.server.app import create_app
 from megatron_star.server.completion import CompletionService
 from megatron_star.server.http_server import HttpServer, bind

@@ -19,7 +19,8 @@ from megatron_star.server.requests import (
     split_prompts,
     star_report,
 )
-from megatron_star.server.schemas import MegatronCompletionRequest, MegatronGenerateRequest, StarOptions
+from megatron_star.server.schemas import MegatronCompletionRequest, MegatronGenerateRequest
+from megatron_star.server.star_options import StarOptions
 from megatron_star.text.text_stream import TextStream, text_offsets
 
 DEFAULT_TOKENS = 64

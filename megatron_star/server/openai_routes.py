@@ -30,13 +30,8 @@ from megatron_star.server.requests import (
     service_of,
     split_prompts,
 )
-from megatron_star.server.schemas import (
-    ChatRequest,
-    CompletionRequest,
-    OpenAIFields,
-    StarOptions,
-    StreamOptions,
-)
+from megatron_star.server.schemas import ChatRequest, CompletionRequest, OpenAIFields, StreamOptions
+from megatron_star.server.star_options import StarOptions
 
 DEFAULT_COMPLETION_TOKENS = 16
 DEFAULT_CHAT_TOKENS = 512

@@ -15,7 +15,8 @@ from typing import NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from megatron_star.server.errors import RequestError
-from megatron_star.server.schemas import Message, StarOptions
+from megatron_star.server.schemas import Message
+from megatron_star.server.star_options import StarOptions
 from megatron_star.server.text_limit import TextLimit
 from megatron_star.text.chat_template import RenderedChat, Span, render_chat
 from megatron_star.text.prompt import has_offsets, join, tokenize_and_cut

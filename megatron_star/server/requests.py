@@ -10,7 +10,8 @@ from megatron_star.server.batch import Batch
 from megatron_star.server.completion import CompletionService
 from megatron_star.server.errors import KINDS, RequestError
 from megatron_star.server.prompts import PromptSplitter, SplitPrompt
-from megatron_star.server.schemas import ErrorBody, StarOptions
+from megatron_star.server.schemas import ErrorBody
+from megatron_star.server.star_options import StarOptions
 
 ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": ErrorBody, "description": "The request is refused; `param` names the field."},

@@ -1,91 +1,34 @@
-"""What requests may contain. Every number is finite and bounded, and unknown fields are errors.
+"""What requests may contain.
 
 Fields that are accepted though they do nothing are in `known_fields.py`.
 """
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetCoreSchemaHandler, model_validator
-from pydantic_core import CoreSchema
+from pydantic import BaseModel, Field, model_validator
 
+from megatron_star.server.body import (
+    LARGEST_SEED,
+    MOST_PROMPTS,
+    MOST_TOKENS,
+    Body,
+    PositiveTokens,
+    Prompts,
+    Share,
+    StopTexts,
+    Text,
+    TokenCount,
+    TokenId,
+    TopK,
+    Zero,
+)
 from megatron_star.server.known_fields import (
     NeutralChatFields,
     NeutralFields,
     NeutralMessageFields,
     only,
 )
-
-MOST_PROMPTS = 128
-MOST_TOKENS = 1 << 24
-LARGEST_SEED = (1 << 63) - 1
-
-
-def _whole_characters(text: str) -> str:
-    if not text.isascii():
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(f"character {error.start} is half of a surrogate pair") from None
-    return text
-
-
-Text = Annotated[str, AfterValidator(_whole_characters)]
-TokenCount = Annotated[int, Field(ge=0, le=MOST_TOKENS)]
-PositiveTokens = Annotated[int, Field(ge=1, le=MOST_TOKENS)]
-TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
-StopText = Annotated[Text, Field(min_length=1, max_length=256)]
-StopTexts = StopText | Annotated[list[StopText], Field(max_length=16)]
-Prompts = Annotated[list[Text], Field(min_length=1, max_length=MOST_PROMPTS)]
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-TopK = Annotated[int, Field(ge=-1, le=1000, description="-1 and 0 are off")]
-Zero = Annotated[float, Field(ge=0.0, le=0.0)]
-
-
-def _let_lists_fail_fast(schema: Any) -> None:
-    if isinstance(schema, list | tuple):
-        for part in schema:
-            _let_lists_fail_fast(part)
-    elif isinstance(schema, dict):
-        if schema.get("type") == "list":
-            schema["fail_fast"] = True
-        for part in schema.values():
-            _let_lists_fail_fast(part)
-
-
-class Body(BaseModel):
-    """No coercion, no NaN, no unknown field; of errors in a list only the first."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
-
-    @classmethod
-    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """Every list of it, with `fail_fast`: a million wrong items would be a million errors."""
-        schema = handler(source)
-        _let_lists_fail_fast(schema)
-        return schema
-
-
-class StarOptions(Body):
-    """How this request's context is encoded, and where it ends; what is left out is the server's default."""
-
-    mode: Literal["star", "exact", "auto"] | None = None
-    block_size: PositiveTokens | None = None
-    anchor_size: TokenCount | None = None
-    neighbor_blocks: Annotated[int, Field(ge=0, le=1024)] | None = None
-    query_tokens: PositiveTokens | None = Field(None, description="so many last tokens are the query")
-    separator: Annotated[Text, Field(min_length=1, max_length=256)] | None = Field(
-        None, description="the context stands before its last occurrence, the query after it"
-    )
-
-    @model_validator(mode="after")
-    def _one_rule(self) -> Self:
-        if self.query_tokens is not None and self.separator is not None:
-            raise ValueError("set query_tokens or separator, not both")
-        return self
-
-    def encoding(self) -> dict[str, Any]:
-        """The fields of a StarConfig that are set."""
-        return self.model_dump(exclude={"query_tokens", "separator"}, exclude_none=True)
+from megatron_star.server.star_options import StarOptions
 
 
 class MegatronGenerateRequest(Body):

@@ -9,7 +9,8 @@ from transformers import AutoTokenizer
 
 from megatron_star.server.errors import RequestError
 from megatron_star.server.prompts import MOST_TURN_EDGES, PromptSplitter
-from megatron_star.server.schemas import Message, StarOptions
+from megatron_star.server.schemas import Message
+from megatron_star.server.star_options import StarOptions
 from megatron_star.text.prompt import split_into_tokens
 
 NUM_QUERY_TOKENS = 40

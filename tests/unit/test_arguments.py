@@ -9,11 +9,13 @@ import pytest
 import torch
 from mutations import mutated
 
-from megatron_star.job.arguments import sampling_params, server_settings, star_config
+from megatron_star.job.sampling_arguments import sampling_params
+from megatron_star.job.star_arguments import star_config
 from megatron_star.programs import calibrate, evaluate, generate, report
 from megatron_star.programs import plan_cluster as plan
 from megatron_star.programs import serve as run_text_generation_server
 from megatron_star.programs.cli import PROGRAMS
+from megatron_star.programs.server_arguments import server_settings
 
 GENERATE = "--load x --context-file c --query q"
 COMMANDS = {

@@ -8,6 +8,7 @@ from megatron_star.engine.job import Job, context_key
 from megatron_star.engine.request import StarRequest
 from megatron_star.engine.scheduler import Scheduler
 from megatron_star.planning.plan import ContextPlan, TokenCosts
+from megatron_star.planning.planner import Planner
 
 STAR = StarConfig(block_size=100)
 BYTES = 10  # of KV per token
@@ -16,8 +17,7 @@ BYTES = 10  # of KV per token
 def scheduler(budget_tokens: int, cp_size: int = 2, max_running: int = 8) -> Scheduler:
     """One with room for so many tokens a rank."""
     return Scheduler(
-        TokenCosts(),
-        cp_size=cp_size,
+        Planner(TokenCosts(), cp_size),
         kv_bytes_per_token=BYTES,
         budget_bytes_per_rank=budget_tokens * BYTES,
         max_running=max_running,

@@ -18,6 +18,7 @@ from megatron_star.engine.job import Job, context_key
 from megatron_star.engine.request import StarRequest
 from megatron_star.engine.scheduler import Scheduler
 from megatron_star.planning.plan import ContextPlan, TokenCosts
+from megatron_star.planning.planner import Planner
 
 COSTS = TokenCosts(linear_per_token=500.0, attention_per_pair=1.0)
 TAIL_TOKENS = tail_room(3)
@@ -134,7 +135,7 @@ def mask_alone(job: Job, cp_size: int) -> Tensor:
 def scheduler(cp_size: int, budget: int) -> Scheduler:
     """One that counts KV in tokens."""
     return Scheduler(
-        COSTS, cp_size=cp_size, kv_bytes_per_token=1, budget_bytes_per_rank=budget, max_running=3
+        Planner(COSTS, cp_size), kv_bytes_per_token=1, budget_bytes_per_rank=budget, max_running=3
     )
 
 

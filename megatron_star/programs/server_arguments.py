@@ -1,0 +1,126 @@
+"""The command line's group of the server: where it listens, whom it lets in, how much, what a query is."""
+
+import argparse
+from pathlib import Path
+
+from megatron_star.checked_input import read_text
+from megatron_star.job.argument_types import (
+    count,
+    positive,
+    real_number,
+    text_argument,
+    token_count,
+    whole_number,
+)
+from megatron_star.job.star_arguments import star_config
+from megatron_star.server.settings import ServerSettings
+
+_seconds = real_number(0, 1e7, what="a number of seconds")
+
+
+def add_server_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `server_settings` reads, and the address."""
+    group = parser.add_argument_group("server (byte counts may be written 64K or 16M)")
+    _add_who_is_let_in(group)
+    _add_how_much(group)
+    _add_how_long(group)
+    _add_what_a_query_is(group)
+
+
+def _add_who_is_let_in(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--host", type=text_argument, default="127.0.0.1", help="0.0.0.0 lets other machines in"
+    )
+    group.add_argument(
+        "--port", type=whole_number(0, 65535), default=5000, metavar="N", help="0 takes a free one"
+    )
+    group.add_argument(
+        "--api-key-file",
+        type=text_argument,
+        metavar="FILE",
+        help="clients must send the key that is in it; default: no key",
+    )
+    group.add_argument(
+        "--served-model-name",
+        type=text_argument,
+        metavar="NAME",
+        help="default: the name of the --load folder",
+    )
+
+
+def _add_how_much(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--max-request-bytes", type=token_count, default=16 << 20, metavar="BYTES", help="of one body"
+    )
+    group.add_argument(
+        "--max-concurrent-requests", type=positive, default=64, metavar="N", help="sequences that run"
+    )
+    group.add_argument(
+        "--max-queued-requests", type=count, default=256, metavar="N", help="sequences that wait for that"
+    )
+    group.add_argument(
+        "--max-context-tokens",
+        type=token_count,
+        metavar="TOKENS",
+        help="of one context; default: the model's limit",
+    )
+
+
+def _add_how_long(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--drain-seconds", type=_seconds, default=30.0, metavar="S", help="after SIGTERM")
+    group.add_argument(
+        "--request-body-seconds",
+        type=_seconds,
+        default=60.0,
+        metavar="S",
+        help="for a request's head, and then for its body",
+    )
+    group.add_argument(
+        "--keep-alive-seconds",
+        type=_seconds,
+        default=75.0,
+        metavar="S",
+        help="for which a connection may say nothing after an answer; more than its client keeps it (75)",
+    )
+
+
+def _add_what_a_query_is(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--star-query-tokens",
+        type=positive,
+        default=256,
+        metavar="TOKENS",
+        help="end of a prompt that is its query, where the request does not say",
+    )
+    group.add_argument(
+        "--star-separator",
+        type=text_argument,
+        metavar="TEXT",
+        help="between context and query, where a prompt has it",
+    )
+    group.add_argument(
+        "--star-max-wait-seconds",
+        type=_seconds,
+        default=1.0,
+        metavar="S",
+        help="between two tokens of an answer while another context is encoded; waves are cut to it",
+    )
+
+
+def server_settings(args: argparse.Namespace) -> ServerSettings:
+    """The settings that these arguments ask for; raises ValueError or OSError."""
+    key_file = args.api_key_file
+    return ServerSettings(
+        model_name=args.served_model_name or Path(args.load).resolve().name,
+        star=star_config(args),
+        num_query_tokens=args.star_query_tokens,
+        separator=args.star_separator,
+        api_key=read_text(key_file).strip() if key_file else None,
+        max_request_bytes=args.max_request_bytes,
+        max_concurrent_requests=args.max_concurrent_requests,
+        max_queued_requests=args.max_queued_requests,
+        max_context_tokens=args.max_context_tokens,
+        body_seconds=args.request_body_seconds,
+        keep_alive_seconds=args.keep_alive_seconds,
+        host=args.host,
+    )
