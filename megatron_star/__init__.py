@@ -29,16 +29,16 @@ __all__ = [
 ]
 
 _MODULES = {
-    "ContextPlan": "planning.plan",
-    "Sequence": "algorithm.token_generation",
-    "StarConfig": "config",
-    "StarEngine": "engine.engine",
-    "StarGroups": "parallel.groups",
-    "encode_context": "algorithm.context_encoding",
-    "generate_step": "algorithm.token_generation",
-    "initialize_groups": "parallel.groups",
-    "use_cpu_where_cuda_is_absent": "model.cpu",
-    "with_star_attention": "model.spec",
+    "ContextPlan": "megatron_star.planning.plan",
+    "Sequence": "megatron_star.algorithm.token_generation",
+    "StarConfig": "megatron_star.config",
+    "StarEngine": "megatron_star.engine.engine",
+    "StarGroups": "megatron_star.parallel.groups",
+    "encode_context": "megatron_star.algorithm.context_encoding",
+    "generate_step": "megatron_star.algorithm.token_generation",
+    "initialize_groups": "megatron_star.parallel.groups",
+    "use_cpu_where_cuda_is_absent": "megatron_star.model.cpu",
+    "with_star_attention": "megatron_star.model.spec",
 }
 
 
@@ -46,7 +46,7 @@ def __getattr__(name: str) -> Any:
     """What users need, imported when it is first asked for: `import megatron_star` imports nothing else."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    return getattr(import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -224,7 +224,9 @@ def beside_a_long_context(engine: StarEngine) -> dict:
     long.result(60)
     tokens = len(running.tokens) - before
     engine.cancel(running.id)
-    return {"tokens": tokens, "waves": len(long.job.plan.waves)}
+    waves = long.job.plan.waves
+    longest = max(segment.num_tokens for wave in waves for segment in wave)
+    return {"tokens": tokens, "waves": len(waves), "longest_segment": longest}
 
 
 def too_large_and_waiting(engine: StarEngine) -> dict:
