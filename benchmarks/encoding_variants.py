@@ -6,7 +6,7 @@ import torch
 
 from megatron_star.config import StarConfig
 from megatron_star.planning.cost_model import choose_plan
-from megatron_star.planning.pace import with_fast_waves
+from megatron_star.planning.pace import largest_wave_tokens
 from megatron_star.planning.plan import ContextPlan, Segment, Source, TokenCosts
 
 EXACT, CONTIGUOUS, RECOMPUTE, BROADCAST = "exact", "exact, contiguous", "star, recompute", "star, broadcast"
@@ -14,7 +14,7 @@ EXACT, CONTIGUOUS, RECOMPUTE, BROADCAST = "exact", "exact, contiguous", "star, r
 
 def engine_wave_tokens(device: torch.device) -> int:
     """Tokens of a rank in a wave, as the engine has it by default."""
-    return with_fast_waves(StarConfig(), device).wave_tokens
+    return min(StarConfig().wave_tokens, largest_wave_tokens(device.type))
 
 
 def variant_plan(

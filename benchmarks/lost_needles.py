@@ -28,6 +28,7 @@ from megatron_star.algorithm.context_encoding import encode_context
 from megatron_star.algorithm.kv_store import EncodedContext, KeyValue, Tail
 from megatron_star.algorithm.star_model import StarModel
 from megatron_star.config import StarConfig
+from megatron_star.engine.executor import planner_of
 from megatron_star.evaluation.comparison import forced_logits
 from megatron_star.evaluation.sample import prompt_tokens
 from megatron_star.evaluation.sources import Sources
@@ -35,8 +36,6 @@ from megatron_star.evaluation.tasks import NamedTask, SampleKey, SampleMaker
 from megatron_star.job.argument_types import ArgumentParser, positive, token_count
 from megatron_star.model.checkpoint import read_checkpoint_info
 from megatron_star.parallel.groups import StarGroups
-from megatron_star.planning.cost_model import choose_plan, token_costs
-from megatron_star.planning.pace import with_fast_waves
 from megatron_star.planning.plan import ContextPlan
 from megatron_star.text.tokenizer import load_tokenizer
 
@@ -54,8 +53,8 @@ class MixedContext(EncodedContext):
         """All of a layer."""
         yield self.layers[layer_number]
 
-    def lend_room(self, tail: Tail) -> bool:
-        """Never: there is none."""
+    def reserve_spare(self, tail: Tail) -> bool:
+        """Never: there is no spare capacity."""
         return False
 
 
@@ -151,11 +150,10 @@ def outcomes(
     token_ids, query = prompt_tokens(tokenizer, sample, sample.context, chat=maker.chat)
     answer = tokenizer.encode(f" {sample.references[0]}", add_special_tokens=False)
     needle = position_of(tokenizer.encode(sample.references[0], add_special_tokens=False), token_ids)
-    costs, num_layers = token_costs(star_model.model.config), star_model.model.config.num_layers
+    planner, num_layers = planner_of(star_model), star_model.model.config.num_layers
 
     def encoded(star: StarConfig) -> EncodedContext:
-        _, plan = choose_plan(len(token_ids), 1, with_fast_waves(star, star_model.device), costs)
-        return encode_context(star_model, token_ids, plan)
+        return encode_context(star_model, token_ids, planner.plan(len(token_ids), star).plan)
 
     exact = encoded(StarConfig(mode="exact"))
     if not outcome(star_model, exact, query, answer).right:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
+from megatron_star.checked_input import FieldError
+
 MODES = ("star", "exact", "auto")
 ANCHOR_TRANSFERS = ("broadcast", "recompute")
 DECODE_WEIGHTS = ("auto", "whole", "sliced")
@@ -97,9 +99,9 @@ class StarConfig:
 
 def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        raise ValueError(f"{name} is {value!r}: it must be one of {', '.join(choices)}")
+        raise FieldError(f"{name} is {value!r}: it must be one of {', '.join(choices)}", name)
 
 
 def _check_at_least(name: str, value: object, bound: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < bound:
-        raise ValueError(f"{name} is {value!r}: it must be a whole number of at least {bound}")
+        raise FieldError(f"{name} is {value!r}: it must be a whole number of at least {bound}", name)

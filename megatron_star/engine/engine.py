@@ -8,7 +8,6 @@ import math
 import sys
 import threading
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from itertools import count
 from time import monotonic
 from typing import Any
@@ -19,15 +18,15 @@ import torch.distributed as dist
 from megatron_star.algorithm.star_model import StarModel
 from megatron_star.config import StarConfig
 from megatron_star.engine.answer import Answer
-from megatron_star.engine.executor import Command, RankExecutor
+from megatron_star.engine.executor import Command, RankExecutor, planner_of
 from megatron_star.engine.finite import why_not_finite
 from megatron_star.engine.job import CachedContext, Job, context_key
 from megatron_star.engine.request import StarRequest, StarResult
 from megatron_star.engine.scheduler import Scheduler
 from megatron_star.parallel.control import broadcast_json
 from megatron_star.parallel.watch import RankWatch
-from megatron_star.planning.cost_model import choose_plan, kv_bytes_per_token, token_costs
-from megatron_star.planning.pace import FEWEST_MEASURED_TOKENS, Pace, largest_wave_tokens
+from megatron_star.planning.cost_model import kv_bytes_per_token
+from megatron_star.planning.pace import FEWEST_MEASURED_TOKENS
 from megatron_star.planning.plan import ContextPlan
 from megatron_star.text.text_stream import Tokenizer
 
@@ -82,13 +81,11 @@ class StarEngine:
         self.star_model, self.tokenizer, self.control = star_model, tokenizer, control
         self.max_sequence_length = max_sequence_length
         self.executor = RankExecutor(star_model)
-        self.costs = token_costs(config)
-        self.pace = Pace(max_wait_seconds, largest_wave_tokens(star_model.device))
+        self.planner = planner_of(star_model, max_wait_seconds)
         dtype_bytes = torch.empty(0, dtype=config.params_dtype).element_size()
         tp_size = config.tensor_model_parallel_size
         self.scheduler = Scheduler(
-            self.costs,
-            cp_size=star_model.exchange.cp_size,
+            self.planner,
             kv_bytes_per_token=kv_bytes_per_token(config, tp_size=tp_size, bytes_per_value=dtype_bytes),
             budget_bytes_per_rank=budget_bytes_per_rank,
             max_running=max_running,
@@ -243,46 +240,38 @@ class StarEngine:
 
     def _note_pace(self, command: Command, seconds: float) -> None:
         query_ids = [(i, tokens) for i, tokens in command.feed if not self._is_answering(i)]
+        costs, pace = self.planner.costs, self.planner.pace
         cost = sum(len(tokens) * self._query_cost(self.scheduler.running[i]) for i, tokens in query_ids)
         if command.encode_wave:
             context_id, wave = command.encode_wave
-            cost += self.executor.contexts[context_id].encoded.plan.wave_cost(wave, self.costs)
-        if cost >= FEWEST_MEASURED_TOKENS * self.costs.linear_per_token:
-            self.pace.note(cost, seconds, decoded=len(query_ids) < len(command.feed))
+            cost += self.executor.contexts[context_id].encoded.plan.wave_cost(wave, costs)
+        if cost >= FEWEST_MEASURED_TOKENS * costs.linear_per_token:
+            pace.note(cost, seconds, decoded=len(query_ids) < len(command.feed))
         elif command.feed and not command.encode_wave:
-            self.pace.note_decoding(seconds)
+            pace.note_decoding(seconds)
 
     def _is_answering(self, job_id: int) -> bool:
         return self.scheduler.running[job_id].is_answering
 
     def _query_cost(self, job: Job) -> float:
-        """Of a query token on a rank, which sees the context KV that the rank holds."""
-        pairs = job.plan.num_tokens / self.star_model.exchange.cp_size
-        return self.costs.linear_per_token + self.costs.attention_per_pair * pairs
+        return self.planner.query_token_cost(job.plan.num_tokens)
 
     def _most_query_tokens(self) -> int:
         if not self.scheduler.answering:
             return sys.maxsize
         largest = max(map(self._query_cost, self.scheduler.running.values()))
-        return self.pace.most_query_tokens(largest, beside_wave=self.scheduler.encoding)
+        return self.planner.pace.most_query_tokens(largest, beside_wave=self.scheduler.encoding)
 
     def _bounded_by_now(self, context: CachedContext) -> tuple[StarConfig, ContextPlan]:
         base = context.parent.plan if context.parent else None
-        return self.pace.bounded(context.star, context.plan, self.costs, base)
+        return self.planner.bounded(context.star, context.plan, base)
 
     def _job(self, job_id: int, request: StarRequest) -> Job:
         request = request.copy()
         request.check(vocab_size=self.star_model.vocab_size, max_sequence_length=self.max_sequence_length)
-        cp_size = self.star_model.exchange.cp_size
-        num_tokens = len(request.context_tokens)
-        mode, plan = choose_plan(num_tokens, cp_size, request.star, self.costs)
-        star = replace(request.star, mode=mode)
-        star, plan = self.pace.bounded(star, plan, self.costs)
-        plans = (plan,)
-        if request.turn_edges:
-            plans = ContextPlan.chain((*request.turn_edges, num_tokens), cp_size, star, self.costs)
+        star, plans = self.planner.plan(len(request.context_tokens), request.star, request.turn_edges)
         keys = tuple(context_key(request.context_tokens[: p.num_tokens], p, star) for p in plans)
-        job = Job(job_id, request, mode, star, plans, keys, pending=list(request.query_tokens))
+        job = Job(job_id, request, star.mode, star, plans, keys, pending=list(request.query_tokens))
         self.scheduler.check_fits(job)
         return job
 

@@ -1,5 +1,6 @@
 """One rank's contexts and sequences. Every rank applies the driver's commands in the same order."""
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
@@ -10,8 +11,7 @@ from megatron_star.algorithm.kv_store import EncodedContext
 from megatron_star.algorithm.star_model import StarModel
 from megatron_star.algorithm.token_generation import Sequence, generate_step
 from megatron_star.config import StarConfig
-from megatron_star.planning.cost_model import token_costs
-from megatron_star.planning.plan import ContextPlan
+from megatron_star.planning.planner import Planner
 
 
 @dataclass
@@ -56,12 +56,21 @@ class _Context:
     encoded: EncodedContext
 
 
+def planner_of(star_model: StarModel, max_wait_seconds: float = math.inf) -> Planner:
+    """The planner of a model on its ranks; see `Planner.of_model`."""
+    return Planner.of_model(
+        star_model.model.config,
+        cp_size=star_model.exchange.cp_size,
+        device_type=star_model.device.type,
+        max_wait_seconds=max_wait_seconds,
+    )
+
+
 class RankExecutor:
     """Applies commands on one rank."""
 
     def __init__(self, star_model: StarModel) -> None:
-        self.star_model = star_model
-        self.costs = token_costs(star_model.model.config)
+        self.star_model, self.planner = star_model, planner_of(star_model)
         self.contexts: dict[int, _Context] = {}
         self.sequences: dict[int, Sequence] = {}
 
@@ -89,19 +98,12 @@ class RankExecutor:
     def _open_context(
         self, context_id: int, token_ids: list[int], star: StarConfig, parent_id: int | None
     ) -> None:
-        exchange = self.star_model.exchange
         parent = None if parent_id is None else self.contexts[parent_id].encoded
-        base = parent.plan if parent else None
-        plan = ContextPlan.build(len(token_ids), exchange.cp_size, star, self.costs, base)
-        self.contexts[context_id] = _Context(token_ids, EncodedContext(plan, exchange.cp_rank, parent))
+        plan = self.planner.build(len(token_ids), star, parent.plan if parent else None)
+        encoded = EncodedContext(plan, self.star_model.exchange.cp_rank, parent)
+        self.contexts[context_id] = _Context(token_ids, encoded)
 
     def _encode_wave(self, context_id: int, index: int) -> None:
         context = self.contexts[context_id]
         encode_wave(self.star_model, context.token_ids, context.encoded.plan.waves[index], context.encoded)
         self.star_model.synchronize()
-
-    @property
-    def num_bytes(self) -> int:
-        """KV that this rank holds."""
-        contexts = sum(context.encoded.num_bytes for context in self.contexts.values())
-        return contexts + sum(sequence.tail.num_bytes for sequence in self.sequences.values())

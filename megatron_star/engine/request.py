@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from megatron.core.inference.sampling_params import SamplingParams
 
+from megatron_star.checked_input import FieldError
 from megatron_star.config import StarConfig
 
 
@@ -71,7 +72,7 @@ class StarRequest:
         )
 
     def check(self, *, vocab_size: int, max_sequence_length: int) -> None:
-        """Raises ValueError, naming the value and the bound, if this cannot be answered."""
+        """Raises ValueError (a FieldError where one field is wrong), naming the value and the bound."""
         if not self.query_tokens:
             raise ValueError("the query is empty: it needs at least one token")
         for token in (*self.context_tokens, *self.query_tokens):
@@ -80,9 +81,13 @@ class StarRequest:
         _check_sampling(self.sampling, vocab_size)
         most = self.sampling.num_tokens_to_generate
         if not 0 <= self.min_tokens <= most:
-            raise ValueError(f"min_tokens is {self.min_tokens}: it must be from 0 to the {most} to generate")
+            raise FieldError(
+                f"min_tokens is {self.min_tokens}: it must be from 0 to the {most} to generate", "min_tokens"
+            )
         if not self.deadline_seconds > 0:
-            raise ValueError(f"deadline_seconds is {self.deadline_seconds}: it must be more than 0")
+            raise FieldError(
+                f"deadline_seconds is {self.deadline_seconds}: it must be more than 0", "deadline_seconds"
+            )
         _check_turn_edges(self.turn_edges, len(self.context_tokens))
         context, query = len(self.context_tokens), len(self.query_tokens)
         generated = self.sampling.num_tokens_to_generate
@@ -97,21 +102,26 @@ class StarRequest:
 def _check_turn_edges(edges: tuple[int, ...], num_context_tokens: int) -> None:
     bounds = (0, *edges, num_context_tokens)
     if any(left >= right for left, right in pairwise(bounds)) and edges:
-        raise ValueError(
-            f"turn_edges {list(edges)} must rise, between 0 and {num_context_tokens} context tokens"
+        raise FieldError(
+            f"turn_edges {list(edges)} must rise, between 0 and {num_context_tokens} context tokens",
+            "turn_edges",
         )
 
 
 def _check_sampling(sampling: SamplingParams, vocab_size: int) -> None:
     count = sampling.num_tokens_to_generate
     if not isinstance(count, int) or count < 1:
-        raise ValueError(f"num_tokens_to_generate is {count!r}: it must be at least 1")
+        raise FieldError(
+            f"num_tokens_to_generate is {count!r}: it must be at least 1", "num_tokens_to_generate"
+        )
     if not 0.0 <= sampling.temperature < float("inf"):
-        raise ValueError(f"temperature is {sampling.temperature}: it must be a number of at least 0")
+        raise FieldError(
+            f"temperature is {sampling.temperature}: it must be a number of at least 0", "temperature"
+        )
     if not 0 <= sampling.top_k < vocab_size:
-        raise ValueError(f"top_k is {sampling.top_k}: it must be from 0 to {vocab_size - 1}")
+        raise FieldError(f"top_k is {sampling.top_k}: it must be from 0 to {vocab_size - 1}", "top_k")
     if not 0.0 <= sampling.top_p <= 1.0:
-        raise ValueError(f"top_p is {sampling.top_p}: it must be from 0 to 1")
+        raise FieldError(f"top_p is {sampling.top_p}: it must be from 0 to 1", "top_p")
 
 
 @dataclass(frozen=True, kw_only=True)

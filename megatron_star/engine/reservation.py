@@ -6,10 +6,11 @@ So a job that has to wait leaves no trace, and what runs never depends on who wa
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from megatron_star.algorithm.kv_store import room_behind, tail_room
 from megatron_star.engine.job import CachedContext, ContextKey, Job
 from megatron_star.engine.request import StarRequest
-from megatron_star.planning.plan import ContextPlan, TokenCosts
+from megatron_star.planning.kv_memory import spare_capacity, tail_capacity
+from megatron_star.planning.plan import ContextPlan
+from megatron_star.planning.planner import Planner
 
 
 @dataclass(frozen=True)
@@ -39,14 +40,14 @@ class KvMemory:
     budget: int
 
     def of_plans(self, plans: Collection[ContextPlan]) -> list[int]:
-        """KV of what these plans encode, and the room behind it, on each rank."""
+        """KV of what these plans encode, and its spare capacity, on each rank."""
         owned = ([plan.num_owned_tokens(rank) for plan in plans] for rank in range(self.cp_size))
-        return [sum(n + room_behind(n) for n in of_rank) * self.bytes_per_token for of_rank in owned]
+        return [sum(n + spare_capacity(n) for n in of_rank) * self.bytes_per_token for of_rank in owned]
 
     def of_tail(self, request: StarRequest) -> int:
         """KV of query and generated tokens, on one rank."""
         tokens = len(request.query_tokens) + request.sampling.num_tokens_to_generate
-        return tail_room(tokens) * self.bytes_per_token
+        return tail_capacity(tokens) * self.bytes_per_token
 
     def with_tail(self, sizes: list[int], tail_bytes: int) -> tuple[int, int]:
         """The rank with most room, which takes the tail; and the most that a rank then holds."""
@@ -57,8 +58,8 @@ class KvMemory:
 class Reserver:
     """Finds reservations; changes nothing."""
 
-    def __init__(self, costs: TokenCosts, memory: KvMemory) -> None:
-        self.costs, self.memory = costs, memory
+    def __init__(self, planner: Planner, memory: KvMemory) -> None:
+        self.planner, self.memory = planner, memory
 
     def most_bytes_alone(self, job: Job) -> int:
         """What the fullest rank holds while nothing but this job is there."""
@@ -94,7 +95,7 @@ class Reserver:
         if not base:
             return job.plans
         edges = [plan.num_tokens for plan in job.plans[num_reused:]]
-        return ContextPlan.chain(edges, self.memory.cp_size, job.star, self.costs, base.plan)
+        return self.planner.chain(edges, job.star, base.plan)
 
     def _room(
         self,

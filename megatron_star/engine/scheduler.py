@@ -13,7 +13,8 @@ from megatron_star.config import StarConfig
 from megatron_star.engine.executor import Command
 from megatron_star.engine.job import CachedContext, ContextKey, Job
 from megatron_star.engine.reservation import KvMemory, Reservation, Reserver
-from megatron_star.planning.plan import ContextPlan, TokenCosts
+from megatron_star.planning.plan import ContextPlan
+from megatron_star.planning.planner import Planner
 
 MAX_TOKENS_FED_AT_ONCE = 512
 """Of one query in one step, so that a long query does not hold up the sequences beside it."""
@@ -24,16 +25,15 @@ class Scheduler:
 
     def __init__(
         self,
-        costs: TokenCosts,
+        planner: Planner,
         *,
-        cp_size: int,
         kv_bytes_per_token: int,
         budget_bytes_per_rank: int,
         max_running: int = 64,
     ) -> None:
-        self.memory = KvMemory(cp_size, kv_bytes_per_token, budget_bytes_per_rank)
+        self.memory = KvMemory(planner.cp_size, kv_bytes_per_token, budget_bytes_per_rank)
         self.max_running = max_running
-        self.used = [0] * cp_size
+        self.used = [0] * planner.cp_size
         self.waiting: deque[Job] = deque()
         self.running: dict[int, Job] = {}
         self.contexts: dict[ContextKey, CachedContext] = {}
@@ -41,7 +41,7 @@ class Scheduler:
         self._drop_sequences: list[int] = []
         self._drop_contexts: list[int] = []
         self._ids, self._clock = count(), count()
-        self._reserver = Reserver(costs, self.memory)
+        self._reserver = Reserver(planner, self.memory)
         self._num_changes = 0
         self._in_vain: tuple[Job, int] | None = None
 

@@ -21,12 +21,11 @@ from megatron_star.algorithm.star_model import StarModel
 from megatron_star.algorithm.token_generation import Sequence as TokenSequence
 from megatron_star.algorithm.token_generation import TokenGenerationStep, generate_step
 from megatron_star.config import StarConfig
+from megatron_star.engine.executor import planner_of
 from megatron_star.engine.finite import why_not_finite
 from megatron_star.evaluation.hidden_attention import hidden_masses
 from megatron_star.parallel.control import broadcast_token_ids, on_every_rank
-from megatron_star.planning.cost_model import choose_plan, token_costs
-from megatron_star.planning.pace import with_fast_waves
-from megatron_star.planning.plan import ContextPlan
+from megatron_star.planning.plan import ContextPlan, TokenCosts
 
 NUM_PROBES = 16
 EXACT = StarConfig(mode="exact")
@@ -71,13 +70,13 @@ class Prompt:
 
 
 class _Exact(NamedTuple):
-    """What exact attention gave: tokens and the logits [tokens, vocabulary] that they come from, seconds."""
+    """What exact attention gave: tokens, and the logits [tokens, vocabulary] that they come from."""
 
     tokens: list[int]
     logits: Tensor
     encoding_s: float
     query_s: float
-    flops: float
+    plan: ContextPlan
 
 
 def compare(
@@ -93,10 +92,13 @@ def compare(
     Raises:
         SharedError: logits are not finite.
     """
-    plans = {name: _plan(star_model, prompt, star) for name, star in settings.items()}
-    exact, masses = _exact(star_model, prompt, [(plans[name], settings[name]) for name in settings], control)
+    planner, num_tokens = planner_of(star_model), len(prompt.context)
+    plans = {name: planner.plan(num_tokens, star).plan for name, star in settings.items()}
+    exact_plan = planner.plan(num_tokens, EXACT).plan
+    others = [(plans[name], settings[name]) for name in settings]
+    exact, masses = _exact(star_model, prompt, exact_plan, others, control)
     comparisons = {
-        name: _compared(star_model, prompt, exact, plans[name], mass)
+        name: _compared(star_model, prompt, exact, plans[name], mass, planner.costs)
         for name, mass in zip(settings, masses, strict=True)
     }
     on_every_rank(lambda: _check_finite(exact, comparisons), control)
@@ -112,31 +114,28 @@ def _check_finite(exact: _Exact, comparisons: Mapping[str, Comparison]) -> None:
             raise ValueError(f"{name}: logits are not finite: the dtype cannot hold what the model computes")
 
 
-def _plan(star_model: StarModel, prompt: Prompt, star: StarConfig) -> ContextPlan:
-    """As the engine encodes it while nothing else runs."""
-    costs = token_costs(star_model.model.config)
-    star = with_fast_waves(star, star_model.device)
-    return choose_plan(len(prompt.context), star_model.exchange.cp_size, star, costs)[1]
-
-
 def _exact(
     star_model: StarModel,
     prompt: Prompt,
+    plan: ContextPlan,
     settings: Sequence[tuple[ContextPlan, StarConfig]],
     control: dist.ProcessGroup,
 ) -> tuple[_Exact, list[float]]:
     """The answer of exact attention, and what each setting would hide from it."""
-    plan = _plan(star_model, prompt, EXACT)
     context, encoding_s = _timed_encoding(star_model, prompt.context, plan)
     tokens, logits, query_s = _greedy_answer(star_model, context, prompt, control)
     positions = probe_positions(len(prompt.context))
     masses = hidden_masses(star_model, prompt.context, context, settings, positions)
-    flops = plan.cost(token_costs(star_model.model.config))
-    return _Exact(tokens, logits, encoding_s, query_s, flops), masses
+    return _Exact(tokens, logits, encoding_s, query_s, plan), masses
 
 
 def _compared(
-    star_model: StarModel, prompt: Prompt, exact: _Exact, plan: ContextPlan, hidden_mass: float
+    star_model: StarModel,
+    prompt: Prompt,
+    exact: _Exact,
+    plan: ContextPlan,
+    hidden_mass: float,
+    costs: TokenCosts,
 ) -> Comparison:
     context, seconds = _timed_encoding(star_model, prompt.context, plan)
     logits = forced_logits(star_model, context, prompt.query, exact.tokens)
@@ -148,8 +147,8 @@ def _compared(
         hidden_mass=hidden_mass,
         exact_ttft_s=exact.encoding_s + exact.query_s,
         ttft_s=seconds + exact.query_s,
-        exact_flops=exact.flops,
-        flops=plan.cost(token_costs(star_model.model.config)),
+        exact_flops=exact.plan.cost(costs),
+        flops=plan.cost(costs),
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from megatron_star.config import StarConfig
 from megatron_star.planning.cost_model import Deployment, ModelSize, token_costs
 from megatron_star.planning.hardware import Cluster
-from megatron_star.planning.plan import ContextPlan
+from megatron_star.planning.planner import Planner
 
 LARGEST_CLUSTER, LARGEST_CP = 1024, 128
 SMALLEST_BLOCK, LARGEST_BLOCK, BLOCKS_OF_A_CONTEXT = 8 << 10, 32 << 10, 4
@@ -74,11 +74,9 @@ def estimate(question: Question, cluster: Cluster, tp_size: int) -> Estimate:
     """Memory and times of one TP size."""
     deployment = Deployment(question.size, cluster, tp_size, question.bytes_per_value)
     sizes = {"block_size": question.block_size, "wave_tokens": question.wave_tokens}
-    costs = token_costs(question.size)
+    planner = Planner(token_costs(question.size), deployment.cp_size)
     plans = {
-        name: ContextPlan.build(
-            question.num_context_tokens, deployment.cp_size, StarConfig(**sizes | options), costs
-        )
+        name: planner.plan(question.num_context_tokens, StarConfig(**sizes | options)).plan
         for name, options in MODES.items()
     }
     tail_bytes = question.num_generated_tokens * deployment.kv_bytes_per_token

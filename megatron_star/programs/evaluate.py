@@ -36,8 +36,6 @@ from megatron_star.job.model_arguments import add_model_arguments
 from megatron_star.job.progress import SECONDS_BETWEEN_LINES, with_heartbeat
 from megatron_star.job.running import answer_batch, run_engine
 from megatron_star.job.session import exit_on_errors
-from megatron_star.planning.cost_model import choose_plan
-from megatron_star.planning.pace import with_fast_waves
 from megatron_star.programs.questions import (
     SOURCES,
     Output,
@@ -210,9 +208,7 @@ def scored(
 ) -> ScoredAnswer:
     """The line for one answer."""
     sample, request = question.sample, question.request
-    cp_size = engine.star_model.exchange.cp_size
-    star = with_fast_waves(request.star, engine.star_model.device)
-    _, plan = choose_plan(len(request.context_tokens), cp_size, star, engine.costs)
+    plan = engine.planner.plan(len(request.context_tokens), request.star).plan
     return ScoredAnswer(
         id=question.id,
         sample=sample.id,
@@ -232,7 +228,7 @@ def scored(
         num_query_tokens=result.num_query_tokens,
         num_blocks=result.num_blocks,
         seconds=seconds,
-        encoding_flops=plan.cost(engine.costs),
+        encoding_flops=plan.cost(engine.planner.costs),
         cache_hit=result.cache_hit,
     )
 

@@ -16,12 +16,13 @@ from megatron_star.engine.answer import Answer
 from megatron_star.engine.engine import StarEngine
 from megatron_star.engine.request import StarRequest
 from megatron_star.server.batch import Batch
+from megatron_star.server.context_rules import PromptSplitter
 from megatron_star.server.errors import RequestError
 from megatron_star.server.metrics import ServerMetrics
-from megatron_star.server.prompts import PromptSplitter, SplitPrompt
 from megatron_star.server.settings import ServerSettings
 from megatron_star.server.star_options import StarOptions
 from megatron_star.text.end_tokens import end_tokens, stop_tokens
+from megatron_star.text.prompt import SplitPrompt
 from megatron_star.text.token_bytes import TokenBytes
 
 SMALLEST_TEMPERATURE = 1e-3
@@ -111,7 +112,7 @@ class CompletionService:
         except BaseException as error:
             prepare.add_done_callback(lambda future: self._abandon(future, num_prompts * num_choices))
             if isinstance(error, ValueError):
-                raise RequestError(400, str(error), _field_in(str(error))) from error
+                raise RequestError(400, str(error), getattr(error, "field", None)) from error
             raise
         batch = Batch(splits, answers)
         with self._lock:
@@ -230,9 +231,3 @@ class CompletionService:
         self._release(1)
         self.metrics.note_result(result)
         batch.post(index, result)
-
-
-def _field_in(message: str) -> str | None:
-    """The field that a message of the engine begins with."""
-    word = message.split(" ", 1)[0].rstrip(":")
-    return word if word.isidentifier() and "_" in word or word == "temperature" else None

@@ -1,17 +1,20 @@
-"""How long waves may be."""
-
-import math
+"""How long waves may be, and that everybody who plans a context plans the same."""
 
 import pytest
-import torch
 
 from megatron_star.config import StarConfig
-from megatron_star.planning.pace import CPU_WAVE_TOKENS, Pace, largest_wave_tokens, with_fast_waves
+from megatron_star.planning.pace import CPU_WAVE_TOKENS, Pace, largest_wave_tokens
 from megatron_star.planning.plan import ContextPlan, TokenCosts
+from megatron_star.planning.planner import Planner
 
 COSTS = TokenCosts(linear_per_token=1000.0, attention_per_pair=1.0)
 STAR = StarConfig(mode="star", block_size=4096)
 PLAN = ContextPlan.build(32768, 2, STAR, COSTS)
+
+
+def planner(device_type: str, max_wait_seconds: float) -> Planner:
+    """Of two ranks on such devices."""
+    return Planner(COSTS, 2, Pace(max_wait_seconds, largest_wave_tokens(device_type)))
 
 
 def longest_forward_pass(plan: ContextPlan) -> int:
@@ -19,26 +22,28 @@ def longest_forward_pass(plan: ContextPlan) -> int:
 
 
 def test_without_a_gpu_no_rank_encodes_more_than_2k_tokens_in_a_wave():
-    pace = Pace(math.inf, largest_wave_tokens(torch.device("cpu")))
-    star, plan = pace.bounded(STAR, PLAN, COSTS)
+    star, (plan,) = planner("cpu", float("inf")).plan(32768, STAR)
     assert longest_forward_pass(PLAN) == 16384 and len(PLAN.waves) == 1
     assert star.wave_tokens == longest_forward_pass(plan) == CPU_WAVE_TOKENS
     assert plan.num_tokens == PLAN.num_tokens and plan.block_edges == PLAN.block_edges
 
 
-def test_a_smaller_bound_of_the_user_stays():
-    star = StarConfig(mode="star", block_size=4096, wave_tokens=512)
-    plan = ContextPlan.build(32768, 2, star, COSTS)
-    assert Pace(math.inf, CPU_WAVE_TOKENS).bounded(star, plan, COSTS) == (star, plan)
+@pytest.mark.parametrize("wave_tokens", [512, CPU_WAVE_TOKENS])
+def test_a_smaller_bound_of_the_user_stays(wave_tokens):
+    star = StarConfig(mode="star", block_size=4096, wave_tokens=wave_tokens)
+    assert planner("cpu", float("inf")).plan(32768, star) == (
+        star,
+        (ContextPlan.build(32768, 2, star, COSTS),),
+    )
 
 
 def test_on_a_gpu_waves_stay_as_they_are_until_one_took_too_long():
-    pace = Pace(2.0, largest_wave_tokens(torch.device("cuda")))
-    assert pace.bounded(STAR, PLAN, COSTS) == (STAR, PLAN)
-    pace.note(PLAN.largest_wave_cost(COSTS), seconds=8.0)
-    star, plan = pace.bounded(STAR, PLAN, COSTS)
+    on_gpu = planner("cuda", 2.0)
+    assert on_gpu.plan(32768, STAR) == (STAR, (PLAN,))
+    on_gpu.pace.note(PLAN.largest_wave_cost(COSTS), seconds=8.0)
+    star, plan = on_gpu.bounded(STAR, PLAN)
     assert star.wave_tokens < 32768
-    assert plan.largest_wave_cost(COSTS) * pace.seconds_per_cost <= 1.0  # half of 2 s
+    assert plan.largest_wave_cost(COSTS) * on_gpu.pace.seconds_per_cost <= 1.0  # half of 2 s
 
 
 @pytest.mark.parametrize("cost", [0.0, -1.0])
@@ -48,9 +53,14 @@ def test_nothing_is_learned_from_a_wave_without_work(cost):
     assert pace.seconds_per_cost is None
 
 
-@pytest.mark.parametrize(
-    ("device", "asked", "given"), [("cpu", 32768, CPU_WAVE_TOKENS), ("cpu", 512, 512), ("cuda", 32768, 32768)]
-)
-def test_plans_outside_the_engine_have_waves_as_in_it(device, asked, given):
-    star = StarConfig(wave_tokens=asked)
-    assert with_fast_waves(star, torch.device(device)).wave_tokens == given
+@pytest.mark.parametrize("mode", ["star", "exact", "auto"])
+@pytest.mark.parametrize("turn_edges", [(), (700, 5000)])
+def test_what_the_driver_plans_a_rank_plans_of_the_configuration_that_it_is_sent(mode, turn_edges):
+    driver, rank = planner("cpu", 1.0), planner("cpu", float("inf"))
+    driver.pace.note(1000.0 * 1000, seconds=1.0)
+    star, plans = driver.plan(9001, StarConfig(mode=mode, block_size=1024), turn_edges)
+    assert star.mode != "auto" and star.wave_tokens < CPU_WAVE_TOKENS
+    base = None
+    for num_tokens, plan in zip((*turn_edges, 9001), plans, strict=True):
+        base = rank.build(num_tokens, star, base)
+        assert base == plan

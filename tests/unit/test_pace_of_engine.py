@@ -10,8 +10,9 @@ from megatron.core.inference.sampling_params import SamplingParams
 from megatron_star.config import StarConfig
 from megatron_star.engine import engine as engine_module
 from megatron_star.engine.engine import StarEngine
-from megatron_star.engine.executor import Command
+from megatron_star.engine.executor import Command, planner_of
 from megatron_star.engine.request import StarRequest
+from megatron_star.planning.pace import CPU_WAVE_TOKENS
 from megatron_star.planning.plan import ContextPlan
 
 MAX_WAIT = 1.0
@@ -39,18 +40,18 @@ class SimulatedRanks:
     def __init__(self, engine: StarEngine) -> None:
         self.engine, self.now, self.slowness = engine, 100.0, 1.0
         self.contexts: dict[int, SimpleNamespace] = {}
-        self.seconds_per_cost = SECONDS_PER_TOKEN / engine.costs.linear_per_token
+        self.seconds_per_cost = SECONDS_PER_TOKEN / engine.planner.costs.linear_per_token
 
     def execute(self, command: Command) -> torch.Tensor | None:
         if command.open_context:
             index, tokens, star, parent = command.open_context
             base = self.contexts[parent].encoded.plan if parent is not None else None
-            plan = ContextPlan.build(len(tokens), 2, star, self.engine.costs, base)
+            plan = ContextPlan.build(len(tokens), 2, star, self.engine.planner.costs, base)
             self.contexts[index] = SimpleNamespace(encoded=SimpleNamespace(plan=plan))
         seconds = 0.0
         if command.encode_wave:
             index, wave = command.encode_wave
-            cost = self.contexts[index].encoded.plan.wave_cost(wave, self.engine.costs)
+            cost = self.contexts[index].encoded.plan.wave_cost(wave, self.engine.planner.costs)
             seconds += WAVE_SECONDS + cost * self.seconds_per_cost
         num_tokens = sum(len(tokens) for _, tokens in command.feed)
         seconds += DECODE_SECONDS + num_tokens * SECONDS_PER_TOKEN if num_tokens else 0.0
@@ -89,6 +90,13 @@ def request(num_context: int, num_query: int, num_generated: int, first: int = 0
         star=StarConfig(block_size=4096),
         sampling=SamplingParams(num_tokens_to_generate=num_generated, top_k=1),
     )
+
+
+def test_a_planner_of_a_model_knows_its_ranks_its_device_and_the_longest_wait(engine):
+    planner = engine.planner
+    assert (planner.cp_size, planner.pace.largest_wave_tokens) == (2, CPU_WAVE_TOKENS)
+    assert planner.pace.max_wait_seconds == MAX_WAIT
+    assert planner_of(engine.star_model).plan(9000, StarConfig()).star.wave_tokens == CPU_WAVE_TOKENS
 
 
 def gaps_beside(engine: StarEngine, others: list[StarRequest], slowness: float = 1.0) -> list[list[float]]:

@@ -8,6 +8,7 @@ from megatron_star.engine.job import Job, context_key
 from megatron_star.engine.request import StarRequest
 from megatron_star.engine.scheduler import Scheduler
 from megatron_star.planning.plan import ContextPlan, TokenCosts
+from megatron_star.planning.planner import Planner
 
 STAR = StarConfig(block_size=100)
 BYTES = 10  # of KV per token
@@ -16,8 +17,7 @@ BYTES = 10  # of KV per token
 def scheduler(budget_tokens: int, cp_size: int = 2, max_running: int = 8) -> Scheduler:
     """One with room for so many tokens a rank."""
     return Scheduler(
-        TokenCosts(),
-        cp_size=cp_size,
+        Planner(TokenCosts(), cp_size),
         kv_bytes_per_token=BYTES,
         budget_bytes_per_rank=budget_tokens * BYTES,
         max_running=max_running,
@@ -114,7 +114,7 @@ def test_a_context_that_extends_a_cached_one_encodes_only_what_is_new(star):
     (opened,) = [c.open_context for c in run_until_fed(queue) if c.open_context]
     assert opened[3] == earlier.context.id and len(opened[1]) == 450
     num_bytes = [c.bytes_per_rank for c in queue.contexts.values()]
-    assert num_bytes == [[(150 + 18) * BYTES] * 2, [(75 + 9) * BYTES] * 2]  # an eighth of room behind
+    assert num_bytes == [[(150 + 18) * BYTES] * 2, [(75 + 9) * BYTES] * 2]  # an eighth is spare
 
 
 def test_the_base_of_an_extension_stays_while_the_extension_is_cached():

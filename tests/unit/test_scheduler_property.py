@@ -11,16 +11,17 @@ import torch
 from megatron.core.inference.sampling_params import SamplingParams
 from torch import Tensor
 
-from megatron_star.algorithm.kv_store import room_behind, tail_room
 from megatron_star.config import StarConfig
 from megatron_star.engine.executor import Command
 from megatron_star.engine.job import Job, context_key
 from megatron_star.engine.request import StarRequest
 from megatron_star.engine.scheduler import Scheduler
+from megatron_star.planning.kv_memory import spare_capacity, tail_capacity
 from megatron_star.planning.plan import ContextPlan, TokenCosts
+from megatron_star.planning.planner import Planner
 
 COSTS = TokenCosts(linear_per_token=500.0, attention_per_pair=1.0)
-TAIL_TOKENS = tail_room(3)
+TAIL_TOKENS = tail_capacity(3)
 
 
 class PlayedContext:
@@ -56,7 +57,7 @@ class PlayedContext:
 
 def plan_tokens(plan: ContextPlan, rank: int) -> int:
     """Tokens of a rank for which it has memory."""
-    return plan.num_owned_tokens(rank) + room_behind(plan.num_owned_tokens(rank))
+    return plan.num_owned_tokens(rank) + spare_capacity(plan.num_owned_tokens(rank))
 
 
 class PlayedRanks:
@@ -134,7 +135,7 @@ def mask_alone(job: Job, cp_size: int) -> Tensor:
 def scheduler(cp_size: int, budget: int) -> Scheduler:
     """One that counts KV in tokens."""
     return Scheduler(
-        COSTS, cp_size=cp_size, kv_bytes_per_token=1, budget_bytes_per_rank=budget, max_running=3
+        Planner(COSTS, cp_size), kv_bytes_per_token=1, budget_bytes_per_rank=budget, max_running=3
     )
 
 

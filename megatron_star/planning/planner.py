@@ -1,0 +1,105 @@
+"""The one place that turns a context's length and a configuration into plans.
+
+The driver, the ranks, the evaluation and the estimates each ask a `Planner`. Equal questions give equal
+plans, but for the waves: these also depend on what the driver's pace has learned. Knows no tensor, no process
+group and no Megatron.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import NamedTuple, Self
+
+from megatron_star.config import StarConfig
+from megatron_star.planning.cost_model import ModelShape, choose_plan, token_costs
+from megatron_star.planning.pace import SMALLEST_WAVE_TOKENS, Pace, largest_wave_tokens
+from megatron_star.planning.plan import ContextPlan, TokenCosts
+
+
+class PlannedContext(NamedTuple):
+    """How a context is encoded.
+
+    Attributes:
+        star: with its mode decided (`star` or `exact`) and the waves that it really has.
+        plans: of the context that each earlier turn ended with, and of the whole one: each extends the one
+            before.
+    """
+
+    star: StarConfig
+    plans: tuple[ContextPlan, ...]
+
+    @property
+    def plan(self) -> ContextPlan:
+        """The plan of the whole context."""
+        return self.plans[-1]
+
+
+class Planner:
+    """Plans the contexts of one model on so many ranks.
+
+    Attributes:
+        costs: of the model's tokens.
+        pace: how long the ranks take, and so how long waves may be.
+    """
+
+    def __init__(self, costs: TokenCosts, cp_size: int, pace: Pace | None = None) -> None:
+        """pace: by default one that bounds nothing."""
+        self.costs, self.cp_size, self.pace = costs, cp_size, pace or Pace()
+
+    @classmethod
+    def of_model(
+        cls, shape: ModelShape, *, cp_size: int, device_type: str, max_wait_seconds: float = math.inf
+    ) -> Self:
+        """One for a model that runs on devices of this type, `cpu` or `cuda`.
+
+        Args:
+            max_wait_seconds: between two tokens of a running sequence while another context is encoded.
+        """
+        return cls(token_costs(shape), cp_size, Pace(max_wait_seconds, largest_wave_tokens(device_type)))
+
+    def plan(self, num_tokens: int, star: StarConfig, turn_edges: tuple[int, ...] = ()) -> PlannedContext:
+        """How a context is encoded if nothing of it is there yet.
+
+        Args:
+            turn_edges: where, in tokens, earlier contexts ended that this one extends.
+        """
+        mode, plan = choose_plan(num_tokens, self.cp_size, star, self.costs)
+        star, plan = self.bounded(replace(star, mode=mode), plan)
+        return PlannedContext(star, self.chain((*turn_edges, num_tokens), star) if turn_edges else (plan,))
+
+    def chain(
+        self, edges: Iterable[int], star: StarConfig, base: ContextPlan | None = None
+    ) -> tuple[ContextPlan, ...]:
+        """Plans of contexts that end at these rising edges: the first extends `base`, the next that, ..
+
+        star: of a `PlannedContext`.
+        """
+        return ContextPlan.chain(edges, self.cp_size, star, self.costs, base)
+
+    def build(self, num_tokens: int, star: StarConfig, base: ContextPlan | None = None) -> ContextPlan:
+        """The plan of a configuration that is used as it is: how ranks read what the driver tells them.
+
+        star: of a `PlannedContext`.
+        """
+        return ContextPlan.build(num_tokens, self.cp_size, star, self.costs, base)
+
+    def bounded(
+        self, star: StarConfig, plan: ContextPlan, base: ContextPlan | None = None
+    ) -> tuple[StarConfig, ContextPlan]:
+        """The configuration and plan with waves as long as the pace allows by now, by halving `wave_tokens`.
+
+        base: the plan that this one extends.
+        """
+        if star.wave_tokens > self.pace.largest_wave_tokens:
+            star = replace(star, wave_tokens=self.pace.largest_wave_tokens)
+            plan = self.build(plan.num_tokens, star, base)
+        bound = self.pace.most_wave_cost()
+        while star.wave_tokens > SMALLEST_WAVE_TOKENS and plan.largest_wave_cost(self.costs) > bound:
+            star = replace(star, wave_tokens=max(SMALLEST_WAVE_TOKENS, star.wave_tokens // 2))
+            plan = self.build(plan.num_tokens, star, base)
+        return star, plan
+
+    def query_token_cost(self, num_context_tokens: int) -> float:
+        """Of a query token on a rank, which sees the context KV that the rank holds."""
+        pairs = num_context_tokens / self.cp_size
+        return self.costs.linear_per_token + self.costs.attention_per_pair * pairs
