@@ -43,7 +43,7 @@ def masses(
         return choose_plan(len(token_ids), star_model.exchange.cp_size, star, costs)[1]
 
     exact = encode_context(star_model, token_ids, plan(StarConfig(mode="exact", wave_tokens=20)))
-    return hidden_masses(star_model, token_ids, exact, [(plan(star), star) for star in settings], positions)
+    return hidden_masses(star_model, token_ids, exact, [plan(star).mask for star in settings], positions)
 
 
 def comparisons(
