@@ -13,6 +13,7 @@ from megatron_star.config import StarConfig
 from megatron_star.engine.answer import Answer
 from megatron_star.engine.engine import StarEngine
 from megatron_star.engine.request import StarRequest
+from megatron_star.planning.mask import most_sources
 from megatron_star.server.ask import Ask, Content, Generation
 from megatron_star.server.batch import Batch
 from megatron_star.server.context_rules import PromptSplitter
@@ -173,11 +174,7 @@ class CompletionService:
             raise RequestError(
                 400, f"the context has {num_tokens} tokens, but the limit is {most}", "context"
             )
-        num_blocks = -(-num_tokens // star.block_size)
-        if (
-            star.mode != "exact"
-            and num_blocks * (1 + min(star.neighbor_blocks, num_blocks)) > MOST_BLOCK_SOURCES
-        ):
+        if most_sources(star, num_tokens) > MOST_BLOCK_SOURCES:
             raise RequestError(
                 400,
                 f"star.block_size is {star.block_size}: too small for {num_tokens} context tokens with "
