@@ -270,7 +270,7 @@ class StarEngine:
         request = request.copy()
         request.check(vocab_size=self.star_model.vocab_size, max_sequence_length=self.max_sequence_length)
         star, plans = self.planner.plan(len(request.context_tokens), request.star, request.turn_edges)
-        keys = tuple(context_key(request.context_tokens[: p.num_tokens], p, star) for p in plans)
+        keys = tuple(context_key(request.context_tokens[: p.num_tokens], p) for p in plans)
         job = Job(job_id, request, star.mode, star, plans, keys, pending=list(request.query_tokens))
         self.scheduler.check_fits(job)
         return job

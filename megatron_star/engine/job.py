@@ -8,17 +8,16 @@ from typing import Self
 
 from megatron_star.config import StarConfig
 from megatron_star.engine.request import StarRequest
+from megatron_star.planning.mask import Mask
 from megatron_star.planning.plan import ContextPlan
 
-ContextKey = tuple[bytes, tuple[int, ...], int, int]
+ContextKey = tuple[bytes, Mask]
 
 
-def context_key(token_ids: list[int], plan: ContextPlan, star: StarConfig) -> ContextKey:
+def context_key(token_ids: list[int], plan: ContextPlan) -> ContextKey:
     """Equal for contexts with the same tokens and the same mask; waves and owners do not change a result."""
     digest = hashlib.sha256(array("q", token_ids).tobytes()).digest()
-    if plan.num_blocks <= 1:
-        return digest, (), 0, 0
-    return digest, plan.block_edges, plan.anchor_size, star.neighbor_blocks
+    return digest, plan.mask
 
 
 @dataclass(eq=False)

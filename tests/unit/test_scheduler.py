@@ -34,7 +34,7 @@ def job(job_id: int, tokens: list[int], turn_edges: tuple[int, ...] = (), star: 
         turn_edges=turn_edges,
     )
     plans = ContextPlan.chain((*turn_edges, len(tokens)), 2, star, TokenCosts())
-    keys = tuple(context_key(tokens[: plan.num_tokens], plan, star) for plan in plans)
+    keys = tuple(context_key(tokens[: plan.num_tokens], plan) for plan in plans)
     return Job(job_id, request, star.mode, star, plans, keys, pending=[1, 2])
 
 

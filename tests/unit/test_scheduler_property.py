@@ -49,7 +49,7 @@ class PlayedContext:
             self.mask[rows, rows] |= torch.ones(
                 segment.num_tokens, segment.num_tokens, dtype=torch.bool
             ).tril()
-            for source in segment.sources:
+            for source in segment.sources(self.plan.mask):
                 assert not self.mask[rows, source.start : source.end].any(), "a key would count twice"
                 self.mask[rows, source.start : source.end] = True
         self.num_waves += 1
@@ -117,7 +117,7 @@ def job_of(
         turn_edges=turn_edges,
     )
     plans = ContextPlan.chain((*turn_edges, len(tokens)), cp_size, star, COSTS)
-    keys = tuple(context_key(tokens[: plan.num_tokens], plan, star) for plan in plans)
+    keys = tuple(context_key(tokens[: plan.num_tokens], plan) for plan in plans)
     return Job(job_id, request, star.mode, star, plans, keys, pending=[1])
 
 
