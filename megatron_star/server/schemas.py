@@ -7,10 +7,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, Field, model_validator
 
+from megatron_star.config import MOST_TOKENS_IN_REQUEST
 from megatron_star.server.body import (
     LARGEST_SEED,
     MOST_PROMPTS,
-    MOST_TOKENS,
     Body,
     PositiveTokens,
     Prompts,
@@ -77,7 +77,7 @@ class PromptRequest(Body):
     prompt: (
         Text
         | Prompts
-        | Annotated[list[TokenId], Field(min_length=1, max_length=MOST_TOKENS)]
+        | Annotated[list[TokenId], Field(min_length=1, max_length=MOST_TOKENS_IN_REQUEST)]
         | Annotated[list[Annotated[list[TokenId], Field(min_length=1)]], Field(max_length=MOST_PROMPTS)]
     )
     contexts: Prompts | None = Field(None, description="one for all prompts, or one for each")
