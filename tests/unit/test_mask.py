@@ -40,6 +40,7 @@ def test_what_is_hidden_from_a_token_is_what_the_definition_hides(star):
     seen = star_mask(57, star.block_size, star.anchor_size, star.neighbor_blocks)
     for position in range(57):
         hidden = [token for r in mask.hidden(position) for token in range(*r)]
+        assert all(r.end <= position for r in mask.sources(position, position + 1))
         assert hidden == [token for token in range(position) if not seen[position, token]]
 
 
