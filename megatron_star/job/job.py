@@ -51,7 +51,6 @@ class Job:
             budget_bytes_per_rank=self.budget,
             max_running=max_running,
             max_wait_seconds=max_wait_seconds,
-            watch=self.groups.watch,
         )
 
 

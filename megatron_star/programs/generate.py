@@ -15,6 +15,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from megatron_star.checked_input import strict_fields
+from megatron_star.engine.answer import Answer
 from megatron_star.engine.engine import StarEngine
 from megatron_star.engine.request import StarRequest, StarResult
 from megatron_star.job.argument_types import ArgumentParser, positive, text_argument
@@ -160,11 +161,11 @@ def answer_documents(args: argparse.Namespace, work: Work, engine: StarEngine, g
     Raises:
         SharedError: on all ranks, if a document cannot be answered.
     """
-    requests: list[StarRequest] = []
+    prepared: list[Answer] = []
     with heartbeat(f"turning {len(work.documents)} documents into tokens"):
-        from_driver(lambda: requests.extend(read_requests(args, work.documents, engine)), groups.control)
-    for batch in batched(zip(work.documents, requests, strict=True), args.max_batch_size):
-        results = answer_batch(engine, [request for _, request in batch])
+        from_driver(lambda: prepared.extend(prepare_documents(args, work.documents, engine)), groups.control)
+    for batch in batched(zip(work.documents, prepared, strict=True), args.max_batch_size):
+        results = answer_batch(engine, [answer for _, answer in batch])
         records = [
             {"id": document.id, "asked": work.asked[str(document.id)], **asdict(result)}
             for (document, _), result in zip(batch, results, strict=True)
@@ -188,10 +189,11 @@ def _show(record: Mapping[str, Any], file: AnswerFile | None) -> None:
         print(record["text"])
 
 
-def answer_batch(engine: StarEngine, requests: list[StarRequest]) -> list[StarResult]:
-    """The results of these requests, with progress shown; raises ValueError if one has no answer."""
-    answers = [engine.submit(request) for request in requests]
-    with ConsoleProgress(sum(len(request.context_tokens) for request in requests)) as progress:
+def answer_batch(engine: StarEngine, answers: list[Answer]) -> list[StarResult]:
+    """The results of what was prepared, with progress shown; raises ValueError if one has no answer."""
+    for answer in answers:
+        engine.enqueue(answer)
+    with ConsoleProgress(sum(answer.plan.num_tokens for answer in answers)) as progress:
         while not all(answer.ended.is_set() for answer in answers):
             engine.step()
             progress.show(
@@ -204,21 +206,19 @@ def answer_batch(engine: StarEngine, requests: list[StarRequest]) -> list[StarRe
     return results
 
 
-def read_requests(
+def prepare_documents(
     args: argparse.Namespace, documents: Sequence[Document], engine: StarEngine
-) -> list[StarRequest]:
+) -> list[Answer]:
     """The documents as requests; raises ValueError, naming the document, if one cannot be answered."""
-    return [_checked_request(document, args, engine) for document in documents]
+    return [_prepared(document, args, engine) for document in documents]
 
 
-def _checked_request(document: Document, args: argparse.Namespace, engine: StarEngine) -> StarRequest:
+def _prepared(document: Document, args: argparse.Namespace, engine: StarEngine) -> Answer:
     try:
-        request = _request(document, args, engine.tokenizer)
-        engine.check(request)
+        return engine.prepare(_request(document, args, engine.tokenizer))
     except ValueError as error:
         where = args.context_file or f"{args.input_jsonl}, the document {document.id!r}"
         raise ValueError(f"{where}: {error}") from error
-    return request
 
 
 def _request(document: Document, args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase) -> StarRequest:

@@ -10,7 +10,8 @@ import sys
 import threading
 from time import monotonic
 
-from megatron_star.engine.engine import StarEngine, run_worker
+from megatron_star.engine.engine import run_worker
+from megatron_star.engine.thread import EngineThread
 from megatron_star.job.argument_types import ArgumentParser
 from megatron_star.job.environment import read_environment
 from megatron_star.job.job import Job, loaded_job
@@ -55,7 +56,7 @@ class Frontend:
         )
         self.port = listener.getsockname()[1]
 
-    def serve(self, engine: StarEngine) -> None:
+    def serve(self, engine: EngineThread) -> None:
         """Answer requests until a signal, then drain; a second signal cuts that short."""
         signals = _CountedSignals()
         engine.start(lambda error: end_process(0, error))
@@ -110,7 +111,8 @@ def main() -> None:
             if environment.rank:
                 run_worker_until_the_driver_stops(job)
                 return
-            frontends[0].serve(job.engine(args.max_concurrent_requests, args.star_max_wait_seconds))
+            engine = job.engine(args.max_concurrent_requests, args.star_max_wait_seconds)
+            frontends[0].serve(EngineThread(engine, job.groups.watch))
 
 
 if __name__ == "__main__":

@@ -74,7 +74,7 @@ def note_in_log(request: Request, batch: Batch) -> None:
     if batch.refusal:
         request.scope["star_error"] = KINDS[batch.refusal.status]
     results = [result for result in batch.results if result]
-    requests = [answer.job.request for answer in batch.answers]
+    requests = [answer.request for answer in batch.answers]
     request.scope["star_log"] = {
         "context_tokens": sum(len(asked.context_tokens) for asked in requests),
         "query_tokens": sum(len(asked.query_tokens) for asked in requests),
