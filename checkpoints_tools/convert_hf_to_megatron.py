@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from checkpoints_tools.casting import cast
+from checkpoints_tools.chunks import Chunk
 from checkpoints_tools.command_line import (
     add_dtype_option,
     command_parser,
@@ -19,7 +20,6 @@ from checkpoints_tools.command_line import (
     run_command,
 )
 from checkpoints_tools.describe import write_description
-from checkpoints_tools.families import Chunk
 from checkpoints_tools.hf_checkpoint import common_dtype, open_hf_checkpoint
 from checkpoints_tools.layouts import fuse
 from checkpoints_tools.megatron_args import args_for_megatron

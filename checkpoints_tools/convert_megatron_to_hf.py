@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from checkpoints_tools.casting import cast
+from checkpoints_tools.chunks import Chunk, HfTensor, chunks
 from checkpoints_tools.command_line import (
     add_dtype_option,
     command_parser,
@@ -20,7 +21,7 @@ from checkpoints_tools.command_line import (
     run_command,
 )
 from checkpoints_tools.describe import describe
-from checkpoints_tools.families import Chunk, HfTensor, chunks
+from checkpoints_tools.families import family_named
 from checkpoints_tools.hf_config import model_arguments, read_hf_config
 from checkpoints_tools.layouts import split
 from checkpoints_tools.output import check_can_write, new_directory
@@ -53,7 +54,7 @@ def convert(
     share = WHOLE if verify_weights else None
     with checked_beside(info.directory, info.weight_files, share) as wait_for_hashes:
         weights = MegatronWeights(weights_directory(info.directory))
-        pieces = weights.check(chunks(info.family, info.args))
+        pieces = weights.check(chunks(family_named(info.family), info.args))
         num_bytes = sum(piece.num_elements for piece in pieces) * (dtype or info.dtype).itemsize
         with (
             new_directory(output, inputs=inputs, force=force, num_bytes=num_bytes) as temporary,

@@ -11,9 +11,10 @@ from pathlib import Path
 import torch
 
 import megatron_star
+from checkpoints_tools.chunks import Chunk, chunks
 from checkpoints_tools.command_line import command_parser, run_command
-from checkpoints_tools.families import Chunk, chunks
-from checkpoints_tools.hf_config import family_of, model_arguments, read_hf_config
+from checkpoints_tools.families import family_named
+from checkpoints_tools.hf_config import model_arguments, read_hf_config
 from checkpoints_tools.recorded_by_megatron import check_agreement, recorded_arguments, what_is_missing
 from checkpoints_tools.tokenizer_files import check_tokenizer, copy_tokenizer
 from checkpoints_tools.torch_dist import MegatronWeights
@@ -44,15 +45,16 @@ def describe(directory: Path, hf_config: Path | None) -> CheckpointInfo:
                 "give a Hugging Face directory of the same model with --hf-config"
             )
         info = read_checkpoint_info(directory)
-        family_of({"model_type": info.family})
+        family_named(info.family)
         return info
     config = read_hf_config(hf_config)
     model_args = model_arguments(config)
+    family = family_named(config["model_type"])
     weights = weights_directory(directory)
     check_agreement(directory, recorded_arguments(weights), model_args)
     stored = MegatronWeights(weights)
-    dtype = stored_dtype(stored, stored.check(chunks(family_of(config), model_args)))
-    return CheckpointInfo(directory, model_args, family_of(config), dtype, hf_config)
+    dtype = stored_dtype(stored, stored.check(chunks(family, model_args)))
+    return CheckpointInfo(directory, model_args, family.model_type, dtype, hf_config)
 
 
 def stored_dtype(weights: MegatronWeights, pieces: list[Chunk]) -> torch.dtype:

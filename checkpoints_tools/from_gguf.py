@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from checkpoints_tools.chunks import chunks
 from checkpoints_tools.command_line import command_parser, progress_bar, run_command
-from checkpoints_tools.families import chunks
+from checkpoints_tools.families.llama import LLAMA
 from checkpoints_tools.gguf_file import GgufFile
 from checkpoints_tools.gguf_tokenizer import write_tokenizer
 from checkpoints_tools.hf_config import model_arguments
@@ -42,7 +43,7 @@ def hf_config(file: GgufFile) -> dict[str, Any]:
     fields.one_of("llama.vocab_size", (vocab_size,), vocab_size)
     return {
         "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        "model_type": LLAMA.model_type,
         "hidden_size": hidden,
         "intermediate_size": fields.integer("llama.feed_forward_length"),
         "num_hidden_layers": fields.integer("llama.block_count"),
@@ -85,7 +86,7 @@ def _token_ids(file: GgufFile, vocab_size: int) -> dict[str, Any]:
 def _check_tensors(file: GgufFile, config: dict[str, Any]) -> None:
     """Every tensor of the configuration is there, in its shape, and no other; ValueError otherwise."""
     found = {tensor.name: tensor.shape for tensor in map(file.hf_tensor, file.tensors)}
-    for piece in chunks("llama", model_arguments(config)):
+    for piece in chunks(LLAMA, model_arguments(config)):
         for name, shape, _ in piece.sources:
             if name not in found:
                 raise ValueError(f"{file.path}: {name} is missing; is this one of several files?")

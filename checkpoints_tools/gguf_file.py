@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from checkpoints_tools.casting import cast
-from checkpoints_tools.families import HfTensor
+from checkpoints_tools.chunks import HfTensor
 from megatron_star.checked_input import shown
 from megatron_star.model.checked_values import CheckedValues
 

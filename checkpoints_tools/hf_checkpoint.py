@@ -2,20 +2,21 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from checkpoints_tools.families import Chunk, HfTensor, chunks
-from checkpoints_tools.hf_config import family_of, model_arguments, read_hf_config
+from checkpoints_tools.chunks import Chunk, HfTensor, chunks
+from checkpoints_tools.families import family_named
+from checkpoints_tools.families.family import Family
+from checkpoints_tools.hf_config import model_arguments, read_hf_config
 from checkpoints_tools.safetensors_files import HfWeights
 from checkpoints_tools.safetensors_header import DTYPES_IN_FILES
 from megatron_star.checked_input import shown
 
-_EMBEDDING, _OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
 # Tables that follow from the configuration, and the scales of a quantised KV cache: no model of ours reads
 # them, and neither does transformers.
 _WITHOUT_EFFECT = re.compile(r"rotary_emb\.inv_freq$|\.self_attn\.([kv]_proj\.)?(k|v|kv|q|prob)_scale$")
@@ -44,27 +45,29 @@ def open_hf_checkpoint(directory: Path) -> HfCheckpoint:
         ValueError, FileNotFoundError: it is not complete, or not supported.
     """
     config = read_hf_config(directory)
-    family, args = family_of(config), model_arguments(config)
+    args = model_arguments(config)
+    family = family_named(config["model_type"])
     weights = HfWeights(directory)
-    if not args["untie_embeddings_and_output_weights"] and _has_an_output_layer_of_its_own(weights):
+    if not args["untie_embeddings_and_output_weights"] and _has_an_output_layer_of_its_own(weights, family):
         args["untie_embeddings_and_output_weights"] = True
-    pieces = check_names_and_shapes(weights, chunks(family, args), args)
-    return HfCheckpoint(directory, family, args, weights, pieces)
+    pieces = check_names_and_shapes(weights, family, args)
+    return HfCheckpoint(directory, family.model_type, args, weights, pieces)
 
 
-def _has_an_output_layer_of_its_own(weights: HfWeights) -> bool:
+def _has_an_output_layer_of_its_own(weights: HfWeights, family: Family) -> bool:
     """Whatever config.json says, transformers does not tie what is stored twice and differs."""
-    entries = [weights.entries.get(name) for name in (_EMBEDDING, _OUTPUT)]
+    names = (family.embedding.parts[0].name, family.output_layer.parts[0].name)
+    entries = [weights.entries.get(name) for name in names]
     if None in entries or any(entry.dtype not in DTYPES_IN_FILES for entry in entries):
         return False
-    embedding, output = (weights.read(name) for name in (_EMBEDDING, _OUTPUT))
+    embedding, output = (weights.read(name) for name in names)
     if embedding.dtype != output.dtype:
         embedding, output = embedding.float(), output.float()
     return not torch.equal(embedding, output)
 
 
-def check_names_and_shapes(weights: HfWeights, pieces: Iterable[Chunk], args: dict[str, Any]) -> list[Chunk]:
-    """The tensors are those of the table, all and only, of a float type, in the shapes of config.json.
+def check_names_and_shapes(weights: HfWeights, family: Family, args: Mapping[str, Any]) -> list[Chunk]:
+    """The tensors are those of the family, all and only, of a float type, in the shapes of config.json.
 
     Returns the pieces, which are drawn one by one: a configuration may name more than would fit in memory.
 
@@ -72,14 +75,15 @@ def check_names_and_shapes(weights: HfWeights, pieces: Iterable[Chunk], args: di
         ValueError: they are not.
     """
     checked, names = [], set()
-    for piece in pieces:
+    for piece in chunks(family, args):
         for source in piece.sources:
             _check_tensor(weights, source)
             names.add(source.name)
         checked.append(piece)
-    tied = not args["untie_embeddings_and_output_weights"]
+    if not args["untie_embeddings_and_output_weights"]:
+        names.add(family.output_layer.parts[0].name)
     for name in weights.entries.keys() - names - weights.taken:
-        if not _WITHOUT_EFFECT.search(name) and not (tied and name == _OUTPUT):
+        if not _WITHOUT_EFFECT.search(name):
             raise ValueError(f"{weights.entries[name].file}: {name} is not a tensor of this family")
     return checked
 

@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
+from checkpoints_tools.chunks import Chunk, chunks
 from checkpoints_tools.command_line import command_parser, run_command
 from checkpoints_tools.describe import describe
-from checkpoints_tools.families import Chunk, chunks
+from checkpoints_tools.families import family_named
 from checkpoints_tools.hf_checkpoint import common_dtype, open_hf_checkpoint
 from checkpoints_tools.torch_dist import MegatronWeights
 from megatron_star.model.architecture import transformer_config
@@ -54,7 +55,7 @@ def _read(directory: Path, hf_config: Path | None) -> tuple[CheckpointInfo, list
         return info, checkpoint.pieces
     info = describe(directory, hf_config)
     weights = MegatronWeights(weights_directory(directory))
-    return info, weights.check(chunks(info.family, info.args))
+    return info, weights.check(chunks(family_named(info.family), info.args))
 
 
 def _num_real_elements(piece: Chunk) -> int:

@@ -6,7 +6,8 @@ np query heads, ng key-value heads (query groups), hn head size.
 import torch
 from torch import Tensor
 
-from checkpoints_tools.families import AS_IS, QKV, VOCABULARY, Shape
+from checkpoints_tools.chunks import Shape
+from checkpoints_tools.families.weights import AS_IS, QKV, VOCABULARY
 
 
 def fuse(layout: str, parts: list[Tensor], shape: Shape, num_query_groups: int) -> Tensor:

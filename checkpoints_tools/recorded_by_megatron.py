@@ -11,6 +11,7 @@ from megatron.core.dist_checkpointing.serialization import load_common_state_dic
 from megatron.core.safe_globals import register_safe_globals
 from megatron.training.arguments import add_megatron_arguments
 
+from checkpoints_tools.families import FAMILIES
 from megatron_star.checked_input import shown
 from megatron_star.model.checkpoint import without_torch_warnings
 from megatron_star.model.recorded_arguments import is_every_layer, not_understood
@@ -92,9 +93,8 @@ _OF_BRIDGE = frozenset(
     )
 )
 _LLAMA3_CONSTANTS = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "old_context_len": 8192}
-_PROVIDERS = re.compile(
-    r"(GPT|CodeLlama|Llama(2|3|31|32)?|Mistral|Mixtral|Qwen(2|25|3)(MoE|Moe)?)(Model)?Provider\w*$"
-)
+_BRIDGE_NAMES = "|".join(["GPT", *(family.bridge_provider for family in FAMILIES.values())])
+_PROVIDERS = re.compile(rf"({_BRIDGE_NAMES})(Model)?Provider\w*$")
 
 
 def recorded_arguments(weights: Path) -> dict[str, Any]:

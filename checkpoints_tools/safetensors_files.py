@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from checkpoints_tools.families import HfTensor
+from checkpoints_tools.chunks import HfTensor
 from checkpoints_tools.safetensors_header import DTYPES_IN_FILES, TOOL_KEY, Entry, read_header
 from megatron_star.checked_input import read_json_object, shown
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from checkpoints_tools.families import Shape
+from checkpoints_tools.chunks import Shape
 from megatron_star.checked_input import shown
 
 DTYPES_IN_FILES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}

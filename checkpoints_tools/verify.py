@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from checkpoints_tools.command_line import EXIT_MISMATCH, command_parser, progress_bar, run_command
 from checkpoints_tools.convert_megatron_to_hf import hf_tensors
 from checkpoints_tools.describe import describe, stored_dtype
-from checkpoints_tools.families import chunks
+from checkpoints_tools.families import family_named
 from checkpoints_tools.hf_checkpoint import check_names_and_shapes, open_hf_checkpoint
 from checkpoints_tools.safetensors_files import HfWeights
 from checkpoints_tools.torch_dist import MegatronWeights
@@ -47,7 +47,7 @@ def compare_tensors(hf: Path, info: CheckpointInfo) -> Difference:
         ValueError: names, shapes or dtypes are not those of the table.
     """
     source, weights = HfWeights(hf), MegatronWeights(weights_directory(info.directory))
-    pieces = weights.check(check_names_and_shapes(source, chunks(info.family, info.args), dict(info.args)))
+    pieces = weights.check(check_names_and_shapes(source, family_named(info.family), info.args))
     dtype = stored_dtype(weights, pieces)
     if dtype != info.dtype:
         raise ValueError(f"{info.directory}: weights are {dtype}, star_checkpoint.json says {info.dtype}")

@@ -1,19 +1,53 @@
 """megatron-star: context-parallel inference for Megatron-Core with Star Attention (arXiv 2411.17116)."""
 
-import logging
-import warnings
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from megatron_star.algorithm.context_encoding import encode_context
+    from megatron_star.algorithm.token_generation import Sequence, generate_step
+    from megatron_star.config import StarConfig
+    from megatron_star.engine.engine import StarEngine
+    from megatron_star.model.cpu import use_cpu_where_cuda_is_absent
+    from megatron_star.model.spec import with_star_attention
+    from megatron_star.parallel.groups import StarGroups, initialize_groups
+    from megatron_star.planning.plan import ContextPlan
 
 __version__ = "0.1.0"
 
-# What dependencies say at import or construction, and a user of this package can do nothing about: optional
-# packages that nothing here needs, and a model class that Megatron plans to replace.
-for _message in (
-    "Apex is not installed",
-    "Transformer Engine and Apex are not installed",
-    "absl.logging is not installed",
-    "full scope is deprecated",
-    "Only transformer-engine>=1.7.0 supports MoE experts",
-):
-    warnings.filterwarnings("ignore", message=_message)
-logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-logging.getLogger("megatron.core.models.gpt.gpt_model").setLevel(logging.ERROR)
+__all__ = [
+    "ContextPlan",
+    "Sequence",
+    "StarConfig",
+    "StarEngine",
+    "StarGroups",
+    "encode_context",
+    "generate_step",
+    "initialize_groups",
+    "use_cpu_where_cuda_is_absent",
+    "with_star_attention",
+]
+
+_MODULES = {
+    "ContextPlan": "planning.plan",
+    "Sequence": "algorithm.token_generation",
+    "StarConfig": "config",
+    "StarEngine": "engine.engine",
+    "StarGroups": "parallel.groups",
+    "encode_context": "algorithm.context_encoding",
+    "generate_step": "algorithm.token_generation",
+    "initialize_groups": "parallel.groups",
+    "use_cpu_where_cuda_is_absent": "model.cpu",
+    "with_star_attention": "model.spec",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """What users need, imported when it is first asked for: `import megatron_star` imports nothing else."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

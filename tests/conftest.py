@@ -12,7 +12,6 @@ sys.path[:0] = [str(REPOSITORY), str(Path(__file__).parent)]
 
 from models import save_random_model  # noqa: E402
 
-import megatron_star  # noqa: E402, F401  before Megatron-Core, whose import it silences
 from checkpoints_tools.convert_hf_to_megatron import convert  # noqa: E402
 
 DEMO = REPOSITORY / ".demo"

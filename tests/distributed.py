@@ -73,10 +73,11 @@ def _collect(connections: list[Connection]) -> list[Any]:
 
 
 def _serve(connection: Connection) -> None:
-    # The package first: it silences what Megatron-Core says at import.
     import torch  # noqa: PLC0415
 
-    import megatron_star  # noqa: F401, PLC0415
+    from megatron_star.quiet import without_notes_of_dependencies  # noqa: PLC0415
+
+    without_notes_of_dependencies()  # before a rank's function is unpickled, whose module imports Megatron
 
     torch.set_num_threads(1)
     while True:

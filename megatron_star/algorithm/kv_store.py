@@ -1,8 +1,8 @@
 """Where keys and values live: of an encoded context, and of a sequence's own tail.
 
 Shapes: tokens first, then b = 1, ng KV heads of this TP rank, hn head size. Layers are numbered from 1.
-In a CPU's memory a head's rows lie side by side: one new token attends to them twice as fast (`_room`).
-Behind a context's tokens there is room for one tail, so that a new token attends to both in one call.
+After a context's tokens there is spare capacity, which one tail may use: a new token then attends to both in
+one call.
 """
 
 import weakref
@@ -12,29 +12,11 @@ from typing import Self
 
 from torch import Tensor
 
+from megatron_star.attention.kv_layout import empty_kv
+from megatron_star.planning.kv_memory import spare_capacity, tail_capacity
 from megatron_star.planning.plan import ContextPlan, Source
 
-TAIL_CHUNK_TOKENS = 256
-
 KeyValue = tuple[Tensor, Tensor]
-
-
-def tail_room(num_tokens: int) -> int:
-    """Tokens that a tail of `num_tokens` takes memory for."""
-    return -(-num_tokens // TAIL_CHUNK_TOKENS) * TAIL_CHUNK_TOKENS
-
-
-def room_behind(num_tokens: int) -> int:
-    """Tokens that a rank takes memory for behind `num_tokens` of a context."""
-    return min(2 * TAIL_CHUNK_TOKENS, num_tokens // 8)
-
-
-def _room(num_tokens: int, like: Tensor) -> Tensor:
-    """Uninitialised [num_tokens, 1, ng, hn]; heads first in memory on a CPU, as it is indexed elsewhere."""
-    b, ng, hn = like.shape[1:]
-    if like.device.type == "cpu":
-        return like.new_empty(b, ng, num_tokens, hn).permute(2, 0, 1, 3)
-    return like.new_empty(num_tokens, b, ng, hn)
 
 
 class EncodedContext:
@@ -50,7 +32,7 @@ class EncodedContext:
         self._starts: list[int] = []
         self._offsets: list[int] = []
         self._layers: dict[int, KeyValue] = {}
-        self._borrower: weakref.ref[Tail] | None = None
+        self._user_of_spare: weakref.ref[Tail] | None = None
         offset = 0
         for segment in plan.owned(cp_rank):
             self._starts.append(segment.start)
@@ -65,8 +47,8 @@ class EncodedContext:
     def store(self, layer_number: int, first_token: int, key: Tensor, value: Tensor) -> None:
         """Keep [tokens, 1, ng, hn] of consecutive owned tokens, of which `first_token` is the first."""
         if layer_number not in self._layers:
-            num_tokens = self.num_local_tokens + room_behind(self.num_local_tokens)
-            self._layers[layer_number] = tuple(_room(num_tokens, like) for like in (key, value))
+            num_tokens = self.num_local_tokens + spare_capacity(self.num_local_tokens)
+            self._layers[layer_number] = tuple(empty_kv(num_tokens, like) for like in (key, value))
         keys, values = self._layers[layer_number]
         offset = self.offset_of(first_token)
         keys[offset : offset + key.size(0)] = key
@@ -84,46 +66,46 @@ class EncodedContext:
         """All that this rank holds of a layer, in one piece for each context of the chain that has any.
 
         Args:
-            tail: one of this context; what of it lies behind the context's tokens is included.
+            tail: one of this context; its tokens are included if they are contiguous with the context's.
         """
         if self.parent:
             yield from self.parent.held(layer_number)
         if self.num_local_tokens:
             keys, values = self._layers[layer_number]
-            end = self.num_local_tokens + (tail.num_borrowed(layer_number) if tail else 0)
+            end = self.num_local_tokens + (tail.num_contiguous(layer_number) if tail else 0)
             yield keys[:end], values[:end]
 
-    def lend_room(self, tail: "Tail") -> bool:
-        """Whether this tail may use the room behind: nobody else does, as long as it lives."""
-        if not room_behind(self.num_local_tokens) or (self._borrower and self._borrower()):
+    def reserve_spare(self, tail: "Tail") -> bool:
+        """Whether this tail may use the spare capacity: no other may, as long as it lives."""
+        if not spare_capacity(self.num_local_tokens) or (self._user_of_spare and self._user_of_spare()):
             return False
-        self._borrower = weakref.ref(tail)
+        self._user_of_spare = weakref.ref(tail)
         return True
 
-    def behind(self, layer_number: int) -> KeyValue:
-        """The room behind a layer's tokens."""
+    def spare(self, layer_number: int) -> KeyValue:
+        """A layer's spare capacity, after its tokens."""
         keys, values = self._layers[layer_number]
         return keys[self.num_local_tokens :], values[self.num_local_tokens :]
 
     @property
     def num_bytes(self) -> int:
-        """Memory of this rank's share, with the room behind it, without the parent's."""
+        """Memory of this rank's share, with its spare capacity, without the parent's."""
         return sum(key.nbytes + value.nbytes for key, value in self._layers.values())
 
 
 class Tail:
     """Query and generated tokens of one sequence, on its tail rank.
 
-    It begins in the room behind its context, if nobody else's does, and moves out when that is full. Then it
-    grows in chunks.
+    It begins in its context's spare capacity, if no other does, and is copied out of it when that is full.
+    Then it grows in chunks.
     """
 
     def __init__(self, context: EncodedContext) -> None:
         self.context = context
         self._layers: dict[int, KeyValue] = {}
         self._lengths: dict[int, int] = {}
-        self._borrowed: set[int] = set()
-        self._may_borrow: bool | None = None
+        self._contiguous: set[int] = set()
+        self._has_spare: bool | None = None
 
     def append(self, layer_number: int, key: Tensor, value: Tensor) -> None:
         """Add [tokens, 1, ng, hn] to a layer."""
@@ -143,28 +125,28 @@ class Tail:
         end = self._lengths[layer_number]
         return keys[:end], values[:end]
 
-    def num_borrowed(self, layer_number: int) -> int:
-        """Tokens of a layer that lie behind the context's: all or none."""
-        return self._lengths[layer_number] if layer_number in self._borrowed else 0
+    def num_contiguous(self, layer_number: int) -> int:
+        """Tokens of a layer that are contiguous with the context's in memory: all or none."""
+        return self._lengths[layer_number] if layer_number in self._contiguous else 0
 
     def _begin(self, layer_number: int) -> None:
-        if self._may_borrow is None:
-            self._may_borrow = self.context.lend_room(self)
-        if self._may_borrow:
-            self._layers[layer_number] = self.context.behind(layer_number)
-            self._borrowed.add(layer_number)
+        if self._has_spare is None:
+            self._has_spare = self.context.reserve_spare(self)
+        if self._has_spare:
+            self._layers[layer_number] = self.context.spare(layer_number)
+            self._contiguous.add(layer_number)
 
     def _grow(self, layer_number: int, num_tokens: int, like: Tensor) -> None:
-        grown = tuple(_room(tail_room(num_tokens), like) for _ in ("key", "value"))
+        grown = tuple(empty_kv(tail_capacity(num_tokens), like) for _ in ("key", "value"))
         used = self._lengths.get(layer_number, 0)
         if used:
             for new, old in zip(grown, self._layers[layer_number], strict=True):
                 new[:used] = old[:used]
         self._layers[layer_number] = grown
-        self._borrowed.discard(layer_number)
+        self._contiguous.discard(layer_number)
 
     @property
     def num_bytes(self) -> int:
-        """Memory of its own, including room to grow."""
-        own = (key_value for layer, key_value in self._layers.items() if layer not in self._borrowed)
+        """Memory of its own, including what it may grow into."""
+        own = (key_value for layer, key_value in self._layers.items() if layer not in self._contiguous)
         return sum(key.nbytes + value.nbytes for key, value in own)

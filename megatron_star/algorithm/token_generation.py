@@ -102,12 +102,12 @@ class TokenGenerationStep(StarInferenceContext):
             tails = [(one.tail, rows) for one, rows in run if one.tail_rank == self.exchange.cp_rank]
             for tail, rows in tails:
                 tail.append(layer_number, key[slice(*rows)], value[slice(*rows)])
-            # A single new token sees all of its tail, which may lie behind the context.
+            # A single new token sees all of its tail, which may be contiguous with the context.
             joined = sequence.tail if tails and end - start == 1 else None
             for held in sequence.context.held(layer_number, joined):
                 part = self.kernel(query[start:end], *held, causal=False, softmax_scale=softmax_scale)
                 partials.add_rows(start, end, part)
-            if joined and joined.num_borrowed(layer_number):
+            if joined and joined.num_contiguous(layer_number):
                 continue
             for tail, rows in tails:
                 _add_causal(partials, self.kernel, rows, query, tail.stored(layer_number), softmax_scale)

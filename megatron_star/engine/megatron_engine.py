@@ -17,6 +17,7 @@ from megatron_star.config import StarConfig
 from megatron_star.engine.engine import StarEngine
 from megatron_star.engine.request import StarRequest, StarResult
 from megatron_star.text.end_tokens import end_tokens, stop_tokens
+from megatron_star.text.prompt import at_last_tokens
 from megatron_star.text.text_stream import TextStream, text_offsets
 from megatron_star.text.token_bytes import TokenBytes
 
@@ -102,11 +103,11 @@ class MegatronEngine(AbstractEngine):
     def _star_request(self, request: InferenceRequest) -> StarRequest:
         sampling = SamplingParams.deserialize(request.sampling_params.serialize())
         ends = self._end_tokens if sampling.termination_id is None else ()
-        tokens = list(request.prompt_tokens)
+        split = at_last_tokens(list(request.prompt_tokens), self.num_query_tokens)
         seed = torch.randint(1 << 62, (1,), generator=self.controller.sampling_rng)
         return StarRequest(
-            context_tokens=tokens[: -self.num_query_tokens],
-            query_tokens=tokens[-self.num_query_tokens :],
+            context_tokens=split.context_tokens,
+            query_tokens=split.query_tokens,
             star=self.star,
             sampling=sampling,
             seed=int(seed),

@@ -6,9 +6,9 @@ So a request that has to wait leaves no trace, and what runs never depends on wh
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from megatron_star.algorithm.kv_store import room_behind, tail_room
 from megatron_star.engine.cached_context import CachedContext, ContextKey
 from megatron_star.engine.scheduled_request import ScheduledRequest
+from megatron_star.planning.kv_memory import spare_capacity, tail_capacity
 from megatron_star.planning.plan import ContextPlan
 from megatron_star.planning.planner import Planner
 
@@ -42,11 +42,11 @@ class KvMemory:
     def of_plans(self, plans: Collection[ContextPlan]) -> list[int]:
         """KV of what these plans encode, and its spare capacity, on each rank."""
         owned = ([plan.num_owned_tokens(rank) for plan in plans] for rank in range(self.cp_size))
-        return [sum(n + room_behind(n) for n in of_rank) * self.bytes_per_token for of_rank in owned]
+        return [sum(n + spare_capacity(n) for n in of_rank) * self.bytes_per_token for of_rank in owned]
 
     def of_tail(self, request: ScheduledRequest) -> int:
         """KV of query and generated tokens, on one rank."""
-        return tail_room(request.num_tail_tokens) * self.bytes_per_token
+        return tail_capacity(request.num_tail_tokens) * self.bytes_per_token
 
     def with_tail(self, sizes: list[int], tail_bytes: int) -> tuple[int, int]:
         """The rank that holds least, which takes the tail; and the most that a rank then holds."""

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from megatron_star.engine.answer import Answer, NewToken
 from megatron_star.engine.request import StarResult
 from megatron_star.server.errors import RequestError
-from megatron_star.server.prompts import SplitPrompt
+from megatron_star.text.prompt import SplitPrompt
 
 SECONDS_BETWEEN_PROGRESS = 1.0
 SECONDS_BETWEEN_LOG_LINES = 5.0

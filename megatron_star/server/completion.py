@@ -16,12 +16,13 @@ from megatron_star.engine.answer import Answer
 from megatron_star.engine.request import StarRequest
 from megatron_star.engine.thread import EngineThread
 from megatron_star.server.batch import Batch
+from megatron_star.server.context_rules import PromptSplitter
 from megatron_star.server.errors import RequestError
 from megatron_star.server.metrics import ServerMetrics
-from megatron_star.server.prompts import PromptSplitter, SplitPrompt
 from megatron_star.server.settings import ServerSettings
 from megatron_star.server.star_options import StarOptions
 from megatron_star.text.end_tokens import end_tokens, stop_tokens
+from megatron_star.text.prompt import SplitPrompt
 from megatron_star.text.token_bytes import TokenBytes
 
 SMALLEST_TEMPERATURE = 1e-3

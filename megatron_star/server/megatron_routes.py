@@ -11,7 +11,6 @@ from megatron_star.server.errors import RequestError
 from megatron_star.server.generation_fields import filters, stop_texts
 from megatron_star.server.json_body import CheckedBodyRoute
 from megatron_star.server.openai_answers import PROMPT_LOGPROBS, CompletionAnswers, completion_text
-from megatron_star.server.prompts import SplitPrompt
 from megatron_star.server.requests import (
     ERROR_RESPONSES,
     results_of,
@@ -21,6 +20,7 @@ from megatron_star.server.requests import (
 )
 from megatron_star.server.schemas import MegatronCompletionRequest, MegatronGenerateRequest
 from megatron_star.server.star_options import StarOptions
+from megatron_star.text.prompt import SplitPrompt
 from megatron_star.text.text_stream import TextStream, text_offsets
 
 DEFAULT_TOKENS = 64

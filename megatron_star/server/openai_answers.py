@@ -11,9 +11,9 @@ from megatron_star.engine.request import StarResult
 from megatron_star.server.batch import Batch, Progress
 from megatron_star.server.completion import CompletionService
 from megatron_star.server.errors import RequestError, error_body
-from megatron_star.server.prompts import SplitPrompt
 from megatron_star.server.requests import star_report
 from megatron_star.server.schemas import StreamOptions
+from megatron_star.text.prompt import SplitPrompt
 from megatron_star.text.text_stream import PROMPT_TOKENS, TextStream, text_offsets
 
 PROMPT_LOGPROBS = (

@@ -83,7 +83,7 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
     options = body.star or StarOptions()
 
     def build(splitter):
-        return [splitter.split_chat(body.messages, options)]
+        return [splitter.split_chat([message.for_template() for message in body.messages], options)]
 
     def answers(batch: Batch) -> ChatAnswers:
         return ChatAnswers(service, logprobs=bool(body.logprobs), top_logprobs=bool(body.top_logprobs))

@@ -8,10 +8,11 @@ from fastapi import Request
 from megatron_star.engine.request import StarResult
 from megatron_star.server.batch import Batch
 from megatron_star.server.completion import CompletionService
+from megatron_star.server.context_rules import PromptSplitter
 from megatron_star.server.errors import KINDS, RequestError
-from megatron_star.server.prompts import PromptSplitter, SplitPrompt
 from megatron_star.server.schemas import ErrorBody
 from megatron_star.server.star_options import StarOptions
+from megatron_star.text.prompt import SplitPrompt
 
 ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": ErrorBody, "description": "The request is refused; `param` names the field."},

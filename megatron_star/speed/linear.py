@@ -11,7 +11,7 @@ _ONEDNN_LINEAR = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 
 ONEDNN_IS_FASTER = IS_AMD
 """Than MKL, for many rows in float32: by 5-15% on a processor of AMD, and the other way round on one of Intel
-(docs/performance.md, "Tried")."""
+(docs/journal.md, "Products of float32")."""
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -11,6 +11,10 @@ PRIVATE_USE = range(0xE000, 0xF900)
 _ERRORS_OF_TEMPLATES = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
 
 
+class ChatTemplateError(ValueError):
+    """There is no chat template, or it refuses the messages."""
+
+
 class Span(NamedTuple):
     """Characters [start, end) of a text, which are a message's content without its first `num_cut`."""
 
@@ -40,14 +44,14 @@ def render_chat(
     the template, or of another message.
 
     Raises:
-        ValueError: there is no chat template, or it refuses these messages.
+        ChatTemplateError: there is no chat template, or it refuses these messages.
     """
     if not tokenizer.chat_template:
-        raise ValueError("the tokenizer of this model has no chat template")
+        raise ChatTemplateError("the tokenizer of this model has no chat template")
     try:
         text = _render(tokenizer, conversation)
     except _ERRORS_OF_TEMPLATES as error:
-        raise ValueError(f"the chat template refuses them: {error}") from error
+        raise ChatTemplateError(f"the chat template refuses them: {error}") from error
     return RenderedChat(text, _spans(tokenizer, conversation, indices, text))
 
 

@@ -11,9 +11,25 @@ from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from megatron_star.text.chat_template import render_chat
+from megatron_star.text.chat_template import ChatTemplateError, Span, render_chat
+from megatron_star.text.text_limit import TextLimit
 
 BLANK_LINE = "\n\n"
+MOST_TURN_EDGES = 64
+
+
+class SplitPrompt(NamedTuple):
+    """Token ids of a context and of the query after it.
+
+    Attributes:
+        rule: what decided where the cut is: `last_tokens`, `last_message`, or whatever the caller says.
+        turn_edges: where contexts of a chat's earlier turns ended (see `StarRequest`).
+    """
+
+    context_tokens: list[int]
+    query_tokens: list[int]
+    rule: str
+    turn_edges: tuple[int, ...] = ()
 
 
 class JoinedText(NamedTuple):
@@ -31,6 +47,100 @@ def join(context: str, query: str) -> JoinedText:
     """
     glued = context and query and not context[-1].isspace() and not query[0].isspace()
     return JoinedText(context + (BLANK_LINE if glued else "") + query, len(context.rstrip(" ")))
+
+
+def at_last_tokens(tokens: list[int], num_query_tokens: int, rule: str = "last_tokens") -> SplitPrompt:
+    """The last so many tokens, at least one, are the query."""
+    return SplitPrompt(tokens[:-num_query_tokens], tokens[-num_query_tokens:], rule)
+
+
+def in_chat(
+    tokenizer: PreTrainedTokenizerBase, conversation: Sequence[dict[str, str]], index: int, joined: JoinedText
+) -> JoinedText | None:
+    """The chat with `joined` as the content of message `index`; None if its template changes that message.
+
+    Raises:
+        ChatTemplateError: as `render_chat`.
+    """
+    conversation = list(conversation)
+    conversation[index] = conversation[index] | {"content": joined.text}
+    text, spans = render_chat(tokenizer, conversation, [index])
+    return JoinedText(text, spans[0].position(joined.cut)) if spans else None
+
+
+class PromptCutter:
+    """Cuts texts with one tokenizer. Special tokens in a text are recognised; none is added."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, limit: TextLimit | None = None) -> None:
+        """limit: its ValueError is raised for a text that is too long, before that is tokenized."""
+        self.tokenizer, self._limit = tokenizer, limit
+
+    def tokens(self, text: str) -> list[int]:
+        """Token ids of a text."""
+        return self._cut(text, [])[0]
+
+    def at_query(self, joined: JoinedText, rule: str) -> SplitPrompt:
+        """A text is cut where its query begins."""
+        tokens, (cut,) = self._cut(joined.text, [joined.cut])
+        return SplitPrompt(tokens[:cut], tokens[cut:], rule)
+
+    def at_last_message(self, conversation: Sequence[dict[str, str]], num_query_tokens: int) -> SplitPrompt:
+        """A chat is cut before its last user message, or later if the query would have too many tokens.
+
+        Each user message is cut so in its turn: what comes before the cut is that turn's context.
+
+        Raises:
+            ChatTemplateError: as `render_chat`.
+        """
+        users = [index for index, message in enumerate(conversation) if message["role"] == "user"]
+        if not has_offsets(self.tokenizer):  # each cut takes a tokenization of its own
+            users = users[-1:]
+        text, spans = render_chat(self.tokenizer, conversation, users)
+        if not spans:  # the template changes what users write
+            return at_last_tokens(self.tokens(text), num_query_tokens)
+        turns = _turns(text, spans)
+        tokens, cuts = self._cut(text, [position for turn in turns for position in turn])
+        edges = [max(start, end - num_query_tokens) for start, end in zip(cuts[::2], cuts[1::2], strict=True)]
+        rule = "last_message" if len(tokens) - cuts[-2] <= num_query_tokens else "last_tokens"
+        last = edges[-1]
+        return SplitPrompt(tokens[:last], tokens[last:], rule, _edges_apart(edges, num_query_tokens))
+
+    def _cut(self, text: str, positions: list[int]) -> tuple[list[int], list[int]]:
+        if self._limit:
+            self._limit.check(text)
+        return tokenize_and_cut(self.tokenizer, text, positions)
+
+
+def split_into_tokens(
+    tokenizer: PreTrainedTokenizerBase, context: str, query: str, *, chat: bool, answer_prefix: str = ""
+) -> tuple[list[int], list[int]]:
+    """Context and query tokens, of both joined by `join`. Special tokens are recognised; none is added.
+
+    With `chat`, context and query are one user message in the tokenizer's template, and the query's part
+    begins where the query does: it takes the end of the template with it.
+
+    Args:
+        answer_prefix: how the answer begins; the end of the query's part.
+
+    Raises:
+        ValueError: the query is empty, or the tokenizer has no chat template or one that changes messages.
+    """
+    if not query.strip():
+        raise ValueError("the query is empty: it needs at least one word")
+    joined = _in_one_message(tokenizer, join(context, query.strip())) if chat else join(context, query)
+    text = JoinedText(joined.text + answer_prefix, joined.cut)
+    split = PromptCutter(tokenizer).at_query(text, "fields")
+    return split.context_tokens, split.query_tokens
+
+
+def _in_one_message(tokenizer: PreTrainedTokenizerBase, content: JoinedText) -> JoinedText:
+    try:
+        chat = in_chat(tokenizer, [{"role": "user"}], 0, content)
+    except ChatTemplateError as error:
+        raise ValueError(f"{error}: leave out --chat") from error
+    if chat is None:
+        raise ValueError("the chat template changes the query, so that its beginning cannot be found")
+    return chat
 
 
 def has_offsets(tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -58,35 +168,24 @@ def tokenize_and_cut(
     return encoding["input_ids"], [bisect_right(ends, position) for position in positions]
 
 
-def split_into_tokens(
-    tokenizer: PreTrainedTokenizerBase, context: str, query: str, *, chat: bool, answer_prefix: str = ""
-) -> tuple[list[int], list[int]]:
-    """Context and query tokens, of both joined by `join`. Special tokens are recognised; none is added.
+def _turns(text: str, spans: list[Span]) -> list[tuple[int, int]]:
+    """For each user message: where it starts, and where the generation prompt after it ends.
 
-    With `chat`, context and query are one user message in the tokenizer's template, and the query's part
-    begins where the query does: it takes the end of the template with it.
-
-    Args:
-        answer_prefix: how the answer begins; the end of the query's part.
-
-    Raises:
-        ValueError: the query is empty, or the tokenizer has no chat template or one that changes messages.
+    A turn in which the template's words after a user message are not those after the last one is left out.
     """
-    if not query.strip():
-        raise ValueError("the query is empty: it needs at least one word")
-    joined = _in_chat_template(tokenizer, join(context, query.strip())) if chat else join(context, query)
-    tokens, (cut,) = tokenize_and_cut(tokenizer, joined.text + answer_prefix, [joined.cut])
-    return tokens[:cut], tokens[cut:]
+    after_last = text[spans[-1].end :]
+    return [
+        (span.start, span.end + len(after_last)) for span in spans if text.startswith(after_last, span.end)
+    ]
 
 
-def _in_chat_template(tokenizer: PreTrainedTokenizerBase, message: JoinedText) -> JoinedText:
-    try:
-        text, spans = render_chat(tokenizer, [{"role": "user", "content": message.text}], [0])
-    except ValueError as error:
-        raise ValueError(f"{error}: leave out --chat") from error
-    if spans is None:
-        raise ValueError("the chat template changes the query, so that its beginning cannot be found")
-    return JoinedText(text, spans[0].position(message.cut))
+def _edges_apart(edges: list[int], distance: int) -> tuple[int, ...]:
+    """The edges before the last one, without those that would leave a part of fewer tokens."""
+    kept = [0]
+    for edge in edges[:-1]:
+        if edge - kept[-1] >= distance and edge < edges[-1]:
+            kept.append(edge)
+    return tuple(kept[1 : 1 + MOST_TURN_EDGES])
 
 
 def _num_equal(tokens: list[int], others: list[int]) -> int:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 
-from checkpoints_tools.families import chunks
+from checkpoints_tools.chunks import chunks
+from checkpoints_tools.families import family_named
 from checkpoints_tools.hf_config import model_arguments
 from checkpoints_tools.safetensors_files import write_hf_weights
 
@@ -38,7 +39,7 @@ def write_synthetic_checkpoint(directory: Path, config: dict) -> int:
     """A Hugging Face checkpoint of random float32 values; its size in bytes."""
     directory.mkdir()
     (directory / "config.json").write_text(json.dumps(config))
-    groups = [piece.sources for piece in chunks("llama", model_arguments(config))]
+    groups = [piece.sources for piece in chunks(family_named("llama"), model_arguments(config))]
     values = ([torch.rand(tensor.shape) for tensor in group] for group in groups)
     write_hf_weights(directory, groups, values, torch.float32)
     return (directory / "model.safetensors").stat().st_size

@@ -8,8 +8,8 @@ from small_tokenizers import small_tokenizer
 from megatron_star.config import StarConfig
 from megatron_star.server.completion import CompletionService, Generation
 from megatron_star.server.generation_fields import Filters, filters
-from megatron_star.server.prompts import SplitPrompt
 from megatron_star.server.settings import ServerSettings
+from megatron_star.text.prompt import SplitPrompt
 
 
 @pytest.fixture

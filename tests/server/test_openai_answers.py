@@ -8,7 +8,7 @@ from transformers import AutoTokenizer
 
 from megatron_star.engine.answer import NewToken
 from megatron_star.server.openai_answers import ChatAnswers, CompletionAnswers
-from megatron_star.server.prompts import SplitPrompt
+from megatron_star.text.prompt import SplitPrompt
 from megatron_star.text.token_bytes import TokenBytes
 
 PROMPT = "the user"

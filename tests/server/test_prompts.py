@@ -7,11 +7,10 @@ import pytest
 from small_tokenizers import KINDS, TEMPLATES, small_tokenizer
 from transformers import AutoTokenizer
 
-from megatron_star.server.errors import RequestError
-from megatron_star.server.prompts import MOST_TURN_EDGES, PromptSplitter
+from megatron_star.server.context_rules import PromptSplitter
 from megatron_star.server.schemas import Message
 from megatron_star.server.star_options import StarOptions
-from megatron_star.text.prompt import split_into_tokens
+from megatron_star.text.prompt import MOST_TURN_EDGES, split_into_tokens
 
 NUM_QUERY_TOKENS = 40
 DOCUMENT = "Anna lives in Lisbon. Karl lives in Oslo. " * 20
@@ -22,10 +21,10 @@ def splitter(smollm2):
     return PromptSplitter(AutoTokenizer.from_pretrained(smollm2[0]), NUM_QUERY_TOKENS, None, max_tokens=8192)
 
 
-def conversation(*contents: str) -> list[Message]:
+def conversation(*contents: str) -> list[dict[str, str]]:
     """User and assistant in turn."""
     roles = ("user", "assistant")
-    return [Message(role=roles[i % 2], content=content) for i, content in enumerate(contents)]
+    return [{"role": roles[i % 2], "content": content} for i, content in enumerate(contents)]
 
 
 def split(splitter, *contents: str):
@@ -42,7 +41,7 @@ def test_all_tokens_of_the_conversation_are_there(splitter):
     contents = ["Hello", "Hello!", "  What is new? ", "Nothing.", "user"]
     found = split(splitter, *contents)
     text = splitter.tokenizer.apply_chat_template(
-        [message.for_template() for message in conversation(*contents)],
+        conversation(*contents),
         tokenize=False,
         add_generation_prompt=True,
     )
@@ -88,9 +87,8 @@ def random_text(generator: random.Random) -> str:
     return "".join(generator.choices(FRAGMENTS, k=generator.randrange(1, 5)))
 
 
-def tokens_of_the_whole(tokenizer, messages: list[Message]) -> list[int]:
-    conversation = [message.for_template() for message in messages]
-    return tokenizer.apply_chat_template(conversation, add_generation_prompt=True)["input_ids"]
+def tokens_of_the_whole(tokenizer, messages: list[dict[str, str]]) -> list[int]:
+    return tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
 
 
 @pytest.fixture(scope="module", params=["smollm2", *itertools.product(KINDS, TEMPLATES)], ids=str)
@@ -192,13 +190,12 @@ def test_a_tokenizer_without_offsets_is_cut_as_one_with_them():
 
 
 def test_a_text_that_cannot_fit_is_refused_without_tokenizing_it(splitter):
-    with pytest.raises(
-        RequestError, match="10000000 characters has more tokens than the model's limit, 8192"
-    ):
-        splitter.encode("a" * 10_000_000)
+    with pytest.raises(ValueError, match="10000000 characters has more tokens than the model's limit, 8192"):
+        splitter.split("a" * 10_000_000, StarOptions())
 
 
 def test_a_text_of_the_longest_tokens_is_not_refused(splitter):
     longest = max(splitter.tokenizer.get_vocab(), key=len)
     text = splitter.tokenizer.convert_tokens_to_string([longest]) * 8192
-    assert splitter.tokenizer.decode(splitter.encode(text)) == text
+    found = splitter.split(text, StarOptions())
+    assert splitter.tokenizer.decode(found.context_tokens + found.query_tokens) == text

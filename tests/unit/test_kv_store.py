@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from megatron_star.algorithm.kv_store import TAIL_CHUNK_TOKENS, EncodedContext, Tail, room_behind
+from megatron_star.algorithm.kv_store import EncodedContext, Tail
 from megatron_star.config import StarConfig
+from megatron_star.planning.kv_memory import TAIL_CHUNK_TOKENS, spare_capacity
 from megatron_star.planning.plan import ContextPlan, Source
 
 
@@ -31,7 +32,7 @@ def test_only_the_kept_tokens_are_held_in_memory():
     augmented = token_kv(0, 64)
     context.store(1, 32, augmented[0][32:], augmented[1][32:])
     held = sum(tensor.untyped_storage().nbytes() for tensor in next(context.held(1)))
-    assert held == context.num_bytes == 2 * (32 + room_behind(32)) * 2 * 4 * 4
+    assert held == context.num_bytes == 2 * (32 + spare_capacity(32)) * 2 * 4 * 4
 
 
 def encoded_context(num_tokens: int) -> EncodedContext:
@@ -44,7 +45,7 @@ def encoded_context(num_tokens: int) -> EncodedContext:
 
 @pytest.mark.parametrize("num_context_tokens", [1, 400])
 def test_a_tail_grows_and_keeps_what_it_had(num_context_tokens):
-    """The second one begins behind its context and moves out."""
+    """The second one begins in its context's spare capacity and is copied out of it."""
     context = encoded_context(num_context_tokens)
     tail = Tail(context)
     for start in range(0, 3 * TAIL_CHUNK_TOKENS, 20):
@@ -57,7 +58,7 @@ def test_a_tail_grows_and_keeps_what_it_had(num_context_tokens):
     assert torch.equal(next(context.held(1))[0], token_kv(0, num_context_tokens)[0])
 
 
-def test_a_tail_behind_its_context_is_held_with_it_and_takes_no_memory_of_its_own():
+def test_a_tail_contiguous_with_its_context_is_held_with_it_and_takes_no_memory_of_its_own():
     context = encoded_context(400)
     tail = Tail(context)
     tail.append(1, *token_kv(400, 420))
@@ -66,23 +67,23 @@ def test_a_tail_behind_its_context_is_held_with_it_and_takes_no_memory_of_its_ow
         assert torch.equal(held, expected)
     assert len(next(context.held(1))[0]) == 400
     assert tail.num_bytes == 0
-    tail.append(1, *token_kv(420, 400 + room_behind(400) + 1))
-    assert tail.num_borrowed(1) == 0 and len(next(context.held(1, tail))[0]) == 400
+    tail.append(1, *token_kv(420, 400 + spare_capacity(400) + 1))
+    assert tail.num_contiguous(1) == 0 and len(next(context.held(1, tail))[0]) == 400
     assert tail.num_bytes > 0
 
 
-def test_one_tail_at_a_time_lies_behind_a_context():
+def test_one_tail_at_a_time_is_contiguous_with_a_context():
     context = encoded_context(400)
     first, second = Tail(context), Tail(context)
     first.append(1, *token_kv(0, 5))
     second.append(1, *token_kv(5, 9))
-    assert (first.num_borrowed(1), second.num_borrowed(1)) == (5, 0)
+    assert (first.num_contiguous(1), second.num_contiguous(1)) == (5, 0)
     first.append(1, *token_kv(5, 6))
     assert torch.equal(first.stored(1)[0], token_kv(0, 6)[0])
     del first
     third = Tail(context)
     third.append(1, *token_kv(0, 3))
-    assert third.num_borrowed(1) == 3
+    assert third.num_contiguous(1) == 3
 
 
 def test_the_rows_of_a_head_lie_side_by_side_in_a_cpus_memory():

@@ -106,7 +106,7 @@ def test_a_context_that_extends_a_cached_one_encodes_only_what_is_new(star):
     (opened,) = [c.open_context for c in run_until_fed(queue) if c.open_context]
     assert opened[3] == earlier.context.id and len(opened[1]) == 450
     num_bytes = [c.bytes_per_rank for c in queue.contexts.values()]
-    assert num_bytes == [[(150 + 18) * BYTES] * 2, [(75 + 9) * BYTES] * 2]  # an eighth of spare capacity
+    assert num_bytes == [[(150 + 18) * BYTES] * 2, [(75 + 9) * BYTES] * 2]  # an eighth is spare
 
 
 def test_the_base_of_an_extension_stays_while_the_extension_is_cached():

@@ -10,16 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from megatron_star.algorithm.kv_store import room_behind, tail_room
 from megatron_star.config import StarConfig
 from megatron_star.engine.command import Command
 from megatron_star.engine.scheduled_request import ScheduledRequest
 from megatron_star.engine.scheduler import Scheduler
+from megatron_star.planning.kv_memory import spare_capacity, tail_capacity
 from megatron_star.planning.plan import ContextPlan, TokenCosts
 from megatron_star.planning.planner import Planner
 
 COSTS = TokenCosts(linear_per_token=500.0, attention_per_pair=1.0)
-TAIL_TOKENS = tail_room(3)
+TAIL_TOKENS = tail_capacity(3)
 
 
 class PlayedContext:
@@ -55,7 +55,7 @@ class PlayedContext:
 
 def plan_tokens(plan: ContextPlan, rank: int) -> int:
     """Tokens of a rank for which it has memory."""
-    return plan.num_owned_tokens(rank) + room_behind(plan.num_owned_tokens(rank))
+    return plan.num_owned_tokens(rank) + spare_capacity(plan.num_owned_tokens(rank))
 
 
 class PlayedRanks:

@@ -3,8 +3,7 @@
 import pytest
 from transformers import AutoTokenizer
 
-from megatron_star.server.errors import RequestError
-from megatron_star.server.text_limit import TextLimit
+from megatron_star.text.text_limit import TextLimit
 
 MOST_TOKENS = 1000
 SENTENCE = "The quick brown fox jumps over the lazy dog, and so on. "
@@ -34,7 +33,7 @@ def tokenizer(smollm2):
 )
 def test_a_text_that_is_too_long_is_refused_after_little_work(tokenizer, text):
     counting = Counting(tokenizer)
-    with pytest.raises(RequestError, match="more tokens than the model's limit, 1000"):
+    with pytest.raises(ValueError, match="more tokens than the model's limit, 1000"):
         TextLimit(counting, MOST_TOKENS).check(text)
     assert counting.num_characters < 8 * MOST_TOKENS
 

@@ -1,6 +1,5 @@
 """Texts that are too long for the model are refused before much of them is tokenized."""
 
-from megatron_star.server.errors import RequestError
 from megatron_star.text.text_stream import Tokenizer
 
 USUAL_TOKEN_CHARACTERS = 8
@@ -19,11 +18,10 @@ class TextLimit:
         self._piece = min(PIECE_CHARACTERS, max(64 * TOKENS_AT_A_CUT, max_tokens))
 
     def check(self, text: str) -> None:
-        """Raises RequestError if the text is too long; tokenizes at most `max_tokens` tokens of it, or so."""
+        """Raises ValueError if the text is too long; tokenizes at most `max_tokens` tokens of it, or so."""
         if len(text) > self.max_tokens * USUAL_TOKEN_CHARACTERS and self._is_too_long(text):
-            raise RequestError(
-                400,
-                f"a text of {len(text)} characters has more tokens than the model's limit, {self.max_tokens}",
+            raise ValueError(
+                f"a text of {len(text)} characters has more tokens than the model's limit, {self.max_tokens}"
             )
 
     def _is_too_long(self, text: str) -> bool:

@@ -1,0 +1,132 @@
+"""The pieces of a model that are converted one at a time, of the table of its family."""
+
+from collections.abc import Iterator, Mapping
+from itertools import product
+from math import prod
+from typing import Any, NamedTuple
+
+from checkpoints_tools.families.family import Family
+from checkpoints_tools.families.weights import QKV, VOCABULARY, Part, Place, Weight
+
+Shape = tuple[int, ...]
+
+
+class Slab(NamedTuple):
+    """A tensor of this name and shape that has what is wanted, from its `begin`-th element on."""
+
+    name: str
+    shape: Shape
+    begin: int
+
+
+class HfTensor(NamedTuple):
+    """A tensor by the name that we write; `elsewhere` is what may have it instead in what we read."""
+
+    name: str
+    shape: Shape
+    elsewhere: Slab | None = None
+
+
+class Chunk(NamedTuple):
+    """The unit of conversion: one layer's (and expert's) piece of a Megatron tensor, and where it comes from.
+
+    `offsets` and `shape` include the leading axes; `weight_shape` leaves them out.
+    """
+
+    key: str
+    layer: int | None
+    global_shape: Shape
+    offsets: Shape
+    shape: Shape
+    sources: tuple[HfTensor, ...]
+    layout: str
+    split_axis: int | None
+
+    @property
+    def num_leading(self) -> int:
+        """How many leading axes count layers and experts."""
+        return len(self.shape) - len(self.sources[0].shape)
+
+    @property
+    def weight_shape(self) -> Shape:
+        return self.shape[self.num_leading :]
+
+    @property
+    def num_elements(self) -> int:
+        return prod(self.shape)
+
+
+def axis_sizes(args: Mapping[str, Any]) -> dict[str, int]:
+    """The sizes that the axes of weights stand for."""
+    head = args["kv_channels"]
+    return {
+        "vocab": args["vocab_size"],
+        "hidden": args["hidden_size"],
+        "ffn": args["ffn_hidden_size"],
+        "expert_ffn": args.get("moe_ffn_hidden_size"),
+        "experts": args.get("num_experts"),
+        "head": head,
+        "query": head * args["num_attention_heads"],
+        "key_value": head * args["num_query_groups"],
+    }
+
+
+def chunks(family: Family, args: Mapping[str, Any]) -> Iterator[Chunk]:
+    """Every piece of the model, layer by layer."""
+    output_layer = _asked_for((family.output_layer,), args)
+    embedding = family.embedding if output_layer else _tied(family.embedding, family.output_layer)
+    yield from _weight_chunks(embedding, args, None)
+    in_layer = _asked_for(family.layer, args)
+    for layer in range(args["num_layers"]):
+        for weight in in_layer:
+            yield from _weight_chunks(weight, args, layer)
+    for weight in (*_asked_for(family.end, args), *output_layer):
+        yield from _weight_chunks(weight, args, None)
+
+
+def _asked_for(weights: tuple[Weight, ...], args: Mapping[str, Any]) -> list[Weight]:
+    return [weight for weight in weights if weight.only_with is None or args.get(weight.only_with)]
+
+
+def _tied(embedding: Weight, output_layer: Weight) -> Weight:
+    """The embedding of a tied model: transformers takes whichever of the two names is there."""
+    [part], [other] = embedding.parts, output_layer.parts
+    return embedding._replace(parts=(part._replace(elsewhere=Place(other.name)),))
+
+
+def _weight_chunks(weight: Weight, args: Mapping[str, Any], layer: int | None) -> Iterator[Chunk]:
+    sizes = axis_sizes(args)
+    num_experts = sizes["experts"] if "{expert}" in weight.parts[0].name else None
+    counts = [n for n in (args["num_layers"] if layer is not None else None, num_experts) if n is not None]
+    groups = [weight.parts] if weight.layout == QKV else [(part,) for part in weight.parts]
+    heights = [_height(weight.layout, group, args, sizes) for group in groups]
+    columns = tuple(sizes[axis] for axis in weight.parts[0].axes[1:])
+    for expert, (i, group) in product(range(num_experts or 1), enumerate(groups)):
+        index = [n for n in (layer, expert if num_experts else None) if n is not None]
+        yield Chunk(
+            key=weight.key,
+            layer=layer,
+            global_shape=(*counts, sum(heights), *columns),
+            offsets=(*index, sum(heights[:i]), *(0 for _ in columns)),
+            shape=(*(1 for _ in counts), heights[i], *columns),
+            sources=tuple(_hf_tensor(part, sizes, layer, expert) for part in group),
+            layout=weight.layout,
+            split_axis=weight.split_axis,
+        )
+
+
+def _height(layout: str, parts: tuple[Part, ...], args: Mapping[str, Any], sizes: Mapping[str, int]) -> int:
+    if layout == VOCABULARY:
+        return args["padded_vocab_size"]
+    return sum(sizes[part.axes[0]] for part in parts)
+
+
+def _hf_tensor(part: Part, sizes: Mapping[str, int], layer: int | None, expert: int) -> HfTensor:
+    shape = tuple(sizes[axis] for axis in part.axes)
+    slab = None
+    if part.elsewhere:
+        name, number, pieces = part.elsewhere
+        of_experts = (sizes["experts"],) if "{expert}" in part.name else ()
+        whole = (*of_experts, pieces * shape[0], *shape[1:])
+        slab = Slab(name.format(layer=layer), whole, (expert * pieces + number) * prod(shape))
+    return HfTensor(part.name.format(layer=layer, expert=expert), shape, slab)

@@ -1,0 +1,27 @@
+"""The table of model families. A new one is an object in a file of its own, and a row here."""
+
+from checkpoints_tools.families.family import Family
+from checkpoints_tools.families.llama import LLAMA
+from checkpoints_tools.families.mistral import MISTRAL
+from checkpoints_tools.families.mixtral import MIXTRAL
+from checkpoints_tools.families.qwen2 import QWEN2
+from checkpoints_tools.families.qwen3 import QWEN3
+from checkpoints_tools.families.qwen3_moe import QWEN3_MOE
+from megatron_star.checked_input import shown
+
+_TABLE = (
+    LLAMA,
+    MISTRAL,
+    QWEN2,
+    QWEN3,
+    MIXTRAL,
+    QWEN3_MOE,
+)
+FAMILIES: dict[str, Family] = {family.model_type: family for family in _TABLE}
+
+
+def family_named(model_type: object) -> Family:
+    """The family of a config.json's `model_type`; ValueError if it is not in the table."""
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        raise ValueError(f"model_type {shown(model_type)} is not supported; supported: {', '.join(FAMILIES)}")
+    return FAMILIES[model_type]

@@ -1,0 +1,78 @@
+"""Megatron's arguments of a decoder with RMS norms, SwiGLU and grouped queries, and of its experts."""
+
+import math
+from typing import Any
+
+from checkpoints_tools.families.rotary_arguments import rotary_arguments
+from megatron_star.model.checked_values import CheckedValues
+from megatron_star.model.recorded_arguments import MOST_LAYERS
+
+# Megatron pads the vocabulary to a multiple of this (--make-vocab-size-divisible-by) times the TP size.
+_VOCAB_DIVISOR = 128
+
+
+def decoder_arguments(values: CheckedValues) -> dict[str, Any]:
+    """Without biases, without norms of query and key, without experts: a family changes what is otherwise."""
+    heads, groups, head_size = _attention_sizes(values)
+    rotary = rotary_arguments(values)
+    vocab_size = values.integer("vocab_size")
+    divisor = math.lcm(_VOCAB_DIVISOR, heads)  # so that every TP size that divides the heads divides it
+    return {
+        "num_layers": values.integer("num_hidden_layers", most=MOST_LAYERS),
+        "hidden_size": values.integer("hidden_size"),
+        "ffn_hidden_size": values.integer("intermediate_size"),
+        "num_attention_heads": heads,
+        "group_query_attention": True,
+        "num_query_groups": groups,
+        "kv_channels": head_size,
+        "normalization": "RMSNorm",
+        "norm_epsilon": values.number("rms_norm_eps"),
+        "add_bias_linear": False,
+        "add_qkv_bias": False,
+        "qk_layernorm": False,
+        "swiglu": True,
+        "vocab_size": vocab_size,
+        "padded_vocab_size": math.ceil(vocab_size / divisor) * divisor,
+        "make_vocab_size_divisible_by": divisor,
+        "untie_embeddings_and_output_weights": not values.boolean("tie_word_embeddings"),
+        "num_experts": None,
+        **rotary,
+    }
+
+
+def _attention_sizes(values: CheckedValues) -> tuple[int, int, int]:
+    """Query heads, key-value heads, and the size of a head."""
+    heads = values.integer("num_attention_heads")
+    groups = values.integer("num_key_value_heads")
+    if heads % groups:
+        raise ValueError(
+            f"config.json: num_key_value_heads={groups} does not divide num_attention_heads={heads}"
+        )
+    if values.any("head_dim", None) is None:
+        return heads, groups, values.integer("hidden_size") // heads
+    return heads, groups, values.integer("head_dim")
+
+
+def expert_arguments(values: CheckedValues, *, size: str, renormalised: bool) -> dict[str, Any]:
+    """Experts in every layer, each of the size in the key `size`.
+
+    Args:
+        renormalised: the weights of the chosen experts are normalised to 1: softmax over the chosen ones
+            (Megatron's default) equals softmax over all, renormalised.
+    """
+    num_experts = values.integer("num_local_experts", most=MOST_LAYERS)
+    chosen = values.integer("num_experts_per_tok", most=num_experts)
+    if renormalised and chosen == 1:
+        raise ValueError(
+            "config.json: num_experts_per_tok=1 with weights that are normalised to 1 is not supported: "
+            "Megatron routes to a single expert only with its probability"
+        )
+    return {
+        "num_experts": num_experts,
+        "moe_ffn_hidden_size": values.integer(size),
+        "moe_router_topk": chosen,
+        "moe_router_pre_softmax": not renormalised,
+        "moe_router_load_balancing_type": "none",
+        "moe_token_dispatcher_type": "allgather",
+        "moe_layer_freq": 1,
+    }

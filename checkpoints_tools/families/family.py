@@ -1,0 +1,51 @@
+"""What a model family is: its weights, its arguments, and what of its config.json is refused."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from checkpoints_tools.families.arguments import decoder_arguments
+from checkpoints_tools.families.weights import (
+    ATTENTION,
+    DENSE_MLP,
+    EMBEDDING,
+    FINAL_NORM,
+    OUTPUT_LAYER,
+    Weight,
+)
+from megatron_star.model.checked_values import CheckedValues
+
+# Keys of config.json that change results, and the values with which Megatron computes the same.
+NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+    "attention_bias": (False, None),
+    "mlp_bias": (False, None),
+    "hidden_act": ("silu", "swish"),  # two names of one function
+    "is_causal": (True,),
+    "mlp_only_layers": ([], None),
+    "decoder_sparse_step": (1,),
+}
+
+
+@dataclass(frozen=True)
+class Family:
+    """A model family. The values that its functions see are those of transformers' configuration object.
+
+    Attributes:
+        model_type: of config.json. transformers' configuration class of this name reads the JSON.
+        bridge_provider: a pattern of what Megatron Bridge calls it, before `ModelProvider`.
+        arguments: the model in Megatron's argument names. Raises ValueError for what has none.
+        neutral: keys that are not read but change results, and the only values that they may have.
+        has_layer_types: `layer_types` says which layers have a sliding window; else all have, or none.
+        layer: the weights of a layer; those that a model has whose arguments ask for them.
+        end: the weights between the layers and the output layer.
+    """
+
+    model_type: str
+    bridge_provider: str
+    arguments: Callable[[CheckedValues], dict[str, Any]] = decoder_arguments
+    neutral: Mapping[str, tuple[Any, ...]] = field(default_factory=lambda: NEUTRAL)
+    has_layer_types: bool = False
+    embedding: Weight = EMBEDDING
+    layer: tuple[Weight, ...] = (*ATTENTION, *DENSE_MLP)
+    end: tuple[Weight, ...] = (FINAL_NORM,)
+    output_layer: Weight = OUTPUT_LAYER

@@ -1,0 +1,14 @@
+"""Qwen3: norms of query and key."""
+
+from typing import Any
+
+from checkpoints_tools.families.arguments import decoder_arguments
+from checkpoints_tools.families.family import Family
+from megatron_star.model.checked_values import CheckedValues
+
+
+def _arguments(values: CheckedValues) -> dict[str, Any]:
+    return decoder_arguments(values) | {"qk_layernorm": True}
+
+
+QWEN3 = Family("qwen3", bridge_provider="Qwen3", arguments=_arguments, has_layer_types=True)

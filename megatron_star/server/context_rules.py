@@ -1,0 +1,136 @@
+"""Where the context ends and the query begins. The rules, first match:
+
+1. `fields`: `contexts` beside the prompt, or `star.query_tokens`
+2. `separator`: the last occurrence of `star.separator`, or else of the server's own
+3. `last_message`: in a chat, the last user message with the generation prompt, if it is short enough
+4. `last_tokens`: the last so many tokens (`--star-query-tokens`), which is also what "short enough" means
+
+The rules only say where the tokens of the whole text are cut; `text/prompt.py` cuts them. A chat without a
+separator is cut turn by turn, so that what was encoded for an earlier turn is used again.
+"""
+
+from collections.abc import Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+from megatron_star.checked_input import FieldError
+from megatron_star.server.star_options import StarOptions
+from megatron_star.text.chat_template import ChatTemplateError, render_chat
+from megatron_star.text.prompt import PromptCutter, SplitPrompt, at_last_tokens, in_chat, join
+from megatron_star.text.text_limit import TextLimit
+
+Conversation = Sequence[dict[str, str]]
+"""Messages as chat templates know them: `role` and `content`."""
+
+
+class PromptSplitter:
+    """Applies the rules with one tokenizer.
+
+    Both methods raise ValueError for what they refuse: a FieldError, where it is one field's fault.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        num_query_tokens: int,
+        separator: str | None,
+        *,
+        max_tokens: int,
+    ) -> None:
+        """max_tokens: that any request may have; a text that must have more is not tokenized at all."""
+        self.tokenizer, self.num_query_tokens, self.separator = tokenizer, num_query_tokens, separator
+        self._cutter = PromptCutter(tokenizer, TextLimit(tokenizer, max_tokens))
+
+    def split(
+        self,
+        prompt: str | list[int],
+        options: StarOptions,
+        *,
+        context: str | None = None,
+        add_bos: bool = False,
+        field: str = "prompt",
+    ) -> SplitPrompt:
+        """A prompt without chat, which stands in this field."""
+        if isinstance(prompt, str):
+            split = self._split_text(prompt, options, context, field)
+        else:
+            split = self._split_tokens(prompt, options, context)
+        if add_bos:
+            if self.tokenizer.bos_token_id is None:
+                raise FieldError("add_BOS: the tokenizer has no such token", "add_BOS")
+            (split.context_tokens or split.query_tokens).insert(0, self.tokenizer.bos_token_id)
+        _check_query(split.query_tokens, field)
+        return split
+
+    def split_chat(self, conversation: Conversation, options: StarOptions) -> SplitPrompt:
+        """Messages in the tokenizer's chat template."""
+        try:
+            split = self._split_chat(conversation, options)
+        except ChatTemplateError as error:
+            raise FieldError(f"messages: {error}", "messages") from error
+        _check_query(split.query_tokens, "messages")
+        return split
+
+    def _split_text(self, prompt: str, options: StarOptions, context: str | None, field: str) -> SplitPrompt:
+        if context is not None:
+            return self._at_query(context, prompt, "fields", field)
+        if options.query_tokens is None and (separator := self._separator_in(prompt, options)):
+            context, _, query = prompt.rpartition(separator)
+            return self._at_query(context, query, "separator", field)
+        return self._at_last_tokens(self._cutter.tokens(prompt), options)
+
+    def _split_tokens(self, prompt: list[int], options: StarOptions, context: str | None) -> SplitPrompt:
+        if options.separator is not None:
+            raise FieldError("star.separator: it needs a prompt of text", "star.separator")
+        if context is not None:
+            return SplitPrompt(self._cutter.tokens(context), list(prompt), "fields")
+        return self._at_last_tokens(prompt, options)
+
+    def _split_chat(self, conversation: Conversation, options: StarOptions) -> SplitPrompt:
+        if options.query_tokens is not None:
+            text = render_chat(self.tokenizer, conversation, []).text
+            return self._at_last_tokens(self._cutter.tokens(text), options)
+        at_separator = self._chat_at_separator(conversation, options)
+        return at_separator or self._cutter.at_last_message(conversation, self.num_query_tokens)
+
+    def _chat_at_separator(self, conversation: Conversation, options: StarOptions) -> SplitPrompt | None:
+        """The last message with the separator is cut there; the separator is taken out."""
+        contents = [message["content"] for message in conversation]
+        separator = options.separator or self.separator
+        index = next(
+            (i for i in reversed(range(len(contents))) if separator and separator in contents[i]), -1
+        )
+        if not self._separator_in(contents[index], options):
+            return None
+        context, _, query = contents[index].rpartition(separator)
+        if index == len(contents) - 1:
+            _check_query(query, "messages")
+        chat = in_chat(self.tokenizer, conversation, index, join(context, query))
+        if chat is None:
+            raise FieldError(
+                "star.separator: the chat template changes the message that contains it", "star.separator"
+            )
+        return self._cutter.at_query(chat, "separator")
+
+    def _separator_in(self, text: str, options: StarOptions) -> str | None:
+        """The separator that cuts this text, if one does."""
+        separator = options.separator or self.separator
+        if separator is not None and separator in text:
+            return separator
+        if options.separator is not None:
+            raise FieldError("star.separator: the prompt does not contain it", "star.separator")
+        return None
+
+    def _at_query(self, context: str, query: str, rule: str, field: str) -> SplitPrompt:
+        _check_query(query, field)
+        return self._cutter.at_query(join(context, query), rule)
+
+    def _at_last_tokens(self, tokens: list[int], options: StarOptions) -> SplitPrompt:
+        if options.query_tokens is None:
+            return at_last_tokens(tokens, self.num_query_tokens)
+        return at_last_tokens(tokens, options.query_tokens, "fields")
+
+
+def _check_query(query: str | list[int], field: str) -> None:
+    if not query:
+        raise FieldError(f"{field}: the query is empty: it needs at least one token", field)
