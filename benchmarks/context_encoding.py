@@ -76,7 +76,7 @@ def check_cost_model(star_model: StarModel, token_ids: list[int], plan: ContextP
     )
     costs, work = token_costs(config), count_work(star_model, token_ids, plan)
     only = TokenCosts(costs.linear_per_token, 0.0), TokenCosts(0.0, costs.attention_per_pair)
-    linear, attention = (sum(segment.cost(part) for segment in plan.segments()) for part in only)
+    linear, attention = (sum(segment.cost(plan.mask, part) for segment in plan.segments()) for part in only)
     kv_bytes = kv_bytes_per_token(config, tp_size=1, bytes_per_value=config.params_dtype.itemsize)
     return {
         "linear_operations": total(work.linear) / linear,

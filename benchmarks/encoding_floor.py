@@ -29,13 +29,13 @@ class Floor(NamedTuple):
 @torch.inference_mode()
 def floor_of(star_model: StarModel, plan: ContextPlan) -> Floor:
     """Of this rank; the others must measure theirs at the same time."""
-    waves = [_wave_floor(star_model, wave) for wave in plan.waves]
+    waves = [_wave_floor(star_model, plan, wave) for wave in plan.waves]
     return Floor(sum(wave.linear_s for wave in waves), sum(wave.attention_s for wave in waves))
 
 
-def _wave_floor(star_model: StarModel, wave: Wave) -> Floor:
+def _wave_floor(star_model: StarModel, plan: ContextPlan, wave: Wave) -> Floor:
     own = [segment for segment in wave if segment.owner == star_model.exchange.cp_rank]
-    num_rows = sum(segment.recomputed + segment.num_tokens for segment in own)
+    num_rows = sum(segment.num_rows for segment in own)
     layers = star_model.model.decoder.layers[:LAYERS_TIMED]
     qkv = [layer.self_attention.linear_qkv.weight for layer in layers]
     others = [layer.self_attention.linear_proj.weight for layer in layers]
@@ -45,7 +45,7 @@ def _wave_floor(star_model: StarModel, wave: Wave) -> Floor:
         sum(_product_seconds(star_model, num_rows, weight) for weight in weights) / len(layers)
         for weights in (qkv, others)
     )
-    attention_s = sum(_attention_seconds(star_model, wave, num_rows) for _ in layers) / len(layers)
+    attention_s = sum(_attention_seconds(star_model, plan, wave, num_rows) for _ in layers) / len(layers)
     num_layers = star_model.model.config.num_layers
     # Of the last layer only keys and values are computed.
     return Floor(num_layers * qkv_s + (num_layers - 1) * others_s, (num_layers - 1) * attention_s)
@@ -56,9 +56,9 @@ def _product_seconds(star_model: StarModel, num_rows: int, weight: Tensor) -> fl
     return _seconds(star_model, lambda: linear(inputs, weight))
 
 
-def _attention_seconds(star_model: StarModel, wave: Wave, num_rows: int) -> float:
+def _attention_seconds(star_model: StarModel, plan: ContextPlan, wave: Wave, num_rows: int) -> float:
     config = star_model.model.config
-    calls = _attention_calls(wave, star_model.exchange.cp_rank)
+    calls = _attention_calls(plan, wave, star_model.exchange.cp_rank)
     kind = {"dtype": config.params_dtype, "device": star_model.device}
     query = torch.randn(num_rows, 1, config.num_attention_heads, config.kv_channels, **kind)
     most_keys = max((keys for _, keys, _ in calls), default=0)
@@ -71,11 +71,11 @@ def _attention_seconds(star_model: StarModel, wave: Wave, num_rows: int) -> floa
     return _seconds(star_model, attend)
 
 
-def _attention_calls(wave: Wave, rank: int) -> list[tuple[int, int, bool]]:
+def _attention_calls(plan: ContextPlan, wave: Wave, rank: int) -> list[tuple[int, int, bool]]:
     """Rows, keys and whether it is causal, of each call for a layer."""
-    sizes = [s.recomputed + s.num_tokens for s in wave if s.owner == rank]
+    sizes = [s.num_rows for s in wave if s.owner == rank]
     calls = [(size, size, True) for size in sizes]
-    for read in wave_reads(wave, rank):
+    for read in wave_reads(plan, wave, rank):
         calls += [(end - start, read.source.end - read.source.start, False) for start, end in read.rows]
     return calls
 

@@ -38,5 +38,5 @@ def variant_plan(
 def _contiguous(plan: ContextPlan) -> ContextPlan:
     edges = [plan.num_tokens * rank // plan.cp_size for rank in range(plan.cp_size + 1)]
     owned = tuple(Source(*edges[rank : rank + 2], rank) for rank in range(plan.cp_size))
-    wave = tuple(Segment(*piece, sources=owned[: piece.owner]) for piece in owned)
+    wave = tuple(Segment(*piece) for piece in owned)
     return replace(plan, waves=(wave,), stored=owned)

@@ -123,6 +123,7 @@ def drive(args: Namespace, engine: EngineThread) -> dict[str, dict[str, float]]:
         "waiting while a context is encoded": measure_waiting(args, engine),
     }
     engine.stop()
+    engine.engine.stop()
     return results
 
 

@@ -92,7 +92,7 @@ class Mixture(NamedTuple):
 def mixtures(plan: ContextPlan, needle: int, num_layers: int) -> dict[str, Mixture]:
     """What is tried with star's plan of a context and the position of its needle."""
     blocks = torch.tensor(
-        [bisect_right(plan.block_edges, position) - 1 for position in range(plan.num_tokens)]
+        [bisect_right(plan.mask.block_edges, position) - 1 for position in range(plan.num_tokens)]
     )
     everywhere, nowhere = blocks >= 0, blocks < 0
     of_needle, last = blocks[needle], plan.num_blocks - 1

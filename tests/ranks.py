@@ -265,10 +265,11 @@ def on_engine(
         run_worker(star_model, groups.control)
         return None
     engine = StarEngine(star_model, NumbersAsText(), groups.control, **ENGINE_LIMITS | limits)
+    thread = EngineThread(engine)
     if started:
-        engine = EngineThread(engine)
-        engine.start(lambda error: traceback.print_exception(error))
+        thread.start(lambda error: traceback.print_exception(error))
     try:
-        return use(engine)
+        return use(thread if started else engine)
     finally:
+        thread.stop()
         engine.stop()

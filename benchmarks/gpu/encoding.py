@@ -109,7 +109,7 @@ def slowest_ranks(plan: ContextPlan, costs: TokenCosts) -> list[int]:
 
 
 def _cost_of(plan: ContextPlan, rank: int, costs: TokenCosts) -> float:
-    return sum(segment.cost(costs) for segment in plan.owned(rank))
+    return sum(segment.cost(plan.mask, costs) for segment in plan.owned(rank))
 
 
 def _all_reduced_bytes(shape: Shape) -> int:

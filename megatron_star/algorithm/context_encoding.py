@@ -52,7 +52,7 @@ class ContextEncodingStep(StarInferenceContext):
         # which attends to nothing and is not stored.
         self.positions = [position for segment in self.segments for position in _positions(segment)] or [0]
         super().__init__(torch.tensor(self.positions, dtype=torch.int64, device=star_model.device))
-        self.reads = wave_reads(wave, rank, context.plan.seams)
+        self.reads = wave_reads(context.plan, wave, rank)
         self.num_layers: int = star_model.model.config.num_layers
         self.context, self.exchange, self.kernel = context, star_model.exchange, star_model.kernel
 
@@ -91,7 +91,7 @@ class ContextEncodingStep(StarInferenceContext):
         """Packed rows of each segment, its anchor copy included."""
         rows, start = [], 0
         for segment in self.segments:
-            end = start + segment.recomputed + segment.num_tokens
+            end = start + segment.num_rows
             rows.append((start, end))
             start = end
         return rows

@@ -7,21 +7,20 @@ from dataclasses import dataclass
 from typing import Self
 
 from megatron_star.config import StarConfig
+from megatron_star.planning.mask import Mask
 from megatron_star.planning.plan import ContextPlan
-from megatron_star.planning.planner import PlannedContext
 
-ContextKey = tuple[bytes, tuple[int, ...], int, int]
+ContextKey = tuple[bytes, Mask]
 
 
-def context_keys(token_ids: Sequence[int], planned: PlannedContext) -> tuple[ContextKey, ...]:
+def context_keys(token_ids: Sequence[int], plans: Sequence[ContextPlan]) -> tuple[ContextKey, ...]:
     """Of each plan's context: equal where tokens and mask are. Waves and owners do not change a result."""
     keys, tokens, hashed = [], array("q", token_ids), hashlib.sha256()
     start = 0
-    for plan in planned.plans:
+    for plan in plans:
         hashed.update(tokens[start : plan.num_tokens].tobytes())
         start = plan.num_tokens
-        mask = (plan.block_edges, plan.anchor_size, planned.star.neighbor_blocks)
-        keys.append((hashed.digest(), *(mask if plan.num_blocks > 1 else ((), 0, 0))))
+        keys.append((hashed.digest(), plan.mask))
     return tuple(keys)
 
 

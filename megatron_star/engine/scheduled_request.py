@@ -51,7 +51,7 @@ class ScheduledRequest:
     num_cached_tokens: int = 0
 
     def __post_init__(self) -> None:
-        self.keys = context_keys(self.context_tokens, self.planned)
+        self.keys = context_keys(self.context_tokens, self.planned.plans)
 
     @property
     def plan(self) -> ContextPlan:

@@ -56,14 +56,13 @@ class EngineThread:
         self._thread.start()
 
     def stop(self) -> None:
-        """Cancel what runs and waits, and let the workers go."""
+        """Step no more; whoever made the engine may use it again, and then stops it."""
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
         if self._thread:
             self._thread.join()
         self._enqueue_submitted()
-        self.engine.stop()
 
     def prepare(self, request: StarRequest) -> Answer:
         """See `StarEngine.prepare`."""

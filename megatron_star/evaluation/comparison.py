@@ -25,6 +25,7 @@ from megatron_star.engine.executor import planner_of
 from megatron_star.engine.finite import why_not_finite
 from megatron_star.evaluation.hidden_attention import hidden_masses
 from megatron_star.parallel.control import broadcast_token_ids, on_every_rank
+from megatron_star.planning.mask import Mask
 from megatron_star.planning.plan import ContextPlan, TokenCosts
 
 NUM_PROBES = 16
@@ -95,11 +96,10 @@ def compare(
     planner, num_tokens = planner_of(star_model), len(prompt.context)
     plans = {name: planner.plan(num_tokens, star).plan for name, star in settings.items()}
     exact_plan = planner.plan(num_tokens, EXACT).plan
-    others = [(plans[name], settings[name]) for name in settings]
-    exact, masses = _exact(star_model, prompt, exact_plan, others, control)
+    exact, hidden = _exact(star_model, prompt, exact_plan, [plans[name].mask for name in settings], control)
     comparisons = {
         name: _compared(star_model, prompt, exact, plans[name], mass, planner.costs)
-        for name, mass in zip(settings, masses, strict=True)
+        for name, mass in zip(settings, hidden, strict=True)
     }
     on_every_rank(lambda: _check_finite(exact, comparisons), control)
     return exact.tokens, comparisons
@@ -118,15 +118,15 @@ def _exact(
     star_model: StarModel,
     prompt: Prompt,
     plan: ContextPlan,
-    settings: Sequence[tuple[ContextPlan, StarConfig]],
+    masks: Sequence[Mask],
     control: dist.ProcessGroup,
 ) -> tuple[_Exact, list[float]]:
-    """The answer of exact attention, and what each setting would hide from it."""
+    """The answer of exact attention, and what each mask would hide from it."""
     context, encoding_s = _timed_encoding(star_model, prompt.context, plan)
     tokens, logits, query_s = _greedy_answer(star_model, context, prompt, control)
     positions = probe_positions(len(prompt.context))
-    masses = hidden_masses(star_model, prompt.context, context, settings, positions)
-    return _Exact(tokens, logits, encoding_s, query_s, plan), masses
+    hidden = hidden_masses(star_model, prompt.context, context, masks, positions)
+    return _Exact(tokens, logits, encoding_s, query_s, plan), hidden
 
 
 def _compared(

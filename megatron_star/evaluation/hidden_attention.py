@@ -1,18 +1,16 @@
 """How much of exact attention star would hide, measured without running star.
 
 Star hides nothing from the query: it hides context tokens from each other. Of what context token p attends to
-under exact attention, star hides the keys of one range: from the end of the anchor to the first block that p
-sees. The share of the softmax that lies in it is
+under exact attention, a mask hides a few ranges: star, what lies between the anchor and the first block seen.
+The share of the softmax that lies in them is
 
     hidden mass = exp(LSE over the hidden keys - LSE over all keys up to p),
 
-for each layer and head. Shapes: P probed tokens, S settings, b = 1, np query heads, ng KV heads, hn head
+for each layer and head. Shapes: P probed tokens, S masks, b = 1, np query heads, ng KV heads, hn head
 size.
 """
 
-from bisect import bisect_right
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,40 +18,28 @@ from torch import Tensor
 from megatron_star.algorithm.kv_store import EncodedContext
 from megatron_star.algorithm.star_model import StarModel
 from megatron_star.attention.merge import PartialSum
-from megatron_star.config import StarConfig
 from megatron_star.model.attention import StarInferenceContext, StepIsComplete
-from megatron_star.planning.plan import ContextPlan, Source
+from megatron_star.planning.mask import Mask, Range
+from megatron_star.planning.segment import Source
 
-
-class KeyRange(NamedTuple):
-    """Context tokens [start, end)."""
-
-    start: int
-    end: int
-
-
-def hidden_keys(plan: ContextPlan, star: StarConfig, position: int) -> KeyRange:
-    """What the plan, built with `star`, hides from the context token at `position`; may be empty."""
-    block = bisect_right(plan.block_edges, position) - 1
-    first_seen = plan.block_edges[max(0, block - star.neighbor_blocks)]
-    return KeyRange(plan.anchor_size, max(plan.anchor_size, first_seen))
+Ranges = tuple[Range, ...]
 
 
 def hidden_masses(
     star_model: StarModel,
     token_ids: Sequence[int],
     exact: EncodedContext,
-    settings: Sequence[tuple[ContextPlan, StarConfig]],
+    masks: Sequence[Mask],
     positions: Sequence[int],
 ) -> list[float]:
-    """For each setting, the mean hidden mass over these positions, all layers and this TP rank's heads.
+    """For each mask, the mean hidden mass over these positions, all layers and this TP rank's heads.
 
     Args:
         token_ids: the whole context.
         exact: the context as exact attention encodes it, on every rank.
         positions: of the context tokens that are looked at; at least one.
     """
-    hidden = [[hidden_keys(plan, star, position) for position in positions] for plan, star in settings]
+    hidden = [[mask.hidden(position) for position in positions] for mask in masks]
     step = ProbingStep(star_model, exact, positions, hidden)
     star_model.forward([token_ids[position] for position in positions], step)
     return torch.stack(step.masses).mean(0).tolist()
@@ -67,25 +53,25 @@ class ProbingStep(StarInferenceContext):
         star_model: StarModel,
         context: EncodedContext,
         positions: Sequence[int],
-        hidden: Sequence[Sequence[KeyRange]],
+        hidden: Sequence[Sequence[Ranges]],
     ) -> None:
         super().__init__(torch.tensor(positions, dtype=torch.int64, device=star_model.device))
         self.exchange, self.kernel, self.context = star_model.exchange, star_model.kernel, context
         self.num_layers: int = star_model.model.config.num_layers
-        # One row for what each token sees, then one for what each setting hides from it.
-        seen = [KeyRange(0, position + 1) for position in positions]
-        self.ranges = [*seen, *(keys for of_setting in hidden for keys in of_setting)]
+        # One row for what each token sees, then one for what each mask hides from it.
+        seen = [(Range(0, position + 1),) for position in positions]
+        self.keys: list[Ranges] = [*seen, *(ranges for of_mask in hidden for ranges in of_mask)]
         self.masses: list[Tensor] = []
 
     def attend(
         self, layer_number: int, query: Tensor, key: Tensor, value: Tensor, softmax_scale: float
     ) -> Tensor:
-        """Note each setting's mean hidden mass [S] of this layer; see `StarInferenceContext.attend`."""
+        """Note each mask's mean hidden mass [S] of this layer; see `StarInferenceContext.attend`."""
         num_probed = query.size(0)
-        rows = query.repeat(len(self.ranges) // num_probed, 1, 1, 1)
+        rows = query.repeat(len(self.keys) // num_probed, 1, 1, 1)
         partials = PartialSum(rows)
-        for row, keys in enumerate(self.ranges):
-            for source in self._held(keys):
+        for row, ranges in enumerate(self.keys):
+            for source in self._held(ranges):
                 stored = self.context.read(layer_number, source)
                 part = self.kernel(rows[row : row + 1], *stored, causal=False, softmax_scale=softmax_scale)
                 partials.add_rows(row, row + 1, part)
@@ -97,11 +83,7 @@ class ProbingStep(StarInferenceContext):
             raise StepIsComplete
         return self.exchange.merge(found)[:, :, :num_probed].permute(2, 0, 1, 3).to(query.dtype)
 
-    def _held(self, keys: KeyRange) -> list[Source]:
-        """The parts of a range that this rank stores."""
-        rank = self.exchange.cp_rank
-        parts = (
-            Source(max(keys.start, segment.start), min(keys.end, segment.end), rank)
-            for segment in self.context.plan.owned(rank)
-        )
-        return [part for part in parts if part.start < part.end]
+    def _held(self, ranges: Ranges) -> list[Source]:
+        """The parts of these ranges that this rank stores."""
+        plan, rank = self.context.plan, self.exchange.cp_rank
+        return [source for keys in ranges for source in plan.owners_of(keys) if source.owner == rank]

@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol
 
 from megatron_star.config import StarConfig
 from megatron_star.planning.hardware import Cluster
+from megatron_star.planning.mask import possible_modes
 from megatron_star.planning.plan import ContextPlan, TokenCosts, Wave
 from megatron_star.planning.reads import wave_reads
 
@@ -78,7 +79,7 @@ def broadcast_bytes(plan: ContextPlan, *, kv_bytes_per_token: int, num_layers: i
     num_tokens = sum(
         read.source.end - read.source.start
         for wave in plan.waves
-        for read in wave_reads(wave, 0, plan.seams)
+        for read in wave_reads(plan, wave, 0)
         if read.crosses_ranks
     )
     return num_tokens * kv_bytes_per_token * (num_layers - 1) // num_layers
@@ -90,7 +91,7 @@ def choose_plan(
     """The mode that is used, `star` or `exact`, and its plan; `auto` is exact unless star costs less."""
     plans = {
         mode: ContextPlan.build(num_tokens, cp_size, replace(config, mode=mode), costs)
-        for mode in (("exact", "star") if config.mode == "auto" else (config.mode,))
+        for mode in possible_modes(config)
     }
     return min(plans.items(), key=lambda item: item[1].cost(costs))
 
@@ -167,10 +168,7 @@ class Deployment:
 
     def kv_bytes(self, plan: ContextPlan) -> int:
         """KV of the context on the rank that owns most of it."""
-        owned: Counter[int] = Counter()
-        for segment in plan.segments():
-            owned[segment.owner] += segment.num_tokens
-        return max(owned.values(), default=0) * self.kv_bytes_per_token
+        return max(plan.owned_tokens) * self.kv_bytes_per_token
 
     def activation_bytes(self, plan: ContextPlan) -> float:
         """Of the rank with most tokens in one forward pass: what a layer keeps at the same time.
@@ -187,22 +185,25 @@ class Deployment:
 
     def encoding_seconds(self, plan: ContextPlan) -> float:
         """Context encoding: the slowest rank of each wave, added up."""
-        return sum(self._wave_seconds(wave) for wave in plan.waves)
+        return sum(self._wave_seconds(plan, wave) for wave in plan.waves)
 
-    def _wave_seconds(self, wave: Wave) -> float:
-        gpu, rows, pairs = self.cluster.gpu, _rows_by_rank(wave), _pairs_by_rank(wave)
+    def _wave_seconds(self, plan: ContextPlan, wave: Wave) -> float:
+        gpu, rows, pairs = self.cluster.gpu, _rows_by_rank(wave), _pairs_by_rank(plan, wave)
         linear_s = token_costs(self.size).linear_per_token / self.tp_size / gpu.matmul_flops_per_s
         pair_s = token_costs(self.size).attention_per_pair / self.tp_size / gpu.attention_flops_per_s
         slowest = max(rows, key=lambda rank: linear_s * rows[rank] + pair_s * pairs[rank])
-        exposed_s = self._exposed_transfer_seconds(wave, rows[slowest], pair_s * pairs[slowest], pair_s)
-        compute_s = linear_s * rows[slowest] + pair_s * pairs[slowest]
+        attention_s = pair_s * pairs[slowest]
+        exposed_s = self._exposed_transfer_seconds(plan, wave, rows[slowest], attention_s, pair_s)
+        compute_s = linear_s * rows[slowest] + attention_s
         return compute_s + self._all_reduce_seconds(rows[slowest]) + exposed_s
 
-    def _exposed_transfer_seconds(self, wave: Wave, rows: int, attention_s: float, pair_s: float) -> float:
+    def _exposed_transfer_seconds(
+        self, plan: ContextPlan, wave: Wave, rows: int, attention_s: float, pair_s: float
+    ) -> float:
         """Of the broadcasts, what attention does not hide: it runs meanwhile, but for its part with the last
         source, which must have come first.
         """
-        crossing = [read.source for read in wave_reads(wave, 0) if read.crosses_ranks]
+        crossing = [read.source for read in wave_reads(plan, wave, 0) if read.crosses_ranks]
         if not crossing:
             return 0.0
         rate, latency = self.cluster.link(self.cluster.num_gpus)
@@ -242,13 +243,13 @@ def _rows_by_rank(wave: Wave) -> Counter[int]:
     """Tokens in the forward pass of each rank, copies of the anchor included."""
     rows: Counter[int] = Counter()
     for segment in wave:
-        rows[segment.owner] += segment.recomputed + segment.num_tokens
+        rows[segment.owner] += segment.num_rows
     return rows
 
 
-def _pairs_by_rank(wave: Wave) -> Counter[int]:
+def _pairs_by_rank(plan: ContextPlan, wave: Wave) -> Counter[int]:
     """Visible (query, key) pairs of each rank."""
     pairs: Counter[int] = Counter()
     for segment in wave:
-        pairs[segment.owner] += int(segment.cost(TokenCosts(0.0, 1.0)))
+        pairs[segment.owner] += int(segment.cost(plan.mask, TokenCosts(0.0, 1.0)))
     return pairs

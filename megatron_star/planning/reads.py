@@ -1,8 +1,13 @@
 """What a rank reads while it encodes a wave of a plan, and what crosses ranks for it: integers only."""
 
+from collections import defaultdict
+from collections.abc import Iterator
+from itertools import pairwise
 from typing import NamedTuple
 
-from megatron_star.planning.plan import Source, Wave
+from megatron_star.planning.mask import FULL, Range, joined_ranges
+from megatron_star.planning.plan import ContextPlan
+from megatron_star.planning.segment import Source, Wave
 
 
 class Read(NamedTuple):
@@ -12,59 +17,80 @@ class Read(NamedTuple):
     """
 
     source: Source
-    rows: tuple[tuple[int, int], ...]
+    rows: tuple[Range, ...]
     crosses_ranks: bool
 
 
-def wave_reads(wave: Wave, cp_rank: int, seams: tuple[int, ...] = ()) -> tuple[Read, ...]:
-    """What this rank reads in a wave, in the order in which every rank goes through the transfers."""
+def wave_reads(plan: ContextPlan, wave: Wave, cp_rank: int, kind: str = FULL) -> tuple[Read, ...]:
+    """What this rank reads in a wave, in the order in which every rank goes through the transfers.
+
+    A source is as long as can be: its tokens lie side by side on one rank, and the same segments attend to
+    all of them.
+
+    Args:
+        kind: of the layers that read.
+    """
     rows_of_segment = _packed_rows(wave, cp_rank)
     reads: list[Read] = []
-    for source, readers in joined_sources(wave, seams).items():
-        rows: list[tuple[int, int]] = []
-        for index in readers:
-            if index in rows_of_segment:
-                _append_range(rows, *rows_of_segment[index])
-        crosses_ranks = any(wave[index].owner != source.owner for index in readers)
-        if rows or crosses_ranks:
-            reads.append(Read(source, tuple(rows), crosses_ranks))
+    for tokens, readers in _ranges_and_readers(plan, wave, kind):
+        rows = joined_ranges(rows_of_segment[index] for index in readers.of_rank(cp_rank))
+        for source in plan.owners_of(tokens):
+            crosses_ranks = readers.are_elsewhere_than(source.owner)
+            if rows or crosses_ranks:
+                reads.append(Read(source, rows, crosses_ranks))
     return tuple(reads)
 
 
-def joined_sources(wave: Wave, seams: tuple[int, ...] = ()) -> dict[Source, tuple[int, ...]]:
-    """A wave's sources in order, each with the indices of the segments that attend to it; alike on all ranks.
+class _Readers:
+    """Segments of a wave that attend to the same tokens."""
 
-    Sources that lie side by side on one rank are one where the same segments attend to them, so that they
-    are sent at once. None reaches over a seam, where another context's storage begins.
+    def __init__(self) -> None:
+        self._by_rank: defaultdict[int, set[int]] = defaultdict(set)
+        self._count = 0
+
+    def add(self, index: int, owner: int) -> None:
+        """The segment at this index of the wave begins to attend."""
+        self._by_rank[owner].add(index)
+        self._count += 1
+
+    def remove(self, index: int, owner: int) -> None:
+        """It attends no longer."""
+        self._by_rank[owner].remove(index)
+        self._count -= 1
+
+    def of_rank(self, rank: int) -> list[int]:
+        """The indices of those that this rank owns."""
+        return sorted(self._by_rank[rank])
+
+    def are_elsewhere_than(self, rank: int) -> bool:
+        """Whether another rank owns one of them."""
+        return self._count > len(self._by_rank[rank])
+
+
+def _ranges_and_readers(plan: ContextPlan, wave: Wave, kind: str) -> Iterator[tuple[Range, _Readers]]:
+    """The tokens that a wave attends to, in order, cut wherever the segments that do so change.
+
+    The readers are to be used before the next range is asked for.
     """
-    readers: dict[Source, list[int]] = {}
+    first_seen, last_seen = defaultdict(list), defaultdict(list)
     for index, segment in enumerate(wave):
-        for source in segment.sources:
-            readers.setdefault(source, []).append(index)
-    joined: list[tuple[Source, list[int]]] = []
-    for source in sorted(readers):
-        start = source.start
-        if joined and joined[-1][1] == readers[source] and start not in seams:
-            left = joined[-1][0]
-            if (left.end, left.owner) == (start, source.owner):
-                start = joined.pop()[0].start
-        joined.append((Source(start, source.end, source.owner), readers[source]))
-    return {source: tuple(indices) for source, indices in joined}
+        for start, end in segment.sources(plan.masks[kind]):
+            first_seen[start].append(index)
+            last_seen[end].append(index)
+    readers = _Readers()
+    for start, end in pairwise(sorted(first_seen.keys() | last_seen.keys())):
+        for index in last_seen.get(start, ()):
+            readers.remove(index, wave[index].owner)
+        for index in first_seen.get(start, ()):
+            readers.add(index, wave[index].owner)
+        yield Range(start, end), readers
 
 
-def _packed_rows(wave: Wave, cp_rank: int) -> dict[int, tuple[int, int]]:
+def _packed_rows(wave: Wave, cp_rank: int) -> dict[int, Range]:
     """Rows of this rank's segments, by their index in the wave; the anchor copies in front are left out."""
     rows, offset = {}, 0
     for index, segment in enumerate(wave):
         if segment.owner == cp_rank:
-            first = offset + segment.recomputed
-            offset = first + segment.num_tokens
-            rows[index] = (first, offset)
+            rows[index] = Range(offset + segment.recomputed, offset + segment.num_rows)
+            offset += segment.num_rows
     return rows
-
-
-def _append_range(ranges: list[tuple[int, int]], start: int, end: int) -> None:
-    """Append [start, end), joined to the last range where it continues it."""
-    if ranges and ranges[-1][1] == start:
-        start = ranges.pop()[0]
-    ranges.append((start, end))

@@ -13,7 +13,7 @@ SIZES = {"block_size": 10, "wave_tokens": 1000}
 def visible_pairs(plan: ContextPlan) -> float:
     """Pairs of all segments, without those of anchor copies among themselves."""
     copies = sum(s.recomputed * (s.recomputed + 1) / 2 for s in plan.segments())
-    return sum(segment.cost(TokenCosts(0.0, 1.0)) for segment in plan.segments()) - copies
+    return sum(segment.cost(plan.mask, TokenCosts(0.0, 1.0)) for segment in plan.segments()) - copies
 
 
 @pytest.mark.parametrize("name", [EXACT, CONTIGUOUS, RECOMPUTE, BROADCAST])

@@ -25,7 +25,7 @@ def test_without_a_gpu_no_rank_encodes_more_than_2k_tokens_in_a_wave():
     star, (plan,) = planner("cpu", float("inf")).plan(32768, STAR)
     assert longest_forward_pass(PLAN) == 16384 and len(PLAN.waves) == 1
     assert star.wave_tokens == longest_forward_pass(plan) == CPU_WAVE_TOKENS
-    assert plan.num_tokens == PLAN.num_tokens and plan.block_edges == PLAN.block_edges
+    assert plan.num_tokens == PLAN.num_tokens and plan.mask == PLAN.mask
 
 
 @pytest.mark.parametrize("wave_tokens", [512, CPU_WAVE_TOKENS])

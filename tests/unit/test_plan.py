@@ -20,7 +20,7 @@ def mask_of(plan: ContextPlan) -> torch.Tensor:
         rows = slice(segment.start, segment.end)
         mask[rows, : segment.recomputed] = True
         mask[rows, rows] = torch.ones(segment.num_tokens, segment.num_tokens, dtype=torch.bool).tril()
-        for source in segment.sources:
+        for source in segment.sources(plan.mask):
             assert not mask[rows, source.start : source.end].any(), "a key would count twice"
             mask[rows, source.start : source.end] = True
     return mask
@@ -68,12 +68,13 @@ def test_no_rank_encodes_more_than_wave_tokens_in_a_wave(case):
 @pytest.mark.parametrize("case", random_cases(200))
 def test_reads_cover_each_segments_sources_once_and_all_ranks_agree_on_the_transfers(case):
     n, cp_size, config = case
-    for wave in ContextPlan.build(n, cp_size, config, COSTS).waves:
-        reads = [wave_reads(wave, rank) for rank in range(cp_size)]
+    plan = ContextPlan.build(n, cp_size, config, COSTS)
+    for wave in plan.waves:
+        reads = [wave_reads(plan, wave, rank) for rank in range(cp_size)]
         transfers = [[r.source for r in of_rank if r.crosses_ranks] for of_rank in reads]
         assert all(t == transfers[0] for t in transfers)
         for rank in range(cp_size):
-            assert _seen_by_rows(reads[rank]) == _wanted_by_rows(wave, rank)
+            assert _seen_by_rows(reads[rank]) == _wanted_by_rows(plan, wave, rank)
 
 
 @pytest.mark.parametrize("cp_size", [1, 2, 3])
@@ -85,10 +86,7 @@ def test_no_read_reaches_over_the_end_of_a_plan_that_is_extended(cp_size, mode):
     second = ContextPlan.build(100, cp_size, config, COSTS, first)
     third = ContextPlan.build(160, cp_size, config, COSTS, second)
     sources = [
-        r.source
-        for wave in third.waves
-        for rank in range(cp_size)
-        for r in wave_reads(wave, rank, third.seams)
+        r.source for wave in third.waves for rank in range(cp_size) for r in wave_reads(third, wave, rank)
     ]
     assert not [s for s in sources if s.start < 64 < s.end or s.start < 100 < s.end]
 
@@ -96,7 +94,7 @@ def test_no_read_reaches_over_the_end_of_a_plan_that_is_extended(cp_size, mode):
 def test_neighbouring_sources_of_a_rank_are_sent_as_one():
     """In zigzag order, rank 0 has the last piece of a wave and the first of the next one."""
     plan = ContextPlan.build(160, 2, StarConfig(mode="exact", wave_tokens=20), COSTS)
-    crossing = [r.source[:2] for r in wave_reads(plan.waves[-1], 1) if r.crosses_ranks]
+    crossing = [r.source[:2] for r in wave_reads(plan, plan.waves[-1], 1) if r.crosses_ranks]
     assert crossing[:3] == [(0, 10), (10, 30), (30, 50)]
 
 
@@ -106,9 +104,9 @@ def test_many_ranks_share_a_block_in_teams_and_send_few_sources(cp_size, num_blo
     config = StarConfig(block_size=32768, wave_tokens=65536)
     plan = ContextPlan.build(32768 * num_blocks, cp_size, config, COSTS)
     (wave,) = plan.waves
-    average = sum(s.cost(COSTS) for s in wave) / cp_size
+    average = sum(s.cost(plan.mask, COSTS) for s in wave) / cp_size
     assert plan.cost(COSTS) <= 1.15 * average
-    assert len([r for r in wave_reads(wave, 0) if r.crosses_ranks]) <= 8 * max(cp_size, num_blocks)
+    assert len([r for r in wave_reads(plan, wave, 0) if r.crosses_ranks]) <= 8 * max(cp_size, num_blocks)
 
 
 def _seen_by_rows(reads) -> set[tuple[int, int]]:
@@ -123,13 +121,13 @@ def _seen_by_rows(reads) -> set[tuple[int, int]]:
     return set(pairs)
 
 
-def _wanted_by_rows(wave: tuple[Segment, ...], rank: int) -> set[tuple[int, int]]:
+def _wanted_by_rows(plan: ContextPlan, wave: tuple[Segment, ...], rank: int) -> set[tuple[int, int]]:
     pairs, offset = set(), 0
     for segment in wave:
         if segment.owner == rank:
             first = offset + segment.recomputed
             rows = range(first, first + segment.num_tokens)
-            for s in segment.sources:
+            for s in segment.sources(plan.mask):
                 pairs |= {(row, token) for row in rows for token in range(s.start, s.end)}
             offset = first + segment.num_tokens
     return pairs
@@ -141,7 +139,7 @@ def _wanted_by_rows(wave: tuple[Segment, ...], rank: int) -> set[tuple[int, int]
 def test_the_slowest_rank_costs_little_more_than_the_average(cp_size, num_blocks, mode):
     n = 1024 * num_blocks
     plan = ContextPlan.build(n, cp_size, StarConfig(mode=mode, block_size=1024), COSTS)
-    average = sum(s.cost(COSTS) for s in plan.segments()) / cp_size
+    average = sum(s.cost(plan.mask, COSTS) for s in plan.segments()) / cp_size
     assert plan.cost(COSTS) <= 1.12 * average
 
 
@@ -164,13 +162,13 @@ def test_only_the_anchor_crosses_ranks_when_blocks_are_whole(num_blocks, cp_size
     config = StarConfig(block_size=1000, anchor_size=700)
     plan = ContextPlan.build(num_blocks * 1000, cp_size, config, COSTS)
     for rank in range(cp_size):
-        crossing = [r.source[:2] for r in wave_reads(plan.waves[0], rank) if r.crosses_ranks]
+        crossing = [r.source[:2] for r in wave_reads(plan, plan.waves[0], rank) if r.crosses_ranks]
         assert crossing == [(0, 700)]
 
 
 def test_recompute_sends_nothing_when_blocks_are_whole():
     plan = ContextPlan.build(8000, 2, StarConfig(block_size=1000, anchor="recompute"), COSTS)
-    assert not any(read.crosses_ranks for rank in range(2) for read in wave_reads(plan.waves[0], rank))
+    assert not any(read.crosses_ranks for rank in range(2) for read in wave_reads(plan, plan.waves[0], rank))
     assert [s.recomputed for s in plan.segments()] == [0] + [1000] * 7
 
 

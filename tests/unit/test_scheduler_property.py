@@ -47,7 +47,7 @@ class PlayedContext:
             self.mask[rows, rows] |= torch.ones(
                 segment.num_tokens, segment.num_tokens, dtype=torch.bool
             ).tril()
-            for source in segment.sources:
+            for source in segment.sources(self.plan.mask):
                 assert not self.mask[rows, source.start : source.end].any(), "a key would count twice"
                 self.mask[rows, source.start : source.end] = True
         self.num_waves += 1

@@ -1,0 +1,64 @@
+"""The pieces of a plan: segments, where their KV is, and what encoding them costs."""
+
+from typing import NamedTuple
+
+from megatron_star.planning.mask import Mask, Range, joined_ranges
+
+
+class TokenCosts(NamedTuple):
+    """What encoding costs, in any one unit: of each token, and of each visible (query, key) pair."""
+
+    linear_per_token: float = 1.0
+    attention_per_pair: float = 0.0
+
+
+class Source(NamedTuple):
+    """Context tokens [start, end), whose KV rank `owner` stores in one piece."""
+
+    start: int
+    end: int
+    owner: int
+
+
+class Segment(NamedTuple):
+    """Context tokens [start, end) of one block, encoded by rank `owner`.
+
+    `recomputed` anchor tokens are encoded once more in front of it and forgotten (anchor="recompute").
+    """
+
+    start: int
+    end: int
+    owner: int
+    recomputed: int = 0
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens whose KV is kept."""
+        return self.end - self.start
+
+    @property
+    def num_rows(self) -> int:
+        """Tokens that its owner encodes for it."""
+        return self.recomputed + self.num_tokens
+
+    def sources(self, mask: Mask) -> tuple[Range, ...]:
+        """What its tokens attend to under a mask, besides what is encoded with them."""
+        seen = mask.sources(self.start, self.end)
+        return joined_ranges((max(start, self.recomputed), end) for start, end in seen)
+
+    def cost(self, mask: Mask, costs: TokenCosts) -> float:
+        """What its owner computes for it."""
+        num_seen = sum(end - start for start, end in self.sources(mask))
+        pairs = self.num_rows * (self.num_rows + 1) / 2 + self.num_tokens * num_seen
+        return costs.linear_per_token * self.num_rows + costs.attention_per_pair * pairs
+
+
+Wave = tuple[Segment, ...]
+
+
+def slowest_rank(wave: Wave, mask: Mask, costs: TokenCosts) -> float:
+    """What the rank with most to compute in a wave has to; 0 for a wave of nothing."""
+    totals: dict[int, float] = {}
+    for segment in wave:
+        totals[segment.owner] = totals.get(segment.owner, 0.0) + segment.cost(mask, costs)
+    return max(totals.values(), default=0.0)
