@@ -10,9 +10,10 @@ from megatron_star.algorithm.star_model import StarModel
 from megatron_star.attention.kernels import select_kernel
 from megatron_star.attention.partial import AttentionKernel
 from megatron_star.model.build import build_gpt_model
-from megatron_star.model.checkpoint import WHOLE, CheckpointInfo, load_weights
+from megatron_star.model.checkpoint import CheckpointInfo
 from megatron_star.model.cpu import lay_out
-from megatron_star.model.weight_hashes import Share
+from megatron_star.model.stored_weights import load_weights
+from megatron_star.model.weight_hashes import WHOLE, Share
 from megatron_star.parallel.control import SharedError, gather_integers, on_every_rank
 from megatron_star.parallel.exchange import Exchange
 from megatron_star.parallel.groups import StarGroups
