@@ -9,7 +9,7 @@ import torch
 from megatron_star.engine.finite import why_not_finite
 from megatron_star.engine.request import StarRequest
 from megatron_star.evaluation.comparison import mean_kl
-from megatron_star.programs.generate import answer_batch
+from megatron_star.job.running import answer_batch
 
 
 @pytest.mark.parametrize(
