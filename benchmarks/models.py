@@ -7,6 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from benchmarks.random_models import random_hugging_face_model
 from megatron_star.algorithm.star_model import attach
 from megatron_star.job.argument_types import ArgumentParser
 from megatron_star.job.loading import load_star_model
@@ -102,16 +103,14 @@ def hugging_face_model(args: Namespace, device: torch.device) -> PreTrainedModel
     """The same model for transformers: of `--hf`, or with random weights in the shape of `--random-model`."""
     transformers_logging.disable_progress_bar()
     if args.random_model:
-        return random_hugging_face_model(
-            SHAPES[args.random_model], device=device, dtype=args.dtype or torch.bfloat16
-        )
+        return random_llama(SHAPES[args.random_model], device=device, dtype=args.dtype or torch.bfloat16)
     model = AutoModelForCausalLM.from_pretrained(
         args.hf, dtype=args.dtype or torch.float32, attn_implementation="sdpa"
     )
     return model.to(device).eval()
 
 
-def random_hugging_face_model(shape: Shape, *, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+def random_llama(shape: Shape, *, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
     """A model of this shape for transformers with SDPA, with random weights."""
     config = LlamaConfig(
         num_hidden_layers=shape["num_layers"],
@@ -125,5 +124,4 @@ def random_hugging_face_model(shape: Shape, *, device: torch.device, dtype: torc
         max_position_embeddings=shape["max_position_embeddings"],
         attn_implementation="sdpa",
     )
-    with device:  # 8 billion random numbers take a GPU a second and a CPU minutes
-        return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+    return random_hugging_face_model(config, device=device, dtype=dtype)

@@ -7,8 +7,9 @@ import torch
 
 from megatron_star.algorithm.star_model import StarModel, attach
 from megatron_star.model.build import build_gpt_model
-from megatron_star.model.checkpoint import WHOLE, CheckpointInfo, load_weights
-from megatron_star.model.weight_hashes import Share
+from megatron_star.model.checkpoint import CheckpointInfo
+from megatron_star.model.stored_weights import load_weights
+from megatron_star.model.weight_hashes import WHOLE, Share
 from megatron_star.parallel.control import SharedError, gather_integers, on_every_rank
 from megatron_star.parallel.groups import StarGroups
 from megatron_star.speed.attach import with_speed
