@@ -5,6 +5,8 @@ import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from megatron_star.parallel.control import DRIVER
+
 RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 SET_BY_TORCHRUN = "TORCHELASTIC_RUN_ID"
 
@@ -19,6 +21,11 @@ class RankEnvironment:
     local_world_size: int
     master_addr: str
     master_port: int
+
+    @property
+    def is_driver(self) -> bool:
+        """Whether this process is the driver; once there are groups, `control.is_driver` says it."""
+        return self.rank == DRIVER
 
     def device_index(self, num_devices: int, *, may_share: bool = False) -> int:
         """Which of the GPUs that this process sees is its own: the only one, or that of its local rank.

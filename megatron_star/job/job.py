@@ -1,22 +1,24 @@
 """A job of ranks with a loaded model, as the programs that answer questions need it."""
 
 import argparse
-import math
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from megatron_star.algorithm.star_model import StarModel
-from megatron_star.engine.engine import StarEngine, run_worker
 from megatron_star.job.code_version import check_same_checkpoint
 from megatron_star.job.environment import RankEnvironment
-from megatron_star.job.model import kv_budget, load_model
+from megatron_star.job.loading import load_star_model
+from megatron_star.job.memory import agreed_kv_budget
 from megatron_star.job.progress import heartbeat
 from megatron_star.job.session import process_groups
 from megatron_star.model.checkpoint import CheckpointInfo, read_checkpoint_info
-from megatron_star.parallel.control import from_driver, on_every_rank
+from megatron_star.model.weight_hashes import Share
+from megatron_star.parallel.control import is_driver, on_driver, on_every_rank
 from megatron_star.parallel.groups import StarGroups
 from megatron_star.text.tokenizer import load_tokenizer
 
@@ -27,7 +29,7 @@ class Job:
 
     Attributes:
         budget: bytes of KV that every rank has room for.
-        tokenizer: on the driver.
+        tokenizer: on the driver; None on the workers.
     """
 
     groups: StarGroups
@@ -37,35 +39,28 @@ class Job:
     tokenizer: PreTrainedTokenizerBase | None
 
     @property
+    def is_driver(self) -> bool:
+        """Whether this rank is the driver."""
+        return is_driver(self.groups.control)
+
+    @property
     def max_sequence_length(self) -> int:
         """Tokens that the model was made for."""
         return self.info.args["max_position_embeddings"]
 
-    def engine(self, max_running: int, max_wait_seconds: float = math.inf) -> StarEngine:
-        """The driver's engine; the other ranks then call `run_worker`."""
-        return StarEngine(
-            self.star_model,
-            self.tokenizer,
-            self.groups.control,
-            max_sequence_length=self.max_sequence_length,
-            budget_bytes_per_rank=self.budget,
-            max_running=max_running,
-            max_wait_seconds=max_wait_seconds,
-            watch=self.groups.watch,
-        )
-
 
 @contextmanager
-def loaded_job(
-    args: argparse.Namespace, environment: RankEnvironment, before_loading: Callable[[], None] | None = None
-) -> Iterator[Job]:
+def loaded_job[T](
+    args: argparse.Namespace, environment: RankEnvironment, prepare: Callable[[], T]
+) -> Iterator[tuple[Job, T | None]]:
     """The groups and the model that `add_model_arguments` describes, for the time of a `with` block.
 
     Args:
-        before_loading: called on the driver; if it raises, so do all ranks, before anything is loaded.
+        prepare: called on the driver before anything is loaded, for what may fail because of the user's
+            input. What it returns comes with the job, on the driver.
 
     Raises:
-        ValueError: on all ranks, if one of them cannot.
+        SharedError: on all ranks, if `prepare` raised a ValueError or OSError, or one cannot load the model.
     """
     with process_groups(
         environment,
@@ -74,27 +69,31 @@ def loaded_job(
         timeout=args.distributed_timeout_minutes,
         backend=args.distributed_backend,
     ) as (groups, device):
-        if before_loading:
-            from_driver(before_loading, groups.control)
-        info = on_every_rank(lambda: read_checkpoint_info(args.load), groups.control)
-        check_same_checkpoint(info, groups.control)
-        tokenizers: list[PreTrainedTokenizerBase] = []
-        from_driver(lambda: tokenizers.append(load_tokenizer(info.tokenizer_directory)), groups.control)
-        with heartbeat(f"reading the weights of {args.load}", on=bool(tokenizers)):
-            star_model = load_model(args, info, groups, device, environment)
-        budget = kv_budget(args, environment, groups, device)
-        yield Job(groups, info, star_model, budget, next(iter(tokenizers), None))
+        prepared = on_driver(prepare, groups.control)
+        yield _load(args, environment, groups, device), prepared
 
 
-def run_engine(job: Job, max_running: int, use: Callable[[StarEngine], None]) -> None:
-    """On the driver, `use` an engine; the other ranks work for it until then.
-
-    `use` first calls `from_driver` once, with whatever may fail because of the user's input.
-    """
-    if job.groups.control.rank():
-        from_driver(lambda: None, job.groups.control)
-        run_worker(job.star_model, job.groups.control)
-        return
-    engine = job.engine(max_running)
-    use(engine)
-    engine.stop()
+def _load(
+    args: argparse.Namespace, environment: RankEnvironment, groups: StarGroups, device: torch.device
+) -> Job:
+    control, ranks_here = groups.control, environment.local_world_size
+    info = on_every_rank(lambda: read_checkpoint_info(args.load), control)
+    check_same_checkpoint(info, control)
+    tokenizer = on_driver(lambda: load_tokenizer(info.tokenizer_directory), control)
+    if args.compile_decode and environment.is_driver:
+        sizes = ", ".join(map(str, args.compile_decode))
+        print(f"compiling the layers for {sizes} sequences, which takes a while", file=sys.stderr, flush=True)
+    with heartbeat(f"reading the weights of {args.load}", on=environment.is_driver):
+        star_model = load_star_model(
+            info,
+            groups,
+            device=device,
+            dtype=args.dtype or info.dtype,
+            kernel=args.star_attention_kernel,
+            transformer_impl=args.transformer_impl,
+            decode_weights=args.decode_weights,
+            compiled_rows=args.compile_decode,
+            verify_weights=None if args.no_verify_weights else Share(environment.local_rank, ranks_here),
+        )
+    budget = agreed_kv_budget(args.star_kv_gigabytes, device, ranks_here, control)
+    return Job(groups, info, star_model, budget, tokenizer)

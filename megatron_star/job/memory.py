@@ -5,6 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
+
+from megatron_star.parallel.control import SharedError, gather_integers, on_every_rank
 
 KV_SHARE_OF_FREE_MEMORY = 0.6
 """The rest is for activations, transfers and fragmentation."""
@@ -12,6 +15,29 @@ KV_SHARE_OF_FREE_MEMORY = 0.6
 ROOT = Path("/")
 _LIMITS = {"VmSize": resource.RLIMIT_AS, "VmData": resource.RLIMIT_DATA}
 """What /proc/self/status counts of a process, and what limits it (ulimit -v, ulimit -d)."""
+
+
+def agreed_kv_budget(
+    asked_gigabytes: float | None,
+    device: torch.device,
+    ranks_on_this_machine: int,
+    control: dist.ProcessGroup,
+) -> int:
+    """Bytes of KV that every rank may hold: what is asked for, or the least that a rank has room for.
+
+    Raises:
+        SharedError: on all ranks, if one of them has no room.
+    """
+    if asked_gigabytes is not None:
+        return int(asked_gigabytes * 1e9)
+    mine = on_every_rank(lambda: default_kv_budget(device, ranks_on_this_machine), control)
+    budgets = gather_integers(mine, control)
+    if min(budgets) == 0:
+        raise SharedError(
+            f"rank {budgets.index(0)} has no memory left for KV, within the limits of its machine, control "
+            "group (Slurm, container) and process (ulimit): use more ranks, or set --star-kv-gigabytes"
+        )
+    return min(budgets)
 
 
 def default_kv_budget(device: torch.device, ranks_on_this_machine: int) -> int:

@@ -19,7 +19,7 @@ from megatron_star.job.devices import check_gpus_differ, take_device
 from megatron_star.job.environment import RankEnvironment
 from megatron_star.job.interrupts import heeded_interrupts
 from megatron_star.job.meeting import Meeting, RankError
-from megatron_star.parallel.control import SharedError, describe
+from megatron_star.parallel.control import DRIVER, SharedError, describe
 from megatron_star.parallel.groups import (
     StarGroups,
     check_world_size,
@@ -54,7 +54,7 @@ def exit_on_errors(rank: int) -> Iterator[None]:
 def end_process(rank: int, error: BaseException) -> NoReturn:
     """What `exit_on_errors` does with an error; for threads, which it does not see."""
     if isinstance(error, KeyboardInterrupt):
-        if rank == 0:
+        if rank == DRIVER:
             print("error: interrupted; what was written before is kept", file=sys.stderr)
         _end(FAILURE_STATUS)
     if isinstance(error, ValueError | OSError):

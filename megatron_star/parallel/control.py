@@ -16,12 +16,17 @@ class SharedError(ValueError):
     """An error of the user's input that every rank raises, with the same message."""
 
 
+def is_driver(control: dist.ProcessGroup) -> bool:
+    """Whether this rank is the driver; before there is a group, `RankEnvironment.is_driver` says it."""
+    return control.rank() == DRIVER
+
+
 def broadcast_json(message: Any, control: dist.ProcessGroup) -> Any:
     """The driver's message on every rank; what the workers pass is ignored. It must survive JSON."""
     payload = torch.tensor(bytearray(json.dumps(message).encode()), dtype=torch.uint8)
     size = torch.tensor([payload.numel()])
     dist.broadcast(size, DRIVER, group=control)
-    if dist.get_rank() != DRIVER:
+    if not is_driver(control):
         payload = torch.empty(int(size), dtype=torch.uint8)
     dist.broadcast(payload, DRIVER, group=control)
     return json.loads(payload.numpy().tobytes())
@@ -48,7 +53,7 @@ def from_driver[T](function: Callable[[], T], control: dist.ProcessGroup) -> T:
         SharedError: on every rank, with the message of the ValueError or OSError that the driver met.
     """
     message: dict[str, Any] = {}
-    if dist.get_rank() == DRIVER:
+    if is_driver(control):
         try:
             message = {"result": function()}
         except (ValueError, OSError) as error:
@@ -57,6 +62,17 @@ def from_driver[T](function: Callable[[], T], control: dist.ProcessGroup) -> T:
     if "error" in message:
         raise SharedError(message["error"])
     return message["result"]
+
+
+def on_driver[T](function: Callable[[], T], control: dist.ProcessGroup) -> T | None:
+    """What `function` returns, on the driver, which alone runs it and keeps it; None on the workers.
+
+    Raises:
+        SharedError: on every rank, with the message of the ValueError or OSError that the driver met.
+    """
+    results: list[T] = []
+    from_driver(lambda: results.append(function()), control)
+    return results[0] if results else None
 
 
 def on_every_rank[T](function: Callable[[], T], control: dist.ProcessGroup) -> T:

@@ -23,6 +23,8 @@ from time import monotonic
 
 import torch.distributed as dist
 
+from megatron_star.parallel.control import DRIVER
+
 KEEPALIVE_SECONDS = 2
 KEEPALIVE_TRIES = 3
 BEAT, GOODBYE, REPORTED = b".", b"g", b"r"
@@ -67,10 +69,10 @@ class RankWatch:
         """
         self._on_loss, self._rank, self._longest_silence = on_loss, rank, longest_silence.total_seconds()
         self._closing = False
-        if rank == 0:
+        if rank == DRIVER:
             self._connections = _accept_workers(store, world_size, address)
         else:
-            self._connections = {_call_driver(store, rank, address): 0}
+            self._connections = {_call_driver(store, rank, address): DRIVER}
         self._heard_at = dict.fromkeys(self._connections.values(), monotonic())
         self._thread = threading.Thread(target=self._watch, name="rank-watch", daemon=True)
         self._thread.start()
@@ -126,7 +128,7 @@ class RankWatch:
         for connection in self._connections:
             with suppress(OSError):
                 connection.send(REPORTED, socket.MSG_DONTWAIT)
-        return f"rank {rank}{' (the driver)' if rank == 0 else ''} {what}; all ranks stop"
+        return f"rank {rank}{' (the driver)' if rank == DRIVER else ''} {what}; all ranks stop"
 
 
 def _accept_workers(store: dist.Store, world_size: int, address: str) -> dict[socket.socket, int]:

@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
-import torch.distributed as dist
 from transformers import PreTrainedTokenizerBase
 
 from megatron_star.checked_input import json_lines, place, strict_dictionary, strict_fields, validated
@@ -34,7 +33,7 @@ from megatron_star.job.model_arguments import add_model_arguments
 from megatron_star.job.output import AnswerLines
 from megatron_star.job.progress import heartbeat
 from megatron_star.job.session import exit_on_errors
-from megatron_star.parallel.control import DRIVER, from_driver
+from megatron_star.parallel.control import from_driver
 from megatron_star.planning.cost_model import kv_bytes_per_token
 from megatron_star.text.end_tokens import end_tokens
 from megatron_star.text.prompt import split_into_tokens
@@ -122,10 +121,9 @@ def main() -> None:
         environment = read_environment()
     with exit_on_errors(environment.rank), ExitStack() as held:
         args = parse_arguments()
-        inputs: list[Input] = []
-        with loaded_job(args, environment, lambda: inputs.append(read_input(args, held))) as job:
-            comparisons = calibrate(args, job, inputs[0] if inputs else None)
-        if environment.rank == DRIVER:
+        with loaded_job(args, environment, lambda: read_input(args, held)) as (job, given):
+            comparisons = calibrate(args, job, given)
+        if environment.is_driver:
             print_report(comparisons, args.tolerance)
             print(f"{args.output}: the comparisons, question by question", file=sys.stderr)
 
@@ -175,15 +173,15 @@ def calibrate(args: argparse.Namespace, job: Job, given: Input | None) -> Compar
     Raises:
         SharedError: on all ranks, if the input is wrong.
     """
-    control, is_driver = job.groups.control, dist.get_rank() == DRIVER
-    with heartbeat("turning the questions into tokens", on=is_driver):
+    control = job.groups.control
+    with heartbeat("turning the questions into tokens", on=job.is_driver):
         work = from_driver(partial(_work, args, job, given), control)
     settings = {name: StarConfig.from_dict(values) for name, values in work["settings"].items()}
     for number, question in enumerate(work["questions"], 1):
         ends = tuple(work["end_tokens"])
         prompt = Prompt(question["context"], question["query"], None, args.num_tokens_to_generate, ends)
         place_of = f"question {number} of {len(work['questions'])}"
-        with heartbeat(place_of, on=is_driver):
+        with heartbeat(place_of, on=job.is_driver):
             tokens, comparisons = compare(job.star_model, prompt, settings, control)
         if given:
             compared = {name: asdict(comparison) for name, comparison in comparisons.items()}

@@ -31,13 +31,11 @@ from megatron_star.job.argument_types import (
     whole_number,
 )
 from megatron_star.job.environment import read_environment
-from megatron_star.job.job import loaded_job, run_engine
+from megatron_star.job.job import Job, loaded_job
 from megatron_star.job.model_arguments import add_model_arguments
-from megatron_star.job.progress import SECONDS_BETWEEN_LINES, heartbeat, with_heartbeat
+from megatron_star.job.progress import SECONDS_BETWEEN_LINES, with_heartbeat
+from megatron_star.job.running import answer_batch, run_engine
 from megatron_star.job.session import exit_on_errors
-from megatron_star.parallel.control import from_driver
-from megatron_star.parallel.groups import StarGroups
-from megatron_star.programs.generate import answer_batch
 from megatron_star.programs.questions import (
     SOURCES,
     Output,
@@ -139,12 +137,9 @@ def main() -> None:
     with exit_on_errors(environment.rank), ExitStack() as held:
         args = parse_arguments()
         logging.set_verbosity_error()  # a text that is too long is noticed by us, and made shorter
-        outputs: list[Output] = []
-        with loaded_job(args, environment, lambda: outputs.append(open_output(args, held))) as job:
-            run_engine(
-                job, args.max_batch_size, lambda engine: evaluate(args, outputs[0], engine, job.groups)
-            )
-        if environment.rank == 0:
+        with loaded_job(args, environment, lambda: open_output(args, held)) as (job, output):
+            run_evaluation(args, job, output)
+        if environment.is_driver:
             answers = read_answers([Path(args.output)])
             print(report(answers, "text"))
             print(
@@ -152,24 +147,38 @@ def main() -> None:
             )
 
 
-def evaluate(args: argparse.Namespace, output: Output, engine: StarEngine, groups: StarGroups) -> None:
-    """Ask what `--output` has no answer to, batch by batch. Only the driver.
+def run_evaluation(args: argparse.Namespace, job: Job, output: Output | None) -> None:
+    """Ask what `--output` has no answer to.
+
+    Args:
+        output: on the driver.
 
     Raises:
         SharedError: on all ranks, if a sample cannot be made or answered, or `--output` is of another run.
     """
-    maker = SampleMaker(engine.tokenizer, sources_of(args), args.chat)
-    finished: set[str] = set()
-    with heartbeat("making the first samples"):
-        from_driver(lambda: finished.update(check_questions(args, output, engine, maker)), groups.control)
+    maker = SampleMaker(job.tokenizer, sources_of(args), args.chat)
+    run_engine(
+        job,
+        lambda engine: check_questions(args, output, engine, maker),
+        lambda engine, finished: evaluate(args, output, engine, maker, finished),
+        max_running=args.max_batch_size,
+    )
+
+
+def evaluate(
+    args: argparse.Namespace, output: Output, engine: StarEngine, maker: SampleMaker, finished: set[str]
+) -> None:
+    """Ask what is not finished, batch by batch."""
     progress = Progress(num_open(args, finished))
     for batch in with_heartbeat(open_questions(args, maker, finished), "making samples"):
         start = monotonic()
-        results = answer_batch(engine, [question.request for question in batch])
+        answers = [engine.prepare(question.request) for question in batch]
+        results = answer_batch(engine, answers)
         seconds = (monotonic() - start) / len(batch)
         output.lines.append(
-            scored(q, r, args, engine, seconds).to_json() | {"asked": output.asked_with(q)}
-            for q, r in zip(batch, results, strict=True)
+            scored(q, r, args, a.plan.cost(engine.planner.costs), seconds).to_json()
+            | {"asked": output.asked_with(q)}
+            for q, a, r in zip(batch, answers, results, strict=True)
         )
         engine.scheduler.drop_unused_contexts()  # nobody asks about them again
         progress.show(batch[-1], len(batch), monotonic() - start)
@@ -197,11 +206,10 @@ class Progress:
 
 
 def scored(
-    question: Question, result: StarResult, args: argparse.Namespace, engine: StarEngine, seconds: float
+    question: Question, result: StarResult, args: argparse.Namespace, encoding_flops: float, seconds: float
 ) -> ScoredAnswer:
     """The line for one answer."""
-    sample, request = question.sample, question.request
-    plan = engine.planner.plan(len(request.context_tokens), request.star).plan
+    sample = question.sample
     return ScoredAnswer(
         id=question.id,
         sample=sample.id,
@@ -221,7 +229,7 @@ def scored(
         num_query_tokens=result.num_query_tokens,
         num_blocks=result.num_blocks,
         seconds=seconds,
-        encoding_flops=plan.cost(engine.planner.costs),
+        encoding_flops=encoding_flops,
         cache_hit=result.cache_hit,
     )
 

@@ -15,21 +15,21 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from megatron_star.checked_input import strict_fields
+from megatron_star.engine.answer import Answer
 from megatron_star.engine.engine import StarEngine
-from megatron_star.engine.request import StarRequest, StarResult
+from megatron_star.engine.request import StarRequest
 from megatron_star.job.argument_types import ArgumentParser, positive, text_argument
 from megatron_star.job.asked import of_model, of_text
 from megatron_star.job.documents import Document, read_document, read_jsonl
 from megatron_star.job.environment import read_environment
-from megatron_star.job.job import loaded_job, run_engine
+from megatron_star.job.job import loaded_job
 from megatron_star.job.model_arguments import add_model_arguments
 from megatron_star.job.output import AnswerFile, AnswerLines
-from megatron_star.job.progress import ConsoleProgress, heartbeat
+from megatron_star.job.progress import heartbeat
+from megatron_star.job.running import answer_batch, run_engine
 from megatron_star.job.sampling_arguments import add_sampling_arguments, sampling_params
 from megatron_star.job.session import exit_on_errors
 from megatron_star.job.star_arguments import add_star_arguments, star_config
-from megatron_star.parallel.control import from_driver
-from megatron_star.parallel.groups import StarGroups
 from megatron_star.text.end_tokens import end_tokens, stop_tokens
 from megatron_star.text.prompt import split_into_tokens
 
@@ -96,14 +96,14 @@ def main() -> None:
         if sys.stdout:  # an answer is not lost to an encoding; there may be no stdout
             sys.stdout.reconfigure(errors="backslashreplace")
         warning = star_config(args).warning()
-        if warning and environment.rank == 0:
+        if warning and environment.is_driver:
             print(f"warning: {warning}", file=sys.stderr)
-        works: list[Work] = []
-        with loaded_job(args, environment, lambda: works.append(open_work(args, held))) as job:
+        with loaded_job(args, environment, lambda: open_work(args, held)) as (job, work):
             run_engine(
                 job,
-                args.max_batch_size,
-                lambda engine: answer_documents(args, works[0], engine, job.groups),
+                lambda engine: prepare_documents(args, work.documents, engine),
+                lambda engine, answers: answer_documents(args, work, engine, answers),
+                max_running=args.max_batch_size,
             )
 
 
@@ -154,17 +154,12 @@ def _asked(
     }
 
 
-def answer_documents(args: argparse.Namespace, work: Work, engine: StarEngine, groups: StarGroups) -> None:
-    """Answer the documents batch by batch, write, and say where to. Only the driver.
-
-    Raises:
-        SharedError: on all ranks, if a document cannot be answered.
-    """
-    requests: list[StarRequest] = []
-    with heartbeat(f"turning {len(work.documents)} documents into tokens"):
-        from_driver(lambda: requests.extend(read_requests(args, work.documents, engine)), groups.control)
-    for batch in batched(zip(work.documents, requests, strict=True), args.max_batch_size):
-        results = answer_batch(engine, [request for _, request in batch])
+def answer_documents(
+    args: argparse.Namespace, work: Work, engine: StarEngine, answers: Sequence[Answer]
+) -> None:
+    """Answer the documents, which were prepared as these, batch by batch; write, and say where to."""
+    for batch in batched(zip(work.documents, answers, strict=True), args.max_batch_size):
+        results = answer_batch(engine, [answer for _, answer in batch])
         records = [
             {"id": document.id, "asked": work.asked[str(document.id)], **asdict(result)}
             for (document, _), result in zip(batch, results, strict=True)
@@ -188,37 +183,20 @@ def _show(record: Mapping[str, Any], file: AnswerFile | None) -> None:
         print(record["text"])
 
 
-def answer_batch(engine: StarEngine, requests: list[StarRequest]) -> list[StarResult]:
-    """The results of these requests, with progress shown; raises ValueError if one has no answer."""
-    answers = [engine.submit(request) for request in requests]
-    with ConsoleProgress(sum(len(request.context_tokens) for request in requests)) as progress:
-        while not all(answer.ended.is_set() for answer in answers):
-            engine.step()
-            progress.show(
-                num_encoded=sum(answer.num_encoded_tokens for answer in answers),
-                num_generated=sum(len(answer.tokens) for answer in answers),
-            )
-    results = [answer.result() for answer in answers]
-    if failed := [result.error for result in results if result.error]:
-        raise ValueError(f"{len(failed)} of {len(results)} requests have no answer: {failed[0]}")
-    return results
-
-
-def read_requests(
+def prepare_documents(
     args: argparse.Namespace, documents: Sequence[Document], engine: StarEngine
-) -> list[StarRequest]:
+) -> list[Answer]:
     """The documents as requests; raises ValueError, naming the document, if one cannot be answered."""
-    return [_checked_request(document, args, engine) for document in documents]
+    with heartbeat(f"turning {len(documents)} documents into tokens"):
+        return [_prepared(document, args, engine) for document in documents]
 
 
-def _checked_request(document: Document, args: argparse.Namespace, engine: StarEngine) -> StarRequest:
+def _prepared(document: Document, args: argparse.Namespace, engine: StarEngine) -> Answer:
     try:
-        request = _request(document, args, engine.tokenizer)
-        engine.check(request)
+        return engine.prepare(_request(document, args, engine.tokenizer))
     except ValueError as error:
         where = args.context_file or f"{args.input_jsonl}, the document {document.id!r}"
         raise ValueError(f"{where}: {error}") from error
-    return request
 
 
 def _request(document: Document, args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase) -> StarRequest:

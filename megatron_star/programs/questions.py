@@ -18,6 +18,7 @@ from megatron_star.evaluation.sources import Sources
 from megatron_star.evaluation.tasks import NamedTask, SampleKey, SampleMaker
 from megatron_star.job.asked import of_model, of_ranks, of_tokens
 from megatron_star.job.output import AnswerLines, check_asked_the_same
+from megatron_star.job.progress import heartbeat
 
 PROGRAM = "eval"
 SOURCES = ("squad", "hotpotqa", "babilong")
@@ -107,12 +108,13 @@ def check_questions(
     longest = max(args.lengths)
     if longest > engine.max_sequence_length:
         raise ValueError(f"--lengths has {longest}, but the model's limit is {engine.max_sequence_length}")
-    for task, length, depth in cells(args):
-        sample = maker.make(SampleKey(task, length, 0, args.seed, depth))
-        for setting, star in args.settings.items():
-            question = _question(sample, setting, star, task, maker)
-            engine.check(question.request)
-            output.lines.finished({question.id: output.asked_with(question)})
+    with heartbeat("making the first samples"):
+        for task, length, depth in cells(args):
+            sample = maker.make(SampleKey(task, length, 0, args.seed, depth))
+            for setting, star in args.settings.items():
+                question = _question(sample, setting, star, task, maker)
+                engine.prepare(question.request)
+                output.lines.finished({question.id: output.asked_with(question)})
     return set(output.lines.records)
 
 

@@ -10,19 +10,21 @@ import sys
 import threading
 from time import monotonic
 
-from megatron_star.engine.engine import StarEngine, run_worker
+from megatron_star.engine.thread import EngineThread
 from megatron_star.job.argument_types import ArgumentParser
 from megatron_star.job.environment import read_environment
-from megatron_star.job.job import Job, loaded_job
+from megatron_star.job.job import loaded_job
 from megatron_star.job.model_arguments import add_model_arguments
+from megatron_star.job.running import run_engine
 from megatron_star.job.session import end_process, exit_on_errors
 from megatron_star.job.star_arguments import add_star_arguments, star_config
+from megatron_star.parallel.control import DRIVER
 from megatron_star.programs.server_arguments import add_server_arguments, server_settings
 from megatron_star.server.app import create_app
-from megatron_star.server.completion import CompletionService
 from megatron_star.server.http_server import HttpServer, bind
 from megatron_star.server.log import LineWriter, log_to_stderr
 from megatron_star.server.metrics import ServerMetrics
+from megatron_star.server.service import CompletionService
 from megatron_star.server.state import ServerState
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -51,20 +53,27 @@ class Frontend:
         self._stdout = LineWriter(sys.stdout.fileno())
         app = create_app(self.settings, self.state, self.metrics)
         self.server = HttpServer(
-            app, self.settings, self.state, listener, lambda error: end_process(0, error)
+            app, self.settings, self.state, listener, lambda error: end_process(DRIVER, error)
         )
         self.port = listener.getsockname()[1]
 
-    def serve(self, engine: StarEngine) -> None:
+    def service_of(self, engine: EngineThread) -> CompletionService:
+        """What answers requests with this engine."""
+        return CompletionService(engine, self.settings, self.metrics)
+
+    def serve(self, service: CompletionService) -> None:
         """Answer requests until a signal, then drain; a second signal cuts that short."""
         signals = _CountedSignals()
-        engine.start(lambda error: end_process(0, error))
-        self.server.open(CompletionService(engine, self.settings, self.metrics))
+        service.engine.start(lambda error: end_process(DRIVER, error))
+        self.server.open(service)
         self._stdout.write(f"ready: http://{self.args.host}:{self.port}/ serves {self.settings.model_name}")
         signals.first.wait()
         self._stdout.write("draining: no new requests")
         self.server.drain(self.args.drain_seconds, hurry=lambda: signals.count > 1)
-        engine.stop()
+        service.engine.stop()
+
+    def say_stopped(self) -> None:
+        """The last lines, once the engine has stopped."""
         self._stdout.write("stopped")
         for writer in (self._stdout, self._log):
             writer.flush(SECONDS_FOR_LAST_LINES)
@@ -89,11 +98,10 @@ class _CountedSignals:
         self.first.set()
 
 
-def run_worker_until_the_driver_stops(job: Job) -> None:
+def leave_signals_to_the_driver() -> None:
     """A launcher signals all ranks; only the driver acts on it, and tells the workers when it is done."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    run_worker(job.star_model, job.groups.control)
 
 
 def main() -> None:
@@ -103,14 +111,20 @@ def main() -> None:
     with exit_on_errors(environment.rank):
         args = parse_arguments()
         warning = star_config(args).warning()
-        if warning and environment.rank == 0:
+        if warning and environment.is_driver:
             print(f"warning: {warning}", file=sys.stderr)
-        frontends: list[Frontend] = []
-        with loaded_job(args, environment, lambda: frontends.append(Frontend(args))) as job:
-            if environment.rank:
-                run_worker_until_the_driver_stops(job)
-                return
-            frontends[0].serve(job.engine(args.max_concurrent_requests, args.star_max_wait_seconds))
+        with loaded_job(args, environment, lambda: Frontend(args)) as (job, frontend):
+            if not job.is_driver:
+                leave_signals_to_the_driver()
+            run_engine(
+                job,
+                lambda engine: frontend.service_of(EngineThread(engine, job.groups.watch)),
+                lambda _, service: frontend.serve(service),
+                max_running=args.max_concurrent_requests,
+                max_wait_seconds=args.star_max_wait_seconds,
+            )
+            if frontend:
+                frontend.say_stopped()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What the ranks of the evaluation's distributed tests run; importable by their processes."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 
 import torch.distributed as dist
@@ -12,9 +12,9 @@ from megatron_star.engine.engine import StarEngine, run_worker
 from megatron_star.engine.request import StarRequest
 from megatron_star.evaluation.comparison import Comparison, Prompt, compare
 from megatron_star.evaluation.hidden_attention import hidden_masses
-from megatron_star.job.job import Job, run_engine
+from megatron_star.job.job import Job
 from megatron_star.model.checkpoint import read_checkpoint_info
-from megatron_star.parallel.control import from_driver
+from megatron_star.parallel.control import on_driver
 from megatron_star.planning.cost_model import choose_plan, token_costs
 from megatron_star.programs import calibrate, evaluate, questions
 from megatron_star.text.tokenizer import load_tokenizer
@@ -65,22 +65,13 @@ def run_evaluate(checkpoint: str, arguments: list[str]) -> None:
     """What evaluate.py does, on a model that is loaded already."""
     job, args = job_of(checkpoint), evaluate.parse_arguments(arguments)
     with ExitStack() as held:
-        outputs = _on_the_driver(lambda: questions.open_output(args, held), job)
-        run_engine(
-            job, args.max_batch_size, lambda engine: evaluate.evaluate(args, outputs[0], engine, job.groups)
-        )
+        output = on_driver(lambda: questions.open_output(args, held), job.groups.control)
+        evaluate.run_evaluation(args, job, output)
 
 
 def run_calibrate(checkpoint: str, arguments: list[str]) -> None:
     """What calibrate.py does, on a model that is loaded already."""
     job, args = job_of(checkpoint), calibrate.parse_arguments(arguments)
     with ExitStack() as held:
-        inputs = _on_the_driver(lambda: calibrate.read_input(args, held), job)
-        calibrate.calibrate(args, job, inputs[0] if inputs else None)
-
-
-def _on_the_driver[T](function: Callable[[], T], job: Job) -> list[T]:
-    """As `loaded_job` calls what comes before loading: its result on the driver, nothing elsewhere."""
-    results: list[T] = []
-    from_driver(lambda: results.append(function()), job.groups.control)
-    return results
+        given = on_driver(lambda: calibrate.read_input(args, held), job.groups.control)
+        calibrate.calibrate(args, job, given)
