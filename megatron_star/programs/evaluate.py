@@ -172,11 +172,13 @@ def evaluate(
     progress = Progress(num_open(args, finished))
     for batch in with_heartbeat(open_questions(args, maker, finished), "making samples"):
         start = monotonic()
-        results = answer_batch(engine, [question.request for question in batch])
+        answers = [engine.prepare(question.request) for question in batch]
+        results = answer_batch(engine, answers)
         seconds = (monotonic() - start) / len(batch)
         output.lines.append(
-            scored(q, r, args, engine, seconds).to_json() | {"asked": output.asked_with(q)}
-            for q, r in zip(batch, results, strict=True)
+            scored(q, r, args, a.plan.cost(engine.planner.costs), seconds).to_json()
+            | {"asked": output.asked_with(q)}
+            for q, a, r in zip(batch, answers, results, strict=True)
         )
         engine.scheduler.drop_unused_contexts()  # nobody asks about them again
         progress.show(batch[-1], len(batch), monotonic() - start)
@@ -204,11 +206,10 @@ class Progress:
 
 
 def scored(
-    question: Question, result: StarResult, args: argparse.Namespace, engine: StarEngine, seconds: float
+    question: Question, result: StarResult, args: argparse.Namespace, encoding_flops: float, seconds: float
 ) -> ScoredAnswer:
     """The line for one answer."""
-    sample, request = question.sample, question.request
-    plan = engine.planner.plan(len(request.context_tokens), request.star).plan
+    sample = question.sample
     return ScoredAnswer(
         id=question.id,
         sample=sample.id,
@@ -228,7 +229,7 @@ def scored(
         num_query_tokens=result.num_query_tokens,
         num_blocks=result.num_blocks,
         seconds=seconds,
-        encoding_flops=plan.cost(engine.planner.costs),
+        encoding_flops=encoding_flops,
         cache_hit=result.cache_hit,
     )
 

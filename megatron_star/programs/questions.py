@@ -113,7 +113,7 @@ def check_questions(
             sample = maker.make(SampleKey(task, length, 0, args.seed, depth))
             for setting, star in args.settings.items():
                 question = _question(sample, setting, star, task, maker)
-                engine.check(question.request)
+                engine.prepare(question.request)
                 output.lines.finished({question.id: output.asked_with(question)})
     return set(output.lines.records)
 
