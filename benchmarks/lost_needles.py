@@ -110,7 +110,7 @@ def mixtures(plan: ContextPlan, needle: int, num_layers: int) -> dict[str, Mixtu
         },
         "star before the needle's block only": Mixture(blocks < of_needle),
         "star in the needle's block only": Mixture(blocks == of_needle),
-        "star behind the needle's block only": Mixture(blocks > of_needle),
+        "star after the needle's block only": Mixture(blocks > of_needle),
         "star but for the last block": Mixture(blocks < last),
         "star, anchor's and needle's block seen": Mixture(
             everywhere, seen=(blocks == 0) | (blocks == of_needle)

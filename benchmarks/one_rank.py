@@ -36,7 +36,8 @@ from megatron_star.algorithm.star_model import StarModel
 from megatron_star.algorithm.token_generation import Sequence, generate_step
 from megatron_star.model.architecture import gpt_model_arguments, transformer_config
 from megatron_star.model.build import layer_spec
-from megatron_star.model.checkpoint import load_weights, read_checkpoint_info
+from megatron_star.model.checkpoint import read_checkpoint_info
+from megatron_star.model.stored_weights import load_weights
 from megatron_star.parallel.groups import StarGroups
 
 OURS, HUGGING_FACE, MEGATRON = "megatron-star, exact", "transformers, SDPA", "Megatron, static"

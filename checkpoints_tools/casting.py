@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from megatron_star.model.checkpoint import has_only_numbers
+from megatron_star.model.stored_weights import has_only_numbers
 
 
 def cast(value: Tensor, dtype: torch.dtype, name: str) -> Tensor:

@@ -28,8 +28,8 @@ from checkpoints_tools.output import check_can_write, new_directory
 from checkpoints_tools.safetensors_files import write_hf_weights
 from checkpoints_tools.tokenizer_files import copy_tokenizer
 from checkpoints_tools.torch_dist import MegatronWeights
-from megatron_star.model.checkpoint import DTYPES, WHOLE, CheckpointInfo, weights_directory
-from megatron_star.model.weight_hashes import checked_beside
+from megatron_star.model.checkpoint import DTYPES, CheckpointInfo, weights_directory
+from megatron_star.model.weight_hashes import WHOLE, checked_beside
 
 
 def convert(

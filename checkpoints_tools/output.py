@@ -14,7 +14,7 @@ _MARGIN = 64_000_000  # bytes for everything that is not a weight
 
 @contextmanager
 def new_directory(output: Path, *, inputs: Iterable[Path], force: bool, num_bytes: int) -> Iterator[Path]:
-    """A temporary directory beside `output`, renamed to it at the end, or removed if anything fails.
+    """A temporary directory beside `output`, synced and renamed to it at the end, or removed on failure.
 
     Args:
         inputs: what is read: no output may be one of them, be in one of them, or have one in it.
@@ -32,11 +32,27 @@ def new_directory(output: Path, *, inputs: Iterable[Path], force: bool, num_byte
     try:
         temporary.chmod(0o755)
         yield temporary
+        sync(temporary)
         check_can_write(output, inputs=inputs, force=force)  # it may have been there only for an hour
         _replace(output, temporary)
+        _sync_one(output.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def sync(directory: Path) -> None:
+    """Have the disk hold a folder with all that is in it, before anything says that it is there."""
+    for path in (*directory.rglob("*"), directory):
+        _sync_one(path)
+
+
+def _sync_one(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def check_can_write(output: Path, *, inputs: Iterable[Path], force: bool) -> Path:

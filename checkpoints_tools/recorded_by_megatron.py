@@ -13,8 +13,8 @@ from megatron.training.arguments import add_megatron_arguments
 
 from checkpoints_tools.families import FAMILIES
 from megatron_star.checked_input import shown
-from megatron_star.model.checkpoint import without_torch_warnings
 from megatron_star.model.recorded_arguments import is_every_layer, not_understood
+from megatron_star.model.stored_weights import without_torch_warnings
 
 _BRIDGE_FILE = "run_config.yaml"
 # Names of TransformerConfig and GPTModel, which Megatron Bridge has and newer versions of Megatron-LM.

@@ -1,7 +1,6 @@
 """Read and write safetensors one tensor at a time, so that memory is that of a tensor, not of a file."""
 
 import json
-import os
 from collections.abc import Iterable, Sequence
 from math import prod
 from pathlib import Path
@@ -129,7 +128,6 @@ def write_hf_weights(
             for _ in groups_of_file:
                 for value in next(values):
                     file.write(memoryview(value.contiguous().view(-1).view(torch.uint8).numpy()))
-            os.fsync(file.fileno())
     if len(files) > 1:
         total = sum(_num_bytes(group, dtype) for group in groups)
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}

@@ -38,7 +38,7 @@ from torch.distributed.checkpoint.planner import (
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
 from checkpoints_tools.chunks import Chunk, Shape
-from megatron_star.model.checkpoint import read_stored, without_torch_warnings
+from megatron_star.model.stored_weights import read_stored, without_torch_warnings
 
 _COMMON_STATE = ShardedObject("common_state", None, (1,), (0,)).unique_key
 

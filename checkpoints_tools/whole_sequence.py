@@ -9,8 +9,9 @@ from torch import Tensor
 
 from megatron_star.model.attention import StarInferenceContext
 from megatron_star.model.build import build_gpt_model
-from megatron_star.model.checkpoint import CheckpointInfo, load_weights
+from megatron_star.model.checkpoint import CheckpointInfo
 from megatron_star.model.cpu import use_cpu_where_cuda_is_absent
+from megatron_star.model.stored_weights import load_weights
 from megatron_star.parallel.groups import initialize_groups
 
 

@@ -10,8 +10,9 @@ import pytest
 REPOSITORY = Path(__file__).parents[1]
 sys.path[:0] = [str(REPOSITORY), str(Path(__file__).parent)]
 
-from models import save_random_model  # noqa: E402
+from models import MODELS  # noqa: E402
 
+from benchmarks.random_models import save_random_model  # noqa: E402
 from checkpoints_tools.convert_hf_to_megatron import convert  # noqa: E402
 
 DEMO = REPOSITORY / ".demo"
@@ -24,7 +25,7 @@ def checkpoints(tmp_path_factory) -> Callable[[str], tuple[Path, Path]]:
     @cache
     def make(name: str) -> tuple[Path, Path]:
         directory = tmp_path_factory.mktemp(name)
-        save_random_model(name, directory / "hf")
+        save_random_model(MODELS[name], directory / "hf")
         convert(directory / "hf", directory / "megatron")
         return directory / "hf", directory / "megatron"
 

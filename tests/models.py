@@ -59,16 +59,6 @@ MODELS: dict[str, PreTrainedConfig] = {
 }
 
 
-def save_random_model(name: str, directory: Path) -> None:
-    """Write a random Hugging Face checkpoint of this configuration; biases and norms are random too."""
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(MODELS[name], dtype=torch.float32)
-    for key, parameter in model.named_parameters():
-        if parameter.dim() == 1:
-            torch.nn.init.normal_(parameter, mean=0.0 if key.endswith("bias") else 1.0, std=0.3)
-    model.save_pretrained(directory)
-
-
 def dense_logits(hf: Path, token_ids: list[int], num_context: int, config: StarConfig) -> Tensor:
     """[tokens, vocabulary], float32: one dense forward of the Hugging Face model with the plan's mask."""
     model = AutoModelForCausalLM.from_pretrained(hf, dtype=torch.float32, attn_implementation="eager").eval()

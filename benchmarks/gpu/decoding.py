@@ -8,7 +8,7 @@ from transformers import DynamicCache
 from benchmarks.decode import cache_argument, filled_context
 from benchmarks.gpu.bench import Bench, written
 from benchmarks.gpu.encoding import num_parameters
-from benchmarks.models import random_hugging_face_model
+from benchmarks.models import random_llama
 from megatron_star.algorithm.star_model import StarModel
 from megatron_star.algorithm.token_generation import Sequence, generate_step
 from megatron_star.speed.compiled_layers import compile_layers
@@ -64,7 +64,7 @@ def hf(bench: Bench) -> None:
     """transformers with SDPA, the same shape on the same card: 32K tokens in one prefill, then a token."""
     num_tokens = 4 * bench.unit
     with torch.inference_mode():
-        model = random_hugging_face_model(bench.shape, device=bench.device, dtype=bench.dtype)
+        model = random_llama(bench.shape, device=bench.device, dtype=bench.dtype)
         ids = torch.randint(bench.shape["vocab_size"], (1, num_tokens), device=bench.device)
         cache = {cache_argument(model): DynamicCache(config=model.config)}
         with bench.figure("hf", f"{written(num_tokens)} prefill") as found:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.bench import Bench, plan_of
+from benchmarks.random_models import save_random_model
 from checkpoints_tools.convert_hf_to_megatron import convert
 from megatron_star.algorithm.context_encoding import encode_context
 from megatron_star.algorithm.star_model import StarModel
@@ -49,7 +50,7 @@ def _against_a_dense_forward(bench: Bench) -> None:
     """A small Llama: transformers' logits under the plan's mask, in float32."""
     with TemporaryDirectory() as folder:
         hf, megatron = Path(folder) / "hf", Path(folder) / "megatron"
-        small_models.save_random_model("llama", hf)
+        save_random_model(small_models.MODELS["llama"], hf)
         convert(hf, megatron)
         config = StarConfig(block_size=SMALL_BLOCK)
         token_ids = small_models.random_tokens(SMALL_CONTEXT + NUM_QUERY + NUM_STEPS)

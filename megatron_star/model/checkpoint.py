@@ -1,4 +1,4 @@
-"""Checkpoints as this project stores them: what they describe, and their weights into a model.
+"""Checkpoints as this project stores them, and what they say of their model.
 
     DIR/latest_checkpointed_iteration.txt, DIR/release/   as Megatron's own load_checkpoint reads them
     DIR/star_checkpoint.json                              the model in Megatron's argument names
@@ -9,29 +9,17 @@ for Megatron.
 """
 
 import re
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from megatron.core.dist_checkpointing.dict_utils import nested_values
-from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories
-from megatron.core.dist_checkpointing.strategies.torch import TorchDistLoadShardedStrategy
-from torch.distributed.checkpoint import CheckpointException
 
 from megatron_star.checked_input import read_json_object, shown
 from megatron_star.model.checked_values import CheckedValues
 from megatron_star.model.recorded_arguments import check_arguments
-from megatron_star.model.weight_hashes import (
-    DamagedWeights,
-    Share,
-    WeightFiles,
-    check_record,
-    checked_beside,
-)
+from megatron_star.model.weight_hashes import WeightFiles, check_record
 
 DESCRIPTION_FILE = "star_checkpoint.json"
 TRACKER_FILE = "latest_checkpointed_iteration.txt"
@@ -43,10 +31,7 @@ _NOT_DESCRIBED = """it holds Megatron weights but no star_checkpoint.json; add o
 `python -m checkpoints_tools.describe {0} --hf-config DIR`"""
 _NOT_CONVERTED = """it is a Hugging Face checkpoint; convert it with \
 `python -m checkpoints_tools.convert_hf_to_megatron --hf {0} --output DIR`"""
-
-
-CONVERT_AGAIN = "; convert the checkpoint again"
-WHOLE = Share()
+_CONVERT_AGAIN = "; convert the checkpoint again"
 _LEGACY_FORMAT = "save it with Megatron's `--ckpt-convert-format torch_dist`"
 
 
@@ -82,7 +67,7 @@ def read_checkpoint_info(load: str | Path) -> CheckpointInfo:
     if not path.is_file():
         raise FileNotFoundError(f"{directory}: {_why_not_described(directory)}")
     weights_directory(directory)
-    description = CheckedValues(read_json_object(path, CONVERT_AGAIN), path)
+    description = CheckedValues(read_json_object(path, _CONVERT_AGAIN), path)
     version = description.any("format_version", None)
     if version != FORMAT_VERSION:
         raise ValueError(f"{path}: format_version is {shown(version)}, this program reads {FORMAT_VERSION}")
@@ -153,106 +138,3 @@ def _tracked_directory(directory: Path) -> Path:
     if iteration != "release" and not re.fullmatch("[0-9]{1,18}", iteration):
         raise ValueError(f"{tracker}: {shown(iteration)} is neither an iteration nor `release`")
     return directory / (iteration if iteration == "release" else f"iter_{int(iteration):07d}")
-
-
-@torch.no_grad()
-def load_weights(model: torch.nn.Module, info: CheckpointInfo, *, verify: Share | None = WHOLE) -> None:
-    """Read the weights into the model's parameters, in place, each rank its own part.
-
-    Any tensor-parallel size, device and parameter dtype; needs `torch.distributed` but communicates nothing.
-
-    Args:
-        verify: which blocks of the files this rank compares with their hashes, where those are known, while
-            it reads; None for no comparison.
-
-    Raises:
-        ValueError: a tensor is missing from the checkpoint or from the model, or its shape differs; a file is
-            damaged; or a value is not a number in the dtype of the parameters.
-    """
-    weights = weights_directory(info.directory)
-    with checked_beside(info.directory, info.weight_files, verify):
-        strategy = TorchDistLoadShardedStrategy()
-        stored = read_stored(weights, lambda: strategy.load_tensors_metadata(weights))
-        wanted = _sharded_tensors(model, stored)
-        _check_same_tensors(wanted, stored, info)
-        for tensor in wanted:
-            if tensor.allow_shape_mismatch:
-                tensor.data.zero_()  # rows of padding, which may not be stored
-        read_stored(
-            weights, lambda: strategy.load({str(i): tensor for i, tensor in enumerate(wanted)}, weights)
-        )
-    for name, parameter in model.named_parameters():
-        if not has_only_numbers(parameter):
-            raise DamagedWeights(
-                f"{info.directory}: {name} holds values that are not finite numbers in {parameter.dtype}"
-            )
-
-
-def read_stored(weights: Path, read: Callable[[], Any]) -> Any:
-    """What `read` returns, which reads torch_dist files of the folder `weights`.
-
-    Raises:
-        DamagedWeights: it fails, with whatever torch makes of files that are not whole.
-    """
-    try:
-        with without_torch_warnings():
-            return read()
-    except (Exception, CheckpointException) as error:
-        cause = error.failures[0][0] if isinstance(error, CheckpointException) else error
-        raise DamagedWeights(f"{weights}: cannot be read ({type(cause).__name__}: {cause})") from error
-
-
-@contextmanager
-def without_torch_warnings() -> Iterator[None]:
-    """For calls of torch.distributed.checkpoint, which warns about what its callers inside torch do."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"torch\.distributed")
-        yield
-
-
-def has_only_numbers(tensor: torch.Tensor) -> bool:
-    """Whether no value is NaN or infinite; in one pass, without a tensor of flags."""
-    return not tensor.numel() or all(bound.isfinite().item() for bound in tensor.detach().aminmax())
-
-
-def _sharded_tensors(model: torch.nn.Module, stored: Mapping[str, ShardedTensor]) -> list[ShardedTensor]:
-    """This rank's parameters as views, each with its key and place in the checkpoint."""
-    stacked = any(key.startswith("decoder.layers.self_attention") for key in stored)
-    state = model.sharded_state_dict(metadata={"non_homogeneous_layers": not stacked})
-    apply_factories(state)
-    tensors = [value for value in nested_values(state) if isinstance(value, ShardedTensor)]
-    for tensor in tensors:
-        tensor.key = _stored_key(tensor.key, stored)
-    return tensors
-
-
-def _stored_key(key: str, stored: Mapping[str, ShardedTensor]) -> str:
-    """Of a layer with experts, Megatron's local specification names the norm as if it had a dense MLP.
-
-    Its TransformerEngine specification, which checkpoints are made with, does not.
-    """
-    with_experts = key.replace("mlp.linear_fc1.layer_norm_weight", "pre_mlp_layernorm.weight")
-    return key if key in stored else with_experts
-
-
-def _check_same_tensors(
-    wanted: list[ShardedTensor], stored: Mapping[str, ShardedTensor], info: CheckpointInfo
-) -> None:
-    where = info.directory
-    keys = {tensor.key for tensor in wanted}
-    if missing := sorted(keys - stored.keys()):
-        raise ValueError(f"{where}: {missing[0]} is not in the checkpoint ({len(missing)} keys missing)")
-    unexpected = sorted(key for key in stored.keys() - keys if not key.startswith("optimizer."))
-    if unexpected:
-        raise ValueError(f"{where}: {unexpected[0]} is not in the model ({len(unexpected)} such keys)")
-    for tensor in wanted:
-        found, expected = tuple(stored[tensor.key].global_shape), tuple(tensor.global_shape)
-        if tensor.allow_shape_mismatch:
-            found, expected = _without_padding(found, info), _without_padding(expected, info)
-        if found != expected:
-            raise ValueError(f"{where}: {tensor.key} has shape {found}, the model needs {expected}")
-
-
-def _without_padding(shape: tuple[int, ...], info: CheckpointInfo) -> tuple[int, ...]:
-    """A vocabulary may be padded to any length: its real tokens are what must agree."""
-    return (min(shape[0], info.args["vocab_size"]), *shape[1:])

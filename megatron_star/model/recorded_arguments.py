@@ -44,14 +44,15 @@ _YARN_NUMBERS = (
 )
 _YARN_SWITCH, _EXPERTS_SWITCH = "yarn_correction_range_round_to_int", "moe_router_pre_softmax"
 _SCALES = ("mscale", "mscale_all_dim")
-_ROUTING = ("none", "aux_loss", "seq_aux_loss", "global_aux_loss")  # which differ in training only
+_ROUTING_TYPE = "moe_router_load_balancing_type"
+_ROUTING_TYPES = ("none", "aux_loss", "seq_aux_loss", "global_aux_loss")  # which differ in training only
 MODELLED = frozenset(
     (
         *("num_layers", *_SIZES, *_SWITCHES, *_NUMBERS, *_YARN_NUMBERS, *_SCALES),
         *(_YARN_SWITCH, _EXPERTS_SWITCH),
         *("normalization", "position_embedding_type", "rope_scaling_factor", "make_vocab_size_divisible_by"),
         *("num_experts", "moe_ffn_hidden_size", "moe_router_topk"),
-        *("moe_router_load_balancing_type", "moe_token_dispatcher_type", "moe_layer_freq"),
+        *("moe_token_dispatcher_type", "moe_layer_freq"),
     )
 )
 # What may be recorded, and with which values, besides the default of `TransformerConfig`.
@@ -69,6 +70,7 @@ _ALLOWED: dict[str, tuple[Any, ...]] = {
     "hybrid_override_pattern": (None,),
     "linear_attention_freq": (None,),
     "moe_router_topk_scaling_factor": (1.0,),
+    _ROUTING_TYPE: _ROUTING_TYPES,
     "mtp_enabled": (False,),
     "mtp_num_layers": (0,),
     "openai_gelu": (False,),
@@ -96,7 +98,7 @@ _WITHOUT_EFFECT = re.compile(
     r"|mtp_|mup_|nccl_|num_layers_(at|in)|num_microbatches|offload|output_layer_init|overlap_|params_dtype"
     r"|perform_init|persist|pipeline_|qk_clip|quant_recipe|recompute|sequence_parallel|symmetric|tensor_|test_"
     r"|timers|tp_|transformer_impl|use_(cpu|grouped|inference|kitchen|mamba|ring|te_|transformer_engine)"
-    r"|variable_seq|virtual_|wgrad|window_attn_skip|.*(fused|fusion|_func$))"
+    r"|variable_seq|virtual_|wgrad|window_attn_skip|(?!activation_func$).*(fused|fusion|_func$))"
 )
 _FIELDS = {field.name: field.default for field in dataclasses.fields(TransformerConfig)}
 
@@ -149,7 +151,7 @@ def _check_experts(values: CheckedValues, layers: int) -> None:
     values.integer("moe_router_topk", most=experts)
     values.integer("moe_ffn_hidden_size")
     values.boolean(_EXPERTS_SWITCH)
-    values.one_of("moe_router_load_balancing_type", _ROUTING, "aux_loss")
+    values.one_of(_ROUTING_TYPE, _ROUTING_TYPES, "aux_loss")
     if not is_every_layer(values.any("moe_layer_freq", 1), layers):
         raise values.wrong("moe_layer_freq", "1, experts in every layer")
 
@@ -172,9 +174,15 @@ def not_understood(recorded: Mapping[str, Any], known: Collection[str] = ()) -> 
         if name in MODELLED or (name.startswith("moe_") and not with_experts):
             continue
         if name in _ALLOWED or (name in _FIELDS and not _WITHOUT_EFFECT.match(name)):
-            accepted = value is None or value in (*_ALLOWED.get(name, ()), _FIELDS.get(name))
+            accepted = _is_allowed(name, value)
         else:
             accepted = not value or name in _FIELDS or name in known
         if not accepted:
             return f"{name}={shown(value)} is not supported"
     return None
+
+
+def _is_allowed(name: str, value: Any) -> bool:
+    allowed = (None, *_ALLOWED.get(name, ()), _FIELDS.get(name))
+    several = name == _ROUTING_TYPE and isinstance(value, list)  # one for each auxiliary loss
+    return all(each in allowed for each in (value if several else [value]))

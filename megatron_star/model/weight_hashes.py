@@ -34,6 +34,9 @@ class Share(NamedTuple):
     count: int = 1
 
 
+WHOLE = Share()
+
+
 def hash_files(directory: Path, names: list[str], advance: Callable[[int], object]) -> dict[str, Any]:
     """The hashes of files below `directory`; `advance` is told the bytes of each block."""
     blocks = [(name, number) for name in names for number in range(_num_blocks(directory / name))]

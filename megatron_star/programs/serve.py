@@ -21,10 +21,10 @@ from megatron_star.job.star_arguments import add_star_arguments, star_config
 from megatron_star.parallel.control import DRIVER
 from megatron_star.programs.server_arguments import add_server_arguments, server_settings
 from megatron_star.server.app import create_app
-from megatron_star.server.completion import CompletionService
 from megatron_star.server.http_server import HttpServer, bind
 from megatron_star.server.log import LineWriter, log_to_stderr
 from megatron_star.server.metrics import ServerMetrics
+from megatron_star.server.service import CompletionService
 from megatron_star.server.state import ServerState
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)

@@ -1,18 +1,16 @@
 """The FastAPI application: routes, middleware and error bodies put together."""
 
-from time import time
-
 from fastapi import FastAPI
 
 import megatron_star
-from megatron_star.server import megatron_routes, openai_routes, operations_routes
+from megatron_star.server import operations_routes
 from megatron_star.server.errors import install_error_handlers
-from megatron_star.server.json_body import BodyChecker
 from megatron_star.server.metrics import ServerMetrics
 from megatron_star.server.middleware import AccessLog, Admission, BodyLimit
 from megatron_star.server.names import OwnNamesOnly
 from megatron_star.server.settings import ServerSettings
-from megatron_star.server.state import ServerState
+from megatron_star.server.state import Server, ServerState
+from megatron_star.server.wires import megatron_routes, openai_routes
 
 
 def create_app(settings: ServerSettings, state: ServerState, metrics: ServerMetrics) -> FastAPI:
@@ -26,9 +24,7 @@ def create_app(settings: ServerSettings, state: ServerState, metrics: ServerMetr
         redoc_url=None,
         redirect_slashes=False,
     )
-    app.state.settings, app.state.server, app.state.metrics = settings, state, metrics
-    app.state.bodies = BodyChecker()
-    app.state.created = int(time())
+    Server(settings, state, metrics).attach(app)
     for routes in (megatron_routes, openai_routes, operations_routes):
         app.include_router(routes.router)
     install_error_handlers(app)

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from time import monotonic
 from typing import NamedTuple
@@ -17,25 +17,27 @@ SECONDS_BETWEEN_LOG_LINES = 5.0
 log = logging.getLogger("megatron_star.server")
 
 
-class Progress(NamedTuple):
+class EncodingProgress(NamedTuple):
     """Context tokens of a batch that are encoded by now."""
 
     num_encoded: int
     num_tokens: int
 
 
-Event = tuple[int, NewToken | StarResult] | Progress
+Event = tuple[int, NewToken | StarResult] | EncodingProgress
 
 
 class Batch:
     """The answers to one HTTP request, in its order: `num_choices` to each prompt.
 
     Attributes:
+        splits: for each prompt.
+        echoes: the prompts' texts, if the answers repeat them.
         refusal: why `events` raised, if it did.
     """
 
-    def __init__(self, splits: list[SplitPrompt], answers: list[Answer]) -> None:
-        self.splits, self.answers = splits, answers
+    def __init__(self, splits: list[SplitPrompt], answers: list[Answer], echoes: Sequence[str] = ()) -> None:
+        self.splits, self.answers, self.echoes = splits, answers, echoes
         self.results: list[StarResult | None] = [None] * len(answers)
         self.refusal: RequestError | None = None
         self._loop = asyncio.get_running_loop()
@@ -72,13 +74,18 @@ class Batch:
                     raise self.refusal
             yield index, event
 
+    @property
+    def num_choices(self) -> int:
+        """Answers to each prompt."""
+        return len(self.answers) // len(self.splits)
+
     async def wait(self) -> None:
         """Until every result is there."""
         async for _ in self.events():
             pass
 
-    def _progress(self) -> Progress:
-        progress = Progress(
+    def _progress(self) -> EncodingProgress:
+        progress = EncodingProgress(
             sum(answer.num_encoded_tokens for answer in self.answers),
             sum(len(answer.job.request.context_tokens) for answer in self.answers),
         )

@@ -14,6 +14,7 @@ from starlette.types import Scope
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from megatron_star.server.errors import KINDS
+from megatron_star.server.record import record_of
 
 LARGEST_HEAD_BYTES = 16 << 10
 PIECE_BYTES = 16 << 10
@@ -142,7 +143,7 @@ class PatientProtocol(H11Protocol):
     def send_400_response(self, msg: str) -> None:
         """Answer what is no HTTP; if an answer was given already, only close. Whoever reads it is told."""
         if not self._is_between_requests:
-            self.cycle.scope["star_error"] = KINDS[400]
+            record_of(self.cycle.scope).error = KINDS[400]
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):

@@ -8,7 +8,11 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+
+from megatron_star.checked_input import FieldError
+from megatron_star.server.record import record_of
 
 LONGEST_MESSAGE = 500
 KINDS = {
@@ -34,6 +38,33 @@ class RequestError(Exception):
     def __init__(self, status: int, message: str, field: str | None = None) -> None:
         super().__init__(message)
         self.status, self.message, self.field = status, message, field
+
+
+class ErrorDetail(BaseModel):
+    """What is wrong; `param` is the field that is meant."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class ErrorBody(BaseModel):
+    """The body of every error."""
+
+    message: str
+    error: ErrorDetail
+
+
+ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
+    "4XX": {"model": ErrorBody, "description": "The request is refused; `param` names the field."},
+    503: {"model": ErrorBody, "description": "Loading, draining or stopped; see Retry-After."},
+}
+
+
+def refusal(error: ValueError) -> RequestError:
+    """What a value that is wrong means over HTTP: status 400, and the field if the error has one."""
+    return RequestError(400, str(error), error.field if isinstance(error, FieldError) else None)
 
 
 def error_body(status: int, message: str, field: str | None = None) -> dict[str, Any]:
@@ -79,15 +110,18 @@ def install_error_handlers(app: FastAPI) -> None:
     """Let every exception end in `error_response`."""
 
     async def refused(request: Request, error: RequestError) -> Response:
-        request.scope["star_error"] = KINDS.get(error.status, "refused")
+        record_of(request.scope).error = KINDS.get(error.status, "refused")
         return error_response(error.status, error.message, error.field)
 
+    async def wrong_field(request: Request, error: FieldError) -> Response:
+        return await refused(request, refusal(error))
+
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        request.scope["star_error"] = KINDS[400]
+        record_of(request.scope).error = KINDS[400]
         return error_response(400, *describe_validation(error.errors()))
 
     async def http(request: Request, error: HTTPException) -> Response:
-        request.scope["star_error"] = KINDS.get(error.status_code, "refused")
+        record_of(request.scope).error = KINDS.get(error.status_code, "refused")
         return error_response(error.status_code, str(error.detail))
 
     async def bug(request: Request, error: Exception) -> Response:
@@ -95,6 +129,7 @@ def install_error_handlers(app: FastAPI) -> None:
         return error_response(500, "internal error: see the server's log")
 
     app.add_exception_handler(RequestError, refused)
+    app.add_exception_handler(FieldError, wrong_field)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http)
     app.add_exception_handler(Exception, bug)

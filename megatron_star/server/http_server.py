@@ -9,8 +9,8 @@ from time import monotonic, sleep
 import uvicorn
 from fastapi import FastAPI
 
-from megatron_star.server.completion import CompletionService
 from megatron_star.server.connection import Connections, protocol
+from megatron_star.server.service import CompletionService
 from megatron_star.server.settings import ServerSettings
 from megatron_star.server.state import ServerState
 

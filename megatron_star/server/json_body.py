@@ -2,15 +2,10 @@
 
 import asyncio
 import json
-from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from email.message import Message
 from time import monotonic, sleep
 from typing import Any
 
-from fastapi import Request
-from fastapi.responses import Response
-from fastapi.routing import APIRoute
 from pydantic import TypeAdapter, ValidationError
 
 from megatron_star.server.errors import RequestError, describe_validation
@@ -99,54 +94,3 @@ def _check_sizes(values: Any, most_items: int) -> None:
                 400, f"{name[:100]}: it has {len(value)} parts; the limit is {most}", name[:100]
             )
         found += [(inner, part) for inner, part in named if isinstance(part, dict | list)]
-
-
-class _CheckedRequest(Request):
-    """A request whose body is checked already: FastAPI finds a model where it looks for JSON."""
-
-    value: Any = None
-
-    async def body(self) -> bytes:
-        """Not empty, which is all that is asked."""
-        return b"{}"
-
-    async def json(self) -> Any:
-        """The model."""
-        return self.value
-
-
-class CheckedBodyRoute(APIRoute):
-    """A route whose body is checked by the application's `BodyChecker`."""
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """FastAPI's, behind the check."""
-        handle = super().get_route_handler()
-        if self.body_field is None:
-            return handle
-        adapter = TypeAdapter(self.body_field.field_info.annotation)
-
-        async def check_and_handle(request: Request) -> Response:
-            if not _is_json(request.headers.get("content-type", "")):
-                raise RequestError(400, "Content-Type: it must be application/json", "Content-Type")
-            state, checked_request = request.app.state, _CheckedRequest(request.scope, request.receive)
-            most_items = state.server.service.engine.max_sequence_length
-            checked_request.value = await state.bodies.check(await _whole(request), adapter, most_items)
-            request.scope["star_body_taken"]()
-            return await handle(checked_request)
-
-        return check_and_handle
-
-
-async def _whole(request: Request) -> bytes:
-    """The body, which the request does not keep."""
-    return b"".join([chunk async for chunk in request.stream()])
-
-
-def _is_json(content_type: str) -> bool:
-    """A page elsewhere cannot send that unless this server would allow it, which it never does."""
-    message = Message()
-    message["content-type"] = content_type
-    subtype = message.get_content_subtype()
-    return message.get_content_maintype() == "application" and (
-        subtype == "json" or subtype.endswith("+json")
-    )

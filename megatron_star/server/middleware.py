@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from megatron_star.server.connection import admitted
 from megatron_star.server.errors import KINDS, error_response
 from megatron_star.server.metrics import ServerMetrics
+from megatron_star.server.record import record_of
 from megatron_star.server.settings import ServerSettings
 from megatron_star.server.state import ServerState
 
@@ -47,17 +48,18 @@ class AccessLog:
             await self.app(scope, receive, noted_send)
         except Exception:
             status = status or 500
-            scope["star_error"] = KINDS[500]
+            record_of(scope).error = KINDS[500]
             raise
         finally:
             if not ended:
-                scope.setdefault("star_error", KINDS[499])
+                record_of(scope).error = record_of(scope).error or KINDS[499]
             self._note(scope, status or 499, request_id, monotonic() - start)
 
     def _note(self, scope: Scope, status: int, request_id: str, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "other")
         method = scope["method"] if scope["method"] in KNOWN_METHODS else "other"
-        error = scope.get("star_error") or (KINDS.get(status, "refused") if status >= 400 else None)
+        record = record_of(scope)
+        error = record.error or (KINDS.get(status, "refused") if status >= 400 else None)
         self.metrics.note_response(route=route, method=method, status=status, error=error)
         fields = {
             "request_id": request_id,
@@ -67,7 +69,7 @@ class AccessLog:
             "status": status,
             "seconds": round(seconds, 4),
             **({"error": error} if error else {}),
-            **scope.get("star_log", {}),
+            **record.numbers,
         }
         log.info("request", extra={"fields": fields})
 
@@ -132,7 +134,7 @@ class BodyLimit:
             if refusal:
                 await error_response(*refusal)(scope, receive, send)
             elif refusal is None:
-                scope["star_body_taken"] = partial(self._give_back, body)
+                record_of(scope).body_taken = partial(self._give_back, body)
                 await self.app(scope, _replayed(bytes(body), receive), send)
         finally:
             self._give_back(body)

@@ -6,6 +6,8 @@ from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from megatron_star.server.state import server_of
+
 PAGE = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
 PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
@@ -18,7 +20,7 @@ router = APIRouter(tags=["operations"])
 @router.get("/health", responses={503: {"description": "Loading, draining, or a rank does not go on."}})
 async def health(request: Request) -> JSONResponse:
     """200 while requests are taken and answered, 503 while they are not; needs no key."""
-    state = request.app.state.server
+    state = server_of(request).state
     trouble = state.trouble
     ready = state.ready and not trouble
     body = {"status": state.name, "live": True, "ready": ready, "draining": state.draining}
@@ -30,7 +32,7 @@ async def health(request: Request) -> JSONResponse:
 @router.get("/metrics", response_class=Response)
 def metrics(request: Request) -> Response:
     """Prometheus' exposition format."""
-    return Response(request.app.state.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+    return Response(server_of(request).metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
 
 @router.get("/", include_in_schema=False)

@@ -1,8 +1,14 @@
-"""Where the server is in its life, and how many requests are inside."""
+"""Where the server is in its life, how many requests are inside, and what all routes share."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from time import time
 
-from megatron_star.server.completion import CompletionService
+from fastapi import FastAPI, Request
+
+from megatron_star.server.json_body import BodyChecker
+from megatron_star.server.metrics import ServerMetrics
+from megatron_star.server.service import CompletionService
+from megatron_star.server.settings import ServerSettings
 
 
 @dataclass
@@ -31,3 +37,30 @@ class ServerState:
         if self.draining:
             return "draining"
         return "stalled" if self.trouble else "ready"
+
+
+@dataclass(frozen=True)
+class Server:
+    """All that the routes share; `created` is when it was put together, in seconds since 1970."""
+
+    settings: ServerSettings
+    state: ServerState
+    metrics: ServerMetrics
+    bodies: BodyChecker = field(default_factory=BodyChecker)
+    created: int = field(default_factory=lambda: int(time()))
+
+    def attach(self, app: FastAPI) -> None:
+        """Let `server_of` find it from requests to this application."""
+        app.state.server = self
+
+
+def server_of(request: Request) -> Server:
+    """The server that a request came to."""
+    return request.app.state.server
+
+
+def service_of(request: Request) -> CompletionService:
+    """The service; admission lets nobody in before there is one."""
+    service = server_of(request).state.service
+    assert service is not None
+    return service

@@ -50,7 +50,7 @@ def share_of_star(mixture: Mixture, encodings, block: int, layer_number: int) ->
         ("star in layers 9 to 10 only", [0, 1, 2, 3], [9, 10]),
         ("star before the needle's block only", [0], range(1, 11)),
         ("star in the needle's block only", [1], range(1, 11)),
-        ("star behind the needle's block only", [2, 3], range(1, 11)),
+        ("star after the needle's block only", [2, 3], range(1, 11)),
         ("star but for the last block", [0, 1, 2], range(1, 11)),
     ],
 )

@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from random_models import CONFIGS, save_random_model
+from random_models import CONFIGS
 
+from benchmarks.random_models import save_random_model
 from checkpoints_tools import convert_hf_to_megatron
 
 _DEMO = Path(__file__).parents[2] / ".demo"

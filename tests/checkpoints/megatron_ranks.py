@@ -31,8 +31,9 @@ from torch.distributed.checkpoint import FileSystemWriter, save
 from checkpoints_tools.megatron_args import args_for_megatron
 from checkpoints_tools.whole_sequence import megatron_logits
 from megatron_star.model.build import build_gpt_model
-from megatron_star.model.checkpoint import load_weights, read_checkpoint_info
+from megatron_star.model.checkpoint import read_checkpoint_info
 from megatron_star.model.cpu import use_cpu_where_cuda_is_absent
+from megatron_star.model.stored_weights import load_weights
 from megatron_star.parallel.groups import initialize_groups
 
 _CPU_FLAGS = (

@@ -67,16 +67,6 @@ CONFIGS: dict[str, PreTrainedConfig] = {
 }
 
 
-def save_random_model(config: PreTrainedConfig, directory: Path, dtype: torch.dtype = torch.float32) -> None:
-    """Write a checkpoint with random weights, random biases and norms among them."""
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    for name, parameter in model.named_parameters():
-        if parameter.dim() == 1:
-            torch.nn.init.normal_(parameter, mean=0.0 if name.endswith("bias") else 1.0, std=0.3)
-    model.to(dtype).save_pretrained(directory)
-
-
 def random_token_ids(count: int = 45) -> list[int]:
     """Token ids of these models."""
     return torch.randint(VOCAB_SIZE, (count,), generator=torch.Generator().manual_seed(1)).tolist()

@@ -13,12 +13,15 @@ from megatron.core.models.common.embeddings.yarn_rotary_pos_embedding import (
     _yarn_get_concentration_factor,
 )
 from megatron_ranks import logits_of
-from random_models import CONFIGS, hf_logits, random_token_ids, save_random_model
-from transformers import AutoConfig
+from random_models import CONFIGS, hf_logits, random_token_ids
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+from benchmarks.random_models import save_random_model
 from checkpoints_tools import convert_hf_to_megatron
+from checkpoints_tools.families import FAMILIES
 from checkpoints_tools.hf_config import model_arguments
+from megatron_star.model.checked_values import CheckedValues
 
 ABSENT = object()
 _YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
@@ -135,6 +138,26 @@ def test_what_megatron_would_compute_otherwise_is_refused_by_name(name, changes,
     with pytest.raises(ValueError, match="config.json: ") as error:
         model_arguments({key: value for key, value in config.items() if value is not ABSENT})
     assert word in str(error.value) and "\n" not in str(error.value)
+
+
+# What is for training, for generating, or what transformers has resolved into another key.
+WITHOUT_EFFECT = {
+    *("attention_dropout", "initializer_range", "router_aux_loss_coef", "router_jitter_noise"),
+    *("bos_token_id", "eos_token_id", "pad_token_id", "use_cache", "output_router_logits", "pretraining_tp"),
+    *("max_window_layers", "use_sliding_window", "sliding_window"),  # into layer_types; else it is read
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_key_of_a_family_is_read_or_refused_or_has_no_effect(monkeypatch, family):
+    config = next(config for config in CONFIGS.values() if config.model_type == family)
+    looked_at, look_up = set(), CheckedValues.any
+    monkeypatch.setattr(
+        CheckedValues, "any", lambda self, key, *default: looked_at.add(key) or look_up(self, key, *default)
+    )
+    model_arguments(json.loads(config.to_json_string()))
+    keys = vars(CONFIG_MAPPING[family]()).keys() - vars(PreTrainedConfig()).keys()
+    assert keys - looked_at - FAMILIES[family].neutral.keys() - WITHOUT_EFFECT == set()
 
 
 def random_rope(draw: random.Random) -> dict:

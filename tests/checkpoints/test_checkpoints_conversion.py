@@ -6,9 +6,10 @@ import pytest
 import torch
 from distributed import run_ranks
 from megatron_ranks import logits_of
-from random_models import CONFIGS, hf_logits, random_token_ids, save_random_model
+from random_models import CONFIGS, hf_logits, random_token_ids
 from safetensors.torch import load_file
 
+from benchmarks.random_models import save_random_model
 from checkpoints_tools import convert_hf_to_megatron, convert_megatron_to_hf
 from checkpoints_tools.safetensors_files import HfWeights
 from megatron_star.model.checkpoint import read_checkpoint_info

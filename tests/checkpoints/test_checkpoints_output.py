@@ -1,5 +1,6 @@
 """`--force` replaces a checkpoint that we have written, and destroys nothing else."""
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -162,3 +163,17 @@ def test_describe_overwrites_no_description_and_no_tokenizer(converted, tmp_path
         add_description(output, hf)
     add_description(output, hf, force=True)
     assert read_checkpoint_info(output).family == "qwen2"
+
+
+def test_every_file_and_folder_is_on_the_disk_before_the_output_has_its_name(case, monkeypatch, tmp_path):
+    output, synced, fsync = tmp_path / "place" / "out", {}, os.fsync
+
+    def recorded(descriptor: int) -> None:
+        synced[os.fstat(descriptor).st_ino] = output.exists()
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", recorded)
+    case.run(output)
+    written = {path.stat().st_ino for path in (output, *output.rglob("*"))}
+    assert written <= {inode for inode, was_there in synced.items() if not was_there}
+    assert synced[output.parent.stat().st_ino], "the folder that has the name was not synced after it had it"

@@ -43,6 +43,7 @@ SAME_FOR_ALL = [
     ("rotary_seq_len_interpolation_factor", 4.0),
     ("seq_len_interpolation_factor", 4.0),
     ("heterogeneous_layers_config_path", "layers.json"),
+    ("activation_func", "gelu"),
     ("embedding_multiplier_of_a_fork", 12.0),
 ]
 COMPARED = [
@@ -60,6 +61,8 @@ OF_EXPERTS = [
     ("moe_expert_capacity_factor", 1.0),
     ("moe_apply_probs_on_input", True),
     ("moe_layer_freq", [0, 1, 1]),
+    ("moe_router_load_balancing_type", "sinkhorn"),
+    ("moe_router_load_balancing_type", ["aux_loss", "quantile_balancing"]),
 ]
 
 
@@ -89,6 +92,7 @@ def agree(monkeypatch):
 def test_the_defaults_of_megatrons_parser_and_the_model_itself_are_accepted(agree, model_args):
     agree(model_args, {"seq_length": 4096, "fp8": "hybrid", "recompute_granularity": "full", "bf16": True})
     agree(model_args, {"moe_router_load_balancing_type": "aux_loss", "window_size": None})
+    agree(model_args, {"moe_router_load_balancing_type": ["aux_loss", "seq_aux_loss"]})
 
 
 @pytest.mark.parametrize("name, value", SAME_FOR_ALL + COMPARED)
@@ -184,4 +188,4 @@ def test_every_field_of_megatrons_configuration_has_been_looked_at():
         if field.name not in recorded_arguments.MODELLED | recorded_arguments._ALLOWED.keys()
         and not recorded_arguments._WITHOUT_EFFECT.match(field.name)
     }
-    assert len(must_have_their_default) == 33, sorted(must_have_their_default)
+    assert len(must_have_their_default) == 34, sorted(must_have_their_default)

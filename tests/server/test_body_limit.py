@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from megatron_star.server.middleware import BODIES_IN_FLIGHT, BodyLimit
+from megatron_star.server.record import record_of
 from megatron_star.server.settings import ServerSettings
 
 LIMIT = 100
@@ -30,7 +31,7 @@ def bytes_in_route(path: str, takes: bool) -> tuple[int, int]:
 
     async def route(scope, receive, send):
         if takes:
-            scope["star_body_taken"]()
+            record_of(scope).body_taken()
         seen.append(limit.bytes_in_flight)
 
     limit = BodyLimit(route, ServerSettings(model_name="m", max_request_bytes=LIMIT))

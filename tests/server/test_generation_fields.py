@@ -6,8 +6,8 @@ import pytest
 from small_tokenizers import small_tokenizer
 
 from megatron_star.config import StarConfig
-from megatron_star.server.completion import CompletionService, Generation
-from megatron_star.server.generation_fields import Filters, filters
+from megatron_star.server.ask import Filters, Generation, filters
+from megatron_star.server.service import CompletionService
 from megatron_star.server.settings import ServerSettings
 from megatron_star.text.prompt import SplitPrompt
 

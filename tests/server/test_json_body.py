@@ -9,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from megatron_star.server.errors import RequestError
 from megatron_star.server.json_body import MOST_NAMES, MOST_NUMBERS, MOST_PARTS, BodyChecker, checked
-from megatron_star.server.schemas import ChatRequest, CompletionRequest
+from megatron_star.server.wires.openai_schemas import ChatRequest, CompletionRequest
 
 MOST_TOKENS = 8192
 COMPLETION, CHAT = TypeAdapter(CompletionRequest), TypeAdapter(ChatRequest)

@@ -8,13 +8,8 @@ from openai.resources.completions import Completions
 from openai.types.chat import ChatCompletionMessage
 from pydantic import ValidationError
 
-from megatron_star.server.schemas import (
-    ChatRequest,
-    CompletionRequest,
-    MegatronCompletionRequest,
-    MegatronGenerateRequest,
-    Message,
-)
+from megatron_star.server.wires.megatron_schemas import MegatronCompletionRequest, MegatronGenerateRequest
+from megatron_star.server.wires.openai_schemas import ChatRequest, CompletionRequest, Message
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
 COMPLETION = {"model": "m", "prompt": "x"}

@@ -7,7 +7,7 @@ from small_tokenizers import KINDS, small_tokenizer
 from transformers import AutoTokenizer
 
 from megatron_star.engine.answer import NewToken
-from megatron_star.server.openai_answers import ChatAnswers, CompletionAnswers
+from megatron_star.server.wires.openai_answers import ChatAnswers, CompletionAnswers
 from megatron_star.text.prompt import SplitPrompt
 from megatron_star.text.token_bytes import TokenBytes
 
@@ -30,7 +30,8 @@ def answered(request, smollm2):
         finish_reason="length",
     )
     service = SimpleNamespace(tokenizer=tokenizer, token_bytes=TokenBytes(tokenizer))
-    batch = SimpleNamespace(splits=[SplitPrompt([], prompt, "last_tokens")], answers=[answer])
+    split = SplitPrompt([], prompt, "last_tokens")
+    batch = SimpleNamespace(splits=[split], answers=[answer], echoes=[], num_choices=1)
     return service, batch, answer
 
 
@@ -57,7 +58,7 @@ def test_each_token_begins_where_its_first_byte_is_in_the_text(answered):
         num_bytes += len(service.token_bytes.of(token))
 
     def answers():
-        return CompletionAnswers(service, batch, logprobs=1, echoes=[])
+        return CompletionAnswers(service, batch, logprobs=1)
 
     whole = answers().choice(0, answer)["logprobs"]
     streamed = [piece["logprobs"] for piece in pieces_of(answers(), answer)]

@@ -8,8 +8,8 @@ from small_tokenizers import KINDS, TEMPLATES, small_tokenizer
 from transformers import AutoTokenizer
 
 from megatron_star.server.context_rules import PromptSplitter
-from megatron_star.server.schemas import Message
 from megatron_star.server.star_options import StarOptions
+from megatron_star.server.wires.openai_schemas import Message
 from megatron_star.text.prompt import MOST_TURN_EDGES, split_into_tokens
 
 NUM_QUERY_TOKENS = 40

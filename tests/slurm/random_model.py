@@ -7,13 +7,13 @@ import shutil
 import sys
 from pathlib import Path
 
-import torch
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer, LlamaConfig
+
+from benchmarks.random_models import save_random_model
 
 
-def save_random_model(tokenizer_directory: Path, output: Path) -> None:
+def save_with_tokenizer(tokenizer_directory: Path, output: Path) -> None:
     """Write a Hugging Face checkpoint; the same at every call."""
-    torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(AutoTokenizer.from_pretrained(tokenizer_directory)),
         hidden_size=64,
@@ -23,10 +23,10 @@ def save_random_model(tokenizer_directory: Path, output: Path) -> None:
         num_key_value_heads=2,
         max_position_embeddings=8192,
     )
-    LlamaForCausalLM(config).save_pretrained(output)
+    save_random_model(config, output)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(tokenizer_directory / name, output)
 
 
 if __name__ == "__main__":
-    save_random_model(Path(sys.argv[1]), Path(sys.argv[2]))
+    save_with_tokenizer(Path(sys.argv[1]), Path(sys.argv[2]))

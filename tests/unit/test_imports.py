@@ -14,7 +14,7 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[2]
 TOP_LEVEL = ("megatron_star", "checkpoints_tools", "benchmarks", "launch", "scripts")
-BASE = ("config", "checked_input", "help_formatter")
+BASE = ("config", "checked_input", "help_formatter", "quiet")
 UP_TO_MODEL = (*BASE, "text", "planning", "attention", "parallel", "model")
 UP_TO_ENGINE = (*UP_TO_MODEL, "algorithm", "speed", "engine")
 UP_TO_JOB = (*UP_TO_ENGINE, "job")
@@ -48,6 +48,7 @@ LAYERS = {
 LIBRARIES = ("torch", "torch.distributed", "torch.distributed.checkpoint", "megatron", "transformers")
 LIBRARIES_OF = {
     **dict.fromkeys((*BASE, "planning", "launch", "setup"), ()),
+    "quiet": ("torch", "megatron"),  # names of their loggers
     "text": ("transformers",),
     "attention": ("torch",),
     "parallel": ("torch", "torch.distributed", "megatron"),
@@ -62,16 +63,6 @@ WITHOUT_TORCH = ("config", "checked_input", "help_formatter", "planning", "engin
 
 # To be removed, each by the part of issue 19 that is named.
 EXCEPTIONS = {
-    ("algorithm.star_model", "speed.program_layer"): "MODEL",
-    ("algorithm.star_model", "speed.sliced_linear"): "MODEL",
-    ("attention.torch_cpu", "speed.linear"): "MODEL",
-    ("attention.torch_cpu", "speed.processor"): "MODEL",
-    ("model.build", "speed.elementwise"): "MODEL",
-    ("model.build", "speed.sliced_linear"): "MODEL",
-    ("model.spec", "speed.elementwise"): "MODEL",
-    ("model.spec", "speed.program_layer"): "MODEL",
-    ("model.spec", "speed.sliced_linear"): "MODEL",
-    ("parallel.exchange", "speed.mailbox"): "MODEL",
     ("planning.pace", "torch"): "ENGINE",
 }
 

@@ -101,14 +101,14 @@ def test_a_missing_kernel_says_how_to_install_it(machine, name, message):
         chosen(name=name)
 
 
-@pytest.mark.parametrize("name", [name for name in KERNELS if name != "torch-cpu"])
+@pytest.mark.parametrize("name", [name for name, info in KERNELS.items() if info.device_type == "cuda"])
 def test_a_kernel_is_refused_where_it_cannot_run(machine, name):
-    packages = ("flash-attn", "fa3-fwd", "flash-attn-4", "transformer-engine")
-    machine(*packages, capability=(9, 0) if name == "flash-attn-3" else (10, 0))
+    packages = {info.distribution for info in KERNELS.values()}
+    machine(*packages, capability=(9, 0) if KERNELS[name].below_capability <= (10, 0) else (10, 0))
     assert chosen(name=name) == name
     with pytest.raises(ValueError, match="runs on cuda, not on cpu"):
         chosen(CPU, name=name)
-    if name != "torch-efficient":
+    if torch.float32 not in KERNELS[name].dtypes:
         with pytest.raises(ValueError, match="computes in (float16 or )?bfloat16, not in float32"):
             chosen(dtype=torch.float32, name=name)
         machine(*packages, capability=(7, 0))

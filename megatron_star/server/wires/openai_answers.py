@@ -1,4 +1,4 @@
-"""The bodies of OpenAI's answers: whole, and in chunks."""
+"""Renders answers for OpenAI's clients: whole, and in chunks."""
 
 import json
 import secrets
@@ -8,25 +8,16 @@ from typing import Any
 
 from megatron_star.engine.answer import Answer, NewToken
 from megatron_star.engine.request import StarResult
-from megatron_star.server.batch import Batch, Progress
-from megatron_star.server.completion import CompletionService
+from megatron_star.server.answering import star_report
+from megatron_star.server.batch import Batch, EncodingProgress
 from megatron_star.server.errors import RequestError, error_body
-from megatron_star.server.requests import star_report
-from megatron_star.server.schemas import StreamOptions
+from megatron_star.server.service import CompletionService
+from megatron_star.server.wires.openai_schemas import StreamOptions
 from megatron_star.text.prompt import SplitPrompt
 from megatron_star.text.text_stream import PROMPT_TOKENS, TextStream, text_offsets
 
-PROMPT_LOGPROBS = (
-    "logprobs: with echo=true they would cover the prompt, whose log-probabilities are not computed here "
-    "(so lm-eval's loglikelihood tasks cannot run): leave out logprobs or echo"
-)
 LogprobOfToken = tuple[int, float, tuple[int, float]]
 """A token with its log-probability, and the same of the most likely one in its place."""
-
-
-def completion_text(service: CompletionService, prompt: str | list[int]) -> str:
-    """A prompt as text, for `echo`."""
-    return prompt if isinstance(prompt, str) else service.tokenizer.decode(prompt, skip_special_tokens=False)
 
 
 def prompt_end(split: SplitPrompt) -> list[int]:
@@ -37,9 +28,10 @@ def prompt_end(split: SplitPrompt) -> list[int]:
 def usage(batch: Batch) -> dict[str, Any]:
     """Token counts of all answers, and what Star Attention did for the first."""
     results, splits = batch.results, batch.splits
-    num_choices = len(results) // len(splits)
     return _counts(batch, sum(len(result.tokens) for result in results)) | {
-        "prompt_tokens_details": {"cached_tokens": sum(r.num_cached_tokens for r in results[::num_choices])},
+        "prompt_tokens_details": {
+            "cached_tokens": sum(r.num_cached_tokens for r in results[:: batch.num_choices])
+        },
         "star": star_report(results[0], splits[0]),
     }
 
@@ -59,17 +51,14 @@ class CompletionAnswers:
     name, prefix = "text_completion", "cmpl"
     chunk_name = name
 
-    def __init__(
-        self, service: CompletionService, batch: Batch, *, logprobs: int | None, echoes: list[str]
-    ) -> None:
-        """echoes: for each answer, what is written before it; or none."""
+    def __init__(self, service: CompletionService, batch: Batch, *, logprobs: int | None) -> None:
         self.token_bytes, self.logprobs = service.token_bytes, logprobs
-        self.echoes = echoes or [""] * len(batch.answers)
+        each = range(batch.num_choices)
+        self.echoes = [echo for echo in batch.echoes for _ in each] or [""] * len(batch.answers)
         self._streams = []
         if logprobs is not None:
             ends = [prompt_end(split) for split in batch.splits]
-            each = len(batch.answers) // len(ends)
-            self._streams = [TextStream(service.tokenizer, end) for end in ends for _ in range(each)]
+            self._streams = [TextStream(service.tokenizer, end) for end in ends for _ in each]
 
     def choice(self, index: int, answer: Answer) -> dict[str, Any]:
         """A whole answer."""
@@ -165,7 +154,13 @@ class ChatAnswers:
 Answers = CompletionAnswers | ChatAnswers
 
 
-def envelope(answers: Answers, model: str, *, chunk: bool) -> dict[str, Any]:
+def render_whole(batch: Batch, answers: Answers, model: str) -> dict[str, Any]:
+    """The body of an answer."""
+    choices = [answers.choice(index, answer) for index, answer in enumerate(batch.answers)]
+    return _envelope(answers, model, chunk=False) | {"choices": choices, "usage": usage(batch)}
+
+
+def _envelope(answers: Answers, model: str, *, chunk: bool) -> dict[str, Any]:
     """What every answer, or chunk of it, carries."""
     return {
         "id": f"{answers.prefix}-{secrets.token_hex(12)}",
@@ -175,11 +170,11 @@ def envelope(answers: Answers, model: str, *, chunk: bool) -> dict[str, Any]:
     }
 
 
-async def stream_chunks(
+async def render_stream(
     batch: Batch, answers: Answers, model: str, options: StreamOptions
 ) -> AsyncIterator[str]:
     """Server-sent events: chunks, progress as comments, and the end or an error."""
-    head = envelope(answers, model, chunk=True)
+    head = _envelope(answers, model, chunk=True)
     num_generated = 0
 
     def chunk(choice: dict[str, Any]) -> str:
@@ -195,7 +190,7 @@ async def stream_chunks(
             yield chunk(choice)
     try:
         async for event in batch.events():
-            if isinstance(event, Progress):
+            if isinstance(event, EncodingProgress):
                 yield f": encoded {event.num_encoded} of {event.num_tokens} context tokens\n\n"
                 continue
             index, part = event

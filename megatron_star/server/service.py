@@ -1,4 +1,4 @@
-"""From prompts to answers: admission, tokenization and submission."""
+"""From an `Ask` to its answers: admission, tokenization and submission."""
 
 import asyncio
 import secrets
@@ -6,19 +6,18 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, replace
-from typing import Any
-
-from megatron.core.inference.sampling_params import SamplingParams
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 from megatron_star.config import StarConfig
 from megatron_star.engine.answer import Answer
 from megatron_star.engine.engine import StarEngine
 from megatron_star.engine.request import StarRequest
 from megatron_star.planning.mask import most_sources
+from megatron_star.server.ask import Ask, Content, Generation
 from megatron_star.server.batch import Batch
 from megatron_star.server.context_rules import PromptSplitter
-from megatron_star.server.errors import RequestError
+from megatron_star.server.errors import RequestError, refusal
 from megatron_star.server.metrics import ServerMetrics
 from megatron_star.server.settings import ServerSettings
 from megatron_star.server.star_options import StarOptions
@@ -26,46 +25,16 @@ from megatron_star.text.end_tokens import end_tokens, stop_tokens
 from megatron_star.text.prompt import SplitPrompt
 from megatron_star.text.token_bytes import TokenBytes
 
-SMALLEST_TEMPERATURE = 1e-3
-"""Below it, sampling is greedy: logits divided by less would overflow."""
 MOST_BLOCK_SOURCES = 1 << 15
 TOKENIZER_THREADS = 2
 
 
-@dataclass(frozen=True, kw_only=True)
-class Generation:
-    """How tokens are chosen; the defaults of OpenAI's and Megatron's servers are the routes' business.
+class _Submitted(NamedTuple):
+    """See `Batch`."""
 
-    Attributes:
-        cut_to_room: nobody asked for so many tokens: fewer, where the model's limit leaves fewer.
-        end_tokens: that end an answer; None are those of the model.
-        more_end_tokens: in addition.
-    """
-
-    num_tokens: int
-    cut_to_room: bool = False
-    min_tokens: int = 0
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 0.0
-    stop: tuple[str, ...] = ()
-    end_tokens: tuple[int, ...] | None = None
-    more_end_tokens: tuple[int, ...] = ()
-    seed: int | None = None
-
-    def sampling(self, room: int) -> SamplingParams:
-        """Megatron's parameters, where there is room for so many tokens; top_p of 1 and 0 are off."""
-        num_tokens = max(self.num_tokens, self.min_tokens) if self.cut_to_room else self.num_tokens
-        return SamplingParams(
-            temperature=self.temperature if self.temperature >= SMALLEST_TEMPERATURE else 0.0,
-            top_k=self.top_k,
-            top_p=float(self.top_p) if self.top_p < 1.0 else 0.0,
-            num_tokens_to_generate=min(num_tokens, max(1, room)) if self.cut_to_room else num_tokens,
-            stop_words=list(self.stop) or None,
-        )
-
-
-Build = Callable[[PromptSplitter], list[SplitPrompt]]
+    splits: list[SplitPrompt]
+    answers: list[Answer]
+    echoes: list[str]
 
 
 class CompletionService:
@@ -90,40 +59,30 @@ class CompletionService:
         metrics.watch(engine)
 
     @asynccontextmanager
-    async def batch(
-        self,
-        build: Build,
-        options: StarOptions,
-        generation: Generation,
-        *,
-        num_prompts: int,
-        num_choices: int = 1,
-    ) -> AsyncIterator[Batch]:
-        """Submit `num_choices` requests for each prompt of `build`; what has not ended at exit is cancelled.
+    async def answer(self, ask: Ask) -> AsyncIterator[Batch]:
+        """Submit what is asked; what has not ended at exit is cancelled.
 
         Raises:
-            RequestError: a request cannot be answered; none is then left running.
+            RequestError: a prompt cannot be answered; none is then left running.
         """
-        self._reserve(num_prompts * num_choices)
-        prepare = asyncio.get_running_loop().run_in_executor(
-            self._tokenizers, self._prepare, build, options, generation, num_choices
-        )
+        count = len(ask.prompts) * ask.num_choices
+        self._reserve(count)
+        submitted = asyncio.get_running_loop().run_in_executor(self._tokenizers, self._submit, ask)
         try:
-            splits, answers = await asyncio.shield(prepare)
+            batch = Batch(*await asyncio.shield(submitted))
         except BaseException as error:
-            prepare.add_done_callback(lambda future: self._abandon(future, num_prompts * num_choices))
+            submitted.add_done_callback(lambda future: self._abandon(future, count))
             if isinstance(error, ValueError):
-                raise RequestError(400, str(error), getattr(error, "field", None)) from error
+                raise refusal(error) from error
             raise
-        batch = Batch(splits, answers)
         with self._lock:
-            self._answers.update(answers)
-        for index, answer in enumerate(answers):
+            self._answers.update(batch.answers)
+        for index, answer in enumerate(batch.answers):
             self._waiters.submit(self._follow, batch, index, answer)
         try:
             yield batch
         finally:
-            self.cancel(answers)
+            self.cancel(batch.answers)
 
     def cancel(self, answers: list[Answer]) -> None:
         """End those that have not ended."""
@@ -158,24 +117,29 @@ class CompletionService:
         with self._lock:
             self._num_sequences -= count
 
-    def _abandon(self, prepared: asyncio.Future, count: int) -> None:
+    def _abandon(self, submitted: asyncio.Future, count: int) -> None:
         """Whoever asked is gone, or the request was refused."""
-        if not prepared.cancelled() and prepared.exception() is None:
-            self.cancel(prepared.result()[1])
+        if not submitted.cancelled() and submitted.exception() is None:
+            self.cancel(submitted.result().answers)
         self._release(count)
 
-    def _prepare(
-        self, build: Build, options: StarOptions, generation: Generation, num_choices: int
-    ) -> tuple[list[SplitPrompt], list[Answer]]:
-        star = self.star_config(options)
-        splits = build(self.splitter)
+    def _submit(self, ask: Ask) -> _Submitted:
+        """In a tokenizer's thread."""
+        star = self.star_config(ask.star)
+        splits = [prompt.split(self.splitter, ask.star) for prompt in ask.prompts]
+        echoes = [self._as_text(content) for content in ask.echoed]
         for split in splits:
             self._check_context(len(split.context_tokens), star)
         answers: list[Answer] = []
         with self._cancelled_on_error(answers):
-            for index, split in enumerate(split for split in splits for _ in range(num_choices)):
-                answers.append(self.engine.submit(self._request(split, star, generation, index)))
-        return splits, answers
+            for index, split in enumerate(split for split in splits for _ in range(ask.num_choices)):
+                answers.append(self.engine.submit(self._request(split, star, ask.generation, index)))
+        return _Submitted(splits, answers, echoes)
+
+    def _as_text(self, content: Content) -> str:
+        if isinstance(content, str):
+            return content
+        return self.tokenizer.decode(content, skip_special_tokens=False)
 
     @contextmanager
     def _cancelled_on_error(self, answers: list[Answer]) -> Iterator[None]:

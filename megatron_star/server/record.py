@@ -1,0 +1,28 @@
+"""What those who handle one HTTP request, one after the other, leave for each other."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from starlette.types import Scope
+
+_KEY = "megatron_star.record"
+
+
+@dataclass
+class RequestRecord:
+    """Of one HTTP request; the access log reads it when that ends.
+
+    Attributes:
+        error: the kind of its error, for the log and the counters.
+        numbers: of its answers, for the log.
+        body_taken: to be called once the body is checked: its bytes are in flight no more.
+    """
+
+    error: str | None = None
+    numbers: dict[str, float] = field(default_factory=dict)
+    body_taken: Callable[[], None] = lambda: None
+
+
+def record_of(scope: Scope) -> RequestRecord:
+    """The request's record, which is made when it is first asked for."""
+    return scope.setdefault(_KEY, RequestRecord())

@@ -1,0 +1,72 @@
+"""Fields of completions, on OpenAI's and on Megatron's wire."""
+
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+
+from megatron_star.checked_input import FieldError
+from megatron_star.server.body import (
+    LARGEST_SEED,
+    MOST_PROMPTS,
+    MOST_TOKENS,
+    Body,
+    Prompts,
+    Share,
+    StopTexts,
+    Text,
+    TokenId,
+    TopK,
+)
+from megatron_star.server.star_options import StarOptions
+
+PROMPT_LOGPROBS = (
+    "logprobs: with echo=true they would cover the prompt, whose log-probabilities are not computed here "
+    "(so lm-eval's loglikelihood tasks cannot run): leave out logprobs or echo"
+)
+
+
+class PromptRequest(Body):
+    """What both servers' completions have in common."""
+
+    prompt: (
+        Text
+        | Prompts
+        | Annotated[list[TokenId], Field(min_length=1, max_length=MOST_TOKENS)]
+        | Annotated[list[Annotated[list[TokenId], Field(min_length=1)]], Field(max_length=MOST_PROMPTS)]
+    )
+    contexts: Prompts | None = Field(None, description="one for all prompts, or one for each")
+    temperature: Annotated[float, Field(ge=0.0, le=100.0)] | None = None
+    top_p: Share | None = None
+    top_k: TopK | None = None
+    n: Annotated[int, Field(ge=1, le=16)] | None = None
+    best_of: Annotated[int, Field(ge=1, le=16)] | None = Field(None, description="1 or n")
+    seed: Annotated[int, Field(ge=-LARGEST_SEED, le=LARGEST_SEED)] | None = None
+    stop: StopTexts | None = None
+    logprobs: Annotated[int, Field(ge=0, le=1)] | None = Field(
+        None,
+        description="0: of the tokens that were chosen; 1: and of the most likely one in the place of each",
+    )
+    echo: bool | None = None
+    star: StarOptions | None = None
+
+    @model_validator(mode="after")
+    def _one_context_or_one_each(self) -> Self:
+        count = len(self.prompts())
+        if count == 0:
+            raise ValueError("prompt: it is empty")
+        if self.contexts and len(self.contexts) not in (1, count):
+            raise ValueError(f"contexts: {len(self.contexts)} given for {count} prompts: give 1 or {count}")
+        if self.best_of not in (None, 1, self.n):
+            raise ValueError("best_of: only null, 1 or n is supported here")
+        return self
+
+    def prompts(self) -> list[str] | list[list[int]]:
+        """The prompt, as a list of prompts."""
+        if isinstance(self.prompt, str) or (self.prompt and isinstance(self.prompt[0], int)):
+            return [self.prompt]
+        return self.prompt
+
+    def check_echo(self) -> None:
+        """Raises FieldError if log-probabilities of the prompt are asked for."""
+        if self.echo and self.logprobs is not None:
+            raise FieldError(PROMPT_LOGPROBS, "logprobs")
