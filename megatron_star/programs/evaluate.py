@@ -174,7 +174,7 @@ def check_survey(
         raise ValueError(f"--lengths has {longest}, but the model's limit is {engine.max_sequence_length}")
     with heartbeat("making the first samples"):
         for question in survey.first_questions(maker):
-            engine.check(question.request)
+            engine.prepare(question.request)
             output.lines.finished({question.id: output.asked_with(question)})
     return set(output.lines.records)
 
@@ -194,11 +194,11 @@ def evaluate(
         survey.open_questions(maker, finished, args.max_batch_size), "making samples"
     ):
         start, records = monotonic(), []
-        results = answer_batch(engine, [question.request for question in batch])
+        prepared = [engine.prepare(question.request) for question in batch]
+        results = answer_batch(engine, prepared)
         seconds = (monotonic() - start) / len(batch)
-        for question, result in zip(batch, results, strict=True):
-            plan = engine.planner.plan(len(question.request.context_tokens), question.request.star).plan
-            flops = plan.cost(engine.planner.costs)
+        for question, asked, result in zip(batch, prepared, results, strict=True):
+            flops = asked.plan.cost(engine.planner.costs)
             answer = question.scored(
                 result, model=model, chat=args.chat, seconds=seconds, encoding_flops=flops
             )
