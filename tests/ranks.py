@@ -18,6 +18,7 @@ from megatron_star.algorithm.token_generation import Sequence, generate_step
 from megatron_star.config import StarConfig
 from megatron_star.engine.engine import StarEngine, run_worker
 from megatron_star.engine.request import StarRequest, StarResult
+from megatron_star.engine.thread import EngineThread
 from megatron_star.job import devices as devices_module
 from megatron_star.job.devices import check_gpus_differ
 from megatron_star.job.loading import load_star_model
@@ -246,11 +247,11 @@ def _rows(output_layer: Mock) -> int:
 def on_engine(
     checkpoint: str,
     limits: dict,
-    use: Callable[[StarEngine], object],
+    use: Callable[[StarEngine | EngineThread], object],
     timeout: timedelta = TIMEOUT,
     started: bool = True,
 ) -> object:
-    """What `use` makes of an engine, running or to be stepped, on the driver; None on workers."""
+    """What `use` makes of an engine, in a thread or to be stepped, on the driver; None on workers."""
     star_model, groups = load(checkpoint, 1, timeout)
     for group in (groups.cp, groups.model.tp):  # Megatron's own setting is in whole minutes
         dist.distributed_c10d._set_pg_timeout(timeout, group)
@@ -258,9 +259,11 @@ def on_engine(
         run_worker(star_model, groups.control)
         return None
     engine = StarEngine(star_model, NumbersAsText(), groups.control, **ENGINE_LIMITS | limits)
+    thread = EngineThread(engine)
     if started:
-        engine.start(lambda error: traceback.print_exception(error))
+        thread.start(lambda error: traceback.print_exception(error))
     try:
-        return use(engine)
+        return use(thread if started else engine)
     finally:
+        thread.stop()
         engine.stop()

@@ -62,9 +62,7 @@ OPTIONAL = ("flash_attn", "transformer_engine")
 WITHOUT_TORCH = ("config", "checked_input", "help_formatter", "planning", "engine.scheduler")
 
 # To be removed, each by the part of issue 19 that is named.
-EXCEPTIONS = {
-    ("planning.pace", "torch"): "ENGINE",
-}
+EXCEPTIONS: dict[tuple[str, str], str] = {}
 
 
 def name_of(path: Path) -> str:
@@ -239,7 +237,6 @@ def test_every_way_to_name_a_module_is_seen(source, used):
     assert used in uses(source)
 
 
-@pytest.mark.xfail(strict=False, reason="ENGINE: pace and the scheduler are about to lose torch and Megatron")
 def test_planning_and_the_scheduler_run_without_torch_and_megatron():
     modules = [
         f"megatron_star.{m}" for m in FILES if m.startswith(WITHOUT_TORCH) and not m.endswith("__init__")
