@@ -35,13 +35,14 @@ from megatron_star.algorithm.star_model import StarModel
 from megatron_star.algorithm.token_generation import Sequence, generate_step
 from megatron_star.config import StarConfig
 from megatron_star.job.argument_types import ArgumentParser, token_count
-from megatron_star.job.loading import lay_out_for_reading
 from megatron_star.parallel.exchange import Exchange
 from megatron_star.parallel.groups import StarGroups
 from megatron_star.planning.cost_model import token_costs
 from megatron_star.planning.plan import ContextPlan
 from megatron_star.speed.compiled_layers import compile_layers
 from megatron_star.speed.decode_weights import choose_sliced_parts
+from megatron_star.speed.fast_model import FastStarModel
+from megatron_star.speed.layout import lay_out_for_reading
 from megatron_star.speed.sliced_linear import NO_PARTS
 
 Step = Callable[[], object]
@@ -106,10 +107,10 @@ class Variant(NamedTuple):
     base: str
 
 
-def make_variants(args: Namespace, star_model: StarModel, groups: StarGroups) -> dict[str, Variant]:
+def make_variants(args: Namespace, star_model: FastStarModel, groups: StarGroups) -> dict[str, Variant]:
     """All of them, by name."""
-    sliced = choose_sliced_parts("sliced", star_model.model, star_model.exchange)
-    auto = choose_sliced_parts("auto", star_model.model, star_model.exchange)
+    sliced = choose_sliced_parts("sliced", star_model)
+    auto = choose_sliced_parts("auto", star_model)
     if dist.get_rank() == 0:
         print(f"auto: slices of {', '.join(sorted(auto)) or 'nothing'}")
     works = star_model.exchange.cp_rank == 0
@@ -125,7 +126,7 @@ def make_variants(args: Namespace, star_model: StarModel, groups: StarGroups) ->
             continue  # all the same on one rank
         model = replace(of_ranks, sliced_parts=parts)
         takes_part = works or of_ranks is star_model
-        lay_out_for_reading(model.model, parts)
+        lay_out_for_reading(model, parts)
         if takes_part and id(of_ranks) not in contexts:
             contexts[id(of_ranks)] = filled_context(of_ranks, args.num_tokens)
         for suffix, rows in (("", ()), (COMPILED, (1,)))[: 1 + args.compile]:
@@ -169,14 +170,14 @@ def measure(step: Step, num_steps: int, star_model: StarModel) -> dict[str, floa
     return {name: over_ranks(value, dist.ReduceOp.MAX, star_model) for name, value in figures.items()}
 
 
-def run(args: Namespace, star_model: StarModel, groups: StarGroups) -> None:
+def run(args: Namespace, star_model: FastStarModel, groups: StarGroups) -> None:
     """All rounds, and a table on rank 0."""
     variants = make_variants(args, star_model, groups)
 
     def measure_all() -> Round:
         figures = {}
         for name, variant in variants.items():
-            lay_out_for_reading(star_model.model, variant.layout)
+            lay_out_for_reading(star_model, variant.layout)
             figures[name] = measure(variant.begin(), args.num_steps, star_model)
         return figures
 

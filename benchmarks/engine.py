@@ -25,6 +25,7 @@ from megatron_star.algorithm.token_generation import Sequence, generate_step
 from megatron_star.config import StarConfig
 from megatron_star.engine.engine import StarEngine, run_worker
 from megatron_star.engine.request import SamplingParams, StarRequest
+from megatron_star.engine.thread import EngineThread
 from megatron_star.job.argument_types import ArgumentParser, token_count
 from megatron_star.job.environment import read_environment
 from megatron_star.job.loading import load_star_model
@@ -77,7 +78,7 @@ def measure_decoding(args: Namespace, star_model: StarModel) -> dict[str, float]
     }
 
 
-def ask(engine: StarEngine, tokens: list[int], block_size: int, num_tokens: int, query: int) -> StarRequest:
+def ask(engine: EngineThread, tokens: list[int], block_size: int, num_tokens: int, query: int) -> StarRequest:
     """A greedy request."""
     return StarRequest(
         context_tokens=tokens,
@@ -87,9 +88,9 @@ def ask(engine: StarEngine, tokens: list[int], block_size: int, num_tokens: int,
     )
 
 
-def measure_second_question(args: Namespace, engine: StarEngine) -> dict[str, float]:
+def measure_second_question(args: Namespace, engine: EngineThread) -> dict[str, float]:
     """Seconds to the first token of two questions about one document, one after the other."""
-    tokens = random_tokens(args.num_tokens + 1, engine.star_model)
+    tokens = random_tokens(args.num_tokens + 1, engine.engine.star_model)
     first, second = (
         engine.submit(ask(engine, tokens, args.block_size, 2, query)).result().timings.ttft_s
         for query in (5, 6)
@@ -97,9 +98,9 @@ def measure_second_question(args: Namespace, engine: StarEngine) -> dict[str, fl
     return {"first_ttft_s": first, "second_ttft_s": second, "first_against_second": first / second}
 
 
-def measure_waiting(args: Namespace, engine: StarEngine) -> dict[str, float]:
+def measure_waiting(args: Namespace, engine: EngineThread) -> dict[str, float]:
     """The longest time between two tokens of a sequence while a long context is encoded beside it."""
-    short, long = (random_tokens(n, engine.star_model) for n in (500, args.long_tokens))
+    short, long = (random_tokens(n, engine.engine.star_model) for n in (500, args.long_tokens))
     running = engine.submit(ask(engine, short, args.block_size, 100_000, 5))
     stream = iter(running)
     next(stream)
@@ -109,12 +110,12 @@ def measure_waiting(args: Namespace, engine: StarEngine) -> dict[str, float]:
         next(stream)
         gaps.append(monotonic() - last)
         last = monotonic()
-    engine.cancel(running.id)
+    running.cancel()
     waits = {"bound_s": args.max_wait_seconds, "longest_wait_s": max(gaps), "tokens_meanwhile": len(gaps)}
     return waits | {"encoding_s": encoding.result().timings.context_encoding_s}
 
 
-def drive(args: Namespace, engine: StarEngine) -> dict[str, dict[str, float]]:
+def drive(args: Namespace, engine: EngineThread) -> dict[str, dict[str, float]]:
     """The measurements that need the engine, on the driver."""
     engine.start(lambda error: end_process(0, error))
     results = {
@@ -122,6 +123,7 @@ def drive(args: Namespace, engine: StarEngine) -> dict[str, dict[str, float]]:
         "waiting while a context is encoded": measure_waiting(args, engine),
     }
     engine.stop()
+    engine.engine.stop()
     return results
 
 
@@ -164,7 +166,7 @@ def main() -> None:
                 tokenizer = load_tokenizer(info.tokenizer_directory)
                 wait = args.max_wait_seconds
                 engine = StarEngine(star_model, tokenizer, groups.control, max_wait_seconds=wait, **limits)
-                report(args, results | drive(args, engine))
+                report(args, results | drive(args, EngineThread(engine)))
 
 
 if __name__ == "__main__":

@@ -8,15 +8,14 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from benchmarks.random_models import random_hugging_face_model
-from megatron_star.algorithm.star_model import StarModel
-from megatron_star.attention.kernels import select_kernel
+from megatron_star.algorithm.star_model import attach
 from megatron_star.job.argument_types import ArgumentParser
-from megatron_star.job.loading import lay_out_for_reading, load_star_model
+from megatron_star.job.loading import load_star_model
 from megatron_star.model.build import build_gpt_model
 from megatron_star.model.checkpoint import read_checkpoint_info
-from megatron_star.parallel.exchange import Exchange
 from megatron_star.parallel.groups import StarGroups
-from megatron_star.speed.decode_weights import choose_sliced_parts
+from megatron_star.speed.attach import with_speed
+from megatron_star.speed.fast_model import FastStarModel
 
 LLAMA = {
     "group_query_attention": True,
@@ -56,7 +55,7 @@ def add_random_model_argument(parser: ArgumentParser) -> None:
     )
 
 
-def measured_model(args: Namespace, groups: StarGroups, device: torch.device) -> StarModel:
+def measured_model(args: Namespace, groups: StarGroups, device: torch.device) -> FastStarModel:
     """The model that the arguments name, on this rank."""
     options = {"device": device, "kernel": args.star_attention_kernel, "decode_weights": args.decode_weights}
     if args.random_model:
@@ -76,7 +75,7 @@ def random_star_model(
     kernel: str = "auto",
     transformer_impl: str = "local",
     decode_weights: str = "auto",
-) -> StarModel:
+) -> FastStarModel:
     """A model of this shape with random weights."""
     model = build_gpt_model(
         shape, groups.model, dtype=dtype, device=device, transformer_impl=transformer_impl
@@ -84,16 +83,8 @@ def random_star_model(
     torch.manual_seed(0)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, mean=float(parameter.dim() == 1), std=0.02)
-    lay_out_for_reading(model)
-    exchange = Exchange(groups.cp)
-    return StarModel(
-        model=model,
-        exchange=exchange,
-        kernel=select_kernel(kernel, device=device, dtype=dtype, head_size=shape["kv_channels"]),
-        vocab_size=shape["vocab_size"],
-        device=device,
-        sliced_parts=choose_sliced_parts(decode_weights, model, exchange),
-    )
+    star_model = attach(model, groups, kernel=kernel, vocab_size=shape["vocab_size"])
+    return with_speed(star_model, decode_weights=decode_weights)
 
 
 def share_of_a_tp_rank(shape: Shape, tp_size: int, num_layers: int) -> Shape:

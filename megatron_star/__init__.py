@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from megatron_star.algorithm.context_encoding import encode_context
+    from megatron_star.algorithm.star_model import attach
     from megatron_star.algorithm.token_generation import Sequence, generate_step
     from megatron_star.config import StarConfig
     from megatron_star.engine.engine import StarEngine
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from megatron_star.model.spec import with_star_attention
     from megatron_star.parallel.groups import StarGroups, initialize_groups
     from megatron_star.planning.plan import ContextPlan
+    from megatron_star.speed.attach import with_speed
 
 __version__ = "0.1.0"
 
@@ -21,10 +23,12 @@ __all__ = [
     "StarConfig",
     "StarEngine",
     "StarGroups",
+    "attach",
     "encode_context",
     "generate_step",
     "initialize_groups",
     "use_cpu_where_cuda_is_absent",
+    "with_speed",
     "with_star_attention",
 ]
 
@@ -34,10 +38,12 @@ _MODULES = {
     "StarConfig": "megatron_star.config",
     "StarEngine": "megatron_star.engine.engine",
     "StarGroups": "megatron_star.parallel.groups",
+    "attach": "megatron_star.algorithm.star_model",
     "encode_context": "megatron_star.algorithm.context_encoding",
     "generate_step": "megatron_star.algorithm.token_generation",
     "initialize_groups": "megatron_star.parallel.groups",
     "use_cpu_where_cuda_is_absent": "megatron_star.model.cpu",
+    "with_speed": "megatron_star.speed.attach",
     "with_star_attention": "megatron_star.model.spec",
 }
 

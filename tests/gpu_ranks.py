@@ -22,10 +22,15 @@ from megatron_star.parallel.exchange import Exchange, SourceTransfers
 from megatron_star.parallel.groups import initialize_groups
 from megatron_star.planning.cost_model import choose_plan, token_costs
 from megatron_star.planning.plan import Source
-from megatron_star.speed.compiled_layers import compile_layers
 
 
-def load(checkpoint: str, dtype: torch.dtype, kernel: str, transformer_impl: str) -> StarModel:
+def load(
+    checkpoint: str,
+    dtype: torch.dtype,
+    kernel: str,
+    transformer_impl: str,
+    compiled_rows: SequenceOf[int] = (),
+) -> StarModel:
     """The model on the first GPU; all ranks form one CP group over gloo, which goes through the host."""
     device = use_cpu_where_cuda_is_absent()
     groups = initialize_groups(tp_size=1, cp_size=dist.get_world_size())
@@ -36,6 +41,7 @@ def load(checkpoint: str, dtype: torch.dtype, kernel: str, transformer_impl: str
         dtype=dtype,
         kernel=kernel,
         transformer_impl=transformer_impl,
+        compiled_rows=compiled_rows,
     )
 
 
@@ -50,7 +56,7 @@ def star_logits(
     compiled_rows: SequenceOf[int] = (),
 ) -> Tensor:
     """[later tokens, vocabulary], float32, on the CPU: logits after each token behind the context."""
-    star_model = compile_layers(load(checkpoint, dtype, kernel, transformer_impl), compiled_rows)
+    star_model = load(checkpoint, dtype, kernel, transformer_impl, compiled_rows)
     sequence = Sequence(encode(star_model, token_ids[:num_context], config), tail_rank=0)
     return torch.cat(
         [generate_step(star_model, [(sequence, [token])]).cpu() for token in token_ids[num_context:]]

@@ -12,27 +12,27 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_star.algorithm import star_model as star_model_module
 from megatron_star.algorithm.context_encoding import encode_context
-from megatron_star.algorithm.star_model import StarModel
+from megatron_star.algorithm.star_model import StarModel, attach
 from megatron_star.algorithm.token_generation import Sequence, generate_step
-from megatron_star.attention.kernels import select_kernel
 from megatron_star.config import StarConfig
 from megatron_star.engine.engine import StarEngine, run_worker
 from megatron_star.engine.request import StarRequest, StarResult
+from megatron_star.engine.thread import EngineThread
 from megatron_star.job import devices as devices_module
-from megatron_star.job import loading as loading_module
 from megatron_star.job.devices import check_gpus_differ
-from megatron_star.job.loading import lay_out_for_reading, load_star_model
+from megatron_star.job.loading import load_star_model
 from megatron_star.model.build import build_gpt_model
 from megatron_star.model.checkpoint import read_checkpoint_info
 from megatron_star.model.cpu import use_cpu_where_cuda_is_absent
-from megatron_star.parallel import exchange as exchange_module
 from megatron_star.parallel.control import SharedError
-from megatron_star.parallel.exchange import Exchange
 from megatron_star.parallel.groups import StarGroups, initialize_groups
 from megatron_star.planning.cost_model import choose_plan, token_costs
 from megatron_star.planning.plan import ContextPlan
+from megatron_star.speed import layout
+from megatron_star.speed.attach import with_fast_modules
+from megatron_star.speed.fast_model import FastStarModel
+from megatron_star.speed.layout import lay_out_for_reading
 from megatron_star.speed.sliced_linear import NO_PARTS, SummedLinear
 
 TIMEOUT = timedelta(minutes=1)
@@ -52,7 +52,7 @@ def gpus_that_differ(uuids: str, backend: str) -> str:
 
 def load(
     checkpoint: str, tp_size: int, timeout: timedelta = TIMEOUT, decode_weights: str = "whole"
-) -> tuple[StarModel, StarGroups]:
+) -> tuple[FastStarModel, StarGroups]:
     """The checkpoint in float32; all ranks that TP does not take form the CP groups."""
     device = use_cpu_where_cuda_is_absent()
     groups = initialize_groups(tp_size=tp_size, cp_size=dist.get_world_size() // tp_size, timeout=timeout)
@@ -99,7 +99,7 @@ def logits_whole_and_sliced(
     ]
 
 
-def random_star_model(args: dict[str, Any], tp_size: int) -> tuple[StarModel, StarGroups]:
+def random_star_model(args: dict[str, Any], tp_size: int) -> tuple[FastStarModel, StarGroups]:
     """A model of these arguments with random weights, biases and norms; the same within a CP group."""
     device = use_cpu_where_cuda_is_absent()
     groups = initialize_groups(tp_size=tp_size, cp_size=dist.get_world_size() // tp_size, timeout=TIMEOUT)
@@ -107,28 +107,22 @@ def random_star_model(args: dict[str, Any], tp_size: int) -> tuple[StarModel, St
     torch.manual_seed(groups.model.tp.rank())
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
-    kernel = select_kernel("auto", device=device, dtype=torch.float32, head_size=args["kv_channels"])
-    vocab_size = args["padded_vocab_size"]
-    star_model = StarModel(
-        model=model, exchange=Exchange(groups.cp), kernel=kernel, vocab_size=vocab_size, device=device
-    )
-    return star_model, groups
+    return with_fast_modules(attach(model, groups)), groups
 
 
-def norms_and_activations(args: dict[str, Any]) -> tuple[str, str]:
-    """Names of the classes of a layer's first norm, and of what Megatron takes as its MLP's activation."""
+def norms_and_mlps(args: dict[str, Any]) -> tuple[str, str]:
+    """Names of the classes of a layer's first norm, and of its MLP."""
     layer = random_star_model(args, 1)[0].model.decoder.layers[0]
-    activation = getattr(layer.mlp, "activation_func", None)
-    return type(layer.input_layernorm).__name__, type(activation).__name__
+    return type(layer.input_layernorm).__name__, type(layer.mlp).__name__
 
 
 def slices_in_one_piece(args: dict[str, Any], parts: frozenset[str], is_amd: bool) -> dict[str, bool]:
     """By part, whether a rank's slices of all its weights are contiguous, laid out for slices of `parts`."""
-    model = random_star_model(args, 1)[0].model
-    with patch.object(loading_module, "IS_AMD", is_amd):
-        lay_out_for_reading(model, parts)
+    star_model = random_star_model(args, 1)[0]
+    with patch.object(layout, "IS_AMD", is_amd):
+        lay_out_for_reading(star_model, parts)
     in_one_piece = {}
-    for part, layers in model.weight_slicing.layers.items():
+    for part, layers in star_model.slicing.layers.items():
         in_one_piece[part] = all(
             (layer.weight[:, :3].t() if isinstance(layer, SummedLinear) else layer.weight[:3]).is_contiguous()
             for layer in layers
@@ -221,7 +215,7 @@ def communication(
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as encoding:
         context = encode_context(star_model, token_ids[:num_context], plan)
     sequence = Sequence(context, tail_rank=0)
-    with patch.object(exchange_module, "LARGEST_BYTES", -1):
+    with patch.object(exchange, "small", None):
         generate_step(star_model, [(sequence, token_ids[num_context:])])
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as decoding:
             generate_step(star_model, [(sequence, token_ids[-1:])])
@@ -238,7 +232,8 @@ def output_layer_calls(checkpoint: str, token_ids: SequenceOf[int], config: Star
     _, plan = choose_plan(
         len(token_ids), star_model.exchange.cp_size, config, token_costs(star_model.model.config)
     )
-    with patch.object(star_model_module, "output_logits", wraps=star_model_module.output_logits) as layer:
+    kind = type(star_model)
+    with patch.object(kind, "output_logits", autospec=True, side_effect=kind.output_logits) as layer:
         context = encode_context(star_model, token_ids, plan)
         encoding = _rows(layer)
         generate_step(star_model, [(Sequence(context, tail_rank=0), token_ids[:9])])
@@ -246,17 +241,17 @@ def output_layer_calls(checkpoint: str, token_ids: SequenceOf[int], config: Star
 
 
 def _rows(output_layer: Mock) -> int:
-    return sum(len(call.args[0]) for call in output_layer.call_args_list)
+    return sum(len(call.args[1]) for call in output_layer.call_args_list)
 
 
 def on_engine(
     checkpoint: str,
     limits: dict,
-    use: Callable[[StarEngine], object],
+    use: Callable[[StarEngine | EngineThread], object],
     timeout: timedelta = TIMEOUT,
     started: bool = True,
 ) -> object:
-    """What `use` makes of an engine, running or to be stepped, on the driver; None on workers."""
+    """What `use` makes of an engine, in a thread or to be stepped, on the driver; None on workers."""
     star_model, groups = load(checkpoint, 1, timeout)
     for group in (groups.cp, groups.model.tp):  # Megatron's own setting is in whole minutes
         dist.distributed_c10d._set_pg_timeout(timeout, group)
@@ -264,9 +259,11 @@ def on_engine(
         run_worker(star_model, groups.control)
         return None
     engine = StarEngine(star_model, NumbersAsText(), groups.control, **ENGINE_LIMITS | limits)
+    thread = EngineThread(engine)
     if started:
-        engine.start(lambda error: traceback.print_exception(error))
+        thread.start(lambda error: traceback.print_exception(error))
     try:
-        return use(engine)
+        return use(thread if started else engine)
     finally:
+        thread.stop()
         engine.stop()

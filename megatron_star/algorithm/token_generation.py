@@ -18,10 +18,6 @@ from megatron_star.attention.merge import PartialSum
 from megatron_star.attention.partial import AttentionKernel, Partial
 from megatron_star.model.attention import StarInferenceContext
 
-MOST_TOKENS_OF_SLICES = 512
-"""New tokens of a step that still uses slices of weights: with more, computing takes longer than reading, and
-what the ranks tell each other grows with the tokens."""
-
 
 @dataclass
 class Sequence:
@@ -71,6 +67,8 @@ class TokenGenerationStep(StarInferenceContext):
         runs: sequences that share a context, with their rows.
     """
 
+    is_replicated = True
+
     def __init__(self, star_model: StarModel, packed: SequenceOf[NewTokens]) -> None:
         """packed: sequences that share a context stand side by side."""
         self.rows = _row_ranges([len(tokens) for _, tokens in packed])
@@ -83,7 +81,6 @@ class TokenGenerationStep(StarInferenceContext):
             for i in range(len(tokens))
         ]
         super().__init__(torch.tensor(positions, dtype=torch.int64, device=star_model.device))
-        self.slices_weights = len(positions) <= MOST_TOKENS_OF_SLICES
 
     def attend(
         self, layer_number: int, query: Tensor, key: Tensor, value: Tensor, softmax_scale: float

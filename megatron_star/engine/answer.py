@@ -1,4 +1,4 @@
-"""One request's answer while it comes: tokens, text, end, and timings. Read from any thread."""
+"""A request on its way, from the checks to its end: what the scheduler needs, and the answer as it comes."""
 
 import queue
 import threading
@@ -8,9 +8,10 @@ from time import monotonic
 
 from torch import Tensor
 
-from megatron_star.engine.job import Job
-from megatron_star.engine.request import StarResult, Timings
+from megatron_star.engine.request import StarRequest, StarResult, Timings
 from megatron_star.engine.sampling import TokenSampler
+from megatron_star.engine.scheduled_request import ScheduledRequest, Stage
+from megatron_star.planning.planner import PlannedContext
 from megatron_star.text.text_stream import PROMPT_TOKENS, TextStream, Tokenizer
 
 
@@ -28,25 +29,34 @@ class NewToken:
     likeliest: tuple[int, float]
 
 
-class Answer:
-    """Streams `NewToken`s and ends with a `StarResult`.
+class Answer(ScheduledRequest):
+    """Streams `NewToken`s and ends with a `StarResult`; both may be waited for in any thread.
 
     Attributes:
-        cancelled: set by the engine's `cancel`.
+        request: what was asked.
+        cancelled: somebody called `cancel`.
         error: why it ends with `error`.
         ended: set when there is a result.
         num_encoded_tokens: context tokens that are encoded so far.
         likeliest: the most likely token in the place of each of `tokens`, with its log-probability.
     """
 
-    def __init__(self, job: Job, tokenizer: Tokenizer) -> None:
-        request = job.request
+    def __init__(
+        self, request_id: int, request: StarRequest, planned: PlannedContext, tokenizer: Tokenizer
+    ) -> None:
+        """
+        Args:
+            request: nobody changes it any more.
+            planned: its context.
+        """
+        num_tail_tokens = len(request.query_tokens) + request.sampling.num_tokens_to_generate
+        super().__init__(
+            request_id, request.context_tokens, list(request.query_tokens), num_tail_tokens, planned
+        )
         # Slices first: what came before may be a million tokens.
         prompt = request.context_tokens[-PROMPT_TOKENS:] + request.query_tokens[-PROMPT_TOKENS:]
-        self.job, self._stream = job, TextStream(tokenizer, prompt)
+        self.request, self._stream = request, TextStream(tokenizer, prompt)
         self.sampler = TokenSampler(request.sampling, request.seed)
-        self.submitted_at = monotonic()
-        self.deadline = self.submitted_at + request.deadline_seconds
         self.cancelled = False
         self.ended = threading.Event()
         self.finish_reason = ""
@@ -57,14 +67,11 @@ class Answer:
         self.text = ""
         self.num_encoded_tokens = 0
         self._emitted_text = self._searched_text = 0
-        self._admitted_at = self._encoded_at = self._first_token_at = self._last_token_at = 0.0
+        self._submitted_at = self._admitted_at = self._encoded_at = self._first_token_at = (
+            self._last_token_at
+        ) = 0.0
         self._events: queue.SimpleQueue[NewToken | None] = queue.SimpleQueue()
         self._result: StarResult | None = None
-
-    @property
-    def id(self) -> int:
-        """What `StarEngine.cancel` takes."""
-        return self.job.id
 
     def __iter__(self) -> Iterator[NewToken]:
         """Tokens as they come, until the end; once."""
@@ -77,25 +84,41 @@ class Answer:
             raise TimeoutError(f"request {self.id} has not ended within {timeout} s")
         return self._result
 
+    def cancel(self) -> None:
+        """End it at the engine's next step, with what it has; nothing happens if it has ended already."""
+        self.cancelled = True
+
+    @property
+    def is_late(self) -> bool:
+        """Its deadline is over."""
+        return monotonic() > self._submitted_at + self.request.deadline_seconds
+
+    def note_submitted(self) -> None:
+        """It is in the queue; its deadline counts from here."""
+        self._submitted_at = monotonic()
+
     def note_admitted(self) -> None:
         """It left the queue."""
         self._admitted_at = monotonic()
+        if self.context.encoded or not self.plan.num_tokens:
+            self._note_encoded()
 
-    def note_waves(self, num_waves: int) -> None:
-        """So many waves of its context are encoded."""
-        plan = self.job.context.plan
-        if num_waves:
+    def note_encoding(self) -> None:
+        """How far its context is by now."""
+        plan, num_waves = self.context.plan, self.context.next_wave
+        if self.context.encoded:
+            self._note_encoded()
+        elif num_waves:
             encoded = sum(segment.num_tokens for wave in plan.waves[:num_waves] for segment in wave)
             self.num_encoded_tokens = plan.start + encoded
 
-    def note_encoded(self) -> None:
-        """Its context is encoded; only the first call counts."""
-        self.num_encoded_tokens = self.job.plan.num_tokens
+    def _note_encoded(self) -> None:
+        self.num_encoded_tokens = self.plan.num_tokens
         self._encoded_at = self._encoded_at or monotonic()
 
     def add_token(self, logits: Tensor) -> int:
         """Sample the next token from logits [vocab_size], float32, CPU; sets `finish_reason` at an end."""
-        request = self.job.request
+        request = self.request
         early = len(self.tokens) < request.min_tokens
         forbidden = [end for end in request.all_end_tokens if end < logits.numel()] if early else []
         token, logprob, *likeliest = self.sampler.sample(logits, forbidden)
@@ -119,22 +142,22 @@ class Answer:
         """The one terminal state: `stop`, `length`, `cancelled`, `deadline` or `error`."""
         assert not self.ended.is_set()
         self.finish_reason = reason
-        request, plan = self.job.request, self.job.plan
         self._result = StarResult(
             text=self.text,
             tokens=self.tokens,
             logprobs=self.logprobs,
             finish_reason=reason,
-            num_context_tokens=plan.num_tokens,
-            num_query_tokens=len(request.query_tokens),
-            mode=self.job.mode,
-            num_blocks=plan.num_blocks,
-            cache_hit=0 < plan.num_tokens == self.job.num_cached_tokens,
-            num_cached_tokens=self.job.num_cached_tokens,
+            num_context_tokens=self.plan.num_tokens,
+            num_query_tokens=len(self.request.query_tokens),
+            mode=self.planned.star.mode,
+            num_blocks=self.plan.num_blocks,
+            cache_hit=0 < self.plan.num_tokens == self.num_cached_tokens,
+            num_cached_tokens=self.num_cached_tokens,
             timings=self._timings(),
             kv_bytes_per_rank=kv_bytes_per_cp_rank,
             error=self.error,
         )
+        self.stage, self.context = Stage.ENDED, None
         self.ended.set()
         self._events.put(None)
 
@@ -147,9 +170,9 @@ class Answer:
         """End before the first stop text that is complete now, and was not before."""
         text = self._certain_text
         searched, self._searched_text = self._searched_text, len(text)
-        if len(self.tokens) < self.job.request.min_tokens:
+        if len(self.tokens) < self.request.min_tokens:
             return
-        stops = self.job.request.sampling.stop_words or ()
+        stops = self.request.sampling.stop_words or ()
         found = [text.find(stop, max(0, searched - len(stop) + 1)) for stop in stops]
         if any(start >= 0 for start in found):
             self.text, self.finish_reason = text[: min(start for start in found if start >= 0)], "stop"
@@ -159,7 +182,7 @@ class Answer:
         text = self._certain_text
         end = len(text)
         if not self.finish_reason:
-            stops = self.job.request.sampling.stop_words or ()
+            stops = self.request.sampling.stop_words or ()
             end -= max(
                 (n for stop in stops for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0
             )
@@ -173,7 +196,7 @@ class Answer:
         first = self._first_token_at or encoded
         last = self._last_token_at or first
         return Timings(
-            queue_s=admitted - self.submitted_at,
+            queue_s=admitted - self._submitted_at,
             context_encoding_s=encoded - admitted,
             query_s=first - encoded,
             ttft_s=first - admitted,

@@ -2,9 +2,9 @@
 
 import math
 from copy import copy
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Any, Self
+from typing import Self
 
 from megatron.core.inference.sampling_params import SamplingParams
 
@@ -52,23 +52,6 @@ class StarRequest:
             context_tokens=list(self.context_tokens),
             query_tokens=list(self.query_tokens),
             sampling=copy(self.sampling),
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        """A form that survives JSON."""
-        return asdict(self) | {"sampling": self.sampling.serialize(), "star": asdict(self.star)}
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Self:
-        """The request of `to_json`."""
-        return cls(
-            **values
-            | {
-                "star": StarConfig.from_dict(values["star"]),
-                "turn_edges": tuple(values["turn_edges"]),
-                "end_tokens": tuple(values["end_tokens"]),
-                "sampling": SamplingParams.deserialize(values["sampling"]),
-            }
         )
 
     def check(self, *, vocab_size: int, max_sequence_length: int) -> None:

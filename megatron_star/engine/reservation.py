@@ -1,13 +1,13 @@
-"""What a job takes when it is let in: found as a whole before anything is changed, or not at all.
+"""What a request takes when it is admitted: found as a whole before anything is changed, or not at all.
 
-So a job that has to wait leaves no trace, and what runs never depends on who waited before.
+So a request that has to wait leaves no trace, and what runs never depends on who waited before.
 """
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from megatron_star.engine.job import CachedContext, ContextKey, Job
-from megatron_star.engine.request import StarRequest
+from megatron_star.engine.cached_context import CachedContext, ContextKey
+from megatron_star.engine.scheduled_request import ScheduledRequest
 from megatron_star.planning.kv_memory import spare_capacity, tail_capacity
 from megatron_star.planning.plan import ContextPlan
 from megatron_star.planning.planner import Planner
@@ -17,9 +17,9 @@ from megatron_star.planning.planner import Planner
 class Reservation:
     """
     Attributes:
-        num_reused: turns of the job whose contexts are there already; `base` is the last of them.
+        num_reused: turns of the request whose contexts are there already; `base` is the last of them.
         plans: of the further turns, each on top of the one before, the first on top of `base`.
-        dropped: unused contexts that make room for it, each before the one that it extends.
+        dropped: unused contexts whose memory it takes, each before the one that it extends.
         tail_rank, tail_bytes: where the tail lives, and its memory there.
     """
 
@@ -44,13 +44,12 @@ class KvMemory:
         owned = ([plan.num_owned_tokens(rank) for plan in plans] for rank in range(self.cp_size))
         return [sum(n + spare_capacity(n) for n in of_rank) * self.bytes_per_token for of_rank in owned]
 
-    def of_tail(self, request: StarRequest) -> int:
+    def of_tail(self, request: ScheduledRequest) -> int:
         """KV of query and generated tokens, on one rank."""
-        tokens = len(request.query_tokens) + request.sampling.num_tokens_to_generate
-        return tail_capacity(tokens) * self.bytes_per_token
+        return tail_capacity(request.num_tail_tokens) * self.bytes_per_token
 
     def with_tail(self, sizes: list[int], tail_bytes: int) -> tuple[int, int]:
-        """The rank with most room, which takes the tail; and the most that a rank then holds."""
+        """The rank that holds least, which takes the tail; and the most that a rank then holds."""
         tail_rank = min(range(self.cp_size), key=sizes.__getitem__)
         return tail_rank, max(*sizes, sizes[tail_rank] + tail_bytes)
 
@@ -61,43 +60,46 @@ class Reserver:
     def __init__(self, planner: Planner, memory: KvMemory) -> None:
         self.planner, self.memory = planner, memory
 
-    def most_bytes_alone(self, job: Job) -> int:
-        """What the fullest rank holds while nothing but this job is there."""
-        return self.memory.with_tail(self.memory.of_plans(job.plans), self.memory.of_tail(job.request))[1]
+    def most_bytes_alone(self, request: ScheduledRequest) -> int:
+        """What the fullest rank holds while nothing but this request is there."""
+        contexts = self.memory.of_plans(request.planned.plans)
+        return self.memory.with_tail(contexts, self.memory.of_tail(request))[1]
 
     def find(
-        self, job: Job, contexts: Mapping[ContextKey, CachedContext], used: list[int]
+        self, request: ScheduledRequest, contexts: Mapping[ContextKey, CachedContext], used: list[int]
     ) -> Reservation | None:
-        """How this job can be let in now, or None.
+        """How this request can be admitted now, or None.
 
         As many of its turns as can be are taken from `contexts`. Other waves divide a context differently
-        over the ranks. So there are contexts on top of which the job would not fit even if it was alone: they
-        are not used, but give way. Hence a job that fits alone is let in as soon as nothing else runs.
+        over the ranks. So there are contexts on top of which the request would not fit even if it was alone:
+        they are not used, but dropped. Hence one that fits alone is admitted as soon as nothing else runs.
 
         Args:
             used: bytes of each rank that are taken.
         """
-        for num_reused in range(len(job.keys), -1, -1):
-            base = contexts.get(job.keys[num_reused - 1]) if num_reused else None
+        for num_reused in range(len(request.keys), -1, -1):
+            base = contexts.get(request.keys[num_reused - 1]) if num_reused else None
             if num_reused and not base:
                 continue
-            plans = self._plans_after(job, num_reused, base)
-            needs, tail_bytes = self.memory.of_plans(plans), self.memory.of_tail(job.request)
+            plans = self._plans_after(request, num_reused, base)
+            needs, tail_bytes = self.memory.of_plans(plans), self.memory.of_tail(request)
             alone = _sum([needs, *(context.bytes_per_rank for context in base.chain())] if base else [needs])
             if self.memory.with_tail(alone, tail_bytes)[1] <= self.memory.budget:
-                in_the_way = [contexts[key] for key in job.keys[num_reused:] if key in contexts]
-                room = self._room(_sum([used, needs]), tail_bytes, contexts.values(), base, in_the_way)
-                return Reservation(num_reused, base, plans, *room, tail_bytes) if room else None
+                in_the_way = [contexts[key] for key in request.keys[num_reused:] if key in contexts]
+                found = self._with_space(_sum([used, needs]), tail_bytes, contexts.values(), base, in_the_way)
+                return Reservation(num_reused, base, plans, *found, tail_bytes) if found else None
         return None
 
-    def _plans_after(self, job: Job, num_reused: int, base: CachedContext | None) -> tuple[ContextPlan, ...]:
+    def _plans_after(
+        self, request: ScheduledRequest, num_reused: int, base: CachedContext | None
+    ) -> tuple[ContextPlan, ...]:
         """Plans of the turns from `num_reused` on, on top of what the base was really encoded by."""
         if not base:
-            return job.plans
-        edges = [plan.num_tokens for plan in job.plans[num_reused:]]
-        return self.planner.chain(edges, job.star, base.plan)
+            return request.planned.plans
+        edges = [plan.num_tokens for plan in request.planned.plans[num_reused:]]
+        return self.planner.chain(edges, request.planned.star, base.plan)
 
-    def _room(
+    def _with_space(
         self,
         sizes: list[int],
         tail_bytes: int,

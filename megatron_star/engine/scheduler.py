@@ -1,7 +1,8 @@
 """What runs next, and what fits: the driver's bookkeeping. Knows no tensor and no process group.
 
 Memory is counted in bytes of KV per CP rank. A context is reserved on all ranks when its first request is
-admitted, a tail on one rank; both are given back when nothing uses them and the room is wanted.
+admitted, a tail on one rank. A tail is freed when its request ends; a context when nothing uses it and its
+memory is wanted.
 """
 
 import sys
@@ -10,9 +11,10 @@ from collections.abc import Callable
 from itertools import count
 
 from megatron_star.config import StarConfig
-from megatron_star.engine.executor import Command
-from megatron_star.engine.job import CachedContext, ContextKey, Job
+from megatron_star.engine.cached_context import CachedContext, ContextKey
+from megatron_star.engine.command import Command
 from megatron_star.engine.reservation import KvMemory, Reservation, Reserver
+from megatron_star.engine.scheduled_request import ScheduledRequest, Stage
 from megatron_star.planning.plan import ContextPlan
 from megatron_star.planning.planner import Planner
 
@@ -20,8 +22,8 @@ MAX_TOKENS_FED_AT_ONCE = 512
 """Of one query in one step, so that a long query does not hold up the sequences beside it."""
 
 
-class Scheduler:
-    """Queues jobs, shares contexts, keeps within the budget, and says what the ranks do next."""
+class Scheduler[Request: ScheduledRequest]:
+    """Queues requests, shares contexts, keeps within the budget, and says what the ranks do next."""
 
     def __init__(
         self,
@@ -34,8 +36,8 @@ class Scheduler:
         self.memory = KvMemory(planner.cp_size, kv_bytes_per_token, budget_bytes_per_rank)
         self.max_running = max_running
         self.used = [0] * planner.cp_size
-        self.waiting: deque[Job] = deque()
-        self.running: dict[int, Job] = {}
+        self.waiting: deque[Request] = deque()
+        self.running: dict[int, Request] = {}
         self.contexts: dict[ContextKey, CachedContext] = {}
         self._to_encode: deque[CachedContext] = deque()
         self._drop_sequences: list[int] = []
@@ -43,37 +45,38 @@ class Scheduler:
         self._ids, self._clock = count(), count()
         self._reserver = Reserver(planner, self.memory)
         self._num_changes = 0
-        self._in_vain: tuple[Job, int] | None = None
+        self._in_vain: tuple[Request, int] | None = None
 
-    def check_fits(self, job: Job) -> None:
-        """Raises ValueError, with what it needs and what there is, if this job can never run."""
-        needed, budget = self._reserver.most_bytes_alone(job), self.memory.budget
+    def check_fits(self, request: Request) -> None:
+        """Raises ValueError, with what it needs and what there is, if this request can never run."""
+        needed, budget = self._reserver.most_bytes_alone(request), self.memory.budget
         if needed > budget:
             raise ValueError(
-                f"{job.plan.num_tokens} context tokens and their answer need {needed:,} bytes of KV on a "
+                f"{request.plan.num_tokens} context tokens and their answer need {needed:,} bytes of KV on a "
                 f"rank, but the budget is {budget:,} bytes a rank: use more context-parallel ranks"
             )
 
-    def add(self, job: Job) -> None:
-        """Queue a job that fits in principle."""
-        self.waiting.append(job)
+    def add(self, request: Request) -> None:
+        """Queue a request that fits in principle."""
+        request.stage = Stage.WAITING
+        self.waiting.append(request)
 
-    def admit(self) -> list[Job]:
-        """Let waiting jobs in, in their order, as long as the next one fits; returns them."""
+    def admit(self) -> list[Request]:
+        """Admit waiting requests, in their order, as long as the next one fits; returns them."""
         admitted = []
         while self.waiting and len(self.running) < self.max_running:
             reservation = self._reservation(self.waiting[0])
             if not reservation:
                 break
-            job = self.waiting.popleft()
-            self._let_in(job, reservation)
-            admitted.append(job)
+            request = self.waiting.popleft()
+            self._start(request, reservation)
+            admitted.append(request)
         return admitted
 
     @property
     def answering(self) -> bool:
         """A sequence waits for its next token, after others."""
-        return any(job.is_answering for job in self.running.values())
+        return any(request.is_answering for request in self.running.values())
 
     @property
     def encoding(self) -> bool:
@@ -83,7 +86,7 @@ class Scheduler:
     def recut_next(self, bounded: Callable[[CachedContext], tuple[StarConfig, ContextPlan]]) -> None:
         """Let the context that is encoded next have the waves that `bounded` allows by now.
 
-        Nothing is changed if it is being encoded already, if another context extends it, or without room.
+        Nothing is changed if it is being encoded already, if another context extends it, or without memory.
         """
         context = self._to_encode[0] if self._to_encode else None
         if not context or context.opened or any(c.parent is context for c in self.contexts.values()):
@@ -96,35 +99,38 @@ class Scheduler:
             context.star, context.plan, context.bytes_per_rank = star, plan, sizes
 
     def next_command(self, most_query_tokens: int = sys.maxsize) -> Command:
-        """Free what was given up, feed sequences whose context is ready, and encode one wave.
+        """Free what was dropped, feed sequences whose context is ready, and encode one wave.
 
         Every sequence that is answered gets its token; those that begin share `most_query_tokens`.
         """
         command = Command(drop_sequences=self._drop_sequences, drop_contexts=self._drop_contexts)
         self._drop_sequences, self._drop_contexts = [], []
-        for job in self.running.values():
-            most = 1 if job.is_answering else min(MAX_TOKENS_FED_AT_ONCE, most_query_tokens)
-            if job.context.encoded and job.pending and most:
-                if not job.opened:
-                    command.open_sequences.append((job.id, job.context.id, job.tail_rank))
-                    job.opened = True
-                if not job.is_answering:
-                    most_query_tokens -= len(job.pending[:most])
-                command.feed.append((job.id, job.pending[:most]))
-                job.pending = job.pending[most:]
+        for request in self.running.values():
+            most = 1 if request.is_answering else min(MAX_TOKENS_FED_AT_ONCE, most_query_tokens)
+            if request.context.encoded and request.pending and most:
+                if not request.is_answering:
+                    most_query_tokens -= len(request.pending[:most])
+                self._feed_into(command, request, most)
         self._encode_into(command)
         return command
 
-    def remove(self, job: Job) -> None:
-        """A job has ended, in whatever way; it may still be waiting."""
-        if job.id not in self.running:
-            self.waiting.remove(job)
-            return
-        del self.running[job.id]
-        self._add(self._on_rank(job.tail_rank, -job.tail_bytes))
-        if job.opened:
-            self._drop_sequences.append(job.id)
-        self._give_up(job.context)
+    def remove(self, request: Request) -> None:
+        """A request ends, in whatever way; it may still be waiting."""
+        if request.stage == Stage.WAITING:
+            self.waiting.remove(request)
+        else:
+            del self.running[request.id]
+            self._add(self._on_rank(request.tail_rank, -request.tail_bytes))
+            if request.stage >= Stage.READING:
+                self._drop_sequences.append(request.id)
+            self._release(request.context)
+        request.stage = Stage.ENDED
+
+    def bytes_per_rank(self, request: Request) -> list[int]:
+        """KV of a request's context and tail on each CP rank; the same on each TP rank of it."""
+        tail = self._on_rank(request.tail_rank, request.tail_bytes)
+        contexts = request.context.chain() if request.context else ()
+        return [sum(sizes) for sizes in zip(tail, *(c.bytes_per_rank for c in contexts), strict=True)]
 
     @property
     def idle(self) -> bool:
@@ -135,6 +141,13 @@ class Scheduler:
         """Forget every context that no sequence uses."""
         while unused := [context for context in self.contexts.values() if not context.users]:
             self._drop(unused[0])
+
+    def _feed_into(self, command: Command, request: Request, most: int) -> None:
+        if request.stage == Stage.ENCODING:
+            command.open_sequences.append((request.id, request.context.id, request.tail_rank))
+            request.stage = Stage.READING
+        command.feed.append((request.id, request.pending[:most]))
+        request.pending = request.pending[most:]
 
     def _encode_into(self, command: Command) -> None:
         if not self._to_encode:
@@ -150,34 +163,34 @@ class Scheduler:
         if context.encoded:
             self._to_encode.popleft()
 
-    def _reservation(self, job: Job) -> Reservation | None:
-        """How the job can be let in, if it can; not looked for again until something has changed."""
-        asked = job, self._num_changes
+    def _reservation(self, request: Request) -> Reservation | None:
+        """How the request can be admitted, if it can; not looked for again until something has changed."""
+        asked = request, self._num_changes
         if self._in_vain == asked:
             return None
-        reservation = self._reserver.find(job, self.contexts, self.used)
+        reservation = self._reserver.find(request, self.contexts, self.used)
         self._in_vain = None if reservation else asked
         return reservation
 
-    def _let_in(self, job: Job, reservation: Reservation) -> None:
+    def _start(self, request: Request, reservation: Reservation) -> None:
         for unused in reservation.dropped:
             self._drop(unused)
         context = reservation.base
-        job.num_cached_tokens = context.plan.num_tokens if context else 0
-        for key, plan in zip(job.keys[reservation.num_reused :], reservation.plans, strict=True):
-            context = self._new_context(job, plan, key, parent=context)
+        request.num_cached_tokens = context.plan.num_tokens if context else 0
+        for key, plan in zip(request.keys[reservation.num_reused :], reservation.plans, strict=True):
+            context = self._new_context(request, plan, key, parent=context)
         context.users += 1
         context.last_use = next(self._clock)
-        job.context = context
-        job.tail_rank, job.tail_bytes = reservation.tail_rank, reservation.tail_bytes
-        self._add(self._on_rank(job.tail_rank, job.tail_bytes))
-        self.running[job.id] = job
+        request.context, request.stage = context, Stage.ENCODING
+        request.tail_rank, request.tail_bytes = reservation.tail_rank, reservation.tail_bytes
+        self._add(self._on_rank(request.tail_rank, request.tail_bytes))
+        self.running[request.id] = request
 
     def _new_context(
-        self, job: Job, plan: ContextPlan, key: ContextKey, parent: CachedContext | None
+        self, request: Request, plan: ContextPlan, key: ContextKey, parent: CachedContext | None
     ) -> CachedContext:
-        tokens, sizes = job.request.context_tokens[: plan.num_tokens], self.memory.of_plans([plan])
-        context = CachedContext(next(self._ids), key, tokens, job.star, plan, parent, sizes)
+        tokens, sizes = request.context_tokens[: plan.num_tokens], self.memory.of_plans([plan])
+        context = CachedContext(next(self._ids), key, tokens, request.planned.star, plan, parent, sizes)
         context.last_use = next(self._clock)
         if parent:
             parent.users += 1
@@ -187,7 +200,7 @@ class Scheduler:
         self._add(sizes)
         return context
 
-    def _give_up(self, context: CachedContext) -> None:
+    def _release(self, context: CachedContext) -> None:
         """One user fewer; what is not encoded yet and has no user left is not worth encoding."""
         context.users -= 1
         if not context.users and not context.encoded:
@@ -201,7 +214,7 @@ class Scheduler:
             self._drop_contexts.append(context.id)
         self._add([-size for size in context.bytes_per_rank])
         if context.parent:
-            self._give_up(context.parent)
+            self._release(context.parent)
 
     def _on_rank(self, rank: int, num_bytes: int) -> list[int]:
         return [num_bytes if rank == other else 0 for other in range(self.memory.cp_size)]

@@ -2,29 +2,20 @@
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
-from megatron_star.algorithm.star_model import StarModel
-from megatron_star.attention.kernels import select_kernel
-from megatron_star.attention.partial import AttentionKernel
+from megatron_star.algorithm.star_model import StarModel, attach
 from megatron_star.model.build import build_gpt_model
 from megatron_star.model.checkpoint import CheckpointInfo
-from megatron_star.model.cpu import lay_out
 from megatron_star.model.stored_weights import load_weights
 from megatron_star.model.weight_hashes import WHOLE, Share
 from megatron_star.parallel.control import SharedError, gather_integers, on_every_rank
-from megatron_star.parallel.exchange import Exchange
 from megatron_star.parallel.groups import StarGroups
-from megatron_star.speed.compiled_layers import check_can_be_compiled, compile_layers
-from megatron_star.speed.decode_weights import (
-    check_decode_weights,
-    choose_sliced_parts,
-    sliceable_weights,
-)
-from megatron_star.speed.processor import IS_AMD
-from megatron_star.speed.sliced_linear import NO_PARTS, SummedLinear
+from megatron_star.speed.attach import with_speed
+from megatron_star.speed.compiled_layers import check_can_be_compiled
+from megatron_star.speed.decode_weights import check_decode_weights
+from megatron_star.speed.fast_model import FastStarModel
 
 
 def load_star_model(
@@ -38,7 +29,7 @@ def load_star_model(
     decode_weights: str = "auto",
     compiled_rows: Sequence[int] = (),
     verify_weights: Share | None = WHOLE,
-) -> StarModel:
+) -> FastStarModel:
     """Build the checkpoint's model on these groups and load its weights; called on all ranks together.
 
     What may fail on one rank alone is agreed on before the next exchange between ranks: none waits for one
@@ -54,34 +45,22 @@ def load_star_model(
             different weights.
     """
 
-    def build_and_load() -> tuple[Any, AttentionKernel]:
+    def build_and_load() -> StarModel:
         check_decode_weights(decode_weights)
         model = build_gpt_model(
             info.args, groups.model, dtype=dtype, device=device, transformer_impl=transformer_impl
         )
-        head_size = model.config.kv_channels
-        attention_kernel = select_kernel(kernel, device=device, dtype=dtype, head_size=head_size)
-        if compiled_rows:
-            check_can_be_compiled(model, compiled_rows)  # before weights are read, which may take minutes
+        star_model = attach(model, groups, kernel=kernel, vocab_size=info.args["vocab_size"])
+        check_can_be_compiled(model, compiled_rows)  # before weights are read, which may take minutes
         load_weights(model, info, verify=verify_weights)
-        lay_out_for_reading(model)  # as whole weights, whose reading `choose_sliced_parts` measures
-        return model, attention_kernel
+        return star_model
 
-    model, attention_kernel = on_every_rank(build_and_load, groups.control)
-    check_same_weights(model, groups)
-    exchange = Exchange(groups.cp)
-    exchange.open(device)
-    sliced_parts = choose_sliced_parts(decode_weights, model, exchange)
-    lay_out_for_reading(model, sliced_parts)
-    star_model = StarModel(
-        model=model,
-        exchange=exchange,
-        kernel=attention_kernel,
-        vocab_size=info.args["vocab_size"],
-        device=device,
-        sliced_parts=sliced_parts,
+    star_model = on_every_rank(build_and_load, groups.control)
+    check_same_weights(star_model.model, groups)
+    return on_every_rank(
+        lambda: with_speed(star_model, decode_weights=decode_weights, compiled_rows=compiled_rows),
+        groups.control,
     )
-    return on_every_rank(lambda: compile_layers(star_model, compiled_rows), groups.control)
 
 
 def check_same_weights(model: torch.nn.Module, groups: StarGroups) -> None:
@@ -108,21 +87,3 @@ def _sum_of_bits(weight: torch.Tensor) -> int:
     in_order = weight.t() if weight.dim() == 2 and not weight.is_contiguous() else weight
     integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[weight.element_size()]
     return int(in_order.contiguous().view(integers).sum(dtype=torch.int64))
-
-
-def lay_out_for_reading(model: Any, sliced_parts: frozenset[str] = NO_PARTS) -> None:
-    """Lay weights out as token generation reads them fastest, where that matters: float32 on a CPU.
-
-    A slice lies in one piece, except on a processor of AMD, where by columns (`lay_out`) matters more.
-    """
-    layers = [layer for of_part in model.weight_slicing.layers.values() for layer in of_part]
-    sliced_by_rows = {id(layer.weight) for layer in layers if isinstance(layer, SummedLinear)}
-    for part, weights in sliceable_weights(model).items():
-        if (weights[0].device.type, weights[0].dtype) != ("cpu", torch.float32):
-            continue
-        for weight in weights:
-            if part in sliced_parts and not IS_AMD:
-                by_columns = id(weight) in sliced_by_rows
-            else:
-                by_columns = weight.size(0) >= weight.size(1)
-            lay_out(weight, by_columns=by_columns)

@@ -3,8 +3,9 @@
 import math
 from collections.abc import Callable, Sequence
 
+from megatron_star.engine.answer import Answer
 from megatron_star.engine.engine import StarEngine, run_worker
-from megatron_star.engine.request import StarRequest, StarResult
+from megatron_star.engine.request import StarResult
 from megatron_star.job.job import Job
 from megatron_star.job.progress import ConsoleProgress
 from megatron_star.parallel.control import on_driver
@@ -52,14 +53,14 @@ def _engine(job: Job, max_running: int, max_wait_seconds: float) -> StarEngine:
         budget_bytes_per_rank=job.budget,
         max_running=max_running,
         max_wait_seconds=max_wait_seconds,
-        watch=job.groups.watch,
     )
 
 
-def answer_batch(engine: StarEngine, requests: Sequence[StarRequest]) -> list[StarResult]:
-    """The results of these requests, with progress shown; raises ValueError if one has no answer."""
-    answers = [engine.submit(request) for request in requests]
-    with ConsoleProgress(sum(len(request.context_tokens) for request in requests)) as progress:
+def answer_batch(engine: StarEngine, answers: Sequence[Answer]) -> list[StarResult]:
+    """The results of what was prepared, with progress shown; raises ValueError if one has no answer."""
+    for answer in answers:
+        engine.enqueue(answer)
+    with ConsoleProgress(sum(answer.plan.num_tokens for answer in answers)) as progress:
         while not all(answer.ended.is_set() for answer in answers):
             engine.step()
             progress.show(

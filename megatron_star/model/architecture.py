@@ -1,4 +1,4 @@
-"""From Megatron's argument names to a Megatron model configuration, and what Star Attention cannot run.
+"""From Megatron's argument names to a Megatron model configuration.
 
 `args` is a mapping with the names of Megatron-LM's command line (`num_layers`, `norm_epsilon`, ...), as a
 converted checkpoint carries them. It is the only description of a model that this project stores.
@@ -10,6 +10,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from megatron.core.transformer.transformer_config import TransformerConfig
+
+from megatron_star.model.supported import check_supported
 
 _SAME_NAME = (
     "num_layers",
@@ -91,31 +93,6 @@ def gpt_model_arguments(args: Mapping[str, Any]) -> dict[str, Any]:
         "rope_scaling": bool(args.get("use_rope_scaling")),
         "rope_scaling_factor": args.get("rope_scaling_factor") or 8.0,
     }
-
-
-def check_supported(config: TransformerConfig) -> None:
-    """Refuse, by name, what Star Attention cannot run.
-
-    Raises:
-        ValueError: the configuration asks for something of the table below.
-    """
-    refused = {
-        "context_parallel_size": config.context_parallel_size > 1,
-        "pipeline_model_parallel_size": config.pipeline_model_parallel_size > 1,
-        "expert_model_parallel_size": config.expert_model_parallel_size > 1,
-        "sequence_parallel": config.sequence_parallel,
-        "window_size": config.window_size is not None,
-        "softmax_type": config.softmax_type != "vanilla",
-        "multi_latent_attention": config.multi_latent_attention,
-        "apply_query_key_layer_scaling": config.apply_query_key_layer_scaling,
-        "experimental_attention_variant": config.experimental_attention_variant is not None,
-        "mtp_num_layers": bool(config.mtp_num_layers),
-        "flash_decode": config.flash_decode,
-        "cuda_graph_impl": config.cuda_graph_impl != "none",
-    }
-    for name, is_refused in refused.items():
-        if is_refused:
-            raise ValueError(f"Star Attention does not support {name}={getattr(config, name)!r}")
 
 
 def _check_divisible(args: Mapping[str, Any], tp_size: int) -> None:

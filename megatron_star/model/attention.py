@@ -5,7 +5,6 @@ this TP rank, hn head size.
 """
 
 from abc import abstractmethod
-from collections.abc import Hashable
 
 import torch
 from megatron.core.inference.config import InferenceConfig
@@ -25,11 +24,8 @@ class StepIsComplete(Exception):
 class StarInferenceContext(BaseInferenceContext):
     """What one forward pass needs to know: the positions of its tokens, and what each of them attends to."""
 
-    slices_weights = False
-    """Whether the CP ranks run the same few tokens: they can divide the weights, and run compiled layers."""
-
-    program: Hashable = None
-    """By what layers look up their compiled program (`StarTransformerLayer`); None: they run as they are."""
+    is_replicated = False
+    """Whether all CP ranks run the same tokens."""
 
     max_sequence_length = 0  # Megatron sizes rotary tables by it; RotaryAtPositions needs none.
 
@@ -113,8 +109,10 @@ class StarSelfAttention(SelfAttention):
             self.config.apply_rope_fusion or self.config.rotary_interleaved
         ):
             cos, sin = self.rotation(inference_context, rotary_pos_emb[0], query.dtype)
-            query, key, rotary_pos_emb = rotate(query, cos, sin), rotate(key, cos, sin), None
+            query, key, rotary_pos_emb = self.rotate(query, cos, sin), self.rotate(key, cos, sin), None
         return query, key, value, rotary_pos_emb, self.attn_mask_type, None
+
+    rotate = staticmethod(rotate)
 
     def rotation(
         self, step: StarInferenceContext, angles: Tensor | None, dtype: torch.dtype

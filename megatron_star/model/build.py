@@ -14,16 +14,8 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_star.model.architecture import gpt_model_arguments, transformer_config
-from megatron_star.model.rotary import RotaryAtPositions
-from megatron_star.model.spec import (
-    with_cpu_rms_norms,
-    with_programs,
-    with_sliced_weights,
-    with_star_attention,
-    with_swiglu_in_place,
-)
-from megatron_star.speed.elementwise import is_plain_swiglu
-from megatron_star.speed.sliced_linear import WeightSlicing
+from megatron_star.model.rotary import rotate_at_positions
+from megatron_star.model.spec import with_star_attention
 
 TRANSFORMER_IMPLEMENTATIONS = ("local", "transformer_engine")
 
@@ -46,9 +38,7 @@ def build_gpt_model(
     device: torch.device,
     transformer_impl: str = "local",
 ) -> GPTModel:
-    """A GPT model with Star Attention; its weights are not initialised.
-
-    Its `weight_slicing` is what its linear layers share: the slices that they use in a step.
+    """A GPT model with Star Attention; its weights are not initialised; `attach` runs it.
 
     Args:
         args: the model in Megatron's argument names (`architecture.py`).
@@ -59,21 +49,11 @@ def build_gpt_model(
         ValueError: something in `args` that Star Attention does not support, or heads that do not divide.
     """
     config = transformer_config(args, tp_size=groups.tp.size(), dtype=dtype, device=device)
-    slicing = WeightSlicing()
-    spec = with_programs(layer_spec(config, transformer_impl))
-    spec = with_sliced_weights(with_star_attention(spec), slicing)
-    if transformer_impl == "local" and is_plain_swiglu(config):
-        spec = with_swiglu_in_place(spec)
-        config.use_te_activation_func = True  # "te" is what Megatron calls an activation that is a module
-    if device.type == "cpu" and config.normalization == "RMSNorm":
-        spec = with_cpu_rms_norms(spec)
     model = GPTModel(
         config=config,
-        transformer_layer_spec=spec,
+        transformer_layer_spec=with_star_attention(layer_spec(config, transformer_impl)),
         pg_collection=groups,
         **gpt_model_arguments(args),
     )
-    model.weight_slicing = slicing
-    if hasattr(model, "rotary_pos_emb"):
-        model.rotary_pos_emb = RotaryAtPositions(model.rotary_pos_emb)
+    rotate_at_positions(model)
     return model.to(device=device, dtype=dtype).eval().requires_grad_(False)

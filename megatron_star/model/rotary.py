@@ -3,9 +3,8 @@
 from typing import Any
 
 import torch
+from megatron.core.models.gpt.gpt_model import GPTModel
 from torch import Tensor
-
-from megatron_star.model.cpu import cache_sized_pieces
 
 
 class RotaryAtPositions(torch.nn.Module):
@@ -34,13 +33,20 @@ class RotaryAtPositions(torch.nn.Module):
         return unit * positions
 
 
+def rotate_at_positions(model: GPTModel) -> None:
+    """Replace a model's `rotary_pos_emb`, if it has one, by its `RotaryAtPositions`."""
+    rotary_pos_emb = getattr(model, "rotary_pos_emb", None)
+    if rotary_pos_emb and not isinstance(rotary_pos_emb, RotaryAtPositions):
+        model.rotary_pos_emb = RotaryAtPositions(rotary_pos_emb)
+
+
 def cosines_and_sines(angles: Tensor, scale: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """What `rotate` takes, of Megatron's angles [sq, 1, 1, 2 * r]; `scale` is YaRN's (arXiv 2309.00071)."""
     once = angles[..., : angles.size(-1) // 2]
     return (once.cos() * scale).to(dtype), (once.sin() * scale).to(dtype)
 
 
-def rotate(tensor: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotate(tensor: Tensor, cos: Tensor, sin: Tensor, out: Tensor | None = None) -> Tensor:
     """Rotate the pairs (i, i + r), i < r, of a head's values; those beyond 2 * r stay (arXiv 2104.09864).
 
     Megatron's own makes cosines and sines anew for queries and keys of each layer, and goes over memory some
@@ -49,13 +55,13 @@ def rotate(tensor: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     Args:
         tensor: [sq, b, heads, hn].
         cos, sin: [sq, 1, 1, r], in the tensor's dtype.
+        out: where to, in the tensor's shape; a new tensor unless given.
     """
     r = cos.size(-1)
-    rotated = tensor.new_empty(tensor.shape)
-    for piece, out, cosines, sines in cache_sized_pieces(tensor, rotated, cos, sin):
-        first, second = piece[..., :r], piece[..., r : 2 * r]
-        torch.mul(first, cosines, out=out[..., :r]).addcmul_(second, sines, value=-1)
-        torch.mul(second, cosines, out=out[..., r : 2 * r]).addcmul_(first, sines)
-        if 2 * r < tensor.size(-1):
-            out[..., 2 * r :] = piece[..., 2 * r :]
-    return rotated
+    out = tensor.new_empty(tensor.shape) if out is None else out
+    first, second = tensor[..., :r], tensor[..., r : 2 * r]
+    torch.mul(first, cos, out=out[..., :r]).addcmul_(second, sin, value=-1)
+    torch.mul(second, cos, out=out[..., r : 2 * r]).addcmul_(first, sin)
+    if 2 * r < tensor.size(-1):
+        out[..., 2 * r :] = tensor[..., 2 * r :]
+    return out

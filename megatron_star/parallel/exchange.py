@@ -1,11 +1,8 @@
-"""What crosses CP ranks: the KV of sources while a context is encoded, and partial results afterwards.
-
-Small tensors of CPU ranks on one machine go through a mailbox instead of a collective of gloo.
-"""
+"""What crosses CP ranks: the KV of sources while a context is encoded, and partial results afterwards."""
 
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
@@ -15,9 +12,18 @@ from megatron_star.attention.merge import merge_outs
 from megatron_star.attention.partial import Partial
 from megatron_star.parallel.all_gather import all_gather_single
 from megatron_star.planning.plan import Source
-from megatron_star.speed.mailbox import LARGEST_BYTES, Mailbox
 
 KeyValue = tuple[Tensor, Tensor]
+
+
+class SmallGather(Protocol):
+    """Another way than a collective for tensors that it can take."""
+
+    def takes(self, tensor: Tensor) -> bool:
+        """The same on every rank for tensors of the same shape; nothing is sent."""
+
+    def all_gather(self, mine: Tensor) -> Tensor:
+        """As `Exchange.all_gather`."""
 
 
 class Exchange:
@@ -27,6 +33,7 @@ class Exchange:
         counts: calls and bytes so far, as `broadcasts`, `broadcast_bytes` (what this rank sent as the owner),
             `merges` and `merge_bytes`, `gathers` and `gather_bytes`, `sums` and `sum_bytes` (what this rank
             contributed to partial results, to columns of a product, and to sums of partial products).
+        small: what the tensors that it takes go through, on all ranks; attached from above, if at all.
     """
 
     def __init__(self, cp_group: dist.ProcessGroup) -> None:
@@ -34,14 +41,7 @@ class Exchange:
         self.cp_rank: int = cp_group.rank()
         self.cp_size: int = cp_group.size()
         self.counts: Counter[str] = Counter()
-
-    def open(self, device: torch.device) -> None:
-        """Open the mailbox now, on all ranks, if tensors of this device may go through one.
-
-        Else the first small tensor does so, and a rank that fails before it lets the others wait.
-        """
-        if device.type == "cpu" and self.cp_size > 1:
-            _ = self._mailbox
+        self.small: SmallGather | None = None
 
     def broadcast_sources(
         self, sources: Sequence[Source], read: Callable[[Source], KeyValue], like: Tensor
@@ -81,8 +81,8 @@ class Exchange:
         To be read before the next exchange, and not to be changed: it may be memory that the ranks share.
         """
         self.count(kind, mine)
-        if self.fits_mailbox(mine):
-            return self._mailbox.all_gather(mine)
+        if self.is_small(mine):
+            return self.small.all_gather(mine)
         mine = mine.contiguous()
         everyone = mine.new_empty(self.cp_size, *mine.shape)
         all_gather_single(everyone.view(-1), mine.view(-1), group=self.cp_group)
@@ -90,7 +90,7 @@ class Exchange:
 
     def add_up(self, mine: Tensor) -> Tensor:
         """The sum over the ranks of tensors of the same shape; the same bits on every rank."""
-        if self.fits_mailbox(mine):
+        if self.is_small(mine):
             return self.all_gather(mine, "sum").sum(0)
         self.count("sum", mine)
         dist.all_reduce(mine, group=self.cp_group)
@@ -107,14 +107,9 @@ class Exchange:
         dist.all_reduce(longest, dist.ReduceOp.MAX, group=self.cp_group)
         return longest.tolist()
 
-    def fits_mailbox(self, tensor: Tensor) -> bool:
-        """The same on every rank. The first small tensor on a CPU opens the mailbox, if there can be one."""
-        small = tensor.is_cpu and tensor.nbytes <= LARGEST_BYTES
-        return small and self._mailbox is not None
-
-    @cached_property
-    def _mailbox(self) -> Mailbox | None:
-        return Mailbox.open(self.cp_group)
+    def is_small(self, tensor: Tensor) -> bool:
+        """Whether a tensor goes through `small`."""
+        return self.small is not None and self.small.takes(tensor)
 
 
 class SourceTransfers:

@@ -15,6 +15,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from megatron_star.checked_input import strict_fields
+from megatron_star.engine.answer import Answer
 from megatron_star.engine.engine import StarEngine
 from megatron_star.engine.request import StarRequest
 from megatron_star.job.argument_types import ArgumentParser, positive, text_argument
@@ -100,8 +101,8 @@ def main() -> None:
         with loaded_job(args, environment, lambda: open_work(args, held)) as (job, work):
             run_engine(
                 job,
-                lambda engine: read_requests(args, work.documents, engine),
-                lambda engine, requests: answer_documents(args, work, engine, requests),
+                lambda engine: prepare_documents(args, work.documents, engine),
+                lambda engine, answers: answer_documents(args, work, engine, answers),
                 max_running=args.max_batch_size,
             )
 
@@ -154,11 +155,11 @@ def _asked(
 
 
 def answer_documents(
-    args: argparse.Namespace, work: Work, engine: StarEngine, requests: Sequence[StarRequest]
+    args: argparse.Namespace, work: Work, engine: StarEngine, answers: Sequence[Answer]
 ) -> None:
-    """Answer the documents, of which these are the requests, batch by batch; write, and say where to."""
-    for batch in batched(zip(work.documents, requests, strict=True), args.max_batch_size):
-        results = answer_batch(engine, [request for _, request in batch])
+    """Answer the documents, which were prepared as these, batch by batch; write, and say where to."""
+    for batch in batched(zip(work.documents, answers, strict=True), args.max_batch_size):
+        results = answer_batch(engine, [answer for _, answer in batch])
         records = [
             {"id": document.id, "asked": work.asked[str(document.id)], **asdict(result)}
             for (document, _), result in zip(batch, results, strict=True)
@@ -182,22 +183,20 @@ def _show(record: Mapping[str, Any], file: AnswerFile | None) -> None:
         print(record["text"])
 
 
-def read_requests(
+def prepare_documents(
     args: argparse.Namespace, documents: Sequence[Document], engine: StarEngine
-) -> list[StarRequest]:
+) -> list[Answer]:
     """The documents as requests; raises ValueError, naming the document, if one cannot be answered."""
     with heartbeat(f"turning {len(documents)} documents into tokens"):
-        return [_checked_request(document, args, engine) for document in documents]
+        return [_prepared(document, args, engine) for document in documents]
 
 
-def _checked_request(document: Document, args: argparse.Namespace, engine: StarEngine) -> StarRequest:
+def _prepared(document: Document, args: argparse.Namespace, engine: StarEngine) -> Answer:
     try:
-        request = _request(document, args, engine.tokenizer)
-        engine.check(request)
+        return engine.prepare(_request(document, args, engine.tokenizer))
     except ValueError as error:
         where = args.context_file or f"{args.input_jsonl}, the document {document.id!r}"
         raise ValueError(f"{where}: {error}") from error
-    return request
 
 
 def _request(document: Document, args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase) -> StarRequest:

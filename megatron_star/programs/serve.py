@@ -10,7 +10,7 @@ import sys
 import threading
 from time import monotonic
 
-from megatron_star.engine.engine import StarEngine
+from megatron_star.engine.thread import EngineThread
 from megatron_star.job.argument_types import ArgumentParser
 from megatron_star.job.environment import read_environment
 from megatron_star.job.job import loaded_job
@@ -57,19 +57,20 @@ class Frontend:
         )
         self.port = listener.getsockname()[1]
 
-    def service_of(self, engine: StarEngine) -> CompletionService:
+    def service_of(self, engine: EngineThread) -> CompletionService:
         """What answers requests with this engine."""
         return CompletionService(engine, self.settings, self.metrics)
 
-    def serve(self, engine: StarEngine, service: CompletionService) -> None:
+    def serve(self, service: CompletionService) -> None:
         """Answer requests until a signal, then drain; a second signal cuts that short."""
         signals = _CountedSignals()
-        engine.start(lambda error: end_process(DRIVER, error))
+        service.engine.start(lambda error: end_process(DRIVER, error))
         self.server.open(service)
         self._stdout.write(f"ready: http://{self.args.host}:{self.port}/ serves {self.settings.model_name}")
         signals.first.wait()
         self._stdout.write("draining: no new requests")
         self.server.drain(self.args.drain_seconds, hurry=lambda: signals.count > 1)
+        service.engine.stop()
 
     def say_stopped(self) -> None:
         """The last lines, once the engine has stopped."""
@@ -117,8 +118,8 @@ def main() -> None:
                 leave_signals_to_the_driver()
             run_engine(
                 job,
-                lambda engine: frontend.service_of(engine),
-                lambda engine, service: frontend.serve(engine, service),
+                lambda engine: frontend.service_of(EngineThread(engine, job.groups.watch)),
+                lambda _, service: frontend.serve(service),
                 max_running=args.max_concurrent_requests,
                 max_wait_seconds=args.star_max_wait_seconds,
             )

@@ -87,7 +87,7 @@ class Batch:
     def _progress(self) -> EncodingProgress:
         progress = EncodingProgress(
             sum(answer.num_encoded_tokens for answer in self.answers),
-            sum(len(answer.job.request.context_tokens) for answer in self.answers),
+            sum(len(answer.request.context_tokens) for answer in self.answers),
         )
         if monotonic() - self._logged_at > SECONDS_BETWEEN_LOG_LINES:
             self._logged_at = monotonic()

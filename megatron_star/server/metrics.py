@@ -6,8 +6,8 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from megatron_star.engine.engine import StarEngine
 from megatron_star.engine.request import StarResult
+from megatron_star.engine.thread import EngineThread
 
 PREFIX = "megatron_star"
 TTFT_BUCKETS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
@@ -17,7 +17,7 @@ TPOT_BUCKETS = (0.003, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 3.0)
 class EngineCollector(Collector):
     """Reads the engine's own numbers when somebody asks."""
 
-    def __init__(self, engine: StarEngine) -> None:
+    def __init__(self, engine: EngineThread) -> None:
         self.engine = engine
 
     def collect(self) -> Iterable[Metric]:
@@ -65,7 +65,7 @@ class ServerMetrics:
             f"{PREFIX}_tpot_seconds", "per token after the first", buckets=TPOT_BUCKETS, **registry
         )
 
-    def watch(self, engine: StarEngine) -> None:
+    def watch(self, engine: EngineThread) -> None:
         """Add the engine's gauges."""
         self.registry.register(EngineCollector(engine))
 

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 from megatron_star.config import StarConfig
 from megatron_star.engine.answer import Answer
-from megatron_star.engine.engine import StarEngine
 from megatron_star.engine.request import StarRequest
+from megatron_star.engine.thread import EngineThread
 from megatron_star.planning.mask import most_sources
 from megatron_star.server.ask import Ask, Content, Generation
 from megatron_star.server.batch import Batch
@@ -40,7 +40,7 @@ class _Submitted(NamedTuple):
 class CompletionService:
     """Admits, tokenizes and submits; knows what may still come in."""
 
-    def __init__(self, engine: StarEngine, settings: ServerSettings, metrics: ServerMetrics) -> None:
+    def __init__(self, engine: EngineThread, settings: ServerSettings, metrics: ServerMetrics) -> None:
         self.engine, self.settings, self.metrics = engine, settings, metrics
         self.tokenizer = engine.tokenizer
         self.token_bytes = TokenBytes(engine.tokenizer)
@@ -88,7 +88,7 @@ class CompletionService:
         """End those that have not ended."""
         for answer in answers:
             if not answer.ended.is_set():
-                self.engine.cancel(answer.id)
+                answer.cancel()
 
     def cancel_all(self) -> None:
         """End everything that runs or waits."""

@@ -2,123 +2,53 @@
 
 A step of few tokens reads weights and KV, and in a small model what Python and small operations take between
 two products shows. So a layer's own forward pass is recorded once, as a program of tensor operations on
-hidden states, rotation and weights, and compiled by torch's inductor. Layers with the same program share what
-it was compiled to. What changes from step to step stays outside, as three operations in the program:
-attention over the KV that this rank holds, and the gathers and sums of the CP group.
+hidden states, rotation and weights. What changes from step to step stays outside, as three operations in the
+program: attention over the KV that this rank holds, and the gathers and sums of the CP group. The pieces
+between these operations are compiled by torch's inductor. Layers with the same program share its pieces.
 """
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from time import perf_counter
-from typing import Any
 
 import torch
 import torch._inductor
-import torch.nn.functional as F
 from megatron.core.inference.utils import InferenceMode
+from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear
+from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor
 from torch.func import functional_call
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from megatron_star.algorithm.star_model import StarModel
 from megatron_star.attention.merge import merge_outs
-from megatron_star.attention.partial import Partial
 from megatron_star.model.attention import StarInferenceContext
 from megatron_star.model.rotary import cosines_and_sines
 from megatron_star.parallel.exchange import Exchange
-from megatron_star.speed.program_layer import LayerProgram, ProgramKey, StarTransformerLayer
-from megatron_star.speed.sliced_linear import GatheredLinear
+from megatron_star.speed.fast_model import FastStarModel
+from megatron_star.speed.pieces import Compiler, RunningLayer, compiled_in_pieces, first_line
+from megatron_star.speed.program_layer import LayerProgram, ProgramKey, ProgrammedLayer, ProgramStep
 
 log = logging.getLogger(__name__)
 
 MOST_ROWS = 64
 """Of a compiled program: with more, products take so long that what lies between them does not show."""
 
-Compiler = Callable[[GraphModule, list[Tensor]], Callable[..., Tensor]]
-
-
-class _Running:
-    """The step and layer whose program runs; there is one at a time in a process."""
-
-    step: Any = None
-    layer_number: int = 0
-
-
-torch.library.define(
-    "megatron_star::attend",
-    "(Tensor query, Tensor key, Tensor value, float softmax_scale, int num_ranks) -> Tensor",
-)
-torch.library.define("megatron_star::all_gather", "(Tensor mine, int num_ranks, str kind) -> Tensor")
-torch.library.define("megatron_star::add_up", "(Tensor mine) -> Tensor")
-
-
-@torch.library.impl("megatron_star::attend", ("cpu", "cuda"))
-def _attend(query: Tensor, key: Tensor, value: Tensor, softmax_scale: float, num_ranks: int) -> Tensor:
-    """All ranks' parts, as `Exchange.gather_partials` gives them; the output of a rank that is alone.
-
-    Rows behind those of the step fill up the program's, and see no key.
-    """
-    step, rows = _Running.step, _Running.step.num_rows
-    filler = query.size(0) - rows
-    if filler:
-        query, key, value = query[:rows], key[:rows], value[:rows]
-    out, softmax_lse = step.attend_locally(_Running.layer_number, query, key, value, softmax_scale)
-    if filler:
-        out, softmax_lse = F.pad(out, (0, 0, 0, filler)), F.pad(softmax_lse, (0, filler), value=-torch.inf)
-    if num_ranks == 1:
-        return out.contiguous()
-    return step.exchange.gather_partials(Partial(out, softmax_lse)).clone()
-
-
-@torch.library.register_fake("megatron_star::attend")
-def _shape_of_attend(
-    query: Tensor, key: Tensor, value: Tensor, softmax_scale: float, num_ranks: int
-) -> Tensor:
-    sq, b, np, hn = query.shape
-    shape = (b, np, sq, hn) if num_ranks == 1 else (num_ranks, b, np, sq, hn + 1)
-    return query.new_empty(shape, dtype=torch.float32)
-
-
-@torch.library.impl("megatron_star::all_gather", ("cpu", "cuda"))
-def _all_gather(mine: Tensor, num_ranks: int, kind: str) -> Tensor:
-    """A copy: a program may read it after the next exchange."""
-    return _Running.step.exchange.all_gather(mine, kind).clone()
-
-
-@torch.library.register_fake("megatron_star::all_gather")
-def _shape_of_all_gather(mine: Tensor, num_ranks: int, kind: str) -> Tensor:
-    return mine.new_empty(num_ranks, *mine.shape)
-
-
-@torch.library.impl("megatron_star::add_up", ("cpu", "cuda"))
-def _add_up(mine: Tensor) -> Tensor:
-    """Of a copy: a large tensor is added up in place."""
-    return _Running.step.exchange.add_up(mine.clone())
-
-
-@torch.library.register_fake("megatron_star::add_up")
-def _shape_of_add_up(mine: Tensor) -> Tensor:
-    return mine.new_empty(mine.shape)
-
 
 class _RecordedExchange(Exchange):
     """The exchanges of a program that is being recorded: nothing is sent."""
 
-    def __init__(self, exchange: Exchange, device: torch.device) -> None:
+    def __init__(self, exchange: Exchange) -> None:
         super().__init__(exchange.cp_group)
-        self.fits_mailbox = exchange.fits_mailbox
-        # Opens it now: recorded tensors have no values to open it with.
-        self.fits_mailbox(torch.empty(0, device=device))
+        self.small = exchange.small
 
     def all_gather(self, mine: Tensor, kind: str) -> Tensor:
         return torch.ops.megatron_star.all_gather(mine, self.cp_size, kind)
 
     def add_up(self, mine: Tensor) -> Tensor:
-        if self.fits_mailbox(mine):
-            return self.all_gather(mine, "sum").sum(0)
-        return torch.ops.megatron_star.add_up(mine)
+        return super().add_up(mine) if self.is_small(mine) else torch.ops.megatron_star.add_up(mine)
 
 
 class _RecordedStep(StarInferenceContext):
@@ -139,22 +69,22 @@ class _RecordedStep(StarInferenceContext):
         return out.permute(2, 0, 1, 3).to(query.dtype)
 
 
-def inductor(program: GraphModule, inputs: list[Tensor]) -> Callable[..., Tensor]:
-    """What torch makes of a program: fused C++ or Triton kernels. Needs a C++ compiler."""
-    return torch._inductor.compile(program, inputs, options={"compile_threads": 1})
+def inductor(piece: GraphModule, inputs: list[Tensor]) -> Callable[..., Tensor]:
+    """What torch makes of a piece of a program: fused C++ or Triton kernels. Needs a C++ compiler."""
+    return torch._inductor.compile(piece, inputs, options={"compile_threads": 1})
 
 
 @torch.inference_mode()
 def compile_layers(
-    star_model: StarModel, row_counts: Iterable[int], compiler: Compiler = inductor
-) -> StarModel:
+    star_model: FastStarModel, row_counts: Iterable[int], compiler: Compiler = inductor
+) -> FastStarModel:
     """Compile the layers for token generation of so many tokens in a step; called on all ranks together.
 
     Steps of fewer tokens are filled up to the next of these numbers, those of more run as before. Every rank
     compiles for itself.
 
     Args:
-        compiler: makes a function of a program and example inputs; the program is one itself.
+        compiler: see `compiled_in_pieces`.
 
     Returns:
         The model, which runs them.
@@ -168,14 +98,13 @@ def compile_layers(
     check_can_be_compiled(star_model.model, rows)
     start, layers = perf_counter(), list(star_model.model.decoder.layers)
     # Layers with the same program for one number of rows have the same program for all.
-    groups: dict[object, list[StarTransformerLayer]] = {}
+    groups: dict[object, list[ProgrammedLayer]] = {}
     for layer in layers:
         groups.setdefault(_identity(_record(star_model, layer, rows[0]), layer), []).append(layer)
     for num_rows in rows:
         key = ProgramKey(num_rows, star_model.sliced_parts, star_model.exchange.cp_size)
         for group in groups.values():
-            inputs = [*_example_inputs(star_model, num_rows), *_weights(group[0]).values()]
-            compiled = _compiled(_record(star_model, group[0], num_rows), inputs, compiler)
+            compiled = compiled_in_pieces(_record(star_model, group[0], num_rows), compiler)
             for layer in group:
                 layer.programs[key] = _program(compiled, layer)
     if star_model.exchange.cp_rank == 0:
@@ -189,8 +118,10 @@ def compile_layers(
     return replace(star_model, compiled_rows=tuple(rows))
 
 
-def check_can_be_compiled(model: Any, row_counts: Iterable[int]) -> None:
+def check_can_be_compiled(model: GPTModel, row_counts: Sequence[int]) -> None:
     """What `compile_layers` refuses whatever the weights are. Raises ValueError."""
+    if not row_counts:
+        return
     for rows in row_counts:
         if not 1 <= rows <= MOST_ROWS:
             raise ValueError(f"layers cannot be compiled for {rows} sequences: it must be 1 to {MOST_ROWS}")
@@ -200,9 +131,9 @@ def check_can_be_compiled(model: Any, row_counts: Iterable[int]) -> None:
         obstacle = f"tensor parallelism ({config.tensor_model_parallel_size} ranks)"
     elif config.num_moe_experts:
         obstacle = "experts"
-    elif not isinstance(layer, StarTransformerLayer):
+    elif type(layer) not in (TransformerLayer, ProgrammedLayer):
         obstacle = f"layers of {type(layer).__name__}"
-    elif not isinstance(layer.self_attention.linear_qkv, GatheredLinear):
+    elif not isinstance(layer.self_attention.linear_qkv, ColumnParallelLinear):
         obstacle = "layers of TransformerEngine"
     elif config.apply_rope_fusion or config.rotary_interleaved:
         obstacle = "fused or interleaved rotary embeddings"
@@ -210,11 +141,11 @@ def check_can_be_compiled(model: Any, row_counts: Iterable[int]) -> None:
         raise ValueError(f"layers cannot be compiled for token generation with {obstacle}")
 
 
-def _weights(layer: StarTransformerLayer) -> dict[str, Tensor]:
+def _weights(layer: ProgrammedLayer) -> dict[str, Tensor]:
     return dict(layer.named_parameters()) | dict(layer.named_buffers())
 
 
-def _example_inputs(star_model: StarModel, num_rows: int) -> list[Tensor]:
+def _example_inputs(star_model: FastStarModel, num_rows: int) -> list[Tensor]:
     """Hidden states, and the step's rotation, if the model has one."""
     config, model, device = star_model.model.config, star_model.model, star_model.device
     hidden_states = torch.zeros(num_rows, 1, config.hidden_size, dtype=config.params_dtype, device=device)
@@ -226,10 +157,10 @@ def _example_inputs(star_model: StarModel, num_rows: int) -> list[Tensor]:
     return [hidden_states, *cosines_and_sines(angles, 1.0, config.params_dtype)]
 
 
-def _record(star_model: StarModel, layer: StarTransformerLayer, num_rows: int) -> GraphModule:
+def _record(star_model: FastStarModel, layer: ProgrammedLayer, num_rows: int) -> GraphModule:
     """A layer's program. Its tensors are recorded without their values; nothing is computed or sent."""
-    exchange = _RecordedExchange(star_model.exchange, star_model.device)
-    slicing = star_model.model.weight_slicing
+    exchange = _RecordedExchange(star_model.exchange)
+    slicing = star_model.slicing
     inputs = _example_inputs(star_model, num_rows)
     positions, weights = torch.zeros(num_rows, dtype=torch.int64), _weights(layer)
 
@@ -248,39 +179,24 @@ def _record(star_model: StarModel, layer: StarTransformerLayer, num_rows: int) -
     try:
         program = make_fx(run, tracing_mode="fake")(*inputs, *weights.values())
     except Exception as error:
-        raise ValueError(f"layer {layer.layer_number} cannot be compiled: {_first_line(error)}") from error
+        raise ValueError(f"layer {layer.layer_number} cannot be compiled: {first_line(error)}") from error
     if any(node.op == "get_attr" for node in program.graph.nodes):
         raise ValueError(f"layer {layer.layer_number} cannot be compiled: not all of its tensors are weights")
     return program
 
 
-def _identity(program: GraphModule, layer: StarTransformerLayer) -> object:
+def _identity(program: GraphModule, layer: ProgrammedLayer) -> object:
     """Equal for layers that one compiled program can run."""
     layouts = [(weight.shape, weight.stride(), weight.dtype) for weight in _weights(layer).values()]
     return program.code, tuple(layouts)
 
 
-def _compiled(program: GraphModule, inputs: list[Tensor], compiler: Compiler) -> Callable[..., Tensor]:
-    try:
-        return compiler(program, inputs)
-    except Exception as error:
-        raise ValueError(f"layers could not be compiled: {_first_line(error)}") from error
-
-
-def _program(compiled: Callable[..., Tensor], layer: StarTransformerLayer) -> LayerProgram:
+def _program(compiled: Callable[..., Tensor], layer: ProgrammedLayer) -> LayerProgram:
     weights = list(_weights(layer).values())
     layer_number, attention = layer.layer_number, layer.self_attention
 
-    def run(step: StarInferenceContext, hidden_states: Tensor, angles: Tensor | None) -> Tensor:
-        _Running.step, _Running.layer_number = step, layer_number
+    def run(step: ProgramStep, hidden_states: Tensor, angles: Tensor | None) -> Tensor:
         rotation = attention.rotation(step, angles, hidden_states.dtype)
-        try:
-            return compiled(hidden_states, *rotation, *weights)
-        finally:
-            _Running.step = None  # it holds KV, which may be freed next
+        return compiled(RunningLayer(step, layer_number), hidden_states, *rotation, *weights)
 
     return run
-
-
-def _first_line(error: Exception) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

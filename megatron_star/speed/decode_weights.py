@@ -8,7 +8,6 @@ import logging
 from collections.abc import Callable
 from statistics import median
 from time import perf_counter
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +16,8 @@ from torch import Tensor
 from megatron_star.config import DECODE_WEIGHTS
 from megatron_star.parallel.exchange import Exchange
 from megatron_star.planning.cost_model import PartTimes, parts_worth_slicing
+from megatron_star.speed.fast_model import FastStarModel
+from megatron_star.speed.layout import sliceable_weights
 from megatron_star.speed.sliced_linear import NO_PARTS
 
 log = logging.getLogger(__name__)
@@ -26,8 +27,8 @@ REPEATS = 5
 
 
 @torch.inference_mode()
-def choose_sliced_parts(decode_weights: str, model: Any, exchange: Exchange) -> frozenset[str]:
-    """The parts of a loaded model (`build_gpt_model`) to slice; the same on all ranks, which all call this.
+def choose_sliced_parts(decode_weights: str, star_model: FastStarModel) -> frozenset[str]:
+    """The parts of a loaded model to slice; the same on all ranks, which all call this.
 
     `sliced` takes every part that can be sliced, `auto` those where it saves time.
 
@@ -35,7 +36,7 @@ def choose_sliced_parts(decode_weights: str, model: Any, exchange: Exchange) -> 
         ValueError: `decode_weights` is not one of DECODE_WEIGHTS.
     """
     check_decode_weights(decode_weights)
-    weights = sliceable_weights(model)
+    weights, exchange = sliceable_weights(star_model), star_model.exchange
     if decode_weights == "whole" or exchange.cp_size == 1:
         return NO_PARTS
     if decode_weights == "sliced":
@@ -61,16 +62,6 @@ def check_decode_weights(decode_weights: str) -> None:
         raise ValueError(
             f"decode_weights is {decode_weights!r}: it must be one of {', '.join(DECODE_WEIGHTS)}"
         )
-
-
-def sliceable_weights(model: Any) -> dict[str, list[Tensor]]:
-    """By part, the weights that can be sliced: all but those of TransformerEngine's layers and of experts."""
-    weights = {
-        part: [layer.weight for layer in layers] for part, layers in model.weight_slicing.layers.items()
-    }
-    output = model.output_layer.weight
-    tied = output is None
-    return weights | {"output": [model.shared_embedding_or_output_weight() if tied else output]}
 
 
 def _measured(part: str, weights: list[Tensor], exchange: Exchange) -> PartTimes:

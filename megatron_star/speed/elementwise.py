@@ -4,15 +4,13 @@ Between large matrix products they wait for memory alone, of which the ranks of 
 Shapes: sq tokens of this step, b = 1, h hidden size, f the MLP's hidden size.
 """
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
-from megatron.core.transformer.torch_norm import WrappedTorchNorm
+from megatron.core.transformer.mlp import MLP
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from megatron_star.model.cpu import cache_sized_pieces
+from megatron_star.speed.cache import cache_sized_pieces
 
 
 def is_plain_swiglu(config: TransformerConfig) -> bool:
@@ -23,22 +21,30 @@ def is_plain_swiglu(config: TransformerConfig) -> bool:
         and config.activation_func_clamp_value is None
         and config.glu_linear_offset == 0.0
         and not config.num_moe_experts
+        and not config.use_te_activation_func
     )
 
 
-class SwigluInPlace(torch.nn.Module):
-    """silu(gate) * up; Megatron's own makes three more tensors [sq, 1, f]."""
+def swiglu_in_place(gate_and_up: Tensor) -> Tensor:
+    """silu(gate) * up of [sq, 1, 2 * f], gate first, as a view [sq, 1, f] of it; what was in it is lost."""
+    for (piece,) in cache_sized_pieces(gate_and_up):
+        gate, up = piece.chunk(2, dim=-1)
+        F.silu(gate, inplace=True).mul_(up)
+    return gate_and_up.chunk(2, dim=-1)[0]
 
-    def __init__(self, config: TransformerConfig) -> None:
-        super().__init__()
-        assert is_plain_swiglu(config)
 
-    def forward(self, gate_and_up: Tensor) -> Tensor:
-        """[sq, 1, 2 * f], gate first, to a view [sq, 1, f] of it; what was in it is lost."""
-        for (piece,) in cache_sized_pieces(gate_and_up):
-            gate, up = piece.chunk(2, dim=-1)
-            F.silu(gate, inplace=True).mul_(up)
-        return gate_and_up.chunk(2, dim=-1)[0]
+class SwigluInPlaceMLP(MLP):
+    """Megatron's dense MLP with plain SwiGLU, for which its own makes three more tensors [sq, 1, f]."""
+
+    def forward(
+        self, hidden_states: Tensor, per_token_scale: Tensor | None = None, **_: object
+    ) -> tuple[Tensor, Tensor | None]:
+        """As Megatron's: [sq, 1, h] to the same, and the bias that is still to be added."""
+        assert per_token_scale is None
+        gate_and_up, bias = self.linear_fc1(hidden_states)
+        if bias is not None:
+            gate_and_up = gate_and_up + bias
+        return self.linear_fc2(swiglu_in_place(gate_and_up))
 
 
 class CpuRMSNorm(torch.nn.RMSNorm):
@@ -46,12 +52,6 @@ class CpuRMSNorm(torch.nn.RMSNorm):
 
     Only in float32 on a CPU; anything else is torch's.
     """
-
-    def __init__(
-        self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **options: Any
-    ) -> None:
-        checked = WrappedTorchNorm(config, hidden_size, eps, **options)
-        super().__init__(checked.normalized_shape, eps=checked.eps)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """[.., h] to the same."""

@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from megatron_star.speed.processor import IS_AMD
 
@@ -27,6 +28,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         and _ONEDNN_LINEAR
         and _is_on_cpu_in_float32(input)
         and _has_no_gaps(weight)
+        and get_proxy_mode() is None  # of a program that is being recorded, the compiler chooses
     ):
         return _ONEDNN_LINEAR(input.contiguous(), weight, bias, "none", [], "")
     return F.linear(input, weight, bias)

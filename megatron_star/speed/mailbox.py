@@ -65,6 +65,10 @@ class Mailbox:
                 os.close(descriptor)  # the memory lives on until nobody has it mapped
         return cls(memory, rank, num_ranks) if all_have_it else None
 
+    def takes(self, tensor: Tensor) -> bool:
+        """Whether it is on a CPU and fits."""
+        return tensor.is_cpu and tensor.nbytes <= LARGEST_BYTES
+
     def all_gather(self, mine: Tensor) -> Tensor:
         """[num_ranks, *mine.shape] of every rank's tensor of the same shape, up to LARGEST_BYTES.
 

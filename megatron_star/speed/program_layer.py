@@ -3,13 +3,15 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
+import torch.nn.functional as F
 from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor
 
+from megatron_star.algorithm.token_generation import TokenGenerationStep
+from megatron_star.attention.partial import Partial
 from megatron_star.model.attention import StarInferenceContext
-
-LayerProgram = Callable[[StarInferenceContext, Tensor, Tensor | None], Tensor]
-"""Of one layer: step, hidden states [sq, 1, h] and Megatron's rotary angles to hidden states."""
+from megatron_star.parallel.exchange import Exchange
 
 
 class ProgramKey(NamedTuple):
@@ -26,12 +28,51 @@ class ProgramKey(NamedTuple):
     cp_size: int
 
 
-class StarTransformerLayer(TransformerLayer):
-    """Megatron's layer; `speed/compiled_layers.py` adds its programs."""
+class ProgramStep(StarInferenceContext):
+    """A step of token generation whose layers run as programs, filled up to the rows of these programs.
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.programs: dict[ProgramKey, LayerProgram] = {}
+    Rows behind those of the step see no key, and nobody reads what comes of them.
+    """
+
+    is_replicated = True
+
+    def __init__(self, step: TokenGenerationStep, program: ProgramKey) -> None:
+        self.num_fillers = program.num_rows - step.num_rows
+        super().__init__(F.pad(step.position_ids, (0, self.num_fillers)))
+        self.step, self.program = step, program
+
+    @property
+    def exchange(self) -> Exchange:
+        """Of the step."""
+        return self.step.exchange
+
+    def attend_locally(
+        self, layer_number: int, query: Tensor, key: Tensor, value: Tensor, softmax_scale: float
+    ) -> Partial:
+        """See `TokenGenerationStep.attend_locally`."""
+        fillers, rows = self.num_fillers, self.step.num_rows
+        part = self.step.attend_locally(layer_number, query[:rows], key[:rows], value[:rows], softmax_scale)
+        if not fillers:
+            return part
+        lse = F.pad(part.softmax_lse, (0, fillers), value=-torch.inf)
+        return Partial(F.pad(part.out, (0, 0, 0, fillers)), lse)
+
+    def attend(
+        self, layer_number: int, query: Tensor, key: Tensor, value: Tensor, softmax_scale: float
+    ) -> Tensor:
+        """See `StarInferenceContext.attend`."""
+        part = self.attend_locally(layer_number, query, key, value, softmax_scale)
+        return self.exchange.merge(part).permute(2, 0, 1, 3).to(query.dtype)
+
+
+LayerProgram = Callable[[ProgramStep, Tensor, Tensor | None], Tensor]
+"""Of one layer: step, hidden states [sq, 1, h] and Megatron's rotary angles to hidden states."""
+
+
+class ProgrammedLayer(TransformerLayer):
+    """Megatron's layer with programs; `speed/compiled_layers.py` makes them."""
+
+    programs: dict[ProgramKey, LayerProgram]
 
     def __call__(
         self,
@@ -46,7 +87,7 @@ class StarTransformerLayer(TransformerLayer):
         Here and not in `forward`, since what torch and Megatron do before that is a good part of a small
         layer's time.
         """
-        program = self.programs.get(inference_context.program) if inference_context else None
+        program = self.programs.get(getattr(inference_context, "program", None))
         if program:
             return program(inference_context, hidden_states, rotary_pos_emb), None
         return super().__call__(

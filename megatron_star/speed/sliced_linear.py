@@ -48,12 +48,15 @@ class WeightSlicing:
 
 
 class _Sliceable:
-    """Adds to a linear layer the part of the model that it belongs to."""
+    """What a linear layer of Megatron becomes (`modules.py`).
 
-    def __init__(self, *args: Any, slicing: WeightSlicing, part: str, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.slicing, self.part = slicing, part
-        slicing.layers[part].append(self)
+    Attributes:
+        slicing: of the model.
+        part: of the model that it belongs to.
+    """
+
+    slicing: WeightSlicing
+    part: str
 
     @property
     def is_sliced(self) -> bool:

@@ -16,16 +16,16 @@ from megatron_star.algorithm.context_encoding import encode_context
 from megatron_star.algorithm.star_model import StarModel
 from megatron_star.algorithm.token_generation import Sequence, generate_step
 from megatron_star.config import StarConfig
-from megatron_star.parallel import exchange as exchange_module
 from megatron_star.planning.cost_model import choose_plan, token_costs
+from megatron_star.speed import mailbox
 from megatron_star.speed.compiled_layers import compile_layers, inductor
 
 STAR = StarConfig(block_size=9)
 
 
-def recorded(program: GraphModule, inputs: list[Tensor]) -> GraphModule:
-    """A program as it was recorded, run operation by operation."""
-    return program
+def recorded(piece: GraphModule, inputs: list[Tensor]) -> GraphModule:
+    """A piece as it was recorded, run operation by operation."""
+    return piece
 
 
 COMPILERS = {"recorded": recorded, "inductor": inductor}
@@ -55,7 +55,7 @@ def logits_of_steps(
     results = []
     for sliced in parts:
         plain = replace(star_model, sliced_parts=sliced)
-        with patch.object(exchange_module, "LARGEST_BYTES", largest_message):
+        with patch.object(mailbox, "LARGEST_BYTES", largest_message):
             compiled = compile_layers(plain, row_counts, COMPILERS[compiler])
             expected, sent = _run(plain, contexts, steps)
             found, sent_compiled = _run(compiled, contexts, steps)
@@ -83,18 +83,18 @@ def _run(
 
 
 def layers_of_two_kinds(model: dict[str, Any], token_ids: SequenceOf[int]) -> tuple[int, bool]:
-    """Programs that were compiled where one layer has another softmax scale, and whether it is kept."""
-    star_model, programs = random_star_model(model, 1)[0], []
+    """Pieces that were compiled where one layer has another softmax scale, and whether it is kept."""
+    star_model, pieces = random_star_model(model, 1)[0], []
     star_model.model.decoder.layers[1].self_attention.core_attention.softmax_scale *= 3.0
 
-    def compiler(program: GraphModule, inputs: list[Tensor]) -> GraphModule:
-        programs.append(program)
-        return program
+    def compiler(piece: GraphModule, inputs: list[Tensor]) -> GraphModule:
+        pieces.append(piece)
+        return piece
 
     compiled = compile_layers(star_model, [1], compiler)
     steps = [[[token]] for token in token_ids[:2]]
     expected, found = (_run(m, [token_ids], steps)[0] for m in (star_model, compiled))
-    return len(programs), all(map(_same, expected, found))
+    return len(pieces), all(map(_same, expected, found))
 
 
 def kept_after_generation(model: dict[str, Any], token_ids: SequenceOf[int], compiled: bool) -> bool:

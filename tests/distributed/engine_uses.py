@@ -11,7 +11,8 @@ from models import random_tokens
 
 from megatron_star.config import StarConfig
 from megatron_star.engine.engine import StarEngine
-from megatron_star.engine.request import StarRequest
+from megatron_star.engine.request import StarRequest, StarResult
+from megatron_star.engine.thread import EngineThread
 
 MODES = (
     StarConfig(block_size=300),
@@ -42,17 +43,17 @@ def questions(num_contexts: int, per_context: int) -> list[StarRequest]:
     return requests
 
 
-def together_and_one_by_one(engine: StarEngine) -> dict:
+def together_and_one_by_one(engine: EngineThread) -> dict:
     """Tokens of 32 requests asked at once, and of each alone; contexts that were encoded for the first."""
     requests = questions(8, 4)
     answers = [engine.submit(request) for request in requests]
     together = [answer.result(100).tokens for answer in answers]
-    encodings = engine.num_context_encodings
+    encodings = engine.stats()["context_encodings"]
     alone = [engine.submit(request).result(100).tokens for request in requests]
     return {"together": together, "alone": alone, "encodings": encodings}
 
 
-def streamed(engine: StarEngine) -> dict:
+def streamed(engine: EngineThread) -> dict:
     """The pieces of a streamed answer with a stop string, and its final text."""
     request = replace(questions(1, 1)[0], sampling=SamplingParams(num_tokens_to_generate=20, top_k=1))
     tokens = engine.submit(request).result(60).tokens
@@ -63,7 +64,7 @@ def streamed(engine: StarEngine) -> dict:
     return {"pieces": pieces, "text": answer.result(1).text, "stop": stop}
 
 
-def soak(engine: StarEngine, num_requests: int) -> dict:
+def soak(engine: EngineThread, num_requests: int) -> dict:
     """Random requests with random cancels, deadlines and stop strings; what came out, and what is left."""
     rng = random.Random(1)
     contexts = [random_tokens(rng.randrange(0, 250), seed=i) for i in range(12)]
@@ -71,20 +72,20 @@ def soak(engine: StarEngine, num_requests: int) -> dict:
     for i in range(num_requests):
         answers.append(engine.submit(_random_request(rng, contexts)))
         if rng.random() < 0.2:
-            threading.Timer(rng.random() * 0.1, engine.cancel, [answers[-1].id]).start()
+            threading.Timer(rng.random() * 0.1, answers[-1].cancel).start()
         while sum(not answer.ended.is_set() for answer in answers[-40:]) > 30:
             time.sleep(0.002)
         if i % (num_requests // 10) == num_requests // 20:
             memory.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     reasons = [answer.result(60).finish_reason for answer in answers]
-    while not engine.scheduler.idle:
+    while not engine.engine.scheduler.idle:
         time.sleep(0.01)
     left = engine.stats()
-    cached = sum(sum(context.bytes_per_rank) for context in engine.scheduler.contexts.values())
+    cached = sum(sum(context.bytes_per_rank) for context in engine.engine.scheduler.contexts.values())
     return {"reasons": reasons, "left": left, "cached_bytes": cached, "memory_kb": memory}
 
 
-def in_each_others_way(engine: StarEngine) -> dict:
+def in_each_others_way(engine: EngineThread) -> dict:
     """Tokens of requests that share, extend and wait for contexts, some cancelled; and of each alone."""
     rng = random.Random(2)
     texts = [random_tokens(320, seed=i) for i in range(2)]
@@ -93,12 +94,12 @@ def in_each_others_way(engine: StarEngine) -> dict:
     for request in requests:
         answers.append(engine.submit(request))
         if rng.random() < 0.3:
-            threading.Timer(rng.random() * 0.05, engine.cancel, [answers[-1].id]).start()
+            threading.Timer(rng.random() * 0.05, answers[-1].cancel).start()
     results = [answer.result(100) for answer in answers]
     uncancelled = [i for i, result in enumerate(results) if result.finish_reason != "cancelled"]
     alone = []
     for i in uncancelled:
-        engine.scheduler.drop_unused_contexts()
+        engine.engine.scheduler.drop_unused_contexts()
         alone.append(engine.submit(requests[i]).result(60).tokens)
     return {"together": [results[i].tokens for i in uncancelled], "alone": alone}
 
@@ -119,18 +120,24 @@ def _overlapping_request(rng: random.Random, text: list[int]) -> StarRequest:
     )
 
 
-def damaged_for_a_while(engine: StarEngine) -> dict:
+def damaged_for_a_while(engine: EngineThread) -> dict:
     """Results while a norm's weight holds a number that is none, and of a request after that."""
-    weight = engine.star_model.model.decoder.final_layernorm.weight
+    weight = engine.engine.star_model.model.decoder.final_layernorm.weight
     good, results = weight.data.clone(), {}
     for name, value in (("NaN", float("nan")), ("infinite", float("inf"))):
         weight.data[3] = value
-        results[name] = engine.generate(_two_short_ones())
+        results[name] = each_result(engine, _two_short_ones())
         weight.data.copy_(good)
-    engine.scheduler.drop_unused_contexts()
-    results["repaired"] = engine.generate(_two_short_ones())
+    engine.engine.scheduler.drop_unused_contexts()
+    results["repaired"] = each_result(engine, _two_short_ones())
     results["running"] = engine.stats()["running"]
     return results
+
+
+def each_result(engine: EngineThread, requests: list[StarRequest]) -> list[StarResult]:
+    """Results of requests that are asked together."""
+    answers = [engine.submit(request) for request in requests]
+    return [answer.result(60) for answer in answers]
 
 
 def _two_short_ones() -> list[StarRequest]:
@@ -175,7 +182,7 @@ def one_gives_up_while_the_other_waits(engine: StarEngine) -> dict:
         )
         a, b = engine.submit(first), engine.submit(second)
         engine.step()
-        engine.cancel(a.id)
+        a.cancel()
         while not b.ended.is_set():
             engine.step()
         engine.scheduler.drop_unused_contexts()
@@ -201,35 +208,35 @@ def _random_request(rng: random.Random, contexts: list[list[int]]) -> StarReques
     )
 
 
-def soak_1000(engine: StarEngine) -> dict:
+def soak_1000(engine: EngineThread) -> dict:
     """`soak` of a thousand requests."""
     return soak(engine, 1000)
 
 
-def after_idling(engine: StarEngine) -> str:
+def after_idling(engine: EngineThread) -> str:
     """How a request ends that comes after a pause longer than the groups' timeout."""
     time.sleep(8)
     return engine.submit(questions(1, 1)[0]).result(30).finish_reason
 
 
-def beside_a_long_context(engine: StarEngine) -> dict:
+def beside_a_long_context(engine: EngineThread) -> dict:
     """Tokens that a sequence has while a long context is encoded beside it, and the waves of that context."""
     base = questions(1, 1)[0]
     running = engine.submit(replace(base, sampling=SamplingParams(num_tokens_to_generate=4000, top_k=1)))
     next(iter(running))
     before = len(running.tokens)
     long = engine.submit(
-        replace(base, context_tokens=random_tokens(1600), star=StarConfig(block_size=800), seed=5)
+        replace(base, context_tokens=random_tokens(320), star=StarConfig(block_size=160), seed=5)
     )
-    long.result(60)
+    long.result(100)
     tokens = len(running.tokens) - before
-    engine.cancel(running.id)
-    waves = long.job.plan.waves
+    running.cancel()
+    waves = long.plan.waves
     longest = max(segment.num_tokens for wave in waves for segment in wave)
     return {"tokens": tokens, "waves": len(waves), "longest_segment": longest}
 
 
-def too_large_and_waiting(engine: StarEngine) -> dict:
+def too_large_and_waiting(engine: EngineThread) -> dict:
     """What a request says that can never fit, and that one which does not fit now is answered later."""
     base = questions(1, 1)[0]
     try:
@@ -243,7 +250,7 @@ def too_large_and_waiting(engine: StarEngine) -> dict:
     return {"message": message, "reasons": reasons, "cached": engine.stats()["cached_contexts"]}
 
 
-def turns(engine: StarEngine) -> list[dict]:
+def turns(engine: EngineThread) -> list[dict]:
     """A conversation whose context grows, its last turn with nothing cached, and all of it exact."""
     context = random_tokens(900, seed=5)
     sampling = SamplingParams(num_tokens_to_generate=6, top_k=1)
@@ -259,7 +266,7 @@ def turns(engine: StarEngine) -> list[dict]:
         second = replace(ask, context_tokens=context[:600], turn_edges=(350,))
         third = replace(ask, turn_edges=(350, 600))
         growing = [engine.submit(request).result(60) for request in (first, second, third)]
-        engine.scheduler.drop_unused_contexts()
+        engine.engine.scheduler.drop_unused_contexts()
         alone = engine.submit(third).result(60)
         whole = engine.submit(replace(ask, seed=1)).result(60)
         results.append(
@@ -275,6 +282,6 @@ def turns(engine: StarEngine) -> list[dict]:
     return results
 
 
-def each_alone(requests: list[StarRequest], engine: StarEngine) -> list[list[int]]:
+def each_alone(requests: list[StarRequest], engine: EngineThread) -> list[list[int]]:
     """Tokens of each request, asked after the one before it has ended."""
     return [engine.submit(request).result(60).tokens for request in requests]

@@ -9,7 +9,6 @@ from unittest.mock import patch
 import torch
 import torch.distributed as dist
 
-from megatron_star.parallel import exchange
 from megatron_star.parallel.exchange import Exchange
 from megatron_star.speed import mailbox
 from megatron_star.speed.mailbox import LARGEST_BYTES, Mailbox
@@ -58,9 +57,7 @@ def files_left_by_a_rank_that_fails_while_it_opens() -> list[str]:
 def sum_and_gather_of_both_ways() -> tuple[list, list]:
     """What an exchange adds up and gathers, with a mailbox and by collectives."""
     results = []
-    for largest in (LARGEST_BYTES, -1):
-        with patch.object(exchange, "LARGEST_BYTES", largest):
-            between = Exchange(dist.group.WORLD)
-            mine = message(0, dist.get_rank(), 90, torch.float32).view(2, 45)
-            results.append([between.gather(mine).tolist(), between.add_up(mine.clone()).tolist()])
+    between, mine = Exchange(dist.group.WORLD), message(0, dist.get_rank(), 90, torch.float32).view(2, 45)
+    for between.small in (Mailbox.open(dist.group.WORLD), None):
+        results.append([between.gather(mine).tolist(), between.add_up(mine.clone()).tolist()])
     return tuple(results)

@@ -81,7 +81,8 @@ def test_compiled_layers_give_the_logits_of_the_model(checkpoints):
 
 
 def test_layers_that_differ_have_programs_of_their_own():
-    assert run_ranks(1, layers_of_two_kinds, RANDOM["biased, gated"], CONTEXT) == [(2, True)]
+    """Each in two pieces, before and after attention."""
+    assert run_ranks(1, layers_of_two_kinds, RANDOM["biased, gated"], CONTEXT) == [(4, True)]
 
 
 @pytest.mark.parametrize("compiled", [False, True])

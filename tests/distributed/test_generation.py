@@ -1,10 +1,8 @@
 """Batches, sampling, ends and log-probabilities of generation, on real ranks."""
 
-import json
 from dataclasses import replace
 
 import pytest
-import torch
 from distributed import RankError, run_ranks
 from megatron.core.inference.sampling_params import SamplingParams
 from models import VOCAB_SIZE, dense_logits, random_tokens
@@ -163,16 +161,6 @@ def test_a_request_that_cannot_be_answered_is_refused_before_anything_runs(check
 def test_a_rank_that_raises_ends_the_test_with_its_traceback(checkpoints):
     with pytest.raises(RankError, match="the query is empty"):
         answers(checkpoints, 2, [BAD["the query is empty"]])
-
-
-def test_a_request_survives_json():
-    asked = request(
-        60, 5, temperature=0.5, stop_words=["a"], star=StarConfig(block_size=9, anchor="recompute")
-    )
-    asked = replace(asked, end_tokens=(3, 4), min_tokens=1)
-    again = StarRequest.from_json(json.loads(json.dumps(asked.to_json())))
-    assert again == asked
-    assert torch.tensor(again.context_tokens).numel() == 60
 
 
 def test_logits_are_made_for_the_last_query_token_only(checkpoints):

@@ -7,7 +7,7 @@ from models import VOCAB_SIZE, random_tokens
 from ranks import (
     chosen_parts,
     logits_whole_and_sliced,
-    norms_and_activations,
+    norms_and_mlps,
     slices_in_one_piece,
     weights_read,
 )
@@ -125,12 +125,12 @@ def test_an_unknown_choice_of_weights_is_refused(checkpoints):
 @pytest.mark.parametrize(
     ("name", "other", "expected"),
     [
-        ("biased, gated", {"normalization": "RMSNorm"}, ("CpuRMSNorm", "SwigluInPlace")),
-        ("biased, gated", {}, ("LayerNorm", "SwigluInPlace")),
-        ("biased", {}, ("LayerNorm", "builtin_function_or_method")),
-        ("experts, gated", {}, ("LayerNorm", "NoneType")),
+        ("biased, gated", {"normalization": "RMSNorm"}, ("CpuRMSNorm", "SwigluInPlaceMLP")),
+        ("biased, gated", {}, ("LayerNorm", "SwigluInPlaceMLP")),
+        ("biased", {}, ("LayerNorm", "MLP")),
+        ("experts, gated", {}, ("LayerNorm", "MoELayer")),
     ],
     ids=["swiglu and rms norm", "swiglu", "gelu", "experts"],
 )
 def test_a_model_on_a_cpu_has_our_rms_norm_and_plain_swiglu(name, other, expected):
-    assert run_ranks(1, norms_and_activations, RANDOM[name] | other) == [expected]
+    assert run_ranks(1, norms_and_mlps, RANDOM[name] | other) == [expected]

@@ -12,6 +12,7 @@ from megatron.core.inference.sampling_params import SamplingParams
 from megatron_star.config import StarConfig
 from megatron_star.engine.engine import StarEngine, run_worker
 from megatron_star.engine.request import StarRequest
+from megatron_star.engine.thread import EngineThread
 from megatron_star.job.environment import read_environment
 from megatron_star.job.loading import load_star_model
 from megatron_star.job.session import end_process, exit_on_errors, process_groups
@@ -26,7 +27,7 @@ class NoText:
         return ""
 
 
-def keep_busy(engine: StarEngine, kind: str) -> None:
+def keep_busy(engine: EngineThread, kind: str) -> None:
     """Submit work of this kind for ever."""
     engine.start(lambda error: end_process(0, error))
     num_context, num_tokens = {"idle": (1, 1), "encoding": (8000, 1), "decoding": (50, 8000)}[kind]
@@ -62,4 +63,5 @@ with exit_on_errors(environment.rank):
             run_worker(star_model, groups.control)
         else:
             limits = {"max_sequence_length": 8192, "budget_bytes_per_rank": 1 << 30}
-            keep_busy(StarEngine(star_model, NoText(), groups.control, **limits), sys.argv[2])
+            engine = StarEngine(star_model, NoText(), groups.control, **limits)
+            keep_busy(EngineThread(engine), sys.argv[2])

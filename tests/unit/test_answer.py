@@ -2,7 +2,6 @@
 
 import random
 from collections import Counter
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +11,8 @@ from small_tokenizers import KINDS, small_tokenizer
 from megatron_star.engine.answer import Answer
 from megatron_star.engine.request import StarRequest
 from megatron_star.engine.sampling import TokenSampler
+from megatron_star.planning.plan import TokenCosts
+from megatron_star.planning.planner import Planner
 
 FRAGMENTS = ["Hi", "\n", "\U0001f999", "\U0001f99a", " the end", "\u6f22\u5b57", " \u00fc", ".", "a", "</s>"]
 
@@ -19,7 +20,8 @@ FRAGMENTS = ["Hi", "\n", "\U0001f999", "\U0001f99a", " the end", "\u6f22\u5b57",
 def answer_to(tokenizer, prompt: list[int], *, count: int, stops: list[str] = (), **options) -> Answer:
     sampling = SamplingParams(top_k=1, num_tokens_to_generate=count, stop_words=list(stops))
     request = StarRequest(context_tokens=[], query_tokens=prompt, sampling=sampling, **options)
-    return Answer(SimpleNamespace(request=request), tokenizer)
+    planned = Planner(TokenCosts(), 1).plan(0, request.star)
+    return Answer(0, request, planned, tokenizer)
 
 
 def one_hot(token: int, size: int) -> torch.Tensor:

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from megatron_star.engine.finite import why_not_finite
-from megatron_star.engine.request import StarRequest
 from megatron_star.evaluation.comparison import mean_kl
 from megatron_star.job.running import answer_batch
 
@@ -33,11 +32,14 @@ def test_a_comparison_of_logits_with_nan_is_not_taken_for_equal():
 
 def test_generate_and_evaluate_end_with_the_sentence_of_a_request_that_has_no_answer():
     ended = SimpleNamespace(is_set=lambda: True)
-    answers = iter(
-        SimpleNamespace(ended=ended, result=lambda error=error: SimpleNamespace(error=error))
+    answers = [
+        SimpleNamespace(
+            ended=ended,
+            plan=SimpleNamespace(num_tokens=0),
+            result=lambda error=error: SimpleNamespace(error=error),
+        )
         for error in (None, "the logits of token 3 of the answer are not finite")
-    )
-    engine = SimpleNamespace(submit=lambda request: next(answers))
-    requests = [StarRequest(context_tokens=[], query_tokens=[1])] * 2
+    ]
+    engine = SimpleNamespace(enqueue=lambda answer: None)
     with pytest.raises(ValueError, match="1 of 2 requests have no answer: the logits of token 3"):
-        answer_batch(engine, requests)
+        answer_batch(engine, answers)

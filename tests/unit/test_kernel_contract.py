@@ -3,6 +3,7 @@
 The same on the libraries themselves is in `tests/gpu`.
 """
 
+from dataclasses import replace
 from unittest.mock import DEFAULT, Mock
 
 import kernel_contract as contract
@@ -14,8 +15,8 @@ import torch_kernel_stubs
 from kernel_contract import EMPTY, HEADS, SHAPES, TOLERANCE, tensors
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from megatron_star.attention import torch_cpu
 from megatron_star.attention.kernels import KERNELS
+from megatron_star.speed import cpu_attention
 
 NAMES_AND_DTYPES = [
     pytest.param(name, dtype, id=f"{name}-{dtype}".replace("torch.", ""))
@@ -114,16 +115,21 @@ def test_the_reference_runs_where_its_tensors_are():
     assert out.device == lse.device == query.device
 
 
+def with_speed():
+    """The CPU's kernel, with the ways that are faster on some processors."""
+    return replace(KERNELS["torch-cpu"].loaded(), attend=cpu_attention.attend)
+
+
 @pytest.mark.parametrize(("factor", "tolerance"), [(1.0, 5e-5), (300.0, 1e-3)])
 @pytest.mark.parametrize(("np", "ng"), [(9, 3), (4, 1), (10, 2)])
 def test_few_rows_over_many_keys_take_the_cpus_whole_products(monkeypatch, np, ng, factor, tolerance):
     """With large scores too, where all but one weight of a row may be 0."""
-    calls = Mock(wraps=torch_cpu.attend_few_rows)
-    monkeypatch.setattr(torch_cpu, "attend_few_rows", calls)
-    monkeypatch.setattr(torch_cpu, "FEW_ROWS", range(3, 6))
+    calls = Mock(wraps=cpu_attention.attend_few_rows)
+    monkeypatch.setattr(cpu_attention, "attend_few_rows", calls)
+    monkeypatch.setattr(cpu_attention, "FEW_ROWS", range(3, 6))
     query, key, value = tensors(1, 4100, np=np, ng=ng, b=2)
     qkv = query * factor, key, value
-    contract.check_equals_reference(KERNELS["torch-cpu"].loaded(), *qkv, tolerance=tolerance)
+    contract.check_equals_reference(with_speed(), *qkv, tolerance=tolerance)
     assert calls.call_count == 1
 
 
@@ -131,8 +137,8 @@ def test_few_rows_over_many_keys_take_the_cpus_whole_products(monkeypatch, np, n
 @pytest.mark.parametrize("rows", [range(17), range(0)], ids=["as it is", "widened"])
 def test_a_cpu_attends_in_bfloat16_for_few_rows_where_that_is_faster(monkeypatch, rows, sq):
     """The 3 query heads of a group are rows."""
-    monkeypatch.setattr(torch_cpu, "ROWS_IN_BFLOAT16", rows)
-    kernel, qkv = KERNELS["torch-cpu"].loaded(), tensors(sq, 1100, b=2, dtype=torch.bfloat16)
+    monkeypatch.setattr(cpu_attention, "ROWS_IN_BFLOAT16", rows)
+    kernel, qkv = with_speed(), tensors(sq, 1100, b=2, dtype=torch.bfloat16)
     contract.check_equals_reference(kernel, *qkv, tolerance=TOLERANCE[torch.bfloat16])
     part = kernel(*qkv, causal=False, softmax_scale=0.3)
     assert part.out.dtype == (torch.bfloat16 if 3 * sq in rows else torch.float32)

@@ -9,8 +9,9 @@ from megatron.core.inference.sampling_params import SamplingParams
 
 from megatron_star.config import StarConfig
 from megatron_star.engine import engine as engine_module
+from megatron_star.engine.command import Command
 from megatron_star.engine.engine import StarEngine
-from megatron_star.engine.executor import Command, planner_of
+from megatron_star.engine.executor import planner_of
 from megatron_star.engine.request import StarRequest
 from megatron_star.planning.pace import CPU_WAVE_TOKENS
 from megatron_star.planning.plan import ContextPlan
@@ -45,13 +46,13 @@ class SimulatedRanks:
     def execute(self, command: Command) -> torch.Tensor | None:
         if command.open_context:
             index, tokens, star, parent = command.open_context
-            base = self.contexts[parent].encoded.plan if parent is not None else None
+            base = self.contexts[parent].plan if parent is not None else None
             plan = ContextPlan.build(len(tokens), 2, star, self.engine.planner.costs, base)
-            self.contexts[index] = SimpleNamespace(encoded=SimpleNamespace(plan=plan))
+            self.contexts[index] = SimpleNamespace(plan=plan)
         seconds = 0.0
         if command.encode_wave:
             index, wave = command.encode_wave
-            cost = self.contexts[index].encoded.plan.wave_cost(wave, self.engine.planner.costs)
+            cost = self.contexts[index].plan.wave_cost(wave, self.engine.planner.costs)
             seconds += WAVE_SECONDS + cost * self.seconds_per_cost
         num_tokens = sum(len(tokens) for _, tokens in command.feed)
         seconds += DECODE_SECONDS + num_tokens * SECONDS_PER_TOKEN if num_tokens else 0.0
@@ -79,7 +80,7 @@ def engine(monkeypatch):
     engine.executor = SimulatedRanks(engine)
     monkeypatch.setattr(engine_module, "monotonic", lambda: engine.executor.now)
     monkeypatch.setattr(engine_module, "broadcast_json", lambda *_: None)
-    engine._calibrate()
+    engine.calibrate()
     return engine
 
 

@@ -8,7 +8,7 @@ from math import inf
 import pytest
 from mutations import with_a_wrong_value
 
-from megatron_star.planning.deployment import Question, default_block_size, estimate, estimates, tp_sizes
+from megatron_star.planning.estimates import Workload, default_block_size, estimate, estimates, tp_sizes
 from megatron_star.planning.hardware import (
     GPUS,
     NETWORK_LATENCY_SECONDS,
@@ -72,10 +72,10 @@ def write_config(tmp_path):
     return write
 
 
-def question(path, num_context_tokens, **options):
+def workload(path, num_context_tokens, **options):
     """With the default block size."""
     sizes = {"block_size": default_block_size(num_context_tokens), "wave_tokens": 32 * K} | options
-    return Question(model_size(read_model(path)), num_context_tokens, 256, **sizes)
+    return Workload(model_size(read_model(path)), num_context_tokens, 256, **sizes)
 
 
 def h100s(num_gpus):
@@ -97,7 +97,7 @@ def test_llama_405b_takes_the_time_that_was_published(write_config):
     """
     path = write_config(**LLAMA, **CONFIGS["405B"])
     million, short = (
-        estimate(question(path, n), h100s(128), 8).ttft_s["exact"] for n in (1_000_000, 128_000)
+        estimate(workload(path, n), h100s(128), 8).ttft_s["exact"] for n in (1_000_000, 128_000)
     )
     assert million == pytest.approx(77, rel=0.15)
     assert 3.8 / 2 < short < 3.8
@@ -111,7 +111,7 @@ def test_llama_takes_the_memory_that_was_published(write_config, name, weights_g
 
     Of 405B, that page counts 16 KV heads, not 8.
     """
-    asked = replace(question(write_config(**LLAMA, **CONFIGS[name]), 128_000), num_generated_tokens=0)
+    asked = replace(workload(write_config(**LLAMA, **CONFIGS[name]), 128_000), num_generated_tokens=0)
     found = estimate(asked, h100s(1), 1)
     assert found.weights_bytes == pytest.approx(weights_gb * 1e9, rel=1e-3)
     assert found.kv_bytes == pytest.approx(kv_gib * 2**30, rel=1e-3)
@@ -143,7 +143,7 @@ of its first block: 1 of 2 blocks, 1.25 of 4.
 @pytest.mark.parametrize(("num_tokens", "cp_size"), COUNTED)
 def test_encoding_takes_the_operations_that_were_counted_by_hand(write_config, name, num_tokens, cp_size):
     rates = {"matmul_flops_per_s": 1e15, "attention_flops_per_s": 1e15}
-    asked = question(write_config(**LLAMA, **CONFIGS[name]), num_tokens)
+    asked = workload(write_config(**LLAMA, **CONFIGS[name]), num_tokens)
     found = estimate(asked, gpus(cp_size, **rates), 1).ttft_s
     block, pairs = PFLOP[name]
     for mode, (blocks, pairs_of_blocks) in COUNTED[num_tokens, cp_size].items():
@@ -156,7 +156,7 @@ def test_encoding_takes_the_operations_that_were_counted_by_hand(write_config, n
 
 def test_tp_sends_the_bytes_that_were_counted_by_hand(write_config):
     """64 all-reduces of 1 GiB, of which a ring sends 7/4: 112 GiB."""
-    asked = question(write_config(**LLAMA, **CONFIGS["8B"]), 128 * K)
+    asked = workload(write_config(**LLAMA, **CONFIGS["8B"]), 128 * K)
     assert estimate(asked, gpus(8, node_link_bytes_per_s=1e9), 8).ttft_s["exact"] == pytest.approx(
         120.26, rel=1e-3
     )
@@ -164,7 +164,7 @@ def test_tp_sends_the_bytes_that_were_counted_by_hand(write_config):
 
 def test_a_step_reads_the_bytes_that_were_counted_by_hand_and_waits_for_its_collectives(write_config):
     """Of 8B without the embedding 15.009 GB, of 128K tokens of KV 17.18 GB; 64 all-reduces and 32 merges."""
-    asked = replace(question(write_config(**LLAMA, **CONFIGS["8B"]), 128 * K), num_generated_tokens=0)
+    asked = replace(workload(write_config(**LLAMA, **CONFIGS["8B"]), 128 * K), num_generated_tokens=0)
     alone = estimate(asked, gpus(1, memory_bytes_per_s=1e12), 1)
     many = estimate(asked, gpus(16, 8, memory_bytes_per_s=1e12), 8)
     assert alone.tpot_s == pytest.approx(0.03219, rel=1e-3)
@@ -174,7 +174,7 @@ def test_a_step_reads_the_bytes_that_were_counted_by_hand_and_waits_for_its_coll
 
 def test_a_slow_network_shows_what_attention_does_not_hide(write_config):
     """70B at TP 8: the anchor's KV, 1.342 GB; beside it, half a block of attention in the block itself."""
-    asked = question(write_config(**LLAMA, **CONFIGS["70B"]), 128 * K)
+    asked = workload(write_config(**LLAMA, **CONFIGS["70B"]), 128 * K)
     rates = {"attention_flops_per_s": 1e15}
     slow = estimate(asked, gpus(32, 8, **rates, network_link_bytes_per_s=0.1e9), 8).ttft_s
     fast = estimate(asked, gpus(32, 8, **rates), 8).ttft_s
@@ -184,7 +184,7 @@ def test_a_slow_network_shows_what_attention_does_not_hide(write_config):
 
 def test_the_ranking_is_that_of_the_benchmark_on_two_cores(write_config):
     """benchmarks/context_encoding.py --num-tokens 4K --block-size 512: 9.9, 12.5, 20.4 s (docs/slurm.md)."""
-    asked = question(write_config(**SMOLLM2), 4 * K, block_size=512, bytes_per_value=4)
+    asked = workload(write_config(**SMOLLM2), 4 * K, block_size=512, bytes_per_value=4)
     times = estimate(asked, Cluster(GPUS["cpu-core"], 2, 2), 1).ttft_s
     assert sorted(times, key=times.get) == ["broadcast", "exact", "recompute"]
 
@@ -195,7 +195,7 @@ def test_tp_stays_inside_a_node_and_divides_the_heads(write_config):
 
 
 def test_a_thousand_gpus_and_a_million_tokens_are_planned(write_config):
-    asked = question(write_config(**LLAMA, **CONFIGS["70B"]), M)
+    asked = workload(write_config(**LLAMA, **CONFIGS["70B"]), M)
     (found,) = estimates(asked, h100s(1024))
     assert (found.tp_size, found.cp_size) == (8, 128)
     assert found.fits["broadcast"]
@@ -269,7 +269,7 @@ def test_a_thousand_wrong_models_are_estimated_or_refused_by_name(write_config, 
         wrong = with_a_wrong_value(dict(right), generator)
         monkeypatch.setattr(plan, "_unchecked_arguments", lambda path, wrong=wrong: wrong)
         try:
-            estimates(question(tmp_path, 1 * K), h100s(1))
+            estimates(workload(tmp_path, 1 * K), h100s(1))
         except ValueError as error:
             refused += 1
             assert str(error).startswith(f"{tmp_path}: ")

@@ -1,13 +1,11 @@
-"""The driver's bookkeeping, without ranks: sharing, room, order, and what is given back."""
+"""The driver's bookkeeping, without ranks: sharing, memory, order, and what is freed."""
 
 import pytest
-from megatron.core.inference.sampling_params import SamplingParams
 
 from megatron_star.config import StarConfig
-from megatron_star.engine.job import Job, context_key
-from megatron_star.engine.request import StarRequest
+from megatron_star.engine.scheduled_request import ScheduledRequest
 from megatron_star.engine.scheduler import Scheduler
-from megatron_star.planning.plan import ContextPlan, TokenCosts
+from megatron_star.planning.plan import TokenCosts
 from megatron_star.planning.planner import Planner
 
 STAR = StarConfig(block_size=100)
@@ -15,7 +13,7 @@ BYTES = 10  # of KV per token
 
 
 def scheduler(budget_tokens: int, cp_size: int = 2, max_running: int = 8) -> Scheduler:
-    """One with room for so many tokens a rank."""
+    """One with memory for so many tokens a rank."""
     return Scheduler(
         Planner(TokenCosts(), cp_size),
         kv_bytes_per_token=BYTES,
@@ -24,33 +22,27 @@ def scheduler(budget_tokens: int, cp_size: int = 2, max_running: int = 8) -> Sch
     )
 
 
-def job(job_id: int, tokens: list[int], turn_edges: tuple[int, ...] = (), star: StarConfig = STAR) -> Job:
-    """A job whose tail takes room for 256 tokens."""
-    request = StarRequest(
-        context_tokens=tokens,
-        query_tokens=[1, 2],
-        star=star,
-        sampling=SamplingParams(num_tokens_to_generate=5),
-        turn_edges=turn_edges,
-    )
-    plans = ContextPlan.chain((*turn_edges, len(tokens)), 2, star, TokenCosts())
-    keys = tuple(context_key(tokens[: plan.num_tokens], plan) for plan in plans)
-    return Job(job_id, request, star.mode, star, plans, keys, pending=[1, 2])
+def request(
+    request_id: int, tokens: list[int], turn_edges: tuple[int, ...] = (), star: StarConfig = STAR
+) -> ScheduledRequest:
+    """One whose tail takes memory for 256 tokens."""
+    planned = Planner(TokenCosts(), 2).plan(len(tokens), star, turn_edges)
+    return ScheduledRequest(request_id, tokens, [1, 2], 7, planned)
 
 
 def run_until_fed(queue: Scheduler) -> list:
-    """Commands until every running job has been fed its query."""
+    """Commands until every running request has been fed its query."""
     commands = []
     while any(running.pending for running in queue.running.values()):
         commands.append(queue.next_command())
     return commands
 
 
-def test_two_jobs_with_one_context_encode_it_once():
+def test_two_requests_with_one_context_encode_it_once():
     queue = scheduler(10_000)
     for i in range(2):
-        queue.add(job(i, list(range(400))))
-    assert [j.num_cached_tokens for j in queue.admit()] == [0, 400]
+        queue.add(request(i, list(range(400))))
+    assert [r.num_cached_tokens for r in queue.admit()] == [0, 400]
     commands = run_until_fed(queue)
     assert sum(command.open_context is not None for command in commands) == 1
     assert [i for command in commands for i, _ in command.feed] == [0, 1]
@@ -58,44 +50,44 @@ def test_two_jobs_with_one_context_encode_it_once():
 
 def test_the_wave_size_does_not_keep_a_context_from_being_shared():
     queue = scheduler(10_000)
-    queue.add(job(0, list(range(400))))
-    queue.add(job(1, list(range(400)), star=StarConfig(block_size=100, wave_tokens=7)))
-    assert [j.num_cached_tokens for j in queue.admit()] == [0, 400]
+    queue.add(request(0, list(range(400))))
+    queue.add(request(1, list(range(400)), star=StarConfig(block_size=100, wave_tokens=7)))
+    assert [r.num_cached_tokens for r in queue.admit()] == [0, 400]
 
 
 def test_another_mask_is_another_context():
     queue = scheduler(10_000)
-    queue.add(job(0, list(range(400))))
-    queue.add(job(1, list(range(400)), star=StarConfig(block_size=100, neighbor_blocks=1)))
-    assert [j.num_cached_tokens for j in queue.admit()] == [0, 0]
+    queue.add(request(0, list(range(400))))
+    queue.add(request(1, list(range(400)), star=StarConfig(block_size=100, neighbor_blocks=1)))
+    assert [r.num_cached_tokens for r in queue.admit()] == [0, 0]
 
 
 def test_what_does_not_fit_waits_in_its_order_and_later_ones_do_not_overtake():
     queue = scheduler(600)
-    jobs = [job(0, list(range(600))), job(1, list(range(1, 601))), job(2, [])]
-    for waiting in jobs:
+    requests = [request(0, list(range(600))), request(1, list(range(1, 601))), request(2, [])]
+    for waiting in requests:
         queue.add(waiting)
-    assert queue.admit() == [jobs[0]]
+    assert queue.admit() == [requests[0]]
     run_until_fed(queue)
-    queue.remove(jobs[0])
-    assert queue.admit() == [jobs[1], jobs[2]]
+    queue.remove(requests[0])
+    assert queue.admit() == [requests[1], requests[2]]
 
 
 def test_the_least_recently_used_context_goes_first():
     queue = scheduler(650)
-    first, second, third = (job(i, list(range(i, 200 + i))) for i in range(3))
+    first, second, third = (request(i, list(range(i, 200 + i))) for i in range(3))
     for one in (first, second):
         queue.add(one)
         queue.admit()
         run_until_fed(queue)
         queue.remove(one)
-    again = job(3, list(range(200)))
+    again = request(3, list(range(200)))
     queue.add(again)
     queue.admit()
     run_until_fed(queue)
     assert again.num_cached_tokens == 200
     queue.remove(again)
-    large = job(4, list(range(500, 1000)))
+    large = request(4, list(range(500, 1000)))
     queue.add(large)
     assert queue.admit() == [large]
     assert list(queue.contexts) == [first.keys[-1], large.keys[-1]]
@@ -104,7 +96,7 @@ def test_the_least_recently_used_context_goes_first():
 @pytest.mark.parametrize("star", [STAR, StarConfig(mode="exact")])
 def test_a_context_that_extends_a_cached_one_encodes_only_what_is_new(star):
     queue = scheduler(10_000)
-    earlier, later = job(0, list(range(300)), star=star), job(1, list(range(450)), (300,), star)
+    earlier, later = request(0, list(range(300)), star=star), request(1, list(range(450)), (300,), star)
     queue.add(earlier)
     queue.admit()
     run_until_fed(queue)
@@ -119,23 +111,23 @@ def test_a_context_that_extends_a_cached_one_encodes_only_what_is_new(star):
 
 def test_the_base_of_an_extension_stays_while_the_extension_is_cached():
     queue = scheduler(710)
-    later = job(0, list(range(450)), (300,))
+    later = request(0, list(range(450)), (300,))
     queue.add(later)
     queue.admit()
     run_until_fed(queue)
     queue.remove(later)
     base, extension = queue.contexts.values()
     assert (base.users, extension.users) == (1, 0)
-    large = job(1, list(range(500, 1300)))
+    large = request(1, list(range(500, 1300)))
     queue.add(large)
     assert queue.admit() == [large]
     assert list(queue.contexts) == [large.keys[-1]]
 
 
 @pytest.mark.parametrize("when", ["waiting", "admitted", "encoding", "running"])
-def test_everything_is_given_back_whenever_a_job_ends(when):
+def test_everything_is_freed_whenever_a_request_ends(when):
     queue = scheduler(10_000)
-    one = job(0, list(range(450)), (300,), StarConfig(block_size=100, wave_tokens=100))
+    one = request(0, list(range(450)), (300,), StarConfig(block_size=100, wave_tokens=100))
     queue.add(one)
     if when != "waiting":
         queue.admit()
@@ -155,10 +147,10 @@ def test_everything_is_given_back_whenever_a_job_ends(when):
 def test_no_more_run_at_once_than_allowed():
     queue = scheduler(10_000, max_running=3)
     for i in range(5):
-        queue.add(job(i, []))
+        queue.add(request(i, []))
     assert len(queue.admit()) == 3 and len(queue.waiting) == 2
 
 
 def test_what_never_fits_is_refused_with_what_it_needs_and_what_there_is():
     with pytest.raises(ValueError, match=r"2000 context tokens.*need 13,810 bytes.*budget is 5,000 bytes"):
-        scheduler(500).check_fits(job(0, list(range(2000))))
+        scheduler(500).check_fits(request(0, list(range(2000))))

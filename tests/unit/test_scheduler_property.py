@@ -1,4 +1,4 @@
-"""Whoever else waits, runs or is cancelled: a job's context is encoded as it is alone, and every job gets in.
+"""Whoever else waits, runs or is cancelled: a request's context is encoded as it is alone, and each gets in.
 
 The ranks are played here: they make plans of commands as `RankExecutor` does, and know for each token of a
 context what it has seen.
@@ -8,13 +8,11 @@ import random
 
 import pytest
 import torch
-from megatron.core.inference.sampling_params import SamplingParams
 from torch import Tensor
 
 from megatron_star.config import StarConfig
-from megatron_star.engine.executor import Command
-from megatron_star.engine.job import Job, context_key
-from megatron_star.engine.request import StarRequest
+from megatron_star.engine.command import Command
+from megatron_star.engine.scheduled_request import ScheduledRequest
 from megatron_star.engine.scheduler import Scheduler
 from megatron_star.planning.kv_memory import spare_capacity, tail_capacity
 from megatron_star.planning.plan import ContextPlan, TokenCosts
@@ -89,7 +87,7 @@ class PlayedRanks:
             assert sum(context.num_bytes[rank] for context in self.contexts.values()) + tails <= self.budget
 
 
-def random_job(rng: random.Random, job_id: int, cp_size: int, text: list[int]) -> Job:
+def random_request(rng: random.Random, request_id: int, cp_size: int, text: list[int]) -> ScheduledRequest:
     """About the beginning of `text`, in any configuration, with any earlier turns."""
     length = rng.choice([0, 30, 60, 90, 120, 150])
     earlier = [edge for edge in (30, 60, 90, 120) if edge < length]
@@ -102,29 +100,22 @@ def random_job(rng: random.Random, job_id: int, cp_size: int, text: list[int]) -
         anchor=rng.choice(["broadcast", "recompute"]),
         wave_tokens=rng.choice([5, 17, 40, 1000]),
     )
-    return job_of(job_id, text[:length], star, tuple(edges), cp_size)
+    return request_of(request_id, text[:length], star, tuple(edges), cp_size)
 
 
-def job_of(
-    job_id: int, tokens: list[int], star: StarConfig, turn_edges: tuple[int, ...], cp_size: int
-) -> Job:
-    """A job with a query of one token and an answer of two."""
-    request = StarRequest(
-        context_tokens=tokens,
-        query_tokens=[1],
-        star=star,
-        sampling=SamplingParams(num_tokens_to_generate=2),
-        turn_edges=turn_edges,
-    )
-    plans = ContextPlan.chain((*turn_edges, len(tokens)), cp_size, star, COSTS)
-    keys = tuple(context_key(tokens[: plan.num_tokens], plan) for plan in plans)
-    return Job(job_id, request, star.mode, star, plans, keys, pending=[1])
+def request_of(
+    request_id: int, tokens: list[int], star: StarConfig, turn_edges: tuple[int, ...], cp_size: int
+) -> ScheduledRequest:
+    """One with a query of one token and an answer of two."""
+    planned = Planner(COSTS, cp_size).plan(len(tokens), star, turn_edges)
+    return ScheduledRequest(request_id, tokens, [1], 3, planned)
 
 
-def mask_alone(job: Job, cp_size: int) -> Tensor:
-    """What the tokens of a job's context see if no other job was ever there."""
+def mask_alone(request: ScheduledRequest, cp_size: int) -> Tensor:
+    """What the tokens of a request's context see if no other request was ever there."""
     ranks, queue = PlayedRanks(cp_size, 10**9), scheduler(cp_size, 10**9)
-    alone = job_of(0, job.request.context_tokens, job.star, job.request.turn_edges, cp_size)
+    turn_edges = tuple(plan.num_tokens for plan in request.planned.plans[:-1])
+    alone = request_of(0, request.context_tokens, request.planned.star, turn_edges, cp_size)
     queue.add(alone)
     queue.admit()
     while alone.pending:
@@ -139,24 +130,26 @@ def scheduler(cp_size: int, budget: int) -> Scheduler:
     )
 
 
-def needed(jobs: list[Job], cp_size: int) -> int:
-    """The least budget that every one of these jobs is accepted with."""
+def needed(requests: list[ScheduledRequest], cp_size: int) -> int:
+    """The least budget that every one of these requests is accepted with."""
     budget = 0
-    for job in jobs:
+    for request in requests:
         while True:
             try:
-                scheduler(cp_size, budget).check_fits(job)
+                scheduler(cp_size, budget).check_fits(request)
                 break
             except ValueError:
                 budget += 1
     return budget
 
 
-def run_with_cancels(rng: random.Random, queue: Scheduler, ranks: PlayedRanks, jobs: list[Job]) -> None:
-    """Every job comes at some time, and ends by being fed or cancelled at some time."""
-    open_jobs = list(jobs)
-    coming = list(jobs)
-    while open_jobs:
+def run_with_cancels(
+    rng: random.Random, queue: Scheduler, ranks: PlayedRanks, requests: list[ScheduledRequest]
+) -> None:
+    """Every request comes at some time, and ends by being fed or cancelled at some time."""
+    open_requests = list(requests)
+    coming = list(requests)
+    while open_requests:
         if coming and rng.random() < 0.5:
             queue.add(coming.pop(0))
         before = (list(queue.used), dict(queue.contexts), list(queue.waiting))
@@ -166,39 +159,41 @@ def run_with_cancels(rng: random.Random, queue: Scheduler, ranks: PlayedRanks, j
             )
         assert queue.running or not queue.waiting, "what is accepted is never let in"
         ranks.execute(queue.next_command())
-        for job in [job for job in open_jobs if job not in coming]:
-            if rng.random() < 0.05 or (job.id in ranks.seen and not job.pending and rng.random() < 0.4):
-                queue.remove(job)
-                open_jobs.remove(job)
+        for request in [request for request in open_requests if request not in coming]:
+            if rng.random() < 0.05 or (
+                request.id in ranks.seen and not request.pending and rng.random() < 0.4
+            ):
+                queue.remove(request)
+                open_requests.remove(request)
     queue.drop_unused_contexts()
     ranks.execute(queue.next_command())
     assert not ranks.contexts and not ranks.tails and set(queue.used) == {0}
 
 
 @pytest.mark.parametrize("seed", range(150))
-def test_random_jobs_see_what_each_sees_alone_and_leave_nothing(seed):
+def test_random_requests_see_what_each_sees_alone_and_leave_nothing(seed):
     rng = random.Random(seed)
     cp_size = rng.choice([1, 2, 3])
     texts = [[text] * 150 for text in range(2)]
-    jobs = [random_job(rng, i, cp_size, rng.choice(texts)) for i in range(10)]
-    budget = needed(jobs, cp_size) + rng.choice([0, 0, 40, 1000])
+    requests = [random_request(rng, i, cp_size, rng.choice(texts)) for i in range(10)]
+    budget = needed(requests, cp_size) + rng.choice([0, 0, 40, 1000])
     ranks = PlayedRanks(cp_size, budget)
 
-    run_with_cancels(rng, scheduler(cp_size, budget), ranks, jobs)
+    run_with_cancels(rng, scheduler(cp_size, budget), ranks, requests)
 
-    for job in jobs:
-        if job.id in ranks.seen:
-            assert torch.equal(ranks.seen[job.id].mask, mask_alone(job, cp_size))
+    for request in requests:
+        if request.id in ranks.seen:
+            assert torch.equal(ranks.seen[request.id].mask, mask_alone(request, cp_size))
 
 
-def test_a_job_that_waited_with_another_ones_plan_encodes_its_own():
+def test_a_request_that_waited_with_another_ones_plan_encodes_its_own():
     star = StarConfig(block_size=100, wave_tokens=200)
-    first = job_of(0, [0] * 400, star, (), 1)
-    second = job_of(1, [0] * 400, StarConfig(block_size=100, wave_tokens=50), (), 1)
-    second.request.sampling.num_tokens_to_generate = 300
+    first = request_of(0, [0] * 400, star, (), 1)
+    second = request_of(1, [0] * 400, StarConfig(block_size=100, wave_tokens=50), (), 1)
+    second.num_tail_tokens = 301
     ranks, queue = PlayedRanks(1, 1000), scheduler(1, 1000)
-    for job in (first, second):
-        queue.add(job)
+    for request in (first, second):
+        queue.add(request)
     queue.admit()
     ranks.execute(queue.next_command())
     queue.remove(first)
@@ -215,12 +210,15 @@ def test_what_fits_alone_is_let_in_on_top_of_a_context_in_other_waves(seed):
     edge, length = rng.randrange(30, 100), rng.randrange(100, 250)
     waves = rng.sample([3, 8, 20, 50, 1000], 2)
     first, second = (StarConfig(mode="exact", block_size=30, wave_tokens=wave) for wave in waves)
-    jobs = [job_of(0, [0] * edge, first, (), cp_size), job_of(1, [0] * length, second, (edge,), cp_size)]
-    budget = needed(jobs, cp_size)
+    requests = [
+        request_of(0, [0] * edge, first, (), cp_size),
+        request_of(1, [0] * length, second, (edge,), cp_size),
+    ]
+    budget = needed(requests, cp_size)
     ranks, queue = PlayedRanks(cp_size, budget), scheduler(cp_size, budget)
-    for job in jobs:
-        queue.add(job)
-        assert queue.admit() == [job]
-        while job.pending:
+    for request in requests:
+        queue.add(request)
+        assert queue.admit() == [request]
+        while request.pending:
             ranks.execute(queue.next_command())
-        queue.remove(job)
+        queue.remove(request)

@@ -1,9 +1,9 @@
-"""What is done for machines without a GPU."""
+"""Weights laid out in memory for reading."""
 
 import pytest
 import torch
 
-from megatron_star.model.cpu import lay_out
+from megatron_star.speed.layout import lay_out
 
 
 @pytest.mark.parametrize(("by_columns", "stride"), [(True, (1, 7)), (False, (5, 1))])

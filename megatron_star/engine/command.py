@@ -1,0 +1,42 @@
+"""What the driver tells all ranks, turn by turn: integers and configurations, no tensor."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Self
+
+from megatron_star.config import StarConfig
+
+
+@dataclass
+class Command:
+    """What all ranks do next, in the order of the fields.
+
+    Attributes:
+        drop_sequences, drop_contexts: ids whose KV is freed.
+        open_context: of a context to be encoded: id, all tokens, configuration (mode decided, wave size set),
+            and the id of the context that it extends.
+        encode_wave: id of a context and the index of its next wave.
+        open_sequences: id, context id and tail rank of sequences that begin.
+        feed: id and new tokens of the sequences that go through the model together.
+        stop: the job ends.
+    """
+
+    drop_sequences: list[int] = field(default_factory=list)
+    drop_contexts: list[int] = field(default_factory=list)
+    open_context: tuple[int, list[int], StarConfig, int | None] | None = None
+    encode_wave: tuple[int, int] | None = None
+    open_sequences: list[tuple[int, int, int]] = field(default_factory=list)
+    feed: list[tuple[int, list[int]]] = field(default_factory=list)
+    stop: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """A form that survives JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Self:
+        """The command of `to_json`."""
+        command = cls(**values)
+        if command.open_context:
+            context_id, tokens, star, parent_id = command.open_context
+            command.open_context = context_id, tokens, StarConfig.from_dict(star), parent_id
+        return command

@@ -1,0 +1,64 @@
+"""A request as the scheduler sees it: integers, what it shares, and how far it is."""
+
+from dataclasses import dataclass, field
+from enum import IntEnum, auto
+
+from megatron_star.engine.cached_context import CachedContext, ContextKey, context_keys
+from megatron_star.planning.plan import ContextPlan
+from megatron_star.planning.planner import PlannedContext
+
+
+class Stage(IntEnum):
+    """How far a request is; it only goes forward."""
+
+    PREPARED = auto()
+    """Checked, planned and hashed."""
+    WAITING = auto()
+    """For memory, or until fewer run."""
+    ENCODING = auto()
+    """Admitted; its query is fed as soon as its context is encoded."""
+    READING = auto()
+    """Its query goes through the model: the ranks have a sequence of its id."""
+    ANSWERING = auto()
+    """What is fed next is a generated token."""
+    ENDED = auto()
+
+
+@dataclass(eq=False)
+class ScheduledRequest:
+    """
+    Attributes:
+        context_tokens: of the whole context.
+        pending: tokens that are to be fed next: the query, then each generated token.
+        num_tail_tokens: query and generated tokens, at most.
+        planned: of its context, and of each earlier turn's: as they are if no context of another request is
+            used.
+        context: that it uses; from `ENCODING` on.
+        tail_rank, tail_bytes: where its tail lives, and its memory there.
+        num_cached_tokens: of its context, encoded for another request already, or about to be.
+    """
+
+    id: int
+    context_tokens: list[int]
+    pending: list[int]
+    num_tail_tokens: int
+    planned: PlannedContext
+    keys: tuple[ContextKey, ...] = field(init=False)
+    stage: Stage = Stage.PREPARED
+    context: CachedContext | None = None
+    tail_rank: int = 0
+    tail_bytes: int = 0
+    num_cached_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        self.keys = context_keys(self.context_tokens, self.planned.plans)
+
+    @property
+    def plan(self) -> ContextPlan:
+        """The plan of the whole context."""
+        return self.planned.plan
+
+    @property
+    def is_answering(self) -> bool:
+        """Its query went through the model."""
+        return self.stage == Stage.ANSWERING

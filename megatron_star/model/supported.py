@@ -1,0 +1,116 @@
+"""What Star Attention cannot run, found by looking at a model and its configuration, and refused by name.
+
+Everything that Megatron's own modules do around the core attention is kept (per-layer rotary embeddings,
+output gates, norms of queries and keys, MuP's factors, experts). Refused is what the core attention itself or
+Megatron's inference would do, and ours does not; and what makes a token's result depend on which other tokens
+are in the same forward pass, since segments, waves and batches decide that.
+"""
+
+from collections.abc import Iterator
+from dataclasses import fields
+
+from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear
+from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from megatron_star.model.attention import StarCoreAttention, StarSelfAttention
+
+PARALLELISM = (
+    "context_parallel_size",
+    "pipeline_model_parallel_size",
+    "virtual_pipeline_model_parallel_size",
+    "expert_model_parallel_size",
+    "sequence_parallel",
+)
+CORE_ATTENTION = (
+    "window_size",
+    "softmax_type",
+    "multi_latent_attention",
+    "experimental_attention_variant",
+    "linear_attention_freq",
+    "apply_query_key_layer_scaling",
+    "fused_single_qkv_rope",
+    "use_kitchen",
+    "use_kitchen_attention",
+)
+OTHER_LAYERS = ("heterogeneous_block_specs", "is_hybrid_model", "mtp_num_layers")
+INFERENCE = (
+    "flash_decode",
+    "cuda_graph_impl",
+    "inference_fuse_tp_communication",
+    "use_inference_optimized_layers",
+    "batch_invariant_mode",
+)
+DEPENDS_ON_OTHER_TOKENS = (
+    "fp8",
+    "fp4",
+    "quant_recipe",
+    "moe_expert_capacity_factor",
+    "moe_expert_rank_capacity_factor",
+    "moe_input_jitter_eps",
+    "moe_router_force_load_balancing",
+    "moe_router_force_biased",
+)
+REFUSED = (*PARALLELISM, *CORE_ATTENTION, *OTHER_LAYERS, *INFERENCE, *DEPENDS_ON_OTHER_TOKENS)
+"""Fields of Megatron's `TransformerConfig` that must have the value that they have by default."""
+
+POSITION_EMBEDDINGS = ("rope", "yarn", "learned_absolute", "none")
+
+
+def check_supported(config: TransformerConfig) -> None:
+    """Refuse, by name, a configuration that Star Attention cannot run.
+
+    Raises:
+        ValueError: a field of `REFUSED` has another value than by default.
+    """
+    defaults = {field.name: field.default for field in fields(TransformerConfig)}
+    for name in REFUSED:
+        value = getattr(config, name)
+        if value != defaults[name] and (value or defaults[name]):
+            raise ValueError(f"Star Attention does not support {name}={value!r}")
+
+
+def check_model(model: GPTModel) -> None:
+    """Refuse, by name, a model that Star Attention cannot run.
+
+    Raises:
+        ValueError: it was built without `with_star_attention`, its configuration is not supported
+            (`check_supported`), or one of its modules is not.
+    """
+    if not isinstance(model, GPTModel):
+        raise ValueError(f"Star Attention runs Megatron's GPTModel, not {type(model).__name__}")
+    check_supported(model.config)
+    for obstacle in _obstacles(model):
+        raise ValueError(f"Star Attention does not support {obstacle}")
+    for layer in model.decoder.layers:
+        attention = layer.self_attention
+        has_star = isinstance(attention, StarSelfAttention)
+        if not (has_star and isinstance(attention.core_attention, StarCoreAttention)):
+            raise ValueError(
+                f"the self-attention of layer {layer.layer_number} is {type(attention).__name__}, not "
+                "StarSelfAttention: build the model with a layer specification that went through "
+                "megatron_star.with_star_attention"
+            )
+
+
+def _obstacles(model: GPTModel) -> Iterator[str]:
+    """What of the model's modules and groups cannot be run."""
+    if not (model.pre_process and model.post_process):
+        yield "a stage of a pipeline: pre_process and post_process must be true"
+    if model.mtp_process:
+        yield "multi-token prediction (mtp_block_spec)"
+    if model.pg_collection.cp.size() > 1:
+        yield (
+            f"a model whose own context-parallel group has {model.pg_collection.cp.size()} ranks: build it "
+            "with pg_collection=groups.model, of megatron_star.initialize_groups"
+        )
+    if model.position_embedding_type not in POSITION_EMBEDDINGS:
+        yield f"position_embedding_type={model.position_embedding_type!r}"
+    if type(model.output_layer) is not ColumnParallelLinear:
+        yield f"an output layer of {type(model.output_layer).__name__}"
+    for layer in model.decoder.layers:
+        if not hasattr(layer, "self_attention"):
+            yield f"layers of {type(layer).__name__}"
+        elif not isinstance(layer.cross_attention, IdentityOp):
+            yield f"cross-attention ({type(layer.cross_attention).__name__})"

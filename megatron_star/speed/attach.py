@@ -1,0 +1,59 @@
+"""The one call that makes a StarModel fast; without it, answers are the same."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from megatron_star.algorithm.star_model import StarModel
+from megatron_star.attention import torch_cpu
+from megatron_star.attention.adapter import LoadedKernel
+from megatron_star.attention.partial import AttentionKernel
+from megatron_star.speed import cpu_attention
+from megatron_star.speed.compiled_layers import check_can_be_compiled, compile_layers
+from megatron_star.speed.decode_weights import check_decode_weights, choose_sliced_parts
+from megatron_star.speed.fast_model import FastStarModel
+from megatron_star.speed.layout import lay_out_for_reading
+from megatron_star.speed.mailbox import Mailbox
+from megatron_star.speed.modules import speed_up_modules
+
+
+def with_speed(
+    star_model: StarModel, *, decode_weights: str = "auto", compiled_rows: Sequence[int] = ()
+) -> FastStarModel:
+    """Make a model with its weights fast; called on all ranks together.
+
+    Args:
+        decode_weights: which weights a CP rank reads in token generation, of `DECODE_WEIGHTS`.
+        compiled_rows: numbers of sequences, of one token each, for which layers are compiled.
+
+    Raises:
+        ValueError: `decode_weights` is unknown, or the layers cannot be compiled.
+    """
+    check_decode_weights(decode_weights)
+    check_can_be_compiled(star_model.model, compiled_rows)
+    fast = with_fast_modules(star_model)
+    lay_out_for_reading(fast)  # as whole weights, whose reading `choose_sliced_parts` measures
+    fast = replace(fast, sliced_parts=choose_sliced_parts(decode_weights, fast))
+    lay_out_for_reading(fast, fast.sliced_parts)
+    return compile_layers(fast, compiled_rows)
+
+
+def with_fast_modules(star_model: StarModel) -> FastStarModel:
+    """The model with whole weights, as they lie in memory; called on all ranks together."""
+    exchange = star_model.exchange
+    if star_model.device.type == "cpu" and exchange.cp_size > 1:
+        exchange.small = Mailbox.open(exchange.cp_group)
+    return FastStarModel(
+        model=star_model.model,
+        exchange=exchange,
+        kernel=_fast_kernel(star_model.kernel),
+        vocab_size=star_model.vocab_size,
+        device=star_model.device,
+        slicing=speed_up_modules(star_model.model, star_model.device),
+    )
+
+
+def _fast_kernel(kernel: AttentionKernel) -> AttentionKernel:
+    """Another way where this processor has a faster one than torch's CPU kernel."""
+    if isinstance(kernel, LoadedKernel) and kernel.attend is torch_cpu.attend:
+        return replace(kernel, attend=cpu_attention.attend)
+    return kernel

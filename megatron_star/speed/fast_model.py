@@ -1,0 +1,56 @@
+"""A StarModel whose steps of few tokens read slices of the weights, and run compiled layers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear
+from torch import Tensor
+
+from megatron_star.algorithm.star_model import StarModel
+from megatron_star.model.attention import StarInferenceContext
+from megatron_star.speed.program_layer import ProgramKey, ProgramStep
+from megatron_star.speed.sliced_linear import NO_PARTS, WeightSlicing, output_logits
+
+MOST_TOKENS_OF_SLICES = 512
+"""New tokens of a step that still uses slices of weights: with more, computing takes longer than reading, and
+what the ranks tell each other grows with the tokens."""
+
+
+@dataclass(frozen=True)
+class FastStarModel(StarModel):
+    """Made by `with_speed`.
+
+    Attributes:
+        slicing: what the model's linear layers share.
+        sliced_parts: of these parts of the model (`sliced_linear.PARTS`) a CP rank reads only its slice in
+            token generation; the same on all ranks.
+        compiled_rows: numbers of tokens in a step for which its layers are compiled (`compiled_layers.py`),
+            ascending.
+    """
+
+    slicing: WeightSlicing = field(kw_only=True)
+    sliced_parts: frozenset[str] = NO_PARTS
+    compiled_rows: tuple[int, ...] = ()
+
+    @torch.inference_mode()
+    def forward(
+        self, token_ids: Sequence[int], step: StarInferenceContext, logit_rows: Sequence[int] = ()
+    ) -> Tensor:
+        """See `StarModel.forward`."""
+        if not step.is_replicated or len(token_ids) > MOST_TOKENS_OF_SLICES:
+            return super().forward(token_ids, step, logit_rows)
+        rows = next((rows for rows in self.compiled_rows if rows >= len(token_ids)), None)
+        if rows is not None:
+            step = ProgramStep(step, ProgramKey(rows, self.sliced_parts, self.exchange.cp_size))
+            token_ids = [*token_ids, *[0] * (rows - len(token_ids))]
+        with self.slicing.step(self.sliced_parts, self.exchange):
+            return super().forward(token_ids, step, logit_rows)
+
+    def output_logits(
+        self, hidden_states: Tensor, output_layer: ColumnParallelLinear, output_weight: Tensor | None
+    ) -> Tensor:
+        """See `StarModel.output_logits`."""
+        weight = output_layer.weight if output_weight is None else output_weight
+        exchange = self.exchange if "output" in self.slicing.parts else None
+        return output_logits(hidden_states, output_layer, weight, exchange)

@@ -1,0 +1,70 @@
+"""The modules of a built Megatron model, made faster where they stand.
+
+A module keeps its weights, name and state; only its class changes, to a subclass, as torch's `fully_shard`
+does it. So any model can be given speed, whoever has built it and whether its weights are loaded or not.
+Modules of other classes than Megatron's own (TransformerEngine's, experts') stay as they are.
+"""
+
+from typing import Any
+
+import torch
+from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from megatron.core.transformer.mlp import MLP
+from megatron.core.transformer.transformer_layer import TransformerLayer
+
+from megatron_star.model.attention import StarSelfAttention
+from megatron_star.speed import cache
+from megatron_star.speed.elementwise import CpuRMSNorm, SwigluInPlaceMLP, is_plain_swiglu
+from megatron_star.speed.program_layer import ProgrammedLayer
+from megatron_star.speed.sliced_linear import DividedLinear, GatheredLinear, SummedLinear, WeightSlicing
+
+
+class CachedRotation(StarSelfAttention):
+    """Rotates queries and keys in pieces that a CPU's cache holds."""
+
+    rotate = staticmethod(cache.rotate)
+
+
+def speed_up_modules(model: GPTModel, device: torch.device) -> WeightSlicing:
+    """Change the classes of a model's modules; what its linear layers share from then on."""
+    slicing = WeightSlicing()
+    for layer in model.decoder.layers:
+        _become(layer, TransformerLayer, ProgrammedLayer, programs={})
+        _speed_up_attention(layer.self_attention, slicing)
+        if type(layer.mlp) in (MLP, SwigluInPlaceMLP):
+            _speed_up_mlp(layer.mlp, slicing)
+        if device.type == "cpu":
+            _become(layer.self_attention, StarSelfAttention, CachedRotation)
+            for module in layer.modules():
+                _become(module, torch.nn.RMSNorm, CpuRMSNorm)
+    return slicing
+
+
+def _become(module: torch.nn.Module, base: type, faster: type, **attributes: Any) -> bool:
+    """Make a module of the class `base` one of its subclass `faster`; whether it is one now."""
+    if type(module) not in (base, faster):
+        return False
+    module.__class__ = faster
+    for name, value in attributes.items():
+        setattr(module, name, value)
+    return True
+
+
+def _divide(module: torch.nn.Module, base: type, faster: type, slicing: WeightSlicing, part: str) -> None:
+    if _become(module, base, faster, slicing=slicing, part=part):
+        slicing.layers[part].append(module)
+
+
+def _speed_up_attention(attention: StarSelfAttention, slicing: WeightSlicing) -> None:
+    _divide(attention.linear_qkv, ColumnParallelLinear, GatheredLinear, slicing, "qkv")
+    _divide(attention.linear_proj, RowParallelLinear, SummedLinear, slicing, "proj")
+
+
+def _speed_up_mlp(mlp: MLP, slicing: WeightSlicing) -> None:
+    """Both of its products together: what the first one divides, only the second one can take."""
+    if isinstance(mlp.linear_fc1, ColumnParallelLinear) and isinstance(mlp.linear_fc2, RowParallelLinear):
+        _divide(mlp.linear_fc1, ColumnParallelLinear, DividedLinear, slicing, "mlp")
+        _divide(mlp.linear_fc2, RowParallelLinear, SummedLinear, slicing, "mlp")
+        if is_plain_swiglu(mlp.config):
+            _become(mlp, MLP, SwigluInPlaceMLP)
