@@ -8,10 +8,10 @@ from typing import Annotated, Any, NamedTuple, TypedDict
 from pydantic import ConfigDict, Strict, TypeAdapter, with_config
 
 from megatron_star.evaluation.sample import Draft
-from megatron_star.evaluation.sources import Sources
+from megatron_star.evaluation.task_files import TaskFiles
 
 
-class Question(NamedTuple):
+class ReadingQuestion(NamedTuple):
     """A question, its accepted answers, and the documents that answer it."""
 
     text: str
@@ -19,7 +19,7 @@ class Question(NamedTuple):
     documents: tuple[str, ...]
 
 
-Dataset = tuple[list[Question], list[str]]
+Dataset = tuple[list[ReadingQuestion], list[str]]
 """Questions, and all documents."""
 
 
@@ -79,7 +79,9 @@ def read_squad(content: Any) -> Dataset:
     """SQuAD 1.1 or 2.0; questions without an answer are left out."""
     paragraphs = [paragraph for article in content["data"] for paragraph in article["paragraphs"]]
     questions = [
-        Question(entry["question"], tuple(a["text"] for a in entry["answers"]), (paragraph["context"],))
+        ReadingQuestion(
+            entry["question"], tuple(a["text"] for a in entry["answers"]), (paragraph["context"],)
+        )
         for paragraph in paragraphs
         for entry in paragraph["qas"]
         if entry["answers"]
@@ -95,7 +97,7 @@ def read_hotpotqa(content: Any) -> Dataset:
         documents |= set(texts.values())
         supporting = dict.fromkeys(title for title, _ in entry["supporting_facts"])
         gold = tuple(texts[title] for title in supporting if title in texts)
-        questions.append(Question(entry["question"], (entry["answer"],), gold))
+        questions.append(ReadingQuestion(entry["question"], (entry["answer"],), gold))
     return questions, sorted(documents)
 
 
@@ -110,7 +112,7 @@ class ReadingTask:
     matching: str = "any"
 
     def draft(
-        self, generator: random.Random, sources: Sources, length: int, index: int, depth: float | None
+        self, generator: random.Random, files: TaskFiles, length: int, index: int, depth: float | None
     ) -> Draft:
         """A sample; a unit is one more document.
 
@@ -118,9 +120,9 @@ class ReadingTask:
             ValueError: the file is missing, or is of another form.
             OSError: it cannot be read.
         """
-        questions, documents = self.read(sources.json_of(self.file, self.form))
+        questions, documents = self.read(files.json_of(self.file, self.form))
         if not questions:
-            raise ValueError(f"{getattr(sources, self.file)}: has no question with an answer")
+            raise ValueError(f"{getattr(files, self.file)}: has no question with an answer")
         question = generator.choice(questions)
         others = [document for document in documents if document not in question.documents]
         generator.shuffle(others)
@@ -149,7 +151,7 @@ class BabilongTask:
     matching: str = "all"
 
     def draft(
-        self, generator: random.Random, sources: Sources, length: int, index: int, depth: float | None
+        self, generator: random.Random, files: TaskFiles, length: int, index: int, depth: float | None
     ) -> Draft:
         """Line `index` of the file.
 
@@ -157,9 +159,9 @@ class BabilongTask:
             ValueError: there is no such line, or it lacks a field.
             OSError: the file cannot be read.
         """
-        lines = sources.json_lines_of("babilong", _BABILONG)
+        lines = files.json_lines_of("babilong", _BABILONG)
         if index >= len(lines):
-            raise ValueError(f"{sources.babilong}: has {len(lines)} samples, but sample {index} is asked for")
+            raise ValueError(f"{files.babilong}: has {len(lines)} samples, but sample {index} is asked for")
         line = lines[index]
         return Draft(
             context=lambda _: f"{line['input']}\n",

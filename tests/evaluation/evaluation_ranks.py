@@ -10,13 +10,13 @@ from megatron_star.algorithm.context_encoding import encode_context
 from megatron_star.config import StarConfig
 from megatron_star.engine.engine import StarEngine, run_worker
 from megatron_star.engine.request import StarRequest
-from megatron_star.evaluation.comparison import Comparison, Prompt, compare
+from megatron_star.evaluation.comparison import ComparedPrompt, Comparison, compare
 from megatron_star.evaluation.hidden_attention import hidden_masses
 from megatron_star.job.job import Job
 from megatron_star.model.checkpoint import read_checkpoint_info
 from megatron_star.parallel.control import on_driver
 from megatron_star.planning.cost_model import choose_plan, token_costs
-from megatron_star.programs import calibrate, evaluate, questions
+from megatron_star.programs import calibrate, evaluate, evaluation_output
 from megatron_star.text.tokenizer import load_tokenizer
 
 
@@ -47,7 +47,7 @@ def masses(
 
 
 def comparisons(
-    checkpoint: str, prompt: Prompt, settings: Mapping[str, StarConfig]
+    checkpoint: str, prompt: ComparedPrompt, settings: Mapping[str, StarConfig]
 ) -> tuple[list[int], dict[str, Comparison]]:
     """`compare`, on every rank."""
     star_model, groups = load(checkpoint, 1)
@@ -65,7 +65,7 @@ def run_evaluate(checkpoint: str, arguments: list[str]) -> None:
     """What evaluate.py does, on a model that is loaded already."""
     job, args = job_of(checkpoint), evaluate.parse_arguments(arguments)
     with ExitStack() as held:
-        output = on_driver(lambda: questions.open_output(args, held), job.groups.control)
+        output = on_driver(lambda: evaluation_output.open_output(args, held), job.groups.control)
         evaluate.run_evaluation(args, job, output)
 
 
