@@ -26,7 +26,7 @@ from megatron_star.engine.request import StarRequest
 from megatron_star.evaluation.results import EXACT, ScoredAnswer, read_answers
 from megatron_star.evaluation.sample import greedy_request
 from megatron_star.evaluation.scoring import MATCHING
-from megatron_star.evaluation.sources import Sources
+from megatron_star.evaluation.task_files import TaskFiles
 from megatron_star.evaluation.tasks import NamedTask, SampleKey, SampleMaker
 from megatron_star.job.argument_types import positive
 from megatron_star.job.asked import of_tokens
@@ -99,7 +99,7 @@ def main() -> None:
         still_open = [answer for answer in answers if answer.sample not in finished]
         model = AutoModelForCausalLM.from_pretrained(args.hf, dtype=torch.float32).eval()
         for answer in tqdm(still_open, mininterval=0.1 if sys.stderr.isatty() else 30):
-            maker = SampleMaker(tokenizer, Sources(), answer.chat)
+            maker = SampleMaker(tokenizer, TaskFiles(), answer.chat)
             output.append([compared(model, maker, answer) | {"asked": asked[answer.sample]}])
     report(Path(args.output))
 

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 
 from megatron_star.evaluation.sample import Sample
-from megatron_star.evaluation.sources import Sources
+from megatron_star.evaluation.task_files import TaskFiles
 from megatron_star.evaluation.tasks import NamedTask, SampleKey, SampleMaker
 from megatron_star.job.argument_types import positive, token_count
 from megatron_star.model.checkpoint import read_checkpoint_info
@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, metavar="FILE")
     args = parser.parse_args()
     tokenizer = load_tokenizer(read_checkpoint_info(args.load).tokenizer_directory)
-    maker = SampleMaker(tokenizer, Sources(), chat=False)
+    maker = SampleMaker(tokenizer, TaskFiles(), chat=False)
     keys = [SampleKey(task, args.length, i, args.seed) for task in args.tasks for i in range(args.samples)]
     text = "".join(json.dumps(_question(maker.make(key))) + "\n" for key in keys)
     if args.output.exists() and args.output.read_bytes() != text.encode():

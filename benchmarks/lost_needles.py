@@ -31,7 +31,7 @@ from megatron_star.config import StarConfig
 from megatron_star.engine.executor import planner_of
 from megatron_star.evaluation.comparison import forced_logits
 from megatron_star.evaluation.sample import prompt_tokens
-from megatron_star.evaluation.sources import Sources
+from megatron_star.evaluation.task_files import TaskFiles
 from megatron_star.evaluation.tasks import NamedTask, SampleKey, SampleMaker
 from megatron_star.job.argument_types import ArgumentParser, positive, token_count
 from megatron_star.model.checkpoint import read_checkpoint_info
@@ -179,7 +179,7 @@ def run(args: Namespace, star_model: StarModel, _: StarGroups) -> None:
     if dist.get_world_size() > 1:
         raise ValueError(f"{dist.get_world_size()} ranks: this runs on one, without torchrun")
     tokenizer = load_tokenizer(read_checkpoint_info(args.load).tokenizer_directory)
-    maker = SampleMaker(tokenizer, Sources(), chat=True)
+    maker = SampleMaker(tokenizer, TaskFiles(), chat=True)
     keys = [SampleKey(task, args.length, index) for index in range(args.samples) for task in args.tasks]
     found: dict[int, list[dict[str, Outcome]]] = {block_size: [] for block_size in args.block_sizes}
     for key in tqdm(keys, mininterval=0.1 if sys.stderr.isatty() else 30):

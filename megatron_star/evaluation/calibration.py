@@ -9,12 +9,26 @@ if it holds there too. One setting is judged, once.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
+from typing import Any
 
+from megatron_star.config import StarConfig
 from megatron_star.evaluation.comparison import Comparison
+from megatron_star.evaluation.setting_text import setting_name
 from megatron_star.evaluation.statistics import CONFIDENCE, samples_needed, share_upper_bound
 
+BLOCKS_PER_CONTEXT = (4, 8, 16)
 Comparisons = Sequence[Mapping[str, Comparison]]
 """By question: each setting's comparison."""
+
+
+def default_settings(num_context_tokens: int) -> dict[str, StarConfig]:
+    """Block sizes, neighbors and anchors worth trying on contexts of up to so many tokens."""
+    settings = []
+    for count in BLOCKS_PER_CONTEXT:
+        block = max(1, -(-num_context_tokens // count))
+        changes: list[Mapping[str, Any]] = [{}, {"neighbor_blocks": 1}, {"anchor_size": block // 2}]
+        settings += [StarConfig(block_size=block, **change) for change in changes]
+    return {setting_name(star): star for star in settings}
 
 
 @dataclass(frozen=True)

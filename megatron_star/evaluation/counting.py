@@ -7,7 +7,7 @@ from itertools import chain, islice
 
 from megatron_star.evaluation import words
 from megatron_star.evaluation.sample import Draft
-from megatron_star.evaluation.sources import Sources
+from megatron_star.evaluation.task_files import TaskFiles
 
 NUM_COMMON = 10
 REPETITIONS = ((4096, 30, 3), (2048, 10, 1), (0, 5, 1))
@@ -27,12 +27,12 @@ class CommonWordsTask:
     matching: str = "all"
 
     def draft(
-        self, generator: random.Random, sources: Sources, length: int, index: int, depth: float | None
+        self, generator: random.Random, files: TaskFiles, length: int, index: int, depth: float | None
     ) -> Draft:
         """A sample; a unit is one more uncommon word. There is no depth."""
-        vocabulary = generator.sample(sources.essays.vocabulary, len(sources.essays.vocabulary))
+        vocabulary = generator.sample(files.essays.vocabulary, len(files.essays.vocabulary))
         if len(vocabulary) < LISTED_WORDS:
-            where, found = sources.essays.directory, len(vocabulary)
+            where, found = files.essays.directory, len(vocabulary)
             raise ValueError(f"{where}: {found} plain words: common_words needs {LISTED_WORDS}")
         example, common, others = vocabulary[:20], vocabulary[20:30], vocabulary[30:]
         order = generator.getrandbits(64)
@@ -87,7 +87,7 @@ class FrequentWordsTask:
             raise ValueError(f"alpha is {self.alpha}: it must be from {LEAST_ALPHA} to {MOST_ALPHA}")
 
     def draft(
-        self, generator: random.Random, sources: Sources, length: int, index: int, depth: float | None
+        self, generator: random.Random, files: TaskFiles, length: int, index: int, depth: float | None
     ) -> Draft:
         """A sample; a unit is a word of the text. There is no depth."""
         coded = list(islice(words.letters(generator, words.CODED_WORD_LETTERS), max(10, length // 50)))

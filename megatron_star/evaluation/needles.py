@@ -13,7 +13,7 @@ from megatron_star.evaluation.haystack import (
     sentence_haystack,
 )
 from megatron_star.evaluation.sample import Draft
-from megatron_star.evaluation.sources import Sources
+from megatron_star.evaluation.task_files import TaskFiles
 
 KINDS: dict[str, tuple[str, Callable[[random.Random], Iterator[str]]]] = {
     "word": ("words", words.word_keys),
@@ -59,7 +59,7 @@ class NeedleTask:
             raise ValueError(f"{self.keys} keys of {self.values} values: at most {MOST_NEEDLES} fit")
 
     def draft(
-        self, generator: random.Random, sources: Sources, length: int, index: int, depth: float | None
+        self, generator: random.Random, files: TaskFiles, length: int, index: int, depth: float | None
     ) -> Draft:
         """A sample; its first needle is at `depth`, or where the generator puts it."""
         keys, values = KINDS[self.key_kind][1](generator), KINDS[self.value_kind][1](generator)
@@ -68,7 +68,7 @@ class NeedleTask:
         depths[0] = depths[0] if depth is None else depth
         sentences = [needle(self.value_kind, key, value) for key in hidden for value in hidden[key]]
         asked = list(hidden)[: self.queries]
-        haystack = self._haystack(generator, sources, (keys, values))
+        haystack = self._haystack(generator, files, (keys, values))
         introduction = self._introduction()
         needles = list(zip(depths, sentences, strict=True))
         return Draft(
@@ -81,12 +81,12 @@ class NeedleTask:
         )
 
     def _haystack(
-        self, generator: random.Random, sources: Sources, others: tuple[Iterator[str], Iterator[str]]
+        self, generator: random.Random, files: TaskFiles, others: tuple[Iterator[str], Iterator[str]]
     ) -> Haystack:
         if self.haystack == "noise":
             return noise_haystack()
         if self.haystack == "essays":
-            return essay_haystack(sources.essays, generator)
+            return essay_haystack(files.essays, generator)
         return sentence_haystack(needle(self.value_kind, *pair) for pair in zip(*others, strict=False))
 
     def _introduction(self) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, NamedTuple, TypedDict
 from pydantic import ConfigDict, Strict, TypeAdapter, with_config
 
 from megatron_star.evaluation.sample import Draft
-from megatron_star.evaluation.sources import Sources
+from megatron_star.evaluation.task_files import TaskFiles
 
 
 class Question(NamedTuple):
@@ -110,7 +110,7 @@ class ReadingTask:
     matching: str = "any"
 
     def draft(
-        self, generator: random.Random, sources: Sources, length: int, index: int, depth: float | None
+        self, generator: random.Random, files: TaskFiles, length: int, index: int, depth: float | None
     ) -> Draft:
         """A sample; a unit is one more document.
 
@@ -118,9 +118,9 @@ class ReadingTask:
             ValueError: the file is missing, or is of another form.
             OSError: it cannot be read.
         """
-        questions, documents = self.read(sources.json_of(self.file, self.form))
+        questions, documents = self.read(files.json_of(self.file, self.form))
         if not questions:
-            raise ValueError(f"{getattr(sources, self.file)}: has no question with an answer")
+            raise ValueError(f"{getattr(files, self.file)}: has no question with an answer")
         question = generator.choice(questions)
         others = [document for document in documents if document not in question.documents]
         generator.shuffle(others)
@@ -149,7 +149,7 @@ class BabilongTask:
     matching: str = "all"
 
     def draft(
-        self, generator: random.Random, sources: Sources, length: int, index: int, depth: float | None
+        self, generator: random.Random, files: TaskFiles, length: int, index: int, depth: float | None
     ) -> Draft:
         """Line `index` of the file.
 
@@ -157,9 +157,9 @@ class BabilongTask:
             ValueError: there is no such line, or it lacks a field.
             OSError: the file cannot be read.
         """
-        lines = sources.json_lines_of("babilong", _BABILONG)
+        lines = files.json_lines_of("babilong", _BABILONG)
         if index >= len(lines):
-            raise ValueError(f"{sources.babilong}: has {len(lines)} samples, but sample {index} is asked for")
+            raise ValueError(f"{files.babilong}: has {len(lines)} samples, but sample {index} is asked for")
         line = lines[index]
         return Draft(
             context=lambda _: f"{line['input']}\n",

@@ -11,7 +11,7 @@ from megatron_star.evaluation.fitting import largest_fitting
 from megatron_star.evaluation.needles import NEEDLE_TASKS
 from megatron_star.evaluation.reading import READING_TASKS
 from megatron_star.evaluation.sample import Draft, Sample, prompt_tokens
-from megatron_star.evaluation.sources import Sources
+from megatron_star.evaluation.task_files import TaskFiles
 from megatron_star.evaluation.tracing import TRACING_TASKS
 
 
@@ -27,7 +27,7 @@ class Task(Protocol):
     matching: str
 
     def draft(
-        self, generator: random.Random, sources: Sources, length: int, index: int, depth: float | None
+        self, generator: random.Random, files: TaskFiles, length: int, index: int, depth: float | None
     ) -> Draft:
         """What the generator decides about a sample; its length is decided afterwards."""
 
@@ -96,7 +96,7 @@ class SampleMaker:
     """Samples for one tokenizer. A sample depends on its key alone, not on what else is made."""
 
     tokenizer: PreTrainedTokenizerBase
-    sources: Sources
+    files: TaskFiles
     chat: bool
 
     def make(self, key: SampleKey) -> Sample:
@@ -109,7 +109,7 @@ class SampleMaker:
         task = key.named.task
         # Without the depth: the same needles at another depth are another sample of the same question.
         generator = random.Random(f"{key.named.name}/{key.length}/{key.seed}/{key.index}")
-        draft = task.draft(generator, self.sources, key.length, key.index, key.depth)
+        draft = task.draft(generator, self.files, key.length, key.index, key.depth)
         return Sample(
             id=key.id,
             task=key.named.name,

@@ -8,7 +8,7 @@ from itertools import islice
 from megatron_star.evaluation import words
 from megatron_star.evaluation.haystack import noise_haystack
 from megatron_star.evaluation.sample import Draft
-from megatron_star.evaluation.sources import Sources
+from megatron_star.evaluation.task_files import TaskFiles
 
 NAME_LETTERS, VALUE_DIGITS = 5, 5
 EXAMPLE_SENTENCES = 10
@@ -39,7 +39,7 @@ class TracingTask:
             )
 
     def draft(
-        self, generator: random.Random, sources: Sources, length: int, index: int, depth: float | None
+        self, generator: random.Random, files: TaskFiles, length: int, index: int, depth: float | None
     ) -> Draft:
         """A sample; the first assignment of the first chain is at `depth`, if one is given."""
         example = _Chains(generator, self.chains, self.hops, None)

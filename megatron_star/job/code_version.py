@@ -16,12 +16,11 @@ FOLDER = Path(megatron_star.__file__).parent
 PACKAGES = ("torch", "megatron-core", "transformers")
 
 
-def code_fingerprint(*folders: Path) -> str:
-    """A hash of the Python files in these folders."""
+def code_fingerprint(folder: Path) -> str:
+    """A hash of the Python files in a folder."""
     digest = hashlib.sha256()
-    for folder in folders:
-        for path in sorted(folder.rglob("*.py")):
-            digest.update(f"\0{path.relative_to(folder)}\0".encode() + path.read_bytes())
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(f"\0{path.relative_to(folder)}\0".encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 
 

@@ -1,5 +1,6 @@
 """Progress for a person: a bar on a terminal, a line now and then in a log; never a minute of silence."""
 
+import math
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -81,3 +82,29 @@ class ConsoleProgress:
     def __exit__(self, *_: object) -> None:
         """Remove the bar, or say no more."""
         self._lines.close()
+
+
+class ProgressLines:
+    """A line now and then on how many of some things are done, and how long the others take."""
+
+    def __init__(self, num_open: int, what: str) -> None:
+        """
+        Args:
+            what: "answers", say.
+        """
+        self.num_open, self.what = num_open, what
+        self._num_done, self._seconds, self._last_line = 0, 0.0, -math.inf
+
+    def show(self, name: str, num_more: int, seconds: float) -> None:
+        """So many more are done, `name` the last of them; they took so long."""
+        self._num_done += num_more
+        self._seconds += seconds
+        if monotonic() - self._last_line < SECONDS_BETWEEN_LINES and self._num_done < self.num_open:
+            return
+        self._last_line = monotonic()
+        minutes = self._seconds / self._num_done * (self.num_open - self._num_done) / 60
+        print(
+            f"{self._num_done} of {self.num_open} {self.what}, now {name}; {minutes:.0f} min to go",
+            file=sys.stderr,
+            flush=True,
+        )

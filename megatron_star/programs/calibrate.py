@@ -9,7 +9,6 @@ Each line of the input has a context and a query. Run again, it goes on where it
 import argparse
 import random
 import sys
-from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -17,43 +16,25 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from megatron_star.checked_input import json_lines, place, strict_dictionary, strict_fields, validated
 from megatron_star.config import StarConfig
 from megatron_star.engine.request import StarRequest
-from megatron_star.evaluation.calibration import Comparisons, Verdict, recommend, summarize
-from megatron_star.evaluation.comparison import Comparison, Prompt, compare
-from megatron_star.evaluation.score_tables import plain_text
-from megatron_star.evaluation.setting_text import parse_settings, setting_name
+from megatron_star.evaluation.calibration import Comparisons, default_settings
+from megatron_star.evaluation.calibration_report import calibration_report
+from megatron_star.evaluation.comparison import Prompt, compare
+from megatron_star.evaluation.comparison_file import ComparisonFile, read_comparisons
+from megatron_star.evaluation.setting_text import parse_settings
 from megatron_star.job.argument_types import ArgumentParser, positive, real_number, text_argument
 from megatron_star.job.asked import of_model, of_ranks, of_text
 from megatron_star.job.documents import Document, read_jsonl
 from megatron_star.job.environment import read_environment
 from megatron_star.job.job import Job, loaded_job
 from megatron_star.job.model_arguments import add_model_arguments
-from megatron_star.job.output import AnswerLines
 from megatron_star.job.progress import heartbeat
 from megatron_star.job.session import exit_on_errors
 from megatron_star.parallel.control import from_driver
 from megatron_star.planning.cost_model import kv_bytes_per_token
 from megatron_star.text.end_tokens import end_tokens
 from megatron_star.text.prompt import split_into_tokens
-
-BLOCKS_PER_CONTEXT = (4, 8, 16)
-HEADING = ["setting", "same first token", "changed answers", "KL (nats)", "hidden mass", "TTFT", "operations"]
-
-PROGRAM = "calibrate"
-
-
-class _Record:
-    """What a line must have to be of this program."""
-
-    id: Any
-    asked: dict[str, Any]
-    tokens: list[int]
-    settings: dict[str, strict_dictionary(Comparison)]
-
-
-_RECORD = strict_fields(_Record)
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -105,16 +86,6 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def default_settings(num_context_tokens: int) -> dict[str, StarConfig]:
-    """Block sizes, neighbors and anchors worth trying on contexts of up to so many tokens."""
-    settings = []
-    for count in BLOCKS_PER_CONTEXT:
-        block = max(1, -(-num_context_tokens // count))
-        changes: list[Mapping[str, Any]] = [{}, {"neighbor_blocks": 1}, {"anchor_size": block // 2}]
-        settings += [StarConfig(block_size=block, **change) for change in changes]
-    return {setting_name(star): star for star in settings}
-
-
 def main() -> None:
     """Entry point of every rank."""
     with exit_on_errors(rank=0):
@@ -124,20 +95,19 @@ def main() -> None:
         with loaded_job(args, environment, lambda: read_input(args, held)) as (job, given):
             comparisons = calibrate(args, job, given)
         if environment.is_driver:
-            print_report(comparisons, args.tolerance)
+            print(calibration_report(comparisons, args.tolerance))
             print(f"{args.output}: the comparisons, question by question", file=sys.stderr)
 
 
 @dataclass(frozen=True)
-class Input:
-    """The driver's part: all questions, what is asked about each, by its id, and where comparisons go."""
+class CalibrationInput:
+    """The driver's part: all questions, and where comparisons go."""
 
     documents: list[Document]
-    asked: Mapping[str, Mapping[str, Any]]
-    output: AnswerLines
+    output: ComparisonFile
 
 
-def read_input(args: argparse.Namespace, held: ExitStack) -> Input:
+def read_input(args: argparse.Namespace, held: ExitStack) -> CalibrationInput:
     """Read the questions and take the output, which is let go with `held`, before anything is loaded.
 
     Raises:
@@ -148,23 +118,15 @@ def read_input(args: argparse.Namespace, held: ExitStack) -> Input:
     documents = read_jsonl(args.input_jsonl)
     if not documents:
         raise ValueError(f"{args.input_jsonl} has no questions")
-    output = held.enter_context(
-        AnswerLines(args.output, PROGRAM, _RECORD, {"--input-jsonl": args.input_jsonl})
-    )
     asked = {
         str(document.id): same | {"context": of_text(document.context), "query": document.query}
         for document in documents
     }
-    output.finished(asked)
-    if strangers := output.records.keys() - asked.keys():
-        raise ValueError(
-            f"{args.output}: has {len(strangers)} questions that {args.input_jsonl} lacks, "
-            f"{min(strangers)!r} for one: give another --output"
-        )
-    return Input(documents, asked, output)
+    output = held.enter_context(ComparisonFile(args.output, args.input_jsonl, asked))
+    return CalibrationInput(documents, output)
 
 
-def calibrate(args: argparse.Namespace, job: Job, given: Input | None) -> Comparisons:
+def calibrate(args: argparse.Namespace, job: Job, given: CalibrationInput | None) -> Comparisons:
     """Compare on every question that `--output` lacks; on the driver, all comparisons of that file.
 
     Args:
@@ -184,14 +146,12 @@ def calibrate(args: argparse.Namespace, job: Job, given: Input | None) -> Compar
         with heartbeat(place_of, on=job.is_driver):
             tokens, comparisons = compare(job.star_model, prompt, settings, control)
         if given:
-            compared = {name: asdict(comparison) for name, comparison in comparisons.items()}
-            identity = {"id": question["id"], "asked": given.asked[str(question["id"])]}
-            given.output.append([identity | {"tokens": tokens, "settings": compared}])
+            given.output.add(question["id"], tokens, comparisons)
             print(f"{place_of}: compared", file=sys.stderr, flush=True)
     return read_comparisons(args.output) if given else []
 
 
-def _work(args: argparse.Namespace, job: Job, given: Input) -> dict[str, Any]:
+def _work(args: argparse.Namespace, job: Job, given: CalibrationInput) -> dict[str, Any]:
     """The driver's part: which questions, as tokens, and which settings; in a form that survives JSON."""
     # The order decides which half a question is in: it must have nothing to do with the file's.
     documents = list(given.documents)
@@ -200,8 +160,8 @@ def _work(args: argparse.Namespace, job: Job, given: Input) -> dict[str, Any]:
     settings = args.settings or default_settings(max(len(question["context"]) for question in questions))
     for question in questions:
         _check(question, args, job)
-    _check_same_settings(given.output, settings)
-    finished = given.output.records
+    given.output.check_same_settings(settings)
+    finished = given.output.lines.records
     return {
         "questions": [question for question in questions if str(question["id"]) not in finished],
         "settings": {name: asdict(star) for name, star in settings.items()},
@@ -238,44 +198,6 @@ def _check_fits(num_context_tokens: int, job: Job) -> None:
             f"{num_context_tokens} context tokens need {needed:,} bytes of KV on a rank, but the budget is "
             f"{job.budget:,} bytes a rank: use more context-parallel ranks"
         )
-
-
-def read_comparisons(path: str) -> Comparisons:
-    """What `calibrate` has written; raises ValueError or OSError if it is something else."""
-    records = (validated(_RECORD, line, place(path, number)) for number, line in json_lines(path))
-    return [{name: Comparison(**values) for name, values in record["settings"].items()} for record in records]
-
-
-def _check_same_settings(output: AnswerLines, settings: Mapping[str, StarConfig]) -> None:
-    if any(set(record["settings"]) != set(settings) for record in output.records.values()):
-        raise ValueError(f"{output.path}: compares other settings: give another --output")
-
-
-def print_report(comparisons: Comparisons, tolerance: float) -> None:
-    """The table, and the recommendation."""
-    rows = [HEADING]
-    for summary in (summarize(setting, comparisons) for setting in comparisons[0]):
-        rows.append(
-            [
-                summary.setting,
-                f"{summary.same_first_tokens:.1%}",
-                f"{summary.changed_answers:.1%}",
-                f"{summary.kl:.4f}",
-                f"{summary.hidden_mass:.3f}",
-                f"{summary.ttft_ratio:.2f}x",
-                f"{summary.flops_ratio:.2f}x",
-            ]
-        )
-    print(plain_text(rows))
-    print(f"\n{len(comparisons)} questions. TTFT and operations: exact's over the setting's, medians.\n")
-    print(advice(recommend(comparisons, tolerance)))
-
-
-def advice(verdict: Verdict) -> str:
-    """For a person: what to use, and how sure that is."""
-    if verdict.setting is None:
-        return f"No recommendation: {verdict.reason}."
-    return f"Recommended: {verdict.setting}: {verdict.reason}."
 
 
 if __name__ == "__main__":

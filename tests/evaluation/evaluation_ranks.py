@@ -16,7 +16,7 @@ from megatron_star.job.job import Job
 from megatron_star.model.checkpoint import read_checkpoint_info
 from megatron_star.parallel.control import on_driver
 from megatron_star.planning.cost_model import choose_plan, token_costs
-from megatron_star.programs import calibrate, evaluate, questions
+from megatron_star.programs import calibrate, evaluate, evaluation_output
 from megatron_star.text.tokenizer import load_tokenizer
 
 
@@ -65,7 +65,7 @@ def run_evaluate(checkpoint: str, arguments: list[str]) -> None:
     """What evaluate.py does, on a model that is loaded already."""
     job, args = job_of(checkpoint), evaluate.parse_arguments(arguments)
     with ExitStack() as held:
-        output = on_driver(lambda: questions.open_output(args, held), job.groups.control)
+        output = on_driver(lambda: evaluation_output.open_output(args, held), job.groups.control)
         evaluate.run_evaluation(args, job, output)
 
 

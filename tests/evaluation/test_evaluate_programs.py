@@ -14,11 +14,10 @@ from evaluation_ranks import run_calibrate, run_evaluate
 from programs import error_lines, torchrun
 
 from benchmarks import answers_of_transformers
+from megatron_star.evaluation.comparison_file import read_comparisons
 from megatron_star.evaluation.results import read_answers
 from megatron_star.evaluation.scoring import match_all
-from megatron_star.programs.calibrate import read_comparisons
-from megatron_star.programs.evaluate import parse_arguments
-from megatron_star.programs.questions import open_questions
+from megatron_star.programs.evaluate import parse_arguments, survey_of
 
 ARGUMENTS = ["--load", "x", "--output", "z", "--lengths", "1K", "--setting", "exact"]
 
@@ -26,7 +25,8 @@ ARGUMENTS = ["--load", "x", "--output", "z", "--lengths", "1K", "--setting", "ex
 def questions(maker, finished=(), *options: str) -> list[list[str]]:
     """Ids of the answers that are asked for, batch by batch."""
     args = parse_arguments([*ARGUMENTS, "--max-batch-size", "2", "--samples", "3", *options])
-    return [[question.id for question in batch] for batch in open_questions(args, maker, set(finished))]
+    batches = survey_of(args).open_questions(maker, set(finished), args.max_batch_size)
+    return [[question.id for question in batch] for batch in batches]
 
 
 def test_each_batch_of_samples_is_asked_in_all_settings_before_the_next(maker):

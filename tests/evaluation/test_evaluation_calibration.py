@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from megatron_star.config import StarConfig
-from megatron_star.evaluation.calibration import recommend, summarize
+from megatron_star.evaluation.calibration import default_settings, recommend, summarize
+from megatron_star.evaluation.calibration_report import calibration_report
 from megatron_star.evaluation.comparison import Comparison, probe_positions
-from megatron_star.job.output import AnswerLines
+from megatron_star.evaluation.comparison_file import ComparisonFile, read_comparisons
 from megatron_star.programs import calibrate as program
 
 SPEEDUPS = {"fast": 4.0, "medium": 2.0, "slow": 1.25, "useless": 1.0}
@@ -114,7 +115,7 @@ def test_probes_are_spread_over_the_context_and_end_with_it():
 
 
 def test_default_settings_cut_the_longest_context_in_4_8_and_16_blocks():
-    settings = program.default_settings(4000)
+    settings = default_settings(4000)
     assert [star.block_size for star in settings.values()] == [1000] * 3 + [500] * 3 + [250] * 3
     assert StarConfig(block_size=500, neighbor_blocks=1) in settings.values()
     assert StarConfig(block_size=250, anchor_size=125) in settings.values()
@@ -142,15 +143,14 @@ def test_comparisons_are_read_back_and_other_lines_and_settings_are_refused(tmp_
     values = {"fast": comparison(True, 2.0).__dict__}
     record = {"program": "calibrate", "id": "a", "asked": {}, "tokens": [1], "settings": values}
     path.write_text(json.dumps(record) + "\n")
-    assert program.read_comparisons(str(path)) == [{"fast": comparison(True, 2.0)}]
-    with (
-        AnswerLines(str(path), "calibrate", program._RECORD, {}) as output,
-        pytest.raises(ValueError, match="compares other settings"),
-    ):
-        program._check_same_settings(output, {"slow": StarConfig()})
+    assert read_comparisons(str(path)) == [{"fast": comparison(True, 2.0)}]
+    with ComparisonFile(str(path), "in.jsonl", {"a": {}}) as output:
+        output.check_same_settings(["fast"])
+        with pytest.raises(ValueError, match="compares other settings"):
+            output.check_same_settings(["slow"])
     path.write_text(json.dumps(record | {"settings": {"fast": values["fast"] | {"kl": "0"}}}) + "\n")
     with pytest.raises(ValueError, match="line 1: the field 'settings.fast.kl' is '0': input should be a "):
-        program.read_comparisons(str(path))
+        read_comparisons(str(path))
 
 
 def test_a_context_that_does_not_fit_the_budget_is_refused_before_anything_runs():
@@ -164,8 +164,7 @@ def test_a_context_that_does_not_fit_the_budget_is_refused_before_anything_runs(
         program._check_fits(101, job)
 
 
-def test_the_report_ends_with_the_advice(capsys):
-    program.print_report(questions(400, medium=0.0), 0.05)
-    lines = capsys.readouterr().out.splitlines()
+def test_the_report_ends_with_the_advice():
+    lines = calibration_report(questions(400, medium=0.0), 0.05).splitlines()
     assert lines[1].split() == ["medium", "100.0%", "0.0%", "0.0000", "0.250", "2.00x", "2.00x"]
     assert lines[-1].startswith("Recommended: medium: it changed 0 of 200 answers")

@@ -12,7 +12,7 @@ from benchmarks.answers_of_transformers import greedy_answer
 from megatron_star.config import StarConfig
 from megatron_star.evaluation.comparison import Prompt
 from megatron_star.evaluation.sample import greedy_request
-from megatron_star.evaluation.sources import Sources
+from megatron_star.evaluation.task_files import TaskFiles
 from megatron_star.evaluation.tasks import NamedTask, SampleKey, SampleMaker
 
 EXACT = StarConfig(mode="exact")
@@ -22,7 +22,7 @@ EXACT = StarConfig(mode="exact")
 def test_exact_answers_equal_those_of_transformers_sample_by_sample(smollm2):
     hf, megatron = smollm2
     tokenizer = AutoTokenizer.from_pretrained(hf)
-    maker = SampleMaker(tokenizer, Sources(), chat=True)
+    maker = SampleMaker(tokenizer, TaskFiles(), chat=True)
     keys = [("niah_single_1", 400), ("variable_tracking", 500)]
     samples = [maker.make(SampleKey(NamedTask.parse(task), length, 0)) for task, length in keys]
     requests = [greedy_request(tokenizer, sample, EXACT, chat=True) for sample in samples]

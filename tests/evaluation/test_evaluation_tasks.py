@@ -14,7 +14,7 @@ from megatron_star.evaluation.counting import DOTS
 from megatron_star.evaluation.haystack import essay_directory
 from megatron_star.evaluation.needles import NEEDLE_TASKS
 from megatron_star.evaluation.sample import prompt_tokens
-from megatron_star.evaluation.sources import Sources
+from megatron_star.evaluation.task_files import TaskFiles
 from megatron_star.evaluation.tasks import GENERATED_TASKS, NamedTask, SampleKey, SampleMaker
 
 NEEDLE = re.compile(r"One of the special magic (\w+) for ([\w-]+) is: ([\w-]+)\.")
@@ -37,7 +37,7 @@ def test_a_sample_fills_the_length_but_for_less_than_one_more_unit(maker, make, 
 @pytest.mark.parametrize("task", GENERATED_TASKS)
 def test_a_sample_does_not_depend_on_what_else_is_made(maker, make, essays, task):
     others = [make(task, index=index) for index in (3, 1)]
-    fresh = SampleMaker(maker.tokenizer, Sources(essay_folder=essays), chat=False)
+    fresh = SampleMaker(maker.tokenizer, TaskFiles(essay_folder=essays), chat=False)
     assert fresh.make(SampleKey(NamedTask.parse(task), 1500, 1)) == others[1]
     assert len({make(task, index=index, seed=seed).context for index in (0, 1) for seed in (0, 1)}) == 4
 
@@ -124,7 +124,7 @@ def test_the_ten_common_words_are_the_most_common_ones(make, length, often, seld
 def test_a_list_longer_than_the_vocabulary_goes_on_with_pairs_of_words(make, maker):
     sample = make("common_words", 15_000)
     listed = Counter(re.findall(r"\d+\. (\S+)", sample.context.rpartition("numbered list")[2]))
-    assert len(listed) > len(maker.sources.essays.vocabulary)
+    assert len(listed) > len(maker.files.essays.vocabulary)
 
 
 @pytest.mark.parametrize("task", ["frequent_words", "frequent_words:alpha=1.5"])
@@ -173,8 +173,8 @@ def make_from_files(maker, essays, tmp_path):
         (tmp_path / name).write_text(json.dumps(content))
     lines = [{"input": f"Mary went to room {i}.", "question": "Where?", "target": f"{i}"} for i in range(3)]
     (tmp_path / "babilong").write_text("\n".join(map(json.dumps, lines)))
-    sources = Sources(essays, tmp_path / "squad", tmp_path / "hotpotqa", tmp_path / "babilong")
-    of_files = replace(maker, sources=sources)
+    files = TaskFiles(essays, tmp_path / "squad", tmp_path / "hotpotqa", tmp_path / "babilong")
+    of_files = replace(maker, files=files)
     return lambda task, length, index=0: of_files.make(SampleKey(NamedTask.parse(task), length, index))
 
 
@@ -238,7 +238,7 @@ def test_a_task_of_a_file_needs_the_file(make, task, tmp_path, maker):
         ("{", "file(, line 1)?: not JSON"),
     ):
         (tmp_path / "file").write_text(content)
-        wrong = replace(maker, sources=Sources(**{task: tmp_path / "file"}))
+        wrong = replace(maker, files=TaskFiles(**{task: tmp_path / "file"}))
         with pytest.raises(ValueError, match=message):
             wrong.make(SampleKey(NamedTask.parse(task), 1000, 0))
 
@@ -250,7 +250,7 @@ def test_damaged_files_of_a_task_are_read_or_refused_by_name(tmp_path, maker, ta
     small = {"squad": {"data": SQUAD["data"][:1]}, "hotpotqa": HOTPOTQA[:2], "babilong": babilong}[task]
     for _ in range(300):
         path.write_bytes(mutated(json.dumps(small).encode(), generator))
-        damaged = replace(maker, sources=Sources(**{task: path}))
+        damaged = replace(maker, files=TaskFiles(**{task: path}))
         try:
             damaged.make(SampleKey(NamedTask.parse(task), 1000, 0))
         except ValueError as error:
@@ -261,7 +261,7 @@ def test_damaged_files_of_a_task_are_read_or_refused_by_name(tmp_path, maker, ta
 
 def test_essays_of_a_few_words_are_refused_where_a_list_of_words_is_made(tmp_path, maker):
     (tmp_path / "a.txt").write_text("few words here and there")
-    few = replace(maker, sources=Sources(essay_folder=tmp_path))
+    few = replace(maker, files=TaskFiles(essay_folder=tmp_path))
     with pytest.raises(ValueError, match="3 plain words: common_words needs 40"):
         few.make(SampleKey(NamedTask.parse("common_words"), 1000, 0))
 
@@ -275,7 +275,7 @@ def test_a_length_that_is_too_small_is_refused_with_what_is_needed(make):
 @pytest.mark.parametrize("task", ["niah_single_2", "niah_multikey_3", "common_words"])
 def test_with_a_real_tokenizer_and_chat_the_query_has_the_template_and_the_answers_beginning(smollm2, task):
     tokenizer = AutoTokenizer.from_pretrained(smollm2[0])
-    maker = SampleMaker(tokenizer, Sources(essay_folder=essay_directory()), chat=True)
+    maker = SampleMaker(tokenizer, TaskFiles(essay_folder=essay_directory()), chat=True)
     sample = maker.make(SampleKey(NamedTask.parse(task), 2048, 0))
     context, query = prompt_tokens(tokenizer, sample, sample.context, chat=True)
     assert 2048 - 110 < len(context) + len(query) + sample.num_tokens_to_generate <= 2048

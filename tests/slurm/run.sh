@@ -44,7 +44,7 @@ generate_on_two_nodes() {
     ln -s "$DEMO/packages" question/.demo/packages
     ln -s "$WORK/smollm2" question/.demo/megatron
     local needle
-    needle=$(cd question && "$PYTHON" -c "from megatron_star.programs.demo import write_question; print(write_question(0).value)")
+    needle=$(cd question && "$PYTHON" -c "from megatron_star.programs.demo import write_question; print(*write_question(0).references)")
     CONTEXT_FILE=$WORK/question/.demo/needle/context.txt QUERY=$(cat question/.demo/needle/query.txt) \
         submit "${NODES[@]}" "$LAUNCH/generate.sbatch" --chat --top-k 1 --num-tokens-to-generate 32
     finish 0

@@ -13,7 +13,7 @@ from megatron_star.evaluation.haystack import Essays, essay_directory
 
 
 @dataclass(frozen=True)
-class Sources:
+class TaskFiles:
     """Files and folders by name; read when a task first needs them.
 
     Attributes:
