@@ -1,18 +1,17 @@
-"""What a user can choose about Star Attention: one frozen, validated dataclass."""
+"""What a user can choose about Star Attention: one frozen, validated dataclass, the table of all options."""
 
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
-from megatron_star.checked_input import FieldError
-
 MODES = ("star", "exact", "auto")
-ANCHOR_TRANSFERS = ("broadcast", "recompute")
 DECODE_WEIGHTS = ("auto", "whole", "sliced")
 """What a CP rank reads of the weights in token generation: all, its slice, or whichever is faster."""
 SMALLEST_USUAL_BLOCK = 128
 _SUFFIXES = {"K": 1 << 10, "M": 1 << 20}
 MOST_TOKENS = 1 << 40
 """Of anything that is counted in tokens, far beyond any use: arithmetic on it stays within 64 bits."""
+MOST_TOKENS_IN_REQUEST = 1 << 24
 
 
 def parse_token_count(text: str) -> int:
@@ -41,12 +40,53 @@ def in_tokens(number: int) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Option:
+    """What there is to know of an option besides its name, type and default.
+
+    The command line, the text of a setting and the fields of a request are made from it.
+
+    Attributes:
+        help: of the command line.
+        choices: the values that it may have; if there are none, it is a number.
+        parse: a number as written; raises ValueError.
+        placeholder: for a number in the command line's help. What is in TOKENS may be written 32K.
+        least: the smallest number.
+        most_in_request: the largest number that a request may ask for.
+        in_requests: whether a request may set it.
+        ignored_by: modes to which it makes no difference.
+    """
+
+    help: str
+    choices: tuple[str, ...] = ()
+    parse: Callable[[str], Any] = parse_token_count
+    placeholder: str = "TOKENS"
+    least: int = 0
+    most_in_request: int = MOST_TOKENS_IN_REQUEST
+    in_requests: bool = True
+    ignored_by: tuple[str, ...] = ()
+
+    def check(self, name: str, value: object) -> None:
+        """Raises ValueError naming the option, its value and the bound."""
+        if self.choices:
+            if value not in self.choices:
+                raise ValueError(f"{name} is {value!r}: it must be one of {', '.join(self.choices)}")
+        elif not isinstance(value, int) or isinstance(value, bool) or value < self.least:
+            raise ValueError(f"{name} is {value!r}: it must be a whole number of at least {self.least}")
+
+
+def _option(default: Any, help: str, **values: Any) -> Any:
+    return field(default=default, metadata={"option": Option(help=help, **values)})
+
+
+@dataclass(frozen=True, kw_only=True)
 class StarConfig:
     """How a context is encoded (arXiv 2411.17116; `neighbor_blocks` and `exact` are ours).
 
+    Its fields are the table of the options: a further one is a further row. Sizes are in tokens.
+
     Attributes:
         mode: `star`, `exact` (one block), or `auto` (exact wherever star would not be cheaper).
-        block_size: upper bound of a block, in tokens. Ignored by `exact`.
+        block_size: upper bound of a block. Ignored by `exact`.
         anchor_size: tokens at the start of the context that every token sees; None means block_size.
         neighbor_blocks: blocks before its own that a token also sees.
         anchor: `broadcast` encodes the anchor once and sends its KV; `recompute` encodes a copy of it for
@@ -58,21 +98,44 @@ class StarConfig:
         ValueError: naming the field, its value and the bound.
     """
 
-    mode: str = "star"
-    block_size: int = 32 * 1024
-    anchor_size: int | None = None
-    neighbor_blocks: int = 0
-    anchor: str = "broadcast"
-    wave_tokens: int = 32 * 1024
+    mode: str = _option(
+        "star",
+        "what a context token sees: anchor and own block, or everything; auto: whichever is cheaper",
+        choices=MODES,
+    )
+    block_size: int = _option(32 * 1024, "at most so many in a block", least=1, ignored_by=("exact",))
+    anchor_size: int | None = _option(
+        None,
+        "beginning of the context that all blocks see; default: as large as the first block",
+        ignored_by=("exact",),
+    )
+    neighbor_blocks: int = _option(
+        0,
+        "blocks before its own that a token sees, too",
+        parse=int,
+        placeholder="N",
+        most_in_request=1024,
+        ignored_by=("exact",),
+    )
+    anchor: str = _option(
+        "broadcast",
+        "encode the anchor once and send its KV, or again for every block, as published",
+        choices=("broadcast", "recompute"),
+        in_requests=False,
+        ignored_by=("exact",),
+    )
+    wave_tokens: int = _option(
+        32 * 1024,
+        "most context tokens that a rank encodes in one forward pass (without a GPU, never above 2K)",
+        least=1,
+        in_requests=False,
+    )
 
     def __post_init__(self) -> None:
-        _check_choice("mode", self.mode, MODES)
-        _check_choice("anchor", self.anchor, ANCHOR_TRANSFERS)
-        _check_at_least("block_size", self.block_size, 1)
-        _check_at_least("neighbor_blocks", self.neighbor_blocks, 0)
-        _check_at_least("wave_tokens", self.wave_tokens, 1)
-        if self.anchor_size is not None:
-            _check_at_least("anchor_size", self.anchor_size, 0)
+        for row in fields(self):
+            value = getattr(self, row.name)
+            if value is not None or row.default is not None:
+                row.metadata["option"].check(row.name, value)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
@@ -81,10 +144,11 @@ class StarConfig:
         Raises:
             ValueError: a key is not a field, or a value is out of bounds.
         """
-        known = [field.name for field in fields(cls)]
         for key in values:
-            if key not in known:
-                raise ValueError(f"unknown Star Attention option {key!r}: the options are {', '.join(known)}")
+            if key not in OPTIONS:
+                raise ValueError(
+                    f"unknown Star Attention option {key!r}: the options are {', '.join(OPTIONS)}"
+                )
         return cls(**values)
 
     def warning(self) -> str | None:
@@ -97,11 +161,5 @@ class StarConfig:
         return None
 
 
-def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise FieldError(f"{name} is {value!r}: it must be one of {', '.join(choices)}", name)
-
-
-def _check_at_least(name: str, value: object, bound: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < bound:
-        raise FieldError(f"{name} is {value!r}: it must be a whole number of at least {bound}", name)
+OPTIONS: dict[str, Option] = {row.name: row.metadata["option"] for row in fields(StarConfig)}
+"""By name, in the order of the fields."""

@@ -1,18 +1,11 @@
 """Settings that are compared with each other, as written on a command line."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import fields
+from collections.abc import Sequence
 from typing import Any
 
-from megatron_star.config import MODES, StarConfig, parse_token_count
+from megatron_star.config import MODES, OPTIONS, Option, StarConfig, parse_token_count
 
-_PARSERS: dict[str, Callable[[str], Any]] = {
-    "block_size": parse_token_count,
-    "anchor_size": parse_token_count,
-    "wave_tokens": parse_token_count,
-    "neighbor_blocks": int,
-    "anchor": str,
-}
+_OPTIONS = {name: option for name, option in OPTIONS.items() if name != "mode"}
 
 
 def parse_setting(text: str) -> StarConfig:
@@ -35,28 +28,28 @@ def parse_setting(text: str) -> StarConfig:
 
 def _option(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
-    if name not in _PARSERS or not equals:
-        raise ValueError(f"{text!r} is not one of {', '.join(f'{name}=..' for name in _PARSERS)}")
+    if name not in _OPTIONS or not equals:
+        raise ValueError(f"{text!r} is not one of {', '.join(f'{name}=..' for name in _OPTIONS)}")
+    option = _OPTIONS[name]
     try:
-        return name, _PARSERS[name](value)
+        return name, value if option.choices else option.parse(value)
     except ValueError as error:
         raise ValueError(f"{text!r}: {error}") from error
 
 
 def setting_name(star: StarConfig) -> str:
-    """The shortest text that `parse_setting` reads as this setting; `exact` ignores what only star uses."""
+    """The shortest text that `parse_setting` reads as this setting; without what its mode ignores."""
     default = StarConfig(mode=star.mode)
-    ignored = {"mode"} if star.mode != "exact" else {"mode", *_PARSERS} - {"wave_tokens"}
     changed = [
-        f"{field.name}={_value(getattr(star, field.name))}"
-        for field in fields(star)
-        if field.name not in ignored and getattr(star, field.name) != getattr(default, field.name)
+        f"{name}={_value(option, getattr(star, name))}"
+        for name, option in _OPTIONS.items()
+        if star.mode not in option.ignored_by and getattr(star, name) != getattr(default, name)
     ]
     return " ".join([star.mode, *changed])
 
 
-def _value(value: int | str) -> str:
-    if isinstance(value, int) and value and value % 1024 == 0:
+def _value(option: Option, value: int | str) -> str:
+    if not option.choices and option.parse is parse_token_count and value and value % 1024 == 0:
         return f"{value // 1024}K"
     return str(value)
 

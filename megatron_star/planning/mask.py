@@ -35,16 +35,6 @@ class Mask(ABC):
 
     block_edges: tuple[int, ...]
 
-    @classmethod
-    @abstractmethod
-    def of(cls, config: StarConfig, num_tokens: int, base: "Mask | None" = None) -> "Mask":
-        """The mask of a context of `num_tokens`, of which `base` is the mask of the beginning."""
-
-    @staticmethod
-    @abstractmethod
-    def num_sources(config: StarConfig, num_tokens: int) -> int:
-        """About how many ranges all blocks of such a context see together: known before anything is built."""
-
     @abstractmethod
     def sources(self, start: int, end: int) -> tuple[Range, ...]:
         """What the tokens [start, end) of one block see before `start`: a few ranges, rising and apart."""
@@ -73,8 +63,22 @@ class Mask(ABC):
         return self.block_edges[first : bisect_left(self.block_edges, end, first)]
 
 
+class Pattern(Mask):
+    """A mask that the user's options choose."""
+
+    @classmethod
+    @abstractmethod
+    def of(cls, config: StarConfig, num_tokens: int, base: Mask | None = None) -> Mask:
+        """The mask of a context of `num_tokens`, of which `base` is the mask of the beginning."""
+
+    @staticmethod
+    @abstractmethod
+    def num_sources(config: StarConfig, num_tokens: int) -> int:
+        """About how many ranges all blocks of such a context see together: known before anything is built."""
+
+
 @dataclass(frozen=True)
-class ExactMask(Mask):
+class ExactMask(Pattern):
     """Every token sees all that come before it: one block."""
 
     @classmethod
@@ -93,7 +97,7 @@ class ExactMask(Mask):
 
 
 @dataclass(frozen=True)
-class StarMask(Mask):
+class StarMask(Pattern):
     """Star Attention (arXiv 2411.17116, section 2.1): a token sees its block and the anchor.
 
     Attributes:
@@ -132,7 +136,7 @@ class StarMask(Mask):
         return bisect_right(self.block_edges, token) - 1
 
 
-MASKS: dict[str, type[Mask]] = {"star": StarMask, "exact": ExactMask}
+MASKS: dict[str, type[Pattern]] = {"star": StarMask, "exact": ExactMask}
 """By `StarConfig.mode`."""
 
 

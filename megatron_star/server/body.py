@@ -5,8 +5,9 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetCoreSchemaHandler
 from pydantic_core import CoreSchema
 
+from megatron_star.config import MOST_TOKENS_IN_REQUEST
+
 MOST_PROMPTS = 128
-MOST_TOKENS = 1 << 24
 LARGEST_SEED = (1 << 63) - 1
 
 
@@ -20,8 +21,8 @@ def _whole_characters(text: str) -> str:
 
 
 Text = Annotated[str, AfterValidator(_whole_characters)]
-TokenCount = Annotated[int, Field(ge=0, le=MOST_TOKENS)]
-PositiveTokens = Annotated[int, Field(ge=1, le=MOST_TOKENS)]
+TokenCount = Annotated[int, Field(ge=0, le=MOST_TOKENS_IN_REQUEST)]
+PositiveTokens = Annotated[int, Field(ge=1, le=MOST_TOKENS_IN_REQUEST)]
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
 StopText = Annotated[Text, Field(min_length=1, max_length=256)]
 StopTexts = StopText | Annotated[list[StopText], Field(max_length=16)]

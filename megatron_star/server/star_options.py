@@ -2,18 +2,28 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, create_model, model_validator
 
-from megatron_star.server.body import Body, PositiveTokens, Text, TokenCount
+from megatron_star.config import OPTIONS, Option
+from megatron_star.server.body import Body, PositiveTokens, Text
 
 
-class StarOptions(Body):
+def _type(option: Option) -> Any:
+    if option.choices:
+        return Literal[option.choices] | None
+    return Annotated[int, Field(ge=option.least, le=option.most_in_request)] | None
+
+
+EncodingOptions = create_model(
+    "EncodingOptions",
+    __base__=Body,
+    **{name: (_type(option), None) for name, option in OPTIONS.items() if option.in_requests},
+)
+
+
+class StarOptions(EncodingOptions):
     """How this request's context is encoded, and where it ends; what is left out is the server's default."""
 
-    mode: Literal["star", "exact", "auto"] | None = None
-    block_size: PositiveTokens | None = None
-    anchor_size: TokenCount | None = None
-    neighbor_blocks: Annotated[int, Field(ge=0, le=1024)] | None = None
     query_tokens: PositiveTokens | None = Field(None, description="so many last tokens are the query")
     separator: Annotated[Text, Field(min_length=1, max_length=256)] | None = Field(
         None, description="the context stands before its last occurrence, the query after it"
@@ -27,4 +37,4 @@ class StarOptions(Body):
 
     def encoding(self) -> dict[str, Any]:
         """The fields of a StarConfig that are set."""
-        return self.model_dump(exclude={"query_tokens", "separator"}, exclude_none=True)
+        return self.model_dump(include=set(EncodingOptions.model_fields), exclude_none=True)

@@ -12,6 +12,7 @@ SETTINGS = {
     "star block_size=500 anchor_size=0 neighbor_blocks=2": StarConfig(
         block_size=500, anchor_size=0, neighbor_blocks=2
     ),
+    "star neighbor_blocks=1024": StarConfig(neighbor_blocks=1024),
     "auto block_size=1K anchor=recompute wave_tokens=2K": StarConfig(
         mode="auto", block_size=1024, anchor="recompute", wave_tokens=2048
     ),

@@ -176,3 +176,20 @@ def test_a_whole_context_in_one_wave_makes_one_segment_a_block():
     plan = ContextPlan.build(8000, 2, StarConfig(block_size=1000), COSTS)
     assert [s.num_tokens for s in plan.segments()] == [1000] * 8
     assert [s.owner for s in plan.segments()] == [0] * 4 + [1] * 4
+
+
+@pytest.mark.parametrize("mode", ["exact", "star"])
+def test_a_plan_of_ten_million_tokens_in_short_waves_is_small(mode):
+    """Nothing is kept for each pair of a segment and what it sees: those were 4 billion."""
+    plan = ContextPlan.build(10_000_000, 8, StarConfig(mode=mode, wave_tokens=2048), COSTS)
+    assert len(plan.stored) <= sum(map(len, plan.waves)) <= 15 * len(plan.waves)
+    assert all(len(segment.sources(plan.mask)) <= 2 for segment in plan.segments())
+    assert len(wave_reads(plan, plan.waves[-1], 0)) <= len(plan.stored)
+
+
+@pytest.mark.parametrize("mode", ["exact", "star"])
+def test_more_than_two_thousand_ranks_share_the_work(mode):
+    plan = ContextPlan.build(4_000_000, 4096, StarConfig(mode=mode), COSTS)
+    average = sum(s.cost(plan.mask, COSTS) for s in plan.segments()) / 4096
+    assert plan.cost(COSTS) <= 1.12 * average
+    assert min(plan.owned_tokens) > 0

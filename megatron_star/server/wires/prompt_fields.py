@@ -5,10 +5,10 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from megatron_star.checked_input import FieldError
+from megatron_star.config import MOST_TOKENS_IN_REQUEST
 from megatron_star.server.body import (
     LARGEST_SEED,
     MOST_PROMPTS,
-    MOST_TOKENS,
     Body,
     Prompts,
     Share,
@@ -31,7 +31,7 @@ class PromptRequest(Body):
     prompt: (
         Text
         | Prompts
-        | Annotated[list[TokenId], Field(min_length=1, max_length=MOST_TOKENS)]
+        | Annotated[list[TokenId], Field(min_length=1, max_length=MOST_TOKENS_IN_REQUEST)]
         | Annotated[list[Annotated[list[TokenId], Field(min_length=1)]], Field(max_length=MOST_PROMPTS)]
     )
     contexts: Prompts | None = Field(None, description="one for all prompts, or one for each")

@@ -1,0 +1,115 @@
+"""What masks say of tokens is what their definition says, and plans have one for each kind of layer."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import pytest
+from reference import block_edges, star_mask
+
+from megatron_star.config import OPTIONS, StarConfig
+from megatron_star.planning.mask import (
+    FULL,
+    MASKS,
+    ExactMask,
+    Mask,
+    Range,
+    joined_ranges,
+    mask_of,
+    most_sources,
+)
+from megatron_star.planning.plan import ContextPlan
+from megatron_star.planning.reads import Read, wave_reads
+
+STARS = [
+    StarConfig(block_size=10),
+    StarConfig(block_size=10, anchor_size=3),
+    StarConfig(block_size=10, anchor_size=0, neighbor_blocks=1),
+    StarConfig(block_size=10, anchor_size=4, neighbor_blocks=3),
+    StarConfig(block_size=1),
+    StarConfig(block_size=100),
+]
+
+
+def test_every_mode_that_is_no_choice_between_others_has_a_mask():
+    assert {*MASKS, "auto"} == {*OPTIONS["mode"].choices}
+
+
+@pytest.mark.parametrize("star", STARS)
+def test_what_is_hidden_from_a_token_is_what_the_definition_hides(star):
+    mask = mask_of(star, 57)
+    seen = star_mask(57, star.block_size, star.anchor_size, star.neighbor_blocks)
+    for position in range(57):
+        hidden = [token for r in mask.hidden(position) for token in range(*r)]
+        assert all(r.end <= position for r in mask.sources(position, position + 1))
+        assert hidden == [token for token in range(position) if not seen[position, token]]
+
+
+def test_exact_hides_nothing():
+    mask = mask_of(StarConfig(mode="exact"), 57)
+    assert not any(mask.hidden(position) for position in range(57))
+
+
+def test_contexts_of_one_block_are_the_same_whatever_else_was_asked():
+    masks = {mask_of(star, 10) for star in (*STARS[:4], STARS[5], StarConfig(mode="exact"))}
+    assert masks == {ExactMask((0, 10))}
+
+
+def test_contexts_of_more_blocks_are_the_same_if_blocks_anchor_and_neighbors_are():
+    assert len({mask_of(star, 57) for star in STARS}) == len(STARS)
+    same = replace(STARS[0], anchor_size=10, wave_tokens=5, anchor="recompute")
+    assert mask_of(same, 57) == mask_of(STARS[0], 57)
+    assert mask_of(STARS[0], 57, mask_of(STARS[0], 25)) != mask_of(STARS[0], 57)
+
+
+@pytest.mark.parametrize("star", STARS)
+def test_sources_are_bounded_before_anything_is_built(star):
+    mask = mask_of(star, 57)
+    of_blocks = [mask.sources(start, start + 1) for start in block_edges(57, star.block_size)[:-1]]
+    assert sum(map(len, of_blocks)) <= most_sources(star, 57)
+    assert most_sources(replace(star, mode="auto"), 57) == most_sources(star, 57)
+    assert most_sources(replace(star, mode="exact"), 57) == 1
+
+
+@dataclass(frozen=True)
+class WindowMask(Mask):
+    """A kind of layer in which a token sees itself and the `size - 1` tokens before it."""
+
+    size: int
+
+    def sources(self, start: int, end: int) -> tuple[Range, ...]:
+        return joined_ranges([Range(max(0, start - self.size + 1), start)])
+
+
+@pytest.mark.parametrize("size", [1, 2, 9, 30, 500])
+@pytest.mark.parametrize("cp_size", [1, 2, 3])
+@pytest.mark.parametrize("star", [*STARS[:3], StarConfig(mode="exact")])
+def test_a_plan_says_what_a_second_kind_of_layer_reads(star, cp_size, size):
+    """The segments are the same; a rank reads what its tokens see, by the definition of each kind."""
+    star = replace(star, wave_tokens=7)
+    base = ContextPlan.build(40, cp_size, star)
+    plan = ContextPlan.build(97, cp_size, star, base=base)
+    both = replace(plan, masks={**plan.masks, "window": WindowMask((0, 97), size)})
+    for wave in both.waves:
+        for rank in range(cp_size):
+            assert wave_reads(both, wave, rank, FULL) == wave_reads(plan, wave, rank)
+            own = [segment for segment in wave if segment.owner == rank]
+            seen = {
+                (segment.start, token)
+                for segment in own
+                for position in range(segment.start, segment.end)
+                for token in range(max(0, position - size + 1), segment.start)
+            }
+            assert _read_by_segments(wave_reads(both, wave, rank, "window"), own) == seen
+
+
+def _read_by_segments(reads: Sequence[Read], own: Sequence) -> set[tuple[int, int]]:
+    """(start of a segment, token that it reads), of a rank's segments."""
+    first_rows = {sum(s.num_rows for s in own[:i]): segment for i, segment in enumerate(own)}
+    return {
+        (segment.start, token)
+        for read in reads
+        for first, last in read.rows
+        for row, segment in first_rows.items()
+        if first <= row < last
+        for token in range(read.source.start, read.source.end)
+    }
