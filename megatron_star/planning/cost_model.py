@@ -4,15 +4,13 @@ Feeds the balance of a plan, the choice between star and exact, and `megatron-st
 no process group.
 """
 
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NamedTuple, Protocol
 
 from megatron_star.config import StarConfig
-from megatron_star.planning.hardware import Cluster
 from megatron_star.planning.mask import possible_modes
-from megatron_star.planning.plan import ContextPlan, TokenCosts, Wave
+from megatron_star.planning.plan import ContextPlan, TokenCosts
 from megatron_star.planning.reads import wave_reads
 
 
@@ -40,7 +38,7 @@ def token_costs(shape: ModelShape) -> TokenCosts:
     nothing is run behind its product with the QKV weights, nor is the output layer.
     """
     whole_layers = shape.num_layers - 1
-    weights = whole_layers * _weights_of_a_layer(shape, shape.moe_router_topk) + _qkv_weights(shape)
+    weights = whole_layers * weights_of_a_layer(shape, shape.moe_router_topk) + _qkv_weights(shape)
     return TokenCosts(
         linear_per_token=2.0 * weights,
         attention_per_pair=4.0 * whole_layers * shape.num_attention_heads * shape.kv_channels,
@@ -51,14 +49,14 @@ def _qkv_weights(shape: ModelShape) -> int:
     return shape.hidden_size * shape.kv_channels * (shape.num_attention_heads + 2 * shape.num_query_groups)
 
 
-def _weights_of_a_layer(shape: ModelShape, num_experts: int) -> int:
+def weights_of_a_layer(shape: ModelShape, num_experts: int) -> int:
     """Its weight matrices, with so many of its experts; where it has none, with its one MLP."""
     attention = _qkv_weights(shape) + shape.hidden_size * shape.num_attention_heads * shape.kv_channels
-    ffn, router = _ffn_size(shape, num_experts), shape.num_moe_experts or 0
+    ffn, router = ffn_size(shape, num_experts), shape.num_moe_experts or 0
     return attention + shape.hidden_size * (ffn * (3 if shape.gated_linear_unit else 2) + router)
 
 
-def _ffn_size(shape: ModelShape, num_experts: int) -> int:
+def ffn_size(shape: ModelShape, num_experts: int) -> int:
     """The inner size of so many experts and the shared ones together, or of the one MLP."""
     if not shape.num_moe_experts:
         return shape.ffn_hidden_size
@@ -106,150 +104,3 @@ class PartTimes(NamedTuple):
 def parts_worth_slicing(times: Mapping[str, PartTimes], num_ranks: int) -> frozenset[str]:
     """Parts of which each rank should read its slice: those where that saves more than it costs."""
     return frozenset(part for part, t in times.items() if t.read_s * (1 - 1 / num_ranks) > t.exchange_s)
-
-
-@dataclass(frozen=True)
-class ModelSize:
-    """A `ModelShape` with what its weights need besides. Tied embeddings are the output layer as well."""
-
-    num_layers: int
-    hidden_size: int
-    ffn_hidden_size: int
-    num_attention_heads: int
-    num_query_groups: int
-    kv_channels: int
-    gated_linear_unit: bool
-    vocab_size: int
-    tied_embeddings: bool
-    num_moe_experts: int | None = None
-    moe_router_topk: int = 0
-    moe_ffn_hidden_size: int | None = None
-    moe_shared_expert_intermediate_size: int | None = None
-
-    @property
-    def num_parameters(self) -> int:
-        """All weight matrices; norms and biases are left out."""
-        layers = self.num_layers * _weights_of_a_layer(self, self.num_moe_experts or 0)
-        return layers + self.vocab_size * self.hidden_size * (1 if self.tied_embeddings else 2)
-
-    @property
-    def num_parameters_per_token(self) -> int:
-        """Those that generating one token reads: of its experts, and of the output layer."""
-        layers = self.num_layers * _weights_of_a_layer(self, self.moe_router_topk)
-        return layers + self.vocab_size * self.hidden_size
-
-
-@dataclass(frozen=True)
-class Deployment:
-    """A model on all GPUs of a cluster, as TP x CP ranks: consecutive GPUs are a TP group.
-
-    All results are of one rank: the slowest, or the one that holds the most.
-    """
-
-    size: ModelSize
-    cluster: Cluster
-    tp_size: int
-    bytes_per_value: int = 2
-
-    @property
-    def cp_size(self) -> int:
-        """Ranks that share a context."""
-        return self.cluster.num_gpus // self.tp_size
-
-    @property
-    def weights_bytes(self) -> float:
-        """Weights of one rank."""
-        return self.size.num_parameters * self.bytes_per_value / self.tp_size
-
-    @property
-    def kv_bytes_per_token(self) -> int:
-        """KV that a rank keeps of a token that it owns."""
-        return kv_bytes_per_token(self.size, tp_size=self.tp_size, bytes_per_value=self.bytes_per_value)
-
-    def kv_bytes(self, plan: ContextPlan) -> int:
-        """KV of the context on the rank that owns most of it."""
-        return max(plan.owned_tokens) * self.kv_bytes_per_token
-
-    def activation_bytes(self, plan: ContextPlan) -> float:
-        """Of the rank with most tokens in one forward pass: what a layer keeps at the same time.
-
-        Eight values of the hidden size (residual, normalised, reduced, ..); the query and the attention's
-        output, with the float32 sum of partial results and one more partial; three values of the MLP.
-        """
-        query_size = self.size.num_attention_heads * self.size.kv_channels / self.tp_size
-        mlp = 3 * _ffn_size(self.size, self.size.moe_router_topk) / self.tp_size
-        of_a_token = (
-            self.bytes_per_value * (8 * self.size.hidden_size + 4 * query_size + mlp) + 12 * query_size
-        )
-        return max((max(_rows_by_rank(wave).values()) for wave in plan.waves), default=0) * of_a_token
-
-    def encoding_seconds(self, plan: ContextPlan) -> float:
-        """Context encoding: the slowest rank of each wave, added up."""
-        return sum(self._wave_seconds(plan, wave) for wave in plan.waves)
-
-    def _wave_seconds(self, plan: ContextPlan, wave: Wave) -> float:
-        gpu, rows, pairs = self.cluster.gpu, _rows_by_rank(wave), _pairs_by_rank(plan, wave)
-        linear_s = token_costs(self.size).linear_per_token / self.tp_size / gpu.matmul_flops_per_s
-        pair_s = token_costs(self.size).attention_per_pair / self.tp_size / gpu.attention_flops_per_s
-        slowest = max(rows, key=lambda rank: linear_s * rows[rank] + pair_s * pairs[rank])
-        attention_s = pair_s * pairs[slowest]
-        exposed_s = self._exposed_transfer_seconds(plan, wave, rows[slowest], attention_s, pair_s)
-        compute_s = linear_s * rows[slowest] + attention_s
-        return compute_s + self._all_reduce_seconds(rows[slowest]) + exposed_s
-
-    def _exposed_transfer_seconds(
-        self, plan: ContextPlan, wave: Wave, rows: int, attention_s: float, pair_s: float
-    ) -> float:
-        """Of the broadcasts, what attention does not hide: it runs meanwhile, but for its part with the last
-        source, which must have come first.
-        """
-        crossing = [read.source for read in wave_reads(plan, wave, 0) if read.crosses_ranks]
-        if not crossing:
-            return 0.0
-        rate, latency = self.cluster.link(self.cluster.num_gpus)
-        num_tokens = sum(source.end - source.start for source in crossing)
-        transfer_s = (
-            num_tokens * self.kv_bytes_per_token / rate + self.size.num_layers * len(crossing) * latency
-        )
-        last = max(crossing)
-        hidden_s = attention_s - pair_s * min(rows, wave[-1].end - last.end) * (last.end - last.start)
-        return max(0.0, transfer_s - max(0.0, hidden_s))
-
-    def _all_reduce_seconds(self, rows: int) -> float:
-        """Two a layer over the TP group, each a ring: every byte is sent and received almost twice."""
-        if self.tp_size == 1:
-            return 0.0
-        rate, latency = self.cluster.link(self.tp_size)
-        num_bytes = rows * self.size.hidden_size * self.bytes_per_value
-        ring_s = 2 * (self.tp_size - 1) / self.tp_size * num_bytes / rate
-        return 2 * self.size.num_layers * (ring_s + latency)
-
-    def step_seconds(self, plan: ContextPlan) -> float:
-        """One token of one sequence: read weights and KV once, two all-reduces and one merge a layer."""
-        num_bytes = self.size.num_parameters_per_token * self.bytes_per_value / self.tp_size
-        read_s = (num_bytes + self.kv_bytes(plan)) / self.cluster.gpu.memory_bytes_per_s
-        return read_s + self._all_reduce_seconds(1) + self._merge_seconds()
-
-    def _merge_seconds(self) -> float:
-        """One all-gather a layer over the CP group: each rank's float32 output and LSE of one token."""
-        if self.cp_size == 1:
-            return 0.0
-        rate, latency = self.cluster.link(self.cluster.num_gpus)
-        part = 4 * self.size.num_attention_heads / self.tp_size * (self.size.kv_channels + 1)
-        return self.size.num_layers * ((self.cp_size - 1) * part / rate + latency)
-
-
-def _rows_by_rank(wave: Wave) -> Counter[int]:
-    """Tokens in the forward pass of each rank, copies of the anchor included."""
-    rows: Counter[int] = Counter()
-    for segment in wave:
-        rows[segment.owner] += segment.num_rows
-    return rows
-
-
-def _pairs_by_rank(plan: ContextPlan, wave: Wave) -> Counter[int]:
-    """Visible (query, key) pairs of each rank."""
-    pairs: Counter[int] = Counter()
-    for segment in wave:
-        pairs[segment.owner] += int(segment.cost(plan.mask, TokenCosts(0.0, 1.0)))
-    return pairs

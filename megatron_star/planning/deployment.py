@@ -1,167 +1,157 @@
-"""Which TP x CP of a cluster holds a model and a context, and how fast: the planner's arithmetic.
+"""A model on the GPUs of a cluster: what each of them holds, and how long it takes."""
 
-Estimates from the cost model (megatron_star/planning/cost_model.py); `plan.py` prints them.
-"""
+from collections import Counter
+from dataclasses import dataclass
 
-from dataclasses import dataclass, replace
-
-from megatron_star.config import StarConfig
-from megatron_star.planning.cost_model import Deployment, ModelSize, token_costs
+from megatron_star.planning.cost_model import ffn_size, kv_bytes_per_token, token_costs, weights_of_a_layer
 from megatron_star.planning.hardware import Cluster
-from megatron_star.planning.planner import Planner
-
-LARGEST_CLUSTER, LARGEST_CP = 1024, 128
-SMALLEST_BLOCK, LARGEST_BLOCK, BLOCKS_OF_A_CONTEXT = 8 << 10, 32 << 10, 4
-SMALLEST_WAVE = 2 << 10
-MOST_WAVES = 512
-"""Of one rank that encodes the context alone: the time that planning takes grows with their square."""
-MODES = {
-    "exact": {"mode": "exact"},
-    "recompute": {"anchor": "recompute"},
-    "broadcast": {"anchor": "broadcast"},
-}
+from megatron_star.planning.plan import ContextPlan
+from megatron_star.planning.reads import wave_reads
+from megatron_star.planning.segment import TokenCosts, Wave
 
 
 @dataclass(frozen=True)
-class Question:
-    """What is to be planned: a context of so many tokens and the tokens generated after it."""
+class ModelSize:
+    """A `ModelShape` with what its weights need besides. Tied embeddings are the output layer as well."""
+
+    num_layers: int
+    hidden_size: int
+    ffn_hidden_size: int
+    num_attention_heads: int
+    num_query_groups: int
+    kv_channels: int
+    gated_linear_unit: bool
+    vocab_size: int
+    tied_embeddings: bool
+    num_moe_experts: int | None = None
+    moe_router_topk: int = 0
+    moe_ffn_hidden_size: int | None = None
+    moe_shared_expert_intermediate_size: int | None = None
+
+    @property
+    def num_parameters(self) -> int:
+        """All weight matrices; norms and biases are left out."""
+        layers = self.num_layers * weights_of_a_layer(self, self.num_moe_experts or 0)
+        return layers + self.vocab_size * self.hidden_size * (1 if self.tied_embeddings else 2)
+
+    @property
+    def num_parameters_per_token(self) -> int:
+        """Those that generating one token reads: of its experts, and of the output layer."""
+        layers = self.num_layers * weights_of_a_layer(self, self.moe_router_topk)
+        return layers + self.vocab_size * self.hidden_size
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """A model on all GPUs of a cluster, as TP x CP ranks: consecutive GPUs are a TP group.
+
+    All results are of one rank: the slowest, or the one that holds the most.
+    """
 
     size: ModelSize
-    num_context_tokens: int
-    num_generated_tokens: int
-    block_size: int
-    wave_tokens: int
+    cluster: Cluster
+    tp_size: int
     bytes_per_value: int = 2
 
+    @property
+    def cp_size(self) -> int:
+        """Ranks that share a context."""
+        return self.cluster.num_gpus // self.tp_size
 
-@dataclass(frozen=True)
-class Estimate:
-    """One TP x CP. Bytes are of the fullest GPU, with the anchor broadcast where no mode is named."""
+    @property
+    def weights_bytes(self) -> float:
+        """Weights of one rank."""
+        return self.size.num_parameters * self.bytes_per_value / self.tp_size
 
-    tp_size: int
-    cp_size: int
-    weights_bytes: float
-    kv_bytes: float
-    activation_bytes: float
-    bytes_by_mode: dict[str, float]
-    ttft_s: dict[str, float]
-    tpot_s: float
-    fits: dict[str, bool]
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """KV that a rank keeps of a token that it owns."""
+        return kv_bytes_per_token(self.size, tp_size=self.tp_size, bytes_per_value=self.bytes_per_value)
 
+    def kv_bytes(self, plan: ContextPlan) -> int:
+        """KV of the context on the rank that owns most of it."""
+        return max(plan.owned_tokens) * self.kv_bytes_per_token
 
-def default_block_size(num_context_tokens: int) -> int:
-    """A quarter of the context, from 8K to 32K: the sizes that the paper publishes accuracies for."""
-    quarter = -(-num_context_tokens // BLOCKS_OF_A_CONTEXT)
-    return min(max(quarter, SMALLEST_BLOCK), LARGEST_BLOCK)
+    def activation_bytes(self, plan: ContextPlan) -> float:
+        """Of the rank with most tokens in one forward pass: what a layer keeps at the same time.
 
-
-def tp_sizes(size: ModelSize, cluster: Cluster) -> list[int]:
-    """Powers of two inside a node that divide GPUs and heads; KV heads divide, or are replicated.
-
-    A CP size above `LARGEST_CP` is left out where a larger TP size avoids it.
-    """
-    possible = [1 << i for i in range(8) if 1 << i <= min(cluster.gpus_per_node, cluster.num_gpus)]
-    found = [tp_size for tp_size in possible if cluster.num_gpus % tp_size == 0 and _divides(size, tp_size)]
-    return [tp_size for tp_size in found if cluster.num_gpus // tp_size <= LARGEST_CP] or found[-1:]
-
-
-def _divides(size: ModelSize, tp_size: int) -> bool:
-    groups = size.num_query_groups
-    return size.num_attention_heads % tp_size == 0 and (groups % tp_size == 0 or tp_size % groups == 0)
-
-
-def estimate(question: Question, cluster: Cluster, tp_size: int) -> Estimate:
-    """Memory and times of one TP size."""
-    deployment = Deployment(question.size, cluster, tp_size, question.bytes_per_value)
-    sizes = {"block_size": question.block_size, "wave_tokens": question.wave_tokens}
-    planner = Planner(token_costs(question.size), deployment.cp_size)
-    plans = {
-        name: planner.plan(question.num_context_tokens, StarConfig(**sizes | options)).plan
-        for name, options in MODES.items()
-    }
-    tail_bytes = question.num_generated_tokens * deployment.kv_bytes_per_token
-    kv_bytes = {name: deployment.kv_bytes(plan) + tail_bytes for name, plan in plans.items()}
-    activations = {name: deployment.activation_bytes(plan) for name, plan in plans.items()}
-    num_bytes = {name: deployment.weights_bytes + kv_bytes[name] + activations[name] for name in plans}
-    steps = {name: deployment.step_seconds(plan) for name, plan in plans.items()}
-    return Estimate(
-        tp_size=tp_size,
-        cp_size=deployment.cp_size,
-        weights_bytes=deployment.weights_bytes,
-        kv_bytes=kv_bytes["broadcast"],
-        activation_bytes=activations["broadcast"],
-        bytes_by_mode=num_bytes,
-        ttft_s={name: deployment.encoding_seconds(plan) + steps[name] for name, plan in plans.items()},
-        tpot_s=steps["broadcast"],
-        fits={name: value <= cluster.gpu.memory_bytes for name, value in num_bytes.items()},
-    )
-
-
-def estimates(question: Question, cluster: Cluster) -> list[Estimate]:
-    """Every TP size, those that fit first, the fastest for the whole answer before others."""
-    found = [estimate(question, cluster, tp_size) for tp_size in tp_sizes(question.size, cluster)]
-    return sorted(found, key=lambda e: (not e.fits["broadcast"], answer_seconds(question, e)))
-
-
-def answer_seconds(question: Question, of: Estimate) -> float:
-    """Until the last generated token, with Star Attention and the anchor broadcast."""
-    return of.ttft_s["broadcast"] + question.num_generated_tokens * of.tpot_s
-
-
-def fitting(question: Question, cluster: Cluster) -> Estimate | None:
-    """The best TP size that fits, or None."""
-    best = next(iter(estimates(question, cluster)), None)
-    return best if best and best.fits["broadcast"] else None
-
-
-def half_is_faster(question: Question, cluster: Cluster, best: Estimate) -> bool:
-    """Whether half of the GPUs answer sooner: more ranks than blocks share blocks, and must exchange KV."""
-    if cluster.num_gpus % 2 or (cluster.num_gpus // 2) % min(cluster.gpus_per_node, cluster.num_gpus // 2):
-        return False
-    half = fitting(question, replace(cluster, num_gpus=cluster.num_gpus // 2))
-    return half is not None and answer_seconds(question, half) < answer_seconds(question, best)
-
-
-def what_would_fit(question: Question, cluster: Cluster) -> str:
-    """The nearest change that fits: smaller waves, more GPUs, a shorter context; in this order."""
-    smaller = question
-    while smaller.wave_tokens > max(SMALLEST_WAVE, question.num_context_tokens // MOST_WAVES):
-        smaller = replace(smaller, wave_tokens=smaller.wave_tokens // 2)
-        if fitting(smaller, cluster):
-            return f"--wave-tokens {smaller.wave_tokens} would"
-    more = cluster
-    while more.num_gpus < LARGEST_CLUSTER:
-        nodes = -(-more.num_gpus // more.gpus_per_node)
-        more = replace(
-            more, num_gpus=min(more.num_gpus * 2, (nodes + 1) * more.gpus_per_node, LARGEST_CLUSTER)
+        Eight values of the hidden size (residual, normalised, reduced, ..); the query and the attention's
+        output, with the float32 sum of partial results and one more partial; three values of the MLP.
+        """
+        query_size = self.size.num_attention_heads * self.size.kv_channels / self.tp_size
+        mlp = 3 * ffn_size(self.size, self.size.moe_router_topk) / self.tp_size
+        of_a_token = (
+            self.bytes_per_value * (8 * self.size.hidden_size + 4 * query_size + mlp) + 12 * query_size
         )
-        if fitting(question, more):
-            return f"{more.num_gpus} x {cluster.gpu.name} would"
-    return _shorter_context(question, cluster)
+        return max((max(_rows_by_rank(wave).values()) for wave in plan.waves), default=0) * of_a_token
 
+    def encoding_seconds(self, plan: ContextPlan) -> float:
+        """Context encoding: the slowest rank of each wave, added up."""
+        return sum(self._wave_seconds(plan, wave) for wave in plan.waves)
 
-def _shorter_context(question: Question, cluster: Cluster) -> str:
-    while question.num_context_tokens > 1024:
-        question = replace(question, num_context_tokens=question.num_context_tokens // 2)
-        if fitting(question, cluster):
-            return f"a context of {question.num_context_tokens:,} tokens would"
-    return (
-        f"nothing up to {LARGEST_CLUSTER} x {cluster.gpu.name} would, nor a context of "
-        f"{question.num_context_tokens:,} tokens: the model's weights and the answer's KV are too large"
-    )
+    def _wave_seconds(self, plan: ContextPlan, wave: Wave) -> float:
+        gpu, rows, pairs = self.cluster.gpu, _rows_by_rank(wave), _pairs_by_rank(plan, wave)
+        linear_s = token_costs(self.size).linear_per_token / self.tp_size / gpu.matmul_flops_per_s
+        pair_s = token_costs(self.size).attention_per_pair / self.tp_size / gpu.attention_flops_per_s
+        slowest = max(rows, key=lambda rank: linear_s * rows[rank] + pair_s * pairs[rank])
+        attention_s = pair_s * pairs[slowest]
+        exposed_s = self._exposed_transfer_seconds(plan, wave, rows[slowest], attention_s, pair_s)
+        compute_s = linear_s * rows[slowest] + attention_s
+        return compute_s + self._all_reduce_seconds(rows[slowest]) + exposed_s
 
-
-def refuse(question: Question, cluster: Cluster, found: list[Estimate]) -> None:
-    """Raises ValueError that says what is missing, and what would fit."""
-    if not found:
-        raise ValueError(
-            f"no tensor-parallel size divides {question.size.num_attention_heads} heads, "
-            f"{question.size.num_query_groups} KV heads and {cluster.num_gpus} GPUs"
+    def _exposed_transfer_seconds(
+        self, plan: ContextPlan, wave: Wave, rows: int, attention_s: float, pair_s: float
+    ) -> float:
+        """Of the broadcasts, what attention does not hide: it runs meanwhile, but for its part with the last
+        source, which must have come first.
+        """
+        crossing = [read.source for read in wave_reads(plan, wave, 0) if read.crosses_ranks]
+        if not crossing:
+            return 0.0
+        rate, latency = self.cluster.link(self.cluster.num_gpus)
+        num_tokens = sum(source.end - source.start for source in crossing)
+        transfer_s = (
+            num_tokens * self.kv_bytes_per_token / rate + self.size.num_layers * len(crossing) * latency
         )
-    least = min(found, key=lambda e: e.bytes_by_mode["broadcast"])
-    needed = least.bytes_by_mode["broadcast"] / 1e9
-    raise ValueError(
-        f"{question.num_context_tokens:,} tokens do not fit {cluster.num_gpus} x {cluster.gpu.name}: at best "
-        f"(TP {least.tp_size} x CP {least.cp_size}) a GPU needs {needed:.0f} GB and has "
-        f"{cluster.gpu.memory_bytes / 1e9:.0f}; {what_would_fit(question, cluster)}"
-    )
+        last = max(crossing)
+        hidden_s = attention_s - pair_s * min(rows, wave[-1].end - last.end) * (last.end - last.start)
+        return max(0.0, transfer_s - max(0.0, hidden_s))
+
+    def _all_reduce_seconds(self, rows: int) -> float:
+        """Two a layer over the TP group, each a ring: every byte is sent and received almost twice."""
+        if self.tp_size == 1:
+            return 0.0
+        rate, latency = self.cluster.link(self.tp_size)
+        num_bytes = rows * self.size.hidden_size * self.bytes_per_value
+        ring_s = 2 * (self.tp_size - 1) / self.tp_size * num_bytes / rate
+        return 2 * self.size.num_layers * (ring_s + latency)
+
+    def step_seconds(self, plan: ContextPlan) -> float:
+        """One token of one sequence: read weights and KV once, two all-reduces and one merge a layer."""
+        num_bytes = self.size.num_parameters_per_token * self.bytes_per_value / self.tp_size
+        read_s = (num_bytes + self.kv_bytes(plan)) / self.cluster.gpu.memory_bytes_per_s
+        return read_s + self._all_reduce_seconds(1) + self._merge_seconds()
+
+    def _merge_seconds(self) -> float:
+        """One all-gather a layer over the CP group: each rank's float32 output and LSE of one token."""
+        if self.cp_size == 1:
+            return 0.0
+        rate, latency = self.cluster.link(self.cluster.num_gpus)
+        part = 4 * self.size.num_attention_heads / self.tp_size * (self.size.kv_channels + 1)
+        return self.size.num_layers * ((self.cp_size - 1) * part / rate + latency)
+
+
+def _rows_by_rank(wave: Wave) -> Counter[int]:
+    """Tokens in the forward pass of each rank, copies of the anchor included."""
+    rows: Counter[int] = Counter()
+    for segment in wave:
+        rows[segment.owner] += segment.num_rows
+    return rows
+
+
+def _pairs_by_rank(plan: ContextPlan, wave: Wave) -> Counter[int]:
+    """Visible (query, key) pairs of each rank."""
+    pairs: Counter[int] = Counter()
+    for segment in wave:
+        pairs[segment.owner] += int(segment.cost(plan.mask, TokenCosts(0.0, 1.0)))
+    return pairs

@@ -23,13 +23,13 @@ from megatron_star.job.argument_types import ArgumentParser, count, real_number,
 from megatron_star.job.progress import heartbeat
 from megatron_star.model.checkpoint import DESCRIPTION_FILE, read_checkpoint_info
 from megatron_star.parallel.control import describe
-from megatron_star.planning.cost_model import ModelSize
-from megatron_star.planning.deployment import (
+from megatron_star.planning.deployment import ModelSize
+from megatron_star.planning.estimates import (
     LARGEST_CLUSTER,
     MODES,
     MOST_WAVES,
     Estimate,
-    Question,
+    Workload,
     default_block_size,
     estimates,
     half_is_faster,
@@ -103,12 +103,12 @@ def _unchecked_arguments(path: Path) -> Mapping[str, Any]:
     return read_checkpoint_info(path.parent if path.name == DESCRIPTION_FILE else path).args
 
 
-def print_table(question: Question, cluster: Cluster, found: list[Estimate]) -> None:
+def print_table(workload: Workload, cluster: Cluster, found: list[Estimate]) -> None:
     """For people; the best first."""
-    billions = question.size.num_parameters / 1e9
+    billions = workload.size.num_parameters / 1e9
     print(
-        f"{billions:.2f} B parameters, {question.num_context_tokens:,} context tokens "
-        f"in blocks of {question.block_size:,};\n{cluster.num_gpus} x {cluster.gpu.name} in nodes of "
+        f"{billions:.2f} B parameters, {workload.num_context_tokens:,} context tokens "
+        f"in blocks of {workload.block_size:,};\n{cluster.num_gpus} x {cluster.gpu.name} in nodes of "
         f"{cluster.gpus_per_node}, of which each has {cluster.gpu.memory_bytes / 1e9:.0f} GB to use\n"
     )
     print(f"{'':9}   {'GB on each GPU':^31}   {'TTFT in s':^29}   {'TPOT':>7}")
@@ -118,9 +118,9 @@ def print_table(question: Question, cluster: Cluster, found: list[Estimate]) -> 
     print(f"{'TP x CP':>9}   {columns}   {'in ms':>7}")
     for of in found:
         print(_row(of))
-    if half_is_faster(question, cluster, found[0]):
+    if half_is_faster(workload, cluster, found[0]):
         print(f"\nHalf as many GPUs would answer sooner: {found[0].cp_size} ranks share too few blocks.")
-    print(f"\n{_command(question, cluster, found[0])}\n\nEstimates; docs/slurm.md says what they assume.")
+    print(f"\n{_command(workload, cluster, found[0])}\n\nEstimates; docs/slurm.md says what they assume.")
 
 
 def _row(of: Estimate) -> str:
@@ -130,11 +130,11 @@ def _row(of: Estimate) -> str:
     return f"{of.tp_size:>2} x {of.cp_size:<4}   {memory}   {times}   {of.tpot_s * 1e3:>7.1f}"
 
 
-def _command(question: Question, cluster: Cluster, best: Estimate) -> str:
+def _command(workload: Workload, cluster: Cluster, best: Estimate) -> str:
     tasks = min(cluster.gpus_per_node, cluster.num_gpus)
     nodes = cluster.num_gpus // tasks
     return (
-        f"CHECKPOINT=DIR TP={best.tp_size} CP={best.cp_size} BLOCK_SIZE={question.block_size} sbatch "
+        f"CHECKPOINT=DIR TP={best.tp_size} CP={best.cp_size} BLOCK_SIZE={workload.block_size} sbatch "
         f"--nodes={nodes} \\\n    --ntasks-per-node={tasks} --gpus-per-node={tasks} launch/serve.sbatch"
     )
 
@@ -218,21 +218,21 @@ def run(args: argparse.Namespace) -> None:
     """
     model = read_model(args.model)
     block_size = args.block_size or default_block_size(args.context)
-    question = Question(
+    workload = Workload(
         model_size(model), args.context, args.num_tokens_to_generate, block_size, args.wave_tokens
     )
     cluster = cluster_of(args)
     with heartbeat("planning"):
-        found = estimates(question, cluster)
+        found = estimates(workload, cluster)
         if not found or not found[0].fits["broadcast"]:
-            refuse(question, cluster, found)
+            refuse(workload, cluster, found)
     if args.context + args.num_tokens_to_generate > model["max_position_embeddings"]:
         print(f"warning: the model was made for {model['max_position_embeddings']:,} tokens", file=sys.stderr)
     if args.json:
         plans = [asdict(of) | {"block_size": block_size} for of in found]
         print(json.dumps({"gpu": asdict(cluster.gpu), "plans": plans}, indent=2))
     else:
-        print_table(question, cluster, found)
+        print_table(workload, cluster, found)
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from mutations import with_a_wrong_value
 
-from megatron_star.planning.deployment import Question, default_block_size, estimate, estimates, tp_sizes
+from megatron_star.planning.estimates import Workload, default_block_size, estimate, estimates, tp_sizes
 from megatron_star.planning.hardware import GPUS, Cluster
 from megatron_star.programs import plan_cluster as plan
 from megatron_star.programs.plan_cluster import main, model_size, parse_arguments, read_model, run
@@ -59,10 +59,10 @@ def write_config(tmp_path):
     return write
 
 
-def question(path, num_context_tokens, **options):
+def workload(path, num_context_tokens, **options):
     """With the default block size."""
     sizes = {"block_size": default_block_size(num_context_tokens), "wave_tokens": 32 * K} | options
-    return Question(model_size(read_model(path)), num_context_tokens, 256, **sizes)
+    return Workload(model_size(read_model(path)), num_context_tokens, 256, **sizes)
 
 
 def h100s(num_gpus):
@@ -93,7 +93,7 @@ def test_llama_at_tp_8_takes_the_time_of_arithmetic_written_out(write_config, na
     step_s = ((weights + 128256 * hidden) * 2 / tp + kv_bytes) / (0.8 * 3.35e12) + 2 * layers * 10e-6
     step_s += layers * 25e-6 if cp > 1 else 0.0
 
-    found = estimate(question(write_config(**LLAMA, **CONFIGS[name]), num_tokens), h100s(num_gpus), tp)
+    found = estimate(workload(write_config(**LLAMA, **CONFIGS[name]), num_tokens), h100s(num_gpus), tp)
 
     token_s = linear_s + all_reduce_s
     expected = {
@@ -111,7 +111,7 @@ def test_llama_at_tp_8_takes_the_time_of_arithmetic_written_out(write_config, na
 
 def test_a_slow_network_shows_what_attention_does_not_hide(write_config):
     """The anchor's KV of 70B at TP 8, 40 KiB a token, less what the blocks' own attention hides."""
-    asked = question(write_config(**LLAMA, **CONFIGS["70B"]), 128 * K)
+    asked = workload(write_config(**LLAMA, **CONFIGS["70B"]), 128 * K)
     fast, slow = h100s(32), Cluster(replace(GPUS["h100"], network_link_bytes_per_s=0.1e9), 32, 8)
     gained = estimate(asked, slow, 8).ttft_s["broadcast"] - estimate(asked, fast, 8).ttft_s["broadcast"]
     anchor_s = 32 * K * 40 * K / 0.1e9
@@ -122,7 +122,7 @@ def test_a_slow_network_shows_what_attention_does_not_hide(write_config):
 
 def test_the_ranking_is_that_of_the_benchmark_on_two_cores(write_config):
     """benchmarks/context_encoding.py --num-tokens 4K --block-size 512: 9.9, 12.5, 20.4 s (docs/slurm.md)."""
-    asked = question(write_config(**SMOLLM2), 4 * K, block_size=512, bytes_per_value=4)
+    asked = workload(write_config(**SMOLLM2), 4 * K, block_size=512, bytes_per_value=4)
     times = estimate(asked, Cluster(GPUS["cpu-core"], 2, 2), 1).ttft_s
     assert sorted(times, key=times.get) == ["broadcast", "exact", "recompute"]
 
@@ -133,7 +133,7 @@ def test_tp_stays_inside_a_node_and_divides_the_heads(write_config):
 
 
 def test_a_thousand_gpus_and_a_million_tokens_are_planned(write_config):
-    asked = question(write_config(**LLAMA, **CONFIGS["70B"]), M)
+    asked = workload(write_config(**LLAMA, **CONFIGS["70B"]), M)
     (found,) = estimates(asked, h100s(1024))
     assert (found.tp_size, found.cp_size) == (8, 128)
     assert found.fits["broadcast"]
@@ -207,7 +207,7 @@ def test_a_thousand_wrong_models_are_estimated_or_refused_by_name(write_config, 
         wrong = with_a_wrong_value(dict(right), generator)
         monkeypatch.setattr(plan, "_unchecked_arguments", lambda path, wrong=wrong: wrong)
         try:
-            estimates(question(tmp_path, 1 * K), h100s(1))
+            estimates(workload(tmp_path, 1 * K), h100s(1))
         except ValueError as error:
             refused += 1
             assert str(error).startswith(f"{tmp_path}: ")

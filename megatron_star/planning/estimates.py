@@ -1,0 +1,168 @@
+"""Which TP x CP of a cluster holds a model and a context, and how fast: the planner's arithmetic.
+
+Estimates from the cost model (megatron_star/planning/cost_model.py); `megatron-star plan` prints them.
+"""
+
+from dataclasses import dataclass, replace
+
+from megatron_star.config import StarConfig
+from megatron_star.planning.cost_model import token_costs
+from megatron_star.planning.deployment import Deployment, ModelSize
+from megatron_star.planning.hardware import Cluster
+from megatron_star.planning.planner import Planner
+
+LARGEST_CLUSTER, LARGEST_CP = 1024, 128
+SMALLEST_BLOCK, LARGEST_BLOCK, BLOCKS_OF_A_CONTEXT = 8 << 10, 32 << 10, 4
+SMALLEST_WAVE = 2 << 10
+MOST_WAVES = 512
+"""Of one rank that encodes the context alone: the time that planning takes grows with their square."""
+MODES = {
+    "exact": {"mode": "exact"},
+    "recompute": {"anchor": "recompute"},
+    "broadcast": {"anchor": "broadcast"},
+}
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What a cluster is planned for: a context of so many tokens and the tokens generated after it."""
+
+    size: ModelSize
+    num_context_tokens: int
+    num_generated_tokens: int
+    block_size: int
+    wave_tokens: int
+    bytes_per_value: int = 2
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One TP x CP. Bytes are of the fullest GPU, with the anchor broadcast where no mode is named."""
+
+    tp_size: int
+    cp_size: int
+    weights_bytes: float
+    kv_bytes: float
+    activation_bytes: float
+    bytes_by_mode: dict[str, float]
+    ttft_s: dict[str, float]
+    tpot_s: float
+    fits: dict[str, bool]
+
+
+def default_block_size(num_context_tokens: int) -> int:
+    """A quarter of the context, from 8K to 32K: the sizes that the paper publishes accuracies for."""
+    quarter = -(-num_context_tokens // BLOCKS_OF_A_CONTEXT)
+    return min(max(quarter, SMALLEST_BLOCK), LARGEST_BLOCK)
+
+
+def tp_sizes(size: ModelSize, cluster: Cluster) -> list[int]:
+    """Powers of two inside a node that divide GPUs and heads; KV heads divide, or are replicated.
+
+    A CP size above `LARGEST_CP` is left out where a larger TP size avoids it.
+    """
+    possible = [1 << i for i in range(8) if 1 << i <= min(cluster.gpus_per_node, cluster.num_gpus)]
+    found = [tp_size for tp_size in possible if cluster.num_gpus % tp_size == 0 and _divides(size, tp_size)]
+    return [tp_size for tp_size in found if cluster.num_gpus // tp_size <= LARGEST_CP] or found[-1:]
+
+
+def _divides(size: ModelSize, tp_size: int) -> bool:
+    groups = size.num_query_groups
+    return size.num_attention_heads % tp_size == 0 and (groups % tp_size == 0 or tp_size % groups == 0)
+
+
+def estimate(workload: Workload, cluster: Cluster, tp_size: int) -> Estimate:
+    """Memory and times of one TP size."""
+    deployment = Deployment(workload.size, cluster, tp_size, workload.bytes_per_value)
+    sizes = {"block_size": workload.block_size, "wave_tokens": workload.wave_tokens}
+    planner = Planner(token_costs(workload.size), deployment.cp_size)
+    plans = {
+        name: planner.plan(workload.num_context_tokens, StarConfig(**sizes | options)).plan
+        for name, options in MODES.items()
+    }
+    tail_bytes = workload.num_generated_tokens * deployment.kv_bytes_per_token
+    kv_bytes = {name: deployment.kv_bytes(plan) + tail_bytes for name, plan in plans.items()}
+    activations = {name: deployment.activation_bytes(plan) for name, plan in plans.items()}
+    num_bytes = {name: deployment.weights_bytes + kv_bytes[name] + activations[name] for name in plans}
+    steps = {name: deployment.step_seconds(plan) for name, plan in plans.items()}
+    return Estimate(
+        tp_size=tp_size,
+        cp_size=deployment.cp_size,
+        weights_bytes=deployment.weights_bytes,
+        kv_bytes=kv_bytes["broadcast"],
+        activation_bytes=activations["broadcast"],
+        bytes_by_mode=num_bytes,
+        ttft_s={name: deployment.encoding_seconds(plan) + steps[name] for name, plan in plans.items()},
+        tpot_s=steps["broadcast"],
+        fits={name: value <= cluster.gpu.memory_bytes for name, value in num_bytes.items()},
+    )
+
+
+def estimates(workload: Workload, cluster: Cluster) -> list[Estimate]:
+    """Every TP size, those that fit first, the fastest for the whole answer before others."""
+    found = [estimate(workload, cluster, tp_size) for tp_size in tp_sizes(workload.size, cluster)]
+    return sorted(found, key=lambda e: (not e.fits["broadcast"], answer_seconds(workload, e)))
+
+
+def answer_seconds(workload: Workload, of: Estimate) -> float:
+    """Until the last generated token, with Star Attention and the anchor broadcast."""
+    return of.ttft_s["broadcast"] + workload.num_generated_tokens * of.tpot_s
+
+
+def fitting(workload: Workload, cluster: Cluster) -> Estimate | None:
+    """The best TP size that fits, or None."""
+    best = next(iter(estimates(workload, cluster)), None)
+    return best if best and best.fits["broadcast"] else None
+
+
+def half_is_faster(workload: Workload, cluster: Cluster, best: Estimate) -> bool:
+    """Whether half of the GPUs answer sooner: more ranks than blocks share blocks, and must exchange KV."""
+    if cluster.num_gpus % 2 or (cluster.num_gpus // 2) % min(cluster.gpus_per_node, cluster.num_gpus // 2):
+        return False
+    half = fitting(workload, replace(cluster, num_gpus=cluster.num_gpus // 2))
+    return half is not None and answer_seconds(workload, half) < answer_seconds(workload, best)
+
+
+def what_would_fit(workload: Workload, cluster: Cluster) -> str:
+    """The nearest change that fits: smaller waves, more GPUs, a shorter context; in this order."""
+    smaller = workload
+    while smaller.wave_tokens > max(SMALLEST_WAVE, workload.num_context_tokens // MOST_WAVES):
+        smaller = replace(smaller, wave_tokens=smaller.wave_tokens // 2)
+        if fitting(smaller, cluster):
+            return f"--wave-tokens {smaller.wave_tokens} would"
+    more = cluster
+    while more.num_gpus < LARGEST_CLUSTER:
+        nodes = -(-more.num_gpus // more.gpus_per_node)
+        more = replace(
+            more, num_gpus=min(more.num_gpus * 2, (nodes + 1) * more.gpus_per_node, LARGEST_CLUSTER)
+        )
+        if fitting(workload, more):
+            return f"{more.num_gpus} x {cluster.gpu.name} would"
+    return _shorter_context(workload, cluster)
+
+
+def _shorter_context(workload: Workload, cluster: Cluster) -> str:
+    while workload.num_context_tokens > 1024:
+        workload = replace(workload, num_context_tokens=workload.num_context_tokens // 2)
+        if fitting(workload, cluster):
+            return f"a context of {workload.num_context_tokens:,} tokens would"
+    return (
+        f"nothing up to {LARGEST_CLUSTER} x {cluster.gpu.name} would, nor a context of "
+        f"{workload.num_context_tokens:,} tokens: the model's weights and the answer's KV are too large"
+    )
+
+
+def refuse(workload: Workload, cluster: Cluster, found: list[Estimate]) -> None:
+    """Raises ValueError that says what is missing, and what would fit."""
+    if not found:
+        raise ValueError(
+            f"no tensor-parallel size divides {workload.size.num_attention_heads} heads, "
+            f"{workload.size.num_query_groups} KV heads and {cluster.num_gpus} GPUs"
+        )
+    least = min(found, key=lambda e: e.bytes_by_mode["broadcast"])
+    needed = least.bytes_by_mode["broadcast"] / 1e9
+    raise ValueError(
+        f"{workload.num_context_tokens:,} tokens do not fit {cluster.num_gpus} x {cluster.gpu.name}: at best "
+        f"(TP {least.tp_size} x CP {least.cp_size}) a GPU needs {needed:.0f} GB and has "
+        f"{cluster.gpu.memory_bytes / 1e9:.0f}; {what_would_fit(workload, cluster)}"
+    )
