@@ -1,4 +1,4 @@
-# Everything a developer or a first-time user runs. Needs a Python 3.12 or 3.13 somewhere, pip's index, and 7 GB of disk.
+# Everything a developer or a first-time user runs. Needs a Python 3.12 or 3.13 somewhere, pip's index, and 9 GB of disk.
 #
 #   PYTHON=/path/to/python3.12   the interpreter to make the environment with (default: the first that works)
 #   VENV=DIR                     the environment (default: .venv)

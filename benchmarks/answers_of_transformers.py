@@ -28,9 +28,9 @@ from megatron_star.evaluation.sample import greedy_request
 from megatron_star.evaluation.scoring import MATCHING
 from megatron_star.evaluation.task_files import TaskFiles
 from megatron_star.evaluation.tasks import NamedTask, SampleKey, SampleMaker
+from megatron_star.job.answer_files import AnswerLines
 from megatron_star.job.argument_types import positive
 from megatron_star.job.asked import of_tokens
-from megatron_star.job.output import AnswerLines
 from megatron_star.model.checkpoint import read_checkpoint_info
 from megatron_star.text.tokenizer import load_tokenizer
 

@@ -37,6 +37,7 @@ from benchmarks.measuring import measure_rounds, median_ratio, over_ranks, run_o
 from megatron_star.algorithm.context_encoding import encode_context
 from megatron_star.algorithm.star_model import StarModel
 from megatron_star.job.argument_types import ArgumentParser, token_count
+from megatron_star.parallel.control import is_driver
 from megatron_star.parallel.groups import StarGroups
 from megatron_star.planning.cost_model import broadcast_bytes, kv_bytes_per_token, token_costs
 from megatron_star.planning.plan import ContextPlan, TokenCosts
@@ -168,7 +169,7 @@ def run(args: Namespace, star_model: StarModel, _: StarGroups) -> None:
         lambda: {name: measure(star_model, token_ids, plan) for name, plan in plans.items()},
         lambda rounds: summarise(rounds, plans, costs) | {"cost model": checks},
     )
-    if dist.get_rank() == 0:
+    if is_driver(dist.group.WORLD):
         print_table({name: summary[name] for name in plans})
         print_checks(checks)
 

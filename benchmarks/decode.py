@@ -35,6 +35,7 @@ from megatron_star.algorithm.star_model import StarModel
 from megatron_star.algorithm.token_generation import Sequence, generate_step
 from megatron_star.config import StarConfig
 from megatron_star.job.argument_types import ArgumentParser, token_count
+from megatron_star.parallel.control import is_driver
 from megatron_star.parallel.exchange import Exchange
 from megatron_star.parallel.groups import StarGroups
 from megatron_star.planning.cost_model import token_costs
@@ -111,7 +112,7 @@ def make_variants(args: Namespace, star_model: FastStarModel, groups: StarGroups
     """All of them, by name."""
     sliced = choose_sliced_parts("sliced", star_model)
     auto = choose_sliced_parts("auto", star_model)
-    if dist.get_rank() == 0:
+    if is_driver(dist.group.WORLD):
         print(f"auto: slices of {', '.join(sorted(auto)) or 'nothing'}")
     works = star_model.exchange.cp_rank == 0
     alone = replace(star_model, exchange=Exchange(groups.model.cp))
@@ -182,7 +183,7 @@ def run(args: Namespace, star_model: FastStarModel, groups: StarGroups) -> None:
         return figures
 
     summary = measure_rounds(args, measure_all, lambda rounds: summarise(rounds, variants))
-    if dist.get_rank() == 0:
+    if is_driver(dist.group.WORLD):
         print(f"{'variant':<20}" + "".join(f"{title:>22}" for title in next(iter(summary.values()))))
         for name, figures in summary.items():
             print(f"{name:<20}" + "".join(f"{figure:>22.2f}" for figure in figures.values()))

@@ -22,6 +22,7 @@ from benchmarks.peak_memory import PeakMemory
 from megatron_star.algorithm.context_encoding import encode_context
 from megatron_star.algorithm.star_model import StarModel
 from megatron_star.job.argument_types import ArgumentParser, token_count
+from megatron_star.parallel.control import is_driver
 from megatron_star.parallel.groups import StarGroups
 from megatron_star.planning.cost_model import token_costs
 
@@ -46,7 +47,7 @@ def run(args: Namespace, star_model: StarModel, _: StarGroups) -> None:
         for wave in plans[1].waves
         for rank in range(cp_size)
     )
-    if dist.get_rank():
+    if not is_driver(dist.group.WORLD):
         return
     summary = {
         "num_tokens": args.num_tokens,

@@ -159,7 +159,7 @@ def main() -> None:
             info = read_checkpoint_info(args.load)
             star_model = load_star_model(info, groups, device=device, dtype=args.dtype or info.dtype)
             results = {"decoding": measure_decoding(args, star_model)}
-            if environment.rank:
+            if not environment.is_driver:
                 run_worker(star_model, groups.control)
             else:
                 limits = {"max_sequence_length": 1 << 20, "budget_bytes_per_rank": 8 << 30}

@@ -13,11 +13,12 @@ import torch.distributed as dist
 
 from benchmarks.models import add_random_model_argument, measured_model
 from megatron_star.algorithm.star_model import StarModel
+from megatron_star.job.answer_files import AnswerFile
 from megatron_star.job.argument_types import ArgumentParser
 from megatron_star.job.environment import read_environment
 from megatron_star.job.model_arguments import add_model_arguments
-from megatron_star.job.output import AnswerFile
 from megatron_star.job.session import exit_on_errors, process_groups
+from megatron_star.parallel.control import is_driver
 from megatron_star.parallel.groups import StarGroups
 
 PROGRAM = "benchmarks"
@@ -39,7 +40,7 @@ def run_on_ranks(
         parser.add_argument("--output", metavar="FILE")
         add_arguments(parser)
         args = parser.parse_args()
-        if args.output and environment.rank == 0:
+        if args.output and environment.is_driver:
             AnswerFile(args.output, PROGRAM, {}).close()  # what is wrong with it shows before the work
         cp_size = environment.world_size // args.tensor_model_parallel_size
         grid = {"tp_size": args.tensor_model_parallel_size, "cp_size": cp_size}
@@ -73,7 +74,7 @@ def measure_rounds[Round, Summary](
     rounds: list[Round] = []
     for _ in range(args.repeats):
         rounds.append(measure())
-        if dist.get_rank() == 0:
+        if is_driver(dist.group.WORLD):
             write_result(args.output, summarise(rounds), rounds)
     return summarise(rounds)
 

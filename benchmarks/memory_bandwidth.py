@@ -18,6 +18,7 @@ import torch.distributed as dist
 from benchmarks.measuring import measure_rounds, medians, over_ranks, run_on_ranks
 from megatron_star.algorithm.star_model import StarModel
 from megatron_star.job.argument_types import ArgumentParser
+from megatron_star.parallel.control import is_driver
 from megatron_star.parallel.groups import StarGroups
 
 GIGABYTE = 10**9
@@ -27,7 +28,7 @@ def measure(star_model: StarModel, values: torch.Tensor, *, together: bool) -> f
     """Gigabytes a second, of all ranks that read."""
     dist.barrier()
     start = perf_counter()
-    if together or dist.get_rank() == 0:
+    if together or is_driver(dist.group.WORLD):
         values.sum()
     star_model.synchronize()
     seconds = over_ranks(perf_counter() - start, dist.ReduceOp.MAX, star_model)
@@ -45,7 +46,7 @@ def run(args: Namespace, star_model: StarModel, _: StarGroups) -> None:
         },
         medians,
     )
-    if dist.get_rank():
+    if not is_driver(dist.group.WORLD):
         return
     for name, figures in summary.items():
         print(f"{name:<12}{figures['gigabytes_per_s']:>8.1f} GB/s")

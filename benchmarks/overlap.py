@@ -27,6 +27,7 @@ from benchmarks.measuring import measure_rounds, medians, over_ranks, run_on_ran
 from megatron_star.algorithm.context_encoding import encode_context
 from megatron_star.algorithm.star_model import StarModel
 from megatron_star.job.argument_types import ArgumentParser, token_count
+from megatron_star.parallel.control import is_driver
 from megatron_star.parallel.exchange import Exchange, KeyValue, SourceTransfers
 from megatron_star.parallel.groups import StarGroups
 from megatron_star.planning.cost_model import token_costs
@@ -120,7 +121,7 @@ def run(args: Namespace, star_model: StarModel, groups: StarGroups) -> None:
         },
         medians,
     )
-    if dist.get_rank():
+    if not is_driver(dist.group.WORLD):
         return
     print(f"{'':<12}" + "".join(f"{title:>15}" for title in summary["overlapped"]))
     for name, figures in summary.items():

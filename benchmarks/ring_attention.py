@@ -27,6 +27,7 @@ from megatron_star.algorithm.context_encoding import ContextEncodingStep
 from megatron_star.algorithm.kv_store import EncodedContext
 from megatron_star.algorithm.star_model import StarModel
 from megatron_star.job.argument_types import ArgumentParser, token_count
+from megatron_star.parallel.control import is_driver
 from megatron_star.parallel.groups import StarGroups
 from megatron_star.planning.cost_model import token_costs
 
@@ -99,7 +100,7 @@ def run(args: Namespace, star_model: StarModel, groups: StarGroups) -> None:
         lambda: {name: measure(attend, star_model) for name, attend in variants.items()},
         summarise,
     )
-    if dist.get_rank():
+    if not is_driver(dist.group.WORLD):
         return
     for name, figures in summary.items():
         print(f"{name:<24}{figures['seconds']:>10.2f} s{figures['to_ours']:>10.2f} times ours")

@@ -23,7 +23,7 @@ FOLDER = Path(__file__).resolve().parent
 DEMO = FOLDER.parent / ".demo"
 
 
-class Part(NamedTuple):
+class BenchmarkPart(NamedTuple):
     """One program: its arguments, and how many ranks of how many threads."""
 
     program: str
@@ -33,49 +33,53 @@ class Part(NamedTuple):
 
 
 PARTS = {
-    "overlap": Part("overlap", "--num-tokens 8K --block-size 1K --repeats 2"),
-    "ring": Part("ring_attention", "--num-tokens 8K --repeats 9"),
-    "one-rank-4k": Part("one_rank", "--hf HF --num-tokens 4K --megatron", 1, 2),
-    "one-rank-8k": Part("one_rank", "--hf HF --num-tokens 8K --repeats 2", 1, 2),
-    "decode": Part("decode", "--hf HF --num-tokens 8K --repeats 9 --compile"),
-    "decode-1b": Part(
+    "overlap": BenchmarkPart("overlap", "--num-tokens 8K --block-size 1K --repeats 2"),
+    "ring": BenchmarkPart("ring_attention", "--num-tokens 8K --repeats 9"),
+    "one-rank-4k": BenchmarkPart("one_rank", "--hf HF --num-tokens 4K --megatron", 1, 2),
+    "one-rank-8k": BenchmarkPart("one_rank", "--hf HF --num-tokens 8K --repeats 2", 1, 2),
+    "decode": BenchmarkPart("decode", "--hf HF --num-tokens 8K --repeats 9 --compile"),
+    "decode-1b": BenchmarkPart(
         "decode", "--random-model llama-3.2-1b --hf random --bf16 --num-tokens 8K --num-steps 4 --compile"
     ),
-    "decode-1b-fp32": Part(
+    "decode-1b-fp32": BenchmarkPart(
         "decode", "--random-model llama-3.2-1b --fp32 --num-tokens 8K --num-steps 4 --compile"
     ),
-    "bandwidth": Part("memory_bandwidth", "--repeats 9"),
+    "bandwidth": BenchmarkPart("memory_bandwidth", "--repeats 9"),
     **{
-        f"memory-{tokens}-{ranks}": Part(
+        f"memory-{tokens}-{ranks}": BenchmarkPart(
             "encoding_memory", f"--num-tokens {tokens} --block-size 512 --wave-tokens 1K", ranks
         )
         for tokens, ranks in (("2K", 1), ("4K", 2), ("8K", 4), ("8K", 1), ("8K", 2))
     },
-    "memory-8K-2-one-wave": Part("encoding_memory", "--num-tokens 8K --block-size 512 --wave-tokens 32K"),
-    "encoding-8k": Part("context_encoding", "--num-tokens 8K --block-size 1K --repeats 2"),
-    "encoding-16k": Part(
+    "memory-8K-2-one-wave": BenchmarkPart(
+        "encoding_memory", "--num-tokens 8K --block-size 512 --wave-tokens 32K"
+    ),
+    "encoding-8k": BenchmarkPart("context_encoding", "--num-tokens 8K --block-size 1K --repeats 2"),
+    "encoding-16k": BenchmarkPart(
         "context_encoding", "--num-tokens 16K --block-size 1K --repeats 2 --variants exact;star,recompute"
     ),
-    "encoding-32k": Part("context_encoding", "--num-tokens 32K --block-size 1K --repeats 1 --variants exact"),
+    "encoding-32k": BenchmarkPart(
+        "context_encoding", "--num-tokens 32K --block-size 1K --repeats 1 --variants exact"
+    ),
     **{
-        f"blocks-{tokens}-{size}": Part(
+        f"blocks-{tokens}-{size}": BenchmarkPart(
             "context_encoding", f"--num-tokens {tokens} --block-size {size} --repeats 1 --variants exact"
         )
         for tokens, size in (("2K", "512"), ("16K", "4K"), ("16K", "2K"), ("16K", "512"))
     },
     **{
-        f"ranks-{ranks}": Part(
+        f"ranks-{ranks}": BenchmarkPart(
             "context_encoding", "--num-tokens 8K --block-size 1K --repeats 1 --variants exact", ranks
         )
         for ranks in (1, 4)
     },
-    "star-64k": Part(
+    "star-64k": BenchmarkPart(
         "context_encoding", "--num-tokens 64K --block-size 1K --repeats 1 --variants star,broadcast"
     ),
 }
 
 
-def command_of(part: Part, output: Path) -> list[str]:
+def command_of(part: BenchmarkPart, output: Path) -> list[str]:
     """What runs it."""
     ranks = ["-m", "torch.distributed.run", "--nproc-per-node", str(part.num_ranks)]
     arguments = part.arguments.replace("HF", str(DEMO / "hf")).split()

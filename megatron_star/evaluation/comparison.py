@@ -56,7 +56,7 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Prompt:
+class ComparedPrompt:
     """Token ids of a context and a query, where the answer ends, and how long it gets at most.
 
     Attributes:
@@ -82,7 +82,7 @@ class _Exact(NamedTuple):
 
 def compare(
     star_model: StarModel,
-    prompt: Prompt,
+    prompt: ComparedPrompt,
     settings: Mapping[str, StarConfig],
     control: dist.ProcessGroup,
 ) -> tuple[list[int], dict[str, Comparison]]:
@@ -116,7 +116,7 @@ def _check_finite(exact: _Exact, comparisons: Mapping[str, Comparison]) -> None:
 
 def _exact(
     star_model: StarModel,
-    prompt: Prompt,
+    prompt: ComparedPrompt,
     plan: ContextPlan,
     masks: Sequence[Mask],
     control: dist.ProcessGroup,
@@ -131,7 +131,7 @@ def _exact(
 
 def _compared(
     star_model: StarModel,
-    prompt: Prompt,
+    prompt: ComparedPrompt,
     exact: _Exact,
     plan: ContextPlan,
     hidden_mass: float,
@@ -168,7 +168,7 @@ def _timed_encoding(
 
 
 def _greedy_answer(
-    star_model: StarModel, context: EncodedContext, prompt: Prompt, control: dist.ProcessGroup
+    star_model: StarModel, context: EncodedContext, prompt: ComparedPrompt, control: dist.ProcessGroup
 ) -> tuple[list[int], Tensor, float]:
     """Tokens, the logits [tokens, vocabulary] that they come from, and the seconds of the query's step."""
 

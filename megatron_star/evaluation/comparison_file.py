@@ -7,7 +7,7 @@ from typing import Any, Self
 from megatron_star.checked_input import json_lines, place, strict_dictionary, strict_fields, validated
 from megatron_star.evaluation.calibration import Comparisons
 from megatron_star.evaluation.comparison import Comparison
-from megatron_star.job.output import AnswerLines
+from megatron_star.job.answer_files import AnswerLines
 
 PROGRAM = "calibrate"
 

@@ -11,7 +11,7 @@ from megatron_star.evaluation.sample import Draft
 from megatron_star.evaluation.task_files import TaskFiles
 
 
-class Question(NamedTuple):
+class ReadingQuestion(NamedTuple):
     """A question, its accepted answers, and the documents that answer it."""
 
     text: str
@@ -19,7 +19,7 @@ class Question(NamedTuple):
     documents: tuple[str, ...]
 
 
-Dataset = tuple[list[Question], list[str]]
+Dataset = tuple[list[ReadingQuestion], list[str]]
 """Questions, and all documents."""
 
 
@@ -79,7 +79,9 @@ def read_squad(content: Any) -> Dataset:
     """SQuAD 1.1 or 2.0; questions without an answer are left out."""
     paragraphs = [paragraph for article in content["data"] for paragraph in article["paragraphs"]]
     questions = [
-        Question(entry["question"], tuple(a["text"] for a in entry["answers"]), (paragraph["context"],))
+        ReadingQuestion(
+            entry["question"], tuple(a["text"] for a in entry["answers"]), (paragraph["context"],)
+        )
         for paragraph in paragraphs
         for entry in paragraph["qas"]
         if entry["answers"]
@@ -95,7 +97,7 @@ def read_hotpotqa(content: Any) -> Dataset:
         documents |= set(texts.values())
         supporting = dict.fromkeys(title for title, _ in entry["supporting_facts"])
         gold = tuple(texts[title] for title in supporting if title in texts)
-        questions.append(Question(entry["question"], (entry["answer"],), gold))
+        questions.append(ReadingQuestion(entry["question"], (entry["answer"],), gold))
     return questions, sorted(documents)
 
 

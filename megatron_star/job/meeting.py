@@ -17,7 +17,7 @@ from time import monotonic, sleep
 import torch.distributed as dist
 
 from megatron_star.job.environment import SET_BY_TORCHRUN, RankEnvironment
-from megatron_star.parallel.control import SharedError, describe
+from megatron_star.parallel.control import DRIVER, SharedError, describe
 
 SECONDS_BETWEEN_LOOKS = 0.1
 SECONDS_BEFORE_SAYING_SO = 10.0
@@ -85,7 +85,7 @@ class Meeting:
             num_readers = self.store.add(f"readers of {self._num_exchanges}", 1)
             # Where rank 0 serves the store, it stays until all have read.
             end = monotonic() + SECONDS_FOR_READERS
-            while self.rank == 0 and num_readers < self.world_size and monotonic() < end:
+            while self.rank == DRIVER and num_readers < self.world_size and monotonic() < end:
                 sleep(SECONDS_BETWEEN_LOOKS / 10)
                 num_readers = self.store.add(f"readers of {self._num_exchanges}", 0)
         except dist.DistError as error:
@@ -148,12 +148,12 @@ def _store(environment: RankEnvironment, timeout: timedelta) -> dist.Store:
         socket.getaddrinfo(*where)  # torch would try for minutes
         if SET_BY_TORCHRUN in os.environ:
             return next(dist.rendezvous("env://", timeout=timeout))[0]
-        if environment.rank:
+        if not environment.is_driver:
             _await_listener(environment, timeout)
         return dist.TCPStore(
             *where,
             environment.world_size,
-            is_master=environment.rank == 0,
+            is_master=environment.is_driver,
             timeout=timeout,
             wait_for_workers=False,
         )

@@ -20,7 +20,7 @@ from megatron_star.config import StarConfig
 from megatron_star.engine.request import StarRequest
 from megatron_star.evaluation.calibration import Comparisons, default_settings
 from megatron_star.evaluation.calibration_report import calibration_report
-from megatron_star.evaluation.comparison import Prompt, compare
+from megatron_star.evaluation.comparison import ComparedPrompt, compare
 from megatron_star.evaluation.comparison_file import ComparisonFile, read_comparisons
 from megatron_star.evaluation.setting_text import parse_settings
 from megatron_star.job.argument_types import ArgumentParser, positive, real_number, text_argument
@@ -141,7 +141,9 @@ def calibrate(args: argparse.Namespace, job: Job, given: CalibrationInput | None
     settings = {name: StarConfig.from_dict(values) for name, values in work["settings"].items()}
     for number, question in enumerate(work["questions"], 1):
         ends = tuple(work["end_tokens"])
-        prompt = Prompt(question["context"], question["query"], None, args.num_tokens_to_generate, ends)
+        prompt = ComparedPrompt(
+            question["context"], question["query"], None, args.num_tokens_to_generate, ends
+        )
         place_of = f"question {number} of {len(work['questions'])}"
         with heartbeat(place_of, on=job.is_driver):
             tokens, comparisons = compare(job.star_model, prompt, settings, control)

@@ -9,8 +9,8 @@ from typing import Any
 from megatron_star.checked_input import strict_fields
 from megatron_star.evaluation.questions import Question
 from megatron_star.evaluation.results import ScoredAnswer
+from megatron_star.job.answer_files import AnswerLines, check_asked_the_same
 from megatron_star.job.asked import of_model, of_ranks, of_tokens
-from megatron_star.job.output import AnswerLines, check_asked_the_same
 
 PROGRAM = "eval"
 TASK_FILES = ("squad", "hotpotqa", "babilong")

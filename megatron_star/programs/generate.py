@@ -18,13 +18,13 @@ from megatron_star.checked_input import strict_fields
 from megatron_star.engine.answer import Answer
 from megatron_star.engine.engine import StarEngine
 from megatron_star.engine.request import StarRequest
+from megatron_star.job.answer_files import AnswerFile, AnswerLines
 from megatron_star.job.argument_types import ArgumentParser, positive, text_argument
 from megatron_star.job.asked import of_model, of_text
 from megatron_star.job.documents import Document, read_document, read_jsonl
 from megatron_star.job.environment import read_environment
 from megatron_star.job.job import loaded_job
 from megatron_star.job.model_arguments import add_model_arguments
-from megatron_star.job.output import AnswerFile, AnswerLines
 from megatron_star.job.progress import heartbeat
 from megatron_star.job.running import answer_batch, run_engine
 from megatron_star.job.sampling_arguments import add_sampling_arguments, sampling_params
@@ -36,7 +36,7 @@ from megatron_star.text.prompt import split_into_tokens
 PROGRAM = "generate"
 
 
-class _Record:
+class _GeneratedRecord:
     """What a line must have to be of this program."""
 
     id: Any
@@ -45,7 +45,7 @@ class _Record:
     tokens: list[int]
 
 
-_RECORD = strict_fields(_Record)
+_RECORD = strict_fields(_GeneratedRecord)
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:

@@ -13,7 +13,7 @@ from types import ModuleType
 from megatron_star.evaluation.results import ScoredAnswer, ScoreTable, read_answers
 from megatron_star.evaluation.score_tables import NOTES, markdown, plain_text, table_rows
 from megatron_star.job.argument_types import ArgumentParser
-from megatron_star.job.output import check_not_an_input
+from megatron_star.job.output_file import check_not_an_input
 from megatron_star.parallel.control import describe
 
 PNG = b"\x89PNG"

@@ -5,9 +5,12 @@ from time import sleep
 
 import torch
 import torch.distributed as dist
-from ranks import TIMEOUT
+from ranks import TIMEOUT, load
 
+from megatron_star.engine.engine import StarEngine
+from megatron_star.job.job import Job
 from megatron_star.job.loading import check_same_weights, load_star_model
+from megatron_star.job.running import run_engine
 from megatron_star.model.checkpoint import read_checkpoint_info
 from megatron_star.model.cpu import use_cpu_where_cuda_is_absent
 from megatron_star.parallel.control import SharedError, from_driver
@@ -64,3 +67,20 @@ def driver_takes_its_time() -> str:
         return "done"
 
     return from_driver(work, groups.control)
+
+
+def engine_used(checkpoint: str, fails: bool) -> list[str]:
+    """What `use` of an engine got here, or the message where `prepare` fails."""
+    star_model, groups = load(checkpoint, 1)
+    job, got = Job(groups, read_checkpoint_info(checkpoint), star_model, 1 << 20, None), []
+
+    def prepare(engine: StarEngine) -> str:
+        if fails:
+            raise ValueError("no such document")
+        return f"documents for {engine.max_sequence_length} tokens"
+
+    try:
+        run_engine(job, prepare, lambda _, prepared: got.append(prepared), max_running=1)
+    except SharedError as error:
+        return [str(error)]
+    return got

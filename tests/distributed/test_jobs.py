@@ -49,3 +49,10 @@ def test_weights_of_other_bits_are_named_and_other_layouts_are_not(world_size, t
 
 def test_the_driver_may_work_for_longer_than_the_groups_timeout():
     assert run_ranks(2, job_ranks.driver_takes_its_time) == ["done", "done"]
+
+
+def test_what_the_driver_prepares_is_used_there_and_what_it_cannot_prepare_ends_all_ranks(checkpoints):
+    _, megatron = checkpoints("qwen3")
+    used, of_worker = run_ranks(2, job_ranks.engine_used, str(megatron), False)
+    assert used[0].startswith("documents for ") and of_worker == []
+    assert run_ranks(2, job_ranks.engine_used, str(megatron), True) == [["no such document"]] * 2

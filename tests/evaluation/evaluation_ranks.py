@@ -10,7 +10,7 @@ from megatron_star.algorithm.context_encoding import encode_context
 from megatron_star.config import StarConfig
 from megatron_star.engine.engine import StarEngine, run_worker
 from megatron_star.engine.request import StarRequest
-from megatron_star.evaluation.comparison import Comparison, Prompt, compare
+from megatron_star.evaluation.comparison import ComparedPrompt, Comparison, compare
 from megatron_star.evaluation.hidden_attention import hidden_masses
 from megatron_star.job.job import Job
 from megatron_star.model.checkpoint import read_checkpoint_info
@@ -47,7 +47,7 @@ def masses(
 
 
 def comparisons(
-    checkpoint: str, prompt: Prompt, settings: Mapping[str, StarConfig]
+    checkpoint: str, prompt: ComparedPrompt, settings: Mapping[str, StarConfig]
 ) -> tuple[list[int], dict[str, Comparison]]:
     """`compare`, on every rank."""
     star_model, groups = load(checkpoint, 1)

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.answers_of_transformers import greedy_answer
 from megatron_star.config import StarConfig
-from megatron_star.evaluation.comparison import Prompt
+from megatron_star.evaluation.comparison import ComparedPrompt
 from megatron_star.evaluation.sample import greedy_request
 from megatron_star.evaluation.task_files import TaskFiles
 from megatron_star.evaluation.tasks import NamedTask, SampleKey, SampleMaker
@@ -58,7 +58,7 @@ def test_the_hidden_mass_is_that_of_the_dense_models_attention(checkpoints, worl
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_a_comparison_is_that_of_two_dense_models(checkpoints, world_size):
     hf, megatron = checkpoints("qwen3")
-    prompt = Prompt(random_tokens(60, seed=1), random_tokens(5, seed=2), None, 6)
+    prompt = ComparedPrompt(random_tokens(60, seed=1), random_tokens(5, seed=2), None, 6)
     star = StarConfig(block_size=12, anchor_size=4)
     settings = {"star": star, "one block": StarConfig(block_size=60)}
     (tokens, compared), *others = run_ranks(world_size, comparisons, str(megatron), prompt, settings)
@@ -80,8 +80,8 @@ def test_a_comparison_is_that_of_two_dense_models(checkpoints, world_size):
 
 def test_an_answer_ends_with_the_end_token(checkpoints):
     _, megatron = checkpoints("qwen3")
-    prompt = Prompt(random_tokens(60, seed=1), random_tokens(5, seed=2), None, 6)
+    prompt = ComparedPrompt(random_tokens(60, seed=1), random_tokens(5, seed=2), None, 6)
     ((full, _),) = run_ranks(1, comparisons, str(megatron), prompt, {})
-    ended = Prompt(prompt.context, prompt.query, full[2], 6)
+    ended = ComparedPrompt(prompt.context, prompt.query, full[2], 6)
     ((tokens, _),) = run_ranks(1, comparisons, str(megatron), ended, {})
     assert tokens == full[: full.index(full[2]) + 1]

@@ -59,7 +59,7 @@ with exit_on_errors(environment.rank):
     with process_groups(environment, **grid, timeout=timedelta(minutes=10)) as (groups, device):
         info = read_checkpoint_info(sys.argv[1])
         star_model = load_star_model(info, groups, device=device, dtype=torch.float32)
-        if environment.rank:
+        if not environment.is_driver:
             run_worker(star_model, groups.control)
         else:
             limits = {"max_sequence_length": 8192, "budget_bytes_per_rank": 1 << 30}

@@ -12,7 +12,8 @@ from mutations import mutated
 
 from megatron_star.checked_input import strict_fields
 from megatron_star.job import asked
-from megatron_star.job.output import AnswerFile, AnswerLines, check_not_an_input
+from megatron_star.job.answer_files import AnswerFile, AnswerLines
+from megatron_star.job.output_file import check_not_an_input
 
 
 class Record:
