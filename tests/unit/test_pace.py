@@ -46,6 +46,14 @@ def test_on_a_gpu_waves_stay_as_they_are_until_one_took_too_long():
     assert plan.largest_wave_cost(COSTS) * on_gpu.pace.seconds_per_cost <= 1.0  # half of 2 s
 
 
+def test_shorter_waves_of_an_extension_are_still_on_top_of_what_it_extends():
+    on_gpu = planner("cuda", 2.0)
+    star, (base, plan) = on_gpu.plan(32768, STAR, (16000,))
+    on_gpu.pace.note(plan.largest_wave_cost(COSTS), seconds=8.0)
+    star, shorter = on_gpu.bounded(star, plan, base)
+    assert shorter == on_gpu.build(32768, star, base) and len(shorter.waves) > len(plan.waves)
+
+
 @pytest.mark.parametrize("cost", [0.0, -1.0])
 def test_nothing_is_learned_from_a_wave_without_work(cost):
     pace = Pace(1.0)

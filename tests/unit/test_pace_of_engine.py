@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -9,10 +10,12 @@ from megatron.core.inference.sampling_params import SamplingParams
 
 from megatron_star.config import StarConfig
 from megatron_star.engine import engine as engine_module
+from megatron_star.engine import scheduled_request
 from megatron_star.engine.command import Command
 from megatron_star.engine.engine import StarEngine
 from megatron_star.engine.executor import planner_of
 from megatron_star.engine.request import StarRequest
+from megatron_star.engine.scheduled_request import Stage
 from megatron_star.planning.pace import CPU_WAVE_TOKENS
 from megatron_star.planning.plan import ContextPlan
 
@@ -41,9 +44,12 @@ class SimulatedRanks:
     def __init__(self, engine: StarEngine) -> None:
         self.engine, self.now, self.slowness = engine, 100.0, 1.0
         self.contexts: dict[int, SimpleNamespace] = {}
+        self.sequences: set[int] = set()
         self.seconds_per_cost = SECONDS_PER_TOKEN / engine.planner.costs.linear_per_token
 
     def execute(self, command: Command) -> torch.Tensor | None:
+        self.sequences -= set(command.drop_sequences)
+        self.sequences |= {sequence for sequence, *_ in command.open_sequences}
         if command.open_context:
             index, tokens, star, parent = command.open_context
             base = self.contexts[parent].plan if parent is not None else None
@@ -118,6 +124,54 @@ def gaps_beside(engine: StarEngine, others: list[StarRequest], slowness: float =
             gaps[first_is_encoded].append(engine.executor.now - last)
             last = engine.executor.now
     return gaps
+
+
+@pytest.mark.parametrize("turn_edges", [(), (40, 60)])
+def test_what_was_prepared_is_queued_as_it_is_planned_and_hashed_once(engine, monkeypatch, turn_edges):
+    asked = replace(request(100, 5, 3), turn_edges=turn_edges)
+    planned, hashed = Mock(wraps=engine.planner.plan), Mock(wraps=scheduled_request.context_keys)
+    monkeypatch.setattr(engine.planner, "plan", planned)
+    monkeypatch.setattr(scheduled_request, "context_keys", hashed)
+    answer = engine.prepare(asked)
+    assert (answer.stage, engine.stats()["waiting"]) == (Stage.PREPARED, 0)
+    engine.enqueue(answer)
+    assert answer.stage == Stage.WAITING
+    while not answer.ended.is_set():
+        engine.step()
+    assert len(answer.result().tokens) == 3 and answer.stage == Stage.ENDED
+    assert (planned.call_count, hashed.call_count) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    "when", [Stage.PREPARED, Stage.WAITING, Stage.ENCODING, Stage.READING, Stage.ANSWERING]
+)
+def test_a_request_that_is_cancelled_ends_once_and_leaves_nothing_at_whatever_stage_it_is(engine, when):
+    answer = engine.prepare(request(3000, 2000, 50))
+    others = [engine.submit(request(10, 5, 10_000))]  # so that the query is read in parts
+    while len(others[0].tokens) < 3:
+        engine.step()
+    if when > Stage.PREPARED:
+        engine.enqueue(answer)
+    while answer.stage < when:
+        engine.step()
+    assert answer.stage == when
+    answer.cancel()
+    if when == Stage.PREPARED:
+        engine.enqueue(answer)
+    engine.step()
+    assert answer.result(0).finish_reason == "cancelled" and answer.stage == Stage.ENDED
+    answer.cancel()
+    others[0].cancel()
+    engine.step()
+    engine.scheduler.drop_unused_contexts()
+    engine.step()
+    assert engine.executor.sequences == set()
+    assert (
+        engine.stats()["running"]
+        == engine.stats()["waiting"]
+        == sum(engine.stats()["kv_bytes_per_rank"])
+        == 0
+    )
 
 
 FRESH_CONTEXTS = [request(8192, 256, 4, first) for first in range(6)]
