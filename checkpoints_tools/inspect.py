@@ -5,6 +5,7 @@ python -m checkpoints_tools.inspect DIR [--hf-config DIR]
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from checkpoints_tools.hf_checkpoint import common_dtype, open_hf_checkpoint
 from checkpoints_tools.torch_dist import MegatronWeights
 from megatron_star.model.architecture import transformer_config
 from megatron_star.model.checkpoint import DESCRIPTION_FILE, CheckpointInfo, weights_directory
+from megatron_star.planning.cost_model import kv_bytes_per_token
 
 _TP_SIZES = range(1, 9)
 
@@ -37,7 +39,7 @@ def inspect(directory: Path, hf_config: Path | None = None) -> str:
         "vocabulary": f"{args['vocab_size']:,} (padded to {args['padded_vocab_size']:,}), "
         f"{'untied' if args['untie_embeddings_and_output_weights'] else 'tied'} output layer",
         "positions": f"{_rotary(args)}, up to {args['max_position_embeddings']:,} tokens",
-        "KV cache": f"{kv_bytes_per_token(args, info.dtype, tp_size=1):,} bytes per token",
+        "KV cache": f"{_kv_bytes_per_token(args, info.dtype, tp_size=1):,} bytes per token",
         "Star Attention": "star, exact and neighbor blocks; shared contexts; CP x TP",
     }
     report = [f"{name:<26}{value}" for name, value in lines.items()]
@@ -78,10 +80,9 @@ def _rotary(args: Mapping[str, Any]) -> str:
     return f"rotary, base {args['rotary_base']:,}{scaling}"
 
 
-def kv_bytes_per_token(args: Mapping[str, Any], dtype: torch.dtype, *, tp_size: int) -> int:
-    """Bytes of keys and values that one tensor-parallel rank keeps for a token, over all layers."""
-    groups = max(1, args["num_query_groups"] // tp_size)
-    return 2 * args["num_layers"] * groups * args["kv_channels"] * dtype.itemsize
+def _kv_bytes_per_token(args: Mapping[str, Any], dtype: torch.dtype, *, tp_size: int) -> int:
+    shape = SimpleNamespace(**args)
+    return kv_bytes_per_token(shape, tp_size=tp_size, bytes_per_value=dtype.itemsize)
 
 
 def weight_bytes_per_rank(pieces: list[Chunk], dtype: torch.dtype, *, tp_size: int) -> int:
@@ -94,7 +95,7 @@ def _tp_line(args: Mapping[str, Any], dtype: torch.dtype, pieces: list[Chunk], t
     if problem := _why_not(args, dtype, tp_size):
         return f"{tp_size:<4}no: {problem}"
     weights = weight_bytes_per_rank(pieces, dtype, tp_size=tp_size)
-    kv = kv_bytes_per_token(args, dtype, tp_size=tp_size)
+    kv = _kv_bytes_per_token(args, dtype, tp_size=tp_size)
     return f"{tp_size:<4}{weights / 1e9:>13.3f} GB  {kv:>15,} bytes"
 
 

@@ -1,14 +1,17 @@
 """From a request's fields to what the engine is asked."""
 
+import asyncio
 from types import SimpleNamespace
 
 import pytest
 from small_tokenizers import small_tokenizer
 
 from megatron_star.config import StarConfig
-from megatron_star.server.ask import Filters, Generation, filters
+from megatron_star.server.ask import Ask, Filters, Generation, PlainPrompt, filters
+from megatron_star.server.errors import RequestError
 from megatron_star.server.service import CompletionService
 from megatron_star.server.settings import ServerSettings
+from megatron_star.server.star_options import StarOptions
 from megatron_star.text.prompt import SplitPrompt
 
 
@@ -67,3 +70,25 @@ def test_end_tokens_are_the_models_unless_others_or_none_are_asked_for(service):
 )
 def test_what_is_off_is_off_and_both_filters_may_be_on(top_k, top_p, zero_is_off, expected):
     assert filters(top_k, top_p, zero_is_off=zero_is_off) == Filters(*expected)
+
+
+@pytest.mark.parametrize(
+    ("generation", "star", "field"),
+    [
+        ({"num_tokens": 4, "min_tokens": 5}, {}, "min_tokens"),
+        ({"num_tokens": 4}, {"separator": "#"}, "star.separator"),
+        ({"num_tokens": 400}, {}, None),
+    ],
+)
+def test_what_is_refused_after_parsing_has_status_400_and_its_field(service, generation, star, field):
+    service.engine.submit = lambda request: request.check(vocab_size=340, max_sequence_length=100)
+    prompt = PlainPrompt(content="the user", field="prompt")
+    asked = Ask(prompts=[prompt], star=StarOptions(**star), generation=Generation(**generation))
+
+    async def answer() -> None:
+        async with service.answer(asked):
+            pass
+
+    with pytest.raises(RequestError) as error:
+        asyncio.run(answer())
+    assert (error.value.status, error.value.field) == (400, field)
