@@ -60,7 +60,9 @@ def generate_step(star_model: StarModel, new_tokens: SequenceOf[NewTokens]) -> T
 
 
 class TokenGenerationStep(StarInferenceContext):
-    """Rows attend to their context (rows that share one, in one call) and, causally, to their tail.
+    """Rows attend to their context and, causally, to their tail.
+
+    Rows that share a context do so in one call for each context of its chain (`EncodedContext.parent`).
 
     Attributes:
         rows: of each sequence, where they start and end.
