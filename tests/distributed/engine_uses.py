@@ -219,24 +219,21 @@ def after_idling(engine: EngineThread) -> str:
     return engine.submit(questions(1, 1)[0]).result(30).finish_reason
 
 
-def between_tokens_while_encoding(engine: EngineThread) -> dict:
-    """The longest time between two tokens of a sequence while a long context is encoded beside it."""
+def beside_a_long_context(engine: EngineThread) -> dict:
+    """Tokens that a sequence has while a long context is encoded beside it, and the waves of that context."""
     base = questions(1, 1)[0]
-    sampling = SamplingParams(num_tokens_to_generate=2000, top_k=1)
-    running = engine.submit(replace(base, sampling=sampling))
-    times = []
-    tokens = iter(running)
-    next(tokens)
+    running = engine.submit(replace(base, sampling=SamplingParams(num_tokens_to_generate=4000, top_k=1)))
+    next(iter(running))
+    before = len(running.tokens)
     long = engine.submit(
-        replace(base, context_tokens=random_tokens(7000), star=StarConfig(block_size=3500), seed=5)
+        replace(base, context_tokens=random_tokens(320), star=StarConfig(block_size=160), seed=5)
     )
-    while not long.ended.is_set():
-        next(tokens)
-        times.append(time.monotonic())
-    waves = len(long.plan.waves)
+    long.result(100)
+    tokens = len(running.tokens) - before
     running.cancel()
-    gaps = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
-    return {"longest": max(gaps), "tokens": len(times), "waves": waves}
+    waves = long.plan.waves
+    longest = max(segment.num_tokens for wave in waves for segment in wave)
+    return {"tokens": tokens, "waves": len(waves), "longest_segment": longest}
 
 
 def too_large_and_waiting(engine: EngineThread) -> dict:

@@ -5,6 +5,7 @@ import socket
 import threading
 import urllib.error
 import urllib.request
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -38,9 +39,22 @@ class _TorchOnCpu:
 
 def serve_and_ask(checkpoint: str, tokenizer_directory: str) -> list[dict]:
     """Answers of a real MegatronServer to PUT /api and POST /completions, and the engine's own."""
-    # All that is replaced: Megatron's server puts its tensors on a GPU and asserts that they are.
-    communication_utils._is_cuda = lambda tensor: None
-    tokenization.torch = _TorchOnCpu()
+    # All that is replaced, and for this call alone: Megatron's server puts its tensors on a GPU and asserts
+    # that they are.
+    with (
+        patch.object(communication_utils, "_is_cuda", lambda tensor: None),
+        patch.object(tokenization, "torch", _TorchOnCpu()),
+    ):
+        return _served(checkpoint, tokenizer_directory)
+
+
+def what_stays_replaced() -> list[str]:
+    """What of Megatron this rank still has in another form."""
+    left = {"_is_cuda": communication_utils._is_cuda.__name__, "torch": tokenization.torch.__name__}
+    return [name for name, found in left.items() if found != name]
+
+
+def _served(checkpoint: str, tokenizer_directory: str) -> list[dict]:
     star_model, groups = load(checkpoint, 1)
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_directory)
     engine = StarEngine(star_model, tokenizer, groups.control, **ENGINE_LIMITS)
@@ -81,6 +95,7 @@ def _ask(method: str, port: int, path: str, body: dict) -> dict:
 def test_megatrons_server_answers_with_our_engine(smollm2):
     hf, megatron = smollm2
     ((api, completion, direct),) = run_ranks(1, serve_and_ask, str(megatron), str(hf))
+    assert run_ranks(1, what_stays_replaced) == [[]]
     (text,), (tokens,) = api["text"], api["tokens"]
     assert text.startswith(PROMPT) and len(text) > len(PROMPT)
     assert tokens[-4:] == direct["tokens"]

@@ -87,8 +87,16 @@ def test_health_and_metrics_say_how_it_is(server):
         "context_cache_hits_total",
     ):
         assert f"megatron_star_{name}" in metrics
-    for labelled in ('tokens_total{kind="generated"}', 'kv_bytes{cp_rank="1"}', 'errors_total{kind="'):
-        assert f"megatron_star_{labelled}" in metrics or labelled.startswith("errors")
+    for labelled in ('tokens_total{kind="generated"}', 'kv_bytes{cp_rank="1"}'):
+        assert f"megatron_star_{labelled}" in metrics
+
+
+def test_a_refused_request_is_counted_by_its_kind(server):
+    counts = []
+    for _ in range(2):
+        assert server.put({"prompts": []}).status_code == 400
+        counts.append(gauge(server, 'errors_total{kind="invalid_request"}'))
+    assert counts[1] == counts[0] + 1
 
 
 def test_the_log_has_one_line_of_json_a_request_and_nothing_of_its_text(server):

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -31,8 +32,8 @@ EVERYTHING = (
 # A layer: what it may import besides itself. `megatron_star` is the package's own file, for users;
 # what lies in it is named without it. A module that belongs to no layer fails.
 LAYERS = {
+    **{layer: UP_TO_JOB[:place] for place, layer in enumerate(UP_TO_JOB)},
     **dict.fromkeys(BASE, BASE),
-    **{layer: UP_TO_JOB[:place] for place, layer in enumerate(UP_TO_JOB) if layer not in BASE},
     "megatron_star": UP_TO_ENGINE,
     "server": UP_TO_JOB,
     "evaluation": UP_TO_JOB,
@@ -117,7 +118,7 @@ def named_by(node: ast.AST) -> list[str]:
         case ast.Attribute():
             return [ast.unparse(node)]
         case ast.Constant(value=str(text)) if re.fullmatch(r"[a-z_0-9]+(\.\w+)+", text):
-            return [text]
+            return [] if module_named(text) == "megatron_star" else [text]  # a key of that name, say
         case _:
             return []
 
@@ -248,3 +249,45 @@ def test_planning_and_the_scheduler_run_without_torch_and_megatron():
         [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=60
     )
     assert (done.stdout.strip(), done.stderr) == ("set()", "")
+
+
+def folder_map() -> list[tuple[list[str], str]]:
+    """Rows of the first table of folders in docs/architecture.md: names, and what these may import."""
+    lines = iter((REPOSITORY / "docs/architecture.md").read_text().splitlines())
+    next(line for line in lines if line.startswith("| folder |"))
+    next(lines)
+    cells = [line.split("|")[1:-1] for line in takewhile(lambda line: line.startswith("|"), lines)]
+    return [(re.findall("`(.+?)`", row[0]), row[-1].strip()) for row in cells]
+
+
+def said_to_import(rows: list[tuple[list[str], str]], row: int) -> set[str]:
+    """Names that the table lets the names of this row import."""
+    names, says = rows[row]
+    up_to = re.fullmatch("up to `(.+)`", says)
+    last = (
+        row
+        if says == "all above"
+        else 1 + next(i for i in range(row) if up_to[1] in rows[i][0])
+        if up_to
+        else 0
+    )
+    named = names if says == "each other" else re.findall("^`(.+?)`", says)
+    return {name for above, _ in rows[:last] for name in above} | set(named)
+
+
+def test_the_map_of_folders_has_each_folder_and_file_once_and_nothing_else():
+    tracked = subprocess.run(["git", "ls-files"], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    paths = [path.split("/") for path in tracked.stdout.splitlines()]
+    there = {path[1] for path in paths if path[0] == "megatron_star"}
+    there |= {path[0] for path in paths if len(path) > 1 and path[0][0] != "."} - {"megatron_star"}
+    assert sorted(name for names, _ in folder_map() for name in names) == sorted(there)
+
+
+def test_the_map_of_folders_says_what_each_may_import():
+    rows, layers = folder_map(), {}
+    for row, (names, says) in enumerate(rows):
+        if says != "everything":
+            layers |= dict.fromkeys(names, said_to_import(rows, row) | set(names))
+    as_layer = {name: name.removesuffix(".py") for name in layers} | {"__init__.py": "megatron_star"}
+    found = {as_layer[name]: {as_layer[other] for other in layers[name]} for name in layers}
+    assert found == {layer: {layer, *allowed} for layer, allowed in LAYERS.items() if layer != "setup"}
