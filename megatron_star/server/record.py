@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from starlette.types import Scope
 
-_KEY = "megatron_star.record"
+_KEY = "record of megatron-star"
 
 
 @dataclass
