@@ -225,9 +225,9 @@ def beside_a_long_context(engine: EngineThread) -> dict:
     running = engine.submit(replace(base, sampling=SamplingParams(num_tokens_to_generate=4000, top_k=1)))
     next(iter(running))
     before = len(running.tokens)
-    long = engine.submit(
-        replace(base, context_tokens=random_tokens(320), star=StarConfig(block_size=160), seed=5)
-    )
+    one_token = SamplingParams(num_tokens_to_generate=1, top_k=1)
+    star = StarConfig(block_size=320)
+    long = engine.submit(replace(base, context_tokens=random_tokens(640), star=star, sampling=one_token))
     long.result(100)
     tokens = len(running.tokens) - before
     running.cancel()
