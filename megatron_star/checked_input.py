@@ -15,18 +15,6 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 _ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
-class FieldError(ValueError):
-    """A value that is refused.
-
-    Attributes:
-        field: the name of the field that holds it, as whoever gave it knows it.
-    """
-
-    def __init__(self, message: str, field: str) -> None:
-        super().__init__(message)
-        self.field = field
-
-
 def read_text(path: str | Path, *, newline: str | None = None) -> str:
     """The text of a UTF-8 file, without a byte order mark; `newline` as `open` takes it.
 

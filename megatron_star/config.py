@@ -14,6 +14,18 @@ MOST_TOKENS = 1 << 40
 MOST_TOKENS_IN_REQUEST = 1 << 24
 
 
+class FieldError(ValueError):
+    """A value that is refused.
+
+    Attributes:
+        field: the name of the field that holds it, as whoever gave it knows it.
+    """
+
+    def __init__(self, message: str, field: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
 def parse_token_count(text: str) -> int:
     """A number of tokens as written on a command line: `4096`, `32K` or `1M` (powers of two).
 
@@ -66,12 +78,12 @@ class Option:
     ignored_by: tuple[str, ...] = ()
 
     def check(self, name: str, value: object) -> None:
-        """Raises ValueError naming the option, its value and the bound."""
+        """Raises FieldError naming the option, its value and the bound."""
         if self.choices:
             if value not in self.choices:
-                raise ValueError(f"{name} is {value!r}: it must be one of {', '.join(self.choices)}")
+                raise FieldError(f"{name} is {value!r}: it must be one of {', '.join(self.choices)}", name)
         elif not isinstance(value, int) or isinstance(value, bool) or value < self.least:
-            raise ValueError(f"{name} is {value!r}: it must be a whole number of at least {self.least}")
+            raise FieldError(f"{name} is {value!r}: it must be a whole number of at least {self.least}", name)
 
 
 def _option(default: Any, help: str, **values: Any) -> Any:
@@ -95,7 +107,7 @@ class StarConfig:
             anchor (`recompute`) come on top.
 
     Raises:
-        ValueError: naming the field, its value and the bound.
+        FieldError: naming the field, its value and the bound.
     """
 
     mode: str = _option(

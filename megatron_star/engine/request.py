@@ -8,8 +8,7 @@ from typing import Self
 
 from megatron.core.inference.sampling_params import SamplingParams
 
-from megatron_star.checked_input import FieldError
-from megatron_star.config import StarConfig
+from megatron_star.config import FieldError, StarConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from megatron_star.model.weight_hashes import WHOLE, Share
 from megatron_star.parallel.control import SharedError, gather_integers, on_every_rank
 from megatron_star.parallel.groups import StarGroups
 from megatron_star.speed.attach import with_speed
-from megatron_star.speed.compiled_layers import check_can_be_compiled
+from megatron_star.speed.compiled_layers import check_can_be_compiled, compile_layers
 from megatron_star.speed.decode_weights import check_decode_weights
 from megatron_star.speed.fast_model import FastStarModel
 
@@ -57,10 +57,8 @@ def load_star_model(
 
     star_model = on_every_rank(build_and_load, groups.control)
     check_same_weights(star_model.model, groups)
-    return on_every_rank(
-        lambda: with_speed(star_model, decode_weights=decode_weights, compiled_rows=compiled_rows),
-        groups.control,
-    )
+    fast = with_speed(star_model, decode_weights=decode_weights)
+    return on_every_rank(lambda: compile_layers(fast, compiled_rows), groups.control)
 
 
 def check_same_weights(model: torch.nn.Module, groups: StarGroups) -> None:

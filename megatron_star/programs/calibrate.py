@@ -33,6 +33,7 @@ from megatron_star.job.progress import heartbeat
 from megatron_star.job.session import exit_on_errors
 from megatron_star.parallel.control import from_driver
 from megatron_star.planning.cost_model import kv_bytes_per_token
+from megatron_star.planning.mask import MASKS
 from megatron_star.text.end_tokens import end_tokens
 from megatron_star.text.prompt import split_into_tokens
 
@@ -41,6 +42,17 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line; raises ValueError on a wrong one."""
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     add_model_arguments(parser)
+    _add_calibration(parser)
+    args = parser.parse_args(argv)
+    args.settings = parse_settings(args.settings)
+    compared = [mode for mode in MASKS if mode != "exact"]
+    if any(star.mode not in compared for star in args.settings.values()):
+        begin = " or ".join(compared)
+        parser.error(f"--setting: everything is compared with exact, so each must begin with {begin}")
+    return args
+
+
+def _add_calibration(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("calibration")
     group.add_argument(
         "--input-jsonl",
@@ -79,11 +91,6 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="FILE",
         help="JSON Lines; what is there is kept",
     )
-    args = parser.parse_args(argv)
-    args.settings = parse_settings(args.settings)
-    if any(star.mode != "star" for star in args.settings.values()):
-        parser.error("--setting: everything is compared with exact, so each must begin with star")
-    return args
 
 
 def main() -> None:

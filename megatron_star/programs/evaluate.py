@@ -72,13 +72,8 @@ def _add_questions(parser: ArgumentParser) -> None:
         metavar="TOKENS",
         help="query and answer in it",
     )
-    group.add_argument(
-        "--samples",
-        type=whole_number(1, MOST_SAMPLES),
-        default=100,
-        metavar="N",
-        help="of each task and length",
-    )
+    samples = whole_number(1, MOST_SAMPLES)
+    group.add_argument("--samples", type=samples, default=100, metavar="N", help="of each task and length")
     group.add_argument(
         "--depths",
         nargs="+",

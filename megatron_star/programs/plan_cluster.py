@@ -142,6 +142,15 @@ def _command(workload: Workload, cluster: Cluster, best: Estimate) -> str:
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line; raises ValueError on a wrong one."""
     parser = ArgumentParser(description=__doc__.splitlines()[0])
+    _add_cluster(parser)
+    _add_workload(parser)
+    parser.add_argument("--json", action="store_true", help="print everything, for scripts; default: a table")
+    args = parser.parse_args(argv)
+    _check_sizes(parser, args)
+    return args
+
+
+def _add_cluster(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--model", type=Path, required=True, help="checkpoint, Hugging Face folder, config.json"
     )
@@ -158,6 +167,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
             metavar="GB/S",
             help=f"one GPU to {to}; default: as in the data sheet",
         )
+
+
+def _add_workload(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--block-size",
         type=token_count,
@@ -178,10 +190,6 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="N",
         help="of an answer",
     )
-    parser.add_argument("--json", action="store_true", help="print everything, for scripts; default: a table")
-    args = parser.parse_args(argv)
-    _check_sizes(parser, args)
-    return args
 
 
 def _check_sizes(parser: ArgumentParser, args: argparse.Namespace) -> None:

@@ -6,7 +6,7 @@ from typing import NamedTuple, Protocol
 
 from megatron.core.inference.sampling_params import SamplingParams
 
-from megatron_star.checked_input import FieldError
+from megatron_star.config import FieldError
 from megatron_star.server.context_rules import Conversation, PromptSplitter
 from megatron_star.server.star_options import StarOptions
 from megatron_star.text.prompt import SplitPrompt

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from megatron_star.checked_input import FieldError
+from megatron_star.config import FieldError
 from megatron_star.server.star_options import StarOptions
 from megatron_star.text.chat_template import ChatTemplateError, render_chat
 from megatron_star.text.prompt import PromptCutter, SplitPrompt, at_last_tokens, in_chat, join

@@ -11,7 +11,7 @@ from fastapi.responses import Response
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
-from megatron_star.checked_input import FieldError
+from megatron_star.config import FieldError
 from megatron_star.server.record import record_of
 
 LONGEST_MESSAGE = 500

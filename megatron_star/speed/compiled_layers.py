@@ -108,13 +108,8 @@ def compile_layers(
             for layer in group:
                 layer.programs[key] = _program(compiled, layer)
     if star_model.exchange.cp_rank == 0:
-        log.info(
-            "compiled %d layers (%d programs) for %s sequences in %.1f s",
-            len(layers),
-            len(groups),
-            ", ".join(map(str, rows)),
-            perf_counter() - start,
-        )
+        numbers = len(layers), len(groups), ", ".join(map(str, rows)), perf_counter() - start
+        log.info("compiled %d layers (%d programs) for %s sequences in %.1f s", *numbers)
     return replace(star_model, compiled_rows=tuple(rows))
 
 

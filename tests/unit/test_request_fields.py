@@ -3,8 +3,7 @@
 import pytest
 from megatron.core.inference.sampling_params import SamplingParams
 
-from megatron_star.checked_input import FieldError
-from megatron_star.config import StarConfig
+from megatron_star.config import FieldError, StarConfig
 from megatron_star.engine.request import StarRequest
 
 SAMPLING = {"num_tokens_to_generate": 4}

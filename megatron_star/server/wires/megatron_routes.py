@@ -4,7 +4,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from megatron_star.checked_input import FieldError
+from megatron_star.config import FieldError
 from megatron_star.server.answering import answered
 from megatron_star.server.ask import Ask, Generation, filters, stop_texts, with_contexts
 from megatron_star.server.checked_route import CheckedBodyRoute

@@ -4,8 +4,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from megatron_star.checked_input import FieldError
-from megatron_star.config import MOST_TOKENS_IN_REQUEST
+from megatron_star.config import MOST_TOKENS_IN_REQUEST, FieldError
 from megatron_star.server.body import (
     LARGEST_SEED,
     MOST_PROMPTS,
