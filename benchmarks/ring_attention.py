@@ -23,7 +23,7 @@ from torch.distributed.tensor.experimental._context_parallel._attention import _
 
 from benchmarks.encoding_variants import EXACT, variant_plan
 from benchmarks.measuring import measure_rounds, median_ratio, over_ranks, run_on_ranks
-from megatron_star.algorithm.context_encoding import ContextEncodingStep
+from megatron_star.algorithm.context_encoding import ContextEncodingPass
 from megatron_star.algorithm.kv_store import EncodedContext
 from megatron_star.algorithm.star_model import StarModel
 from megatron_star.job.argument_types import ArgumentParser, token_count
@@ -49,7 +49,7 @@ def ours(star_model: StarModel, inputs: QueryKeyValue, softmax_scale: float) -> 
     num_tokens = len(inputs[0])
     plan = variant_plan(EXACT, num_tokens, exchange.cp_size, costs, block_size=1, wave_tokens=num_tokens)
     context = EncodedContext(plan, exchange.cp_rank)
-    step = ContextEncodingStep(star_model, plan.waves[0], context)
+    step = ContextEncodingPass(star_model, plan.waves[0], context)
     local = [tensor[step.positions] for tensor in inputs]
     return lambda: step.attend(1, *local, softmax_scale)
 

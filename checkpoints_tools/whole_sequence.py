@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from megatron.core.inference.utils import InferenceMode
 from torch import Tensor
 
-from megatron_star.model.attention import StarInferenceContext
+from megatron_star.model.attention import ForwardPass
 from megatron_star.model.build import build_gpt_model
 from megatron_star.model.checkpoint import CheckpointInfo
 from megatron_star.model.cpu import use_cpu_where_cuda_is_absent
@@ -15,7 +15,7 @@ from megatron_star.model.stored_weights import load_weights
 from megatron_star.parallel.groups import initialize_groups
 
 
-class _CausalAttention(StarInferenceContext):
+class _CausalAttention(ForwardPass):
     """Every token attends to itself and to what is before it; nothing is kept."""
 
     def __init__(self, position_ids: Tensor) -> None:
@@ -25,7 +25,7 @@ class _CausalAttention(StarInferenceContext):
     def attend(
         self, layer_number: int, query: Tensor, key: Tensor, value: Tensor, softmax_scale: float
     ) -> Tensor:
-        """See `StarInferenceContext.attend`."""
+        """See `ForwardPass.attend`."""
         del layer_number
         query, key, value = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
         out = F.scaled_dot_product_attention(

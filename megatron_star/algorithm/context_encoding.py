@@ -11,7 +11,7 @@ from torch import Tensor
 from megatron_star.algorithm.kv_store import EncodedContext
 from megatron_star.algorithm.star_model import StarModel
 from megatron_star.attention.merge import PartialSum
-from megatron_star.model.attention import StarInferenceContext, StepIsComplete
+from megatron_star.model.attention import ForwardPass, PassIsComplete
 from megatron_star.planning.plan import ContextPlan, Segment, Wave
 from megatron_star.planning.reads import wave_reads
 
@@ -38,11 +38,11 @@ def encode_context(
 
 def encode_wave(star_model: StarModel, token_ids: Sequence[int], wave: Wave, context: EncodedContext) -> None:
     """One forward pass over this rank's segments of a wave; a rank that owns none only takes part."""
-    step = ContextEncodingStep(star_model, wave, context)
-    star_model.forward([token_ids[position] for position in step.positions], step)
+    encoding = ContextEncodingPass(star_model, wave, context)
+    star_model.forward([token_ids[position] for position in encoding.positions], encoding)
 
 
-class ContextEncodingStep(StarInferenceContext):
+class ContextEncodingPass(ForwardPass):
     """Each segment attends causally to itself and fully to its sources."""
 
     def __init__(self, star_model: StarModel, wave: Wave, context: EncodedContext) -> None:
@@ -59,10 +59,10 @@ class ContextEncodingStep(StarInferenceContext):
     def attend(
         self, layer_number: int, query: Tensor, key: Tensor, value: Tensor, softmax_scale: float
     ) -> Tensor:
-        """The algorithm of context encoding for one layer; see `StarInferenceContext.attend`."""
+        """The algorithm of context encoding for one layer; see `ForwardPass.attend`."""
         self._store(layer_number, key, value)
         if layer_number == self.num_layers:
-            raise StepIsComplete  # of the last layer, only the KV is wanted
+            raise PassIsComplete  # of the last layer, only the KV is wanted
         transfers = self.exchange.broadcast_sources(
             [read.source for read in self.reads if read.crosses_ranks],
             lambda source: self.context.read(layer_number, source),

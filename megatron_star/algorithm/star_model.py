@@ -12,7 +12,7 @@ from torch import Tensor
 
 from megatron_star.attention.kernels import select_kernel
 from megatron_star.attention.partial import AttentionKernel
-from megatron_star.model.attention import StarInferenceContext, StepIsComplete
+from megatron_star.model.attention import ForwardPass, PassIsComplete
 from megatron_star.model.rotary import rotate_at_positions
 from megatron_star.model.supported import check_model
 from megatron_star.parallel.exchange import Exchange
@@ -35,23 +35,23 @@ class StarModel:
 
     @torch.inference_mode()
     def forward(
-        self, token_ids: Sequence[int], step: StarInferenceContext, logit_rows: Sequence[int] = ()
+        self, token_ids: Sequence[int], forward_pass: ForwardPass, logit_rows: Sequence[int] = ()
     ) -> Tensor:
         """Run packed tokens through the model.
 
         Args:
-            token_ids: one per position of `step`; none at all is fine.
+            token_ids: one per position of `forward_pass`; none at all is fine.
             logit_rows: the rows whose logits are wanted; without any, the output layer is skipped.
 
         Returns:
-            Logits [len(logit_rows), vocab_size], float32; none if the step was complete before them.
+            Logits [len(logit_rows), vocab_size], float32; none if the pass was complete before them.
         """
-        with InferenceMode.active(), suppress(StepIsComplete):
+        with InferenceMode.active(), suppress(PassIsComplete):
             logits = self.model(
                 input_ids=torch.tensor([list(token_ids)], dtype=torch.int64, device=self.device),
-                position_ids=step.position_ids[None],
+                position_ids=forward_pass.position_ids[None],
                 attention_mask=None,
-                inference_context=step,
+                inference_context=forward_pass,
                 runtime_gather_output=True,
                 output_processor=self._logits_of_rows,
                 output_processor_context=list(logit_rows),

@@ -16,7 +16,7 @@ from megatron_star.algorithm.kv_store import EncodedContext, Tail
 from megatron_star.algorithm.star_model import StarModel
 from megatron_star.attention.merge import PartialSum
 from megatron_star.attention.partial import AttentionKernel, Partial
-from megatron_star.model.attention import StarInferenceContext
+from megatron_star.model.attention import ForwardPass
 
 
 @dataclass
@@ -59,7 +59,7 @@ def generate_step(star_model: StarModel, new_tokens: SequenceOf[NewTokens]) -> T
     return logits[[place[i] for i in range(len(new_tokens))]]
 
 
-class TokenGenerationStep(StarInferenceContext):
+class TokenGenerationStep(ForwardPass):
     """Rows attend to their context and, causally, to their tail.
 
     Rows that share a context do so in one call for each context of its chain (`EncodedContext.parent`).
@@ -87,7 +87,7 @@ class TokenGenerationStep(StarInferenceContext):
     def attend(
         self, layer_number: int, query: Tensor, key: Tensor, value: Tensor, softmax_scale: float
     ) -> Tensor:
-        """The algorithm of token generation for one layer; see `StarInferenceContext.attend`."""
+        """The algorithm of token generation for one layer; see `ForwardPass.attend`."""
         part = self.attend_locally(layer_number, query, key, value, softmax_scale)
         return self.exchange.merge(part).permute(2, 0, 1, 3).to(query.dtype)
 

@@ -85,7 +85,7 @@ class Answer(ScheduledRequest):
         return self._result
 
     def cancel(self) -> None:
-        """End it at the engine's next step, with what it has; nothing happens if it has ended already."""
+        """End it in the engine's next turn, with what it has; nothing happens if it has ended already."""
         self.cancelled = True
 
     @property

@@ -15,7 +15,7 @@ HEARTBEAT_SECONDS = 1.0
 SECONDS_OF_SILENCE = 5.0
 """Of a rank that sends a beat every second."""
 SECONDS_OF_A_STEP = 60.0
-"""Idle steps take a heartbeat, others are cut to the longest wait; this is for the slowest of CPUs."""
+"""An idle turn takes a heartbeat, others are cut to the longest wait; this is for the slowest of CPUs."""
 
 
 class EngineThread:

@@ -18,7 +18,7 @@ from torch import Tensor
 from megatron_star.algorithm.kv_store import EncodedContext
 from megatron_star.algorithm.star_model import StarModel
 from megatron_star.attention.merge import PartialSum
-from megatron_star.model.attention import StarInferenceContext, StepIsComplete
+from megatron_star.model.attention import ForwardPass, PassIsComplete
 from megatron_star.planning.mask import Mask, Range
 from megatron_star.planning.segment import Source
 
@@ -40,12 +40,12 @@ def hidden_masses(
         positions: of the context tokens that are looked at; at least one.
     """
     hidden = [[mask.hidden(position) for position in positions] for mask in masks]
-    step = ProbingStep(star_model, exact, positions, hidden)
-    star_model.forward([token_ids[position] for position in positions], step)
-    return torch.stack(step.masses).mean(0).tolist()
+    probing = ProbingPass(star_model, exact, positions, hidden)
+    star_model.forward([token_ids[position] for position in positions], probing)
+    return torch.stack(probing.masses).mean(0).tolist()
 
 
-class ProbingStep(StarInferenceContext):
+class ProbingPass(ForwardPass):
     """Context tokens once more, each seeing the stored KV up to itself: exactly what exact attention did."""
 
     def __init__(
@@ -66,7 +66,7 @@ class ProbingStep(StarInferenceContext):
     def attend(
         self, layer_number: int, query: Tensor, key: Tensor, value: Tensor, softmax_scale: float
     ) -> Tensor:
-        """Note each mask's mean hidden mass [S] of this layer; see `StarInferenceContext.attend`."""
+        """Note each mask's mean hidden mass [S] of this layer; see `ForwardPass.attend`."""
         num_probed = query.size(0)
         rows = query.repeat(len(self.keys) // num_probed, 1, 1, 1)
         partials = PartialSum(rows)
@@ -80,7 +80,7 @@ class ProbingStep(StarInferenceContext):
         lses = merged_lse[0].unflatten(-1, (-1, num_probed))  # [np, 1 + S, P]
         self.masses.append((lses[:, 1:] - lses[:, :1]).exp().mean(dim=(0, 2)).cpu())
         if layer_number == self.num_layers:
-            raise StepIsComplete
+            raise PassIsComplete
         return self.exchange.merge(found)[:, :, :num_probed].permute(2, 0, 1, 3).to(query.dtype)
 
     def _held(self, ranges: Ranges) -> list[Source]:

@@ -1,7 +1,7 @@
 """Megatron's self-attention with Star Attention as its core.
 
-Shapes: sq tokens of this step, b = 1 (tokens of all sequences are packed), np query heads and ng KV heads of
-this TP rank, hn head size.
+Shapes: sq tokens of this forward pass, b = 1 (tokens of all sequences are packed), np query heads and ng KV
+heads of this TP rank, hn head size.
 """
 
 from abc import abstractmethod
@@ -17,11 +17,11 @@ from torch import Tensor
 from megatron_star.model.rotary import cosines_and_sines, rotate
 
 
-class StepIsComplete(Exception):
-    """Raised by `attend` when nothing that the model would still compute in this step is wanted."""
+class PassIsComplete(Exception):
+    """Raised by `attend` when nothing that the model would still compute in this forward pass is wanted."""
 
 
-class StarInferenceContext(BaseInferenceContext):
+class ForwardPass(BaseInferenceContext):
     """What one forward pass needs to know: the positions of its tokens, and what each of them attends to."""
 
     is_replicated = False
@@ -53,7 +53,7 @@ class StarInferenceContext(BaseInferenceContext):
     def attend(
         self, layer_number: int, query: Tensor, key: Tensor, value: Tensor, softmax_scale: float
     ) -> Tensor:
-        """Keep this step's KV and attend.
+        """Keep the KV of these tokens and attend.
 
         Args:
             layer_number: 1-based.
@@ -64,12 +64,12 @@ class StarInferenceContext(BaseInferenceContext):
             [sq, 1, np, hn] in the query's dtype.
 
         Raises:
-            StepIsComplete: on all TP ranks alike, where the rest of the model need not run.
+            PassIsComplete: on all TP ranks alike, where the rest of the model need not run.
         """
 
 
 class StarCoreAttention(torch.nn.Module):
-    """Hands one layer's query, key and value to the step that `StarSelfAttention` has announced."""
+    """Hands one layer's query, key and value to the forward pass that `StarSelfAttention` has announced."""
 
     def __init__(
         self, config: TransformerConfig, layer_number: int, softmax_scale: float | None = None, **_: object
@@ -77,22 +77,22 @@ class StarCoreAttention(torch.nn.Module):
         super().__init__()
         self.layer_number = layer_number
         self.softmax_scale = softmax_scale or config.kv_channels**-0.5
-        self.step: StarInferenceContext | None = None
+        self.forward_pass: ForwardPass | None = None
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, *_: object, **__: object) -> Tensor:
         """[sq, 1, np, hn] and twice [sq, 1, ng, hn] to [sq, 1, np * hn]."""
-        step, self.step = self.step, None  # which holds KV: not beyond its forward pass
-        assert step is not None, "Star Attention runs only with a StarInferenceContext"
-        out = step.attend(self.layer_number, query, key, value, self.softmax_scale)
+        forward_pass, self.forward_pass = self.forward_pass, None  # it holds KV
+        assert forward_pass is not None, "Star Attention runs only with a ForwardPass"
+        out = forward_pass.attend(self.layer_number, query, key, value, self.softmax_scale)
         return out.flatten(2)
 
 
 class StarSelfAttention(SelfAttention):
-    """Megatron's SelfAttention, whose KV belongs to the step instead of to a buffer of Megatron's."""
+    """Megatron's SelfAttention, whose KV belongs to the forward pass instead of to a buffer of Megatron's."""
 
     def _adjust_key_value_for_inference(
         self,
-        inference_context: StarInferenceContext,
+        inference_context: ForwardPass,
         query: Tensor,
         key: Tensor,
         value: Tensor,
@@ -102,9 +102,9 @@ class StarSelfAttention(SelfAttention):
     ) -> tuple[Tensor, Tensor, Tensor, object, AttnMaskType, None]:
         """Query and key rotated, or with the angles by which Megatron rotates them; the value as it came.
 
-        The angles are already those of the step's positions.
+        The angles are already those of its positions.
         """
-        self.core_attention.step = inference_context
+        self.core_attention.forward_pass = inference_context
         if rotary_pos_emb is not None and not (
             self.config.apply_rope_fusion or self.config.rotary_interleaved
         ):
@@ -115,7 +115,7 @@ class StarSelfAttention(SelfAttention):
     rotate = staticmethod(rotate)
 
     def rotation(
-        self, step: StarInferenceContext, angles: Tensor | None, dtype: torch.dtype
+        self, forward_pass: ForwardPass, angles: Tensor | None, dtype: torch.dtype
     ) -> tuple[Tensor, ...]:
-        """The step's cosines and sines, of Megatron's angles; nothing without angles."""
-        return () if angles is None else step.rotation(angles, self._yarn_concentration_factor, dtype)
+        """The forward pass's cosines and sines, of Megatron's angles; nothing without angles."""
+        return () if angles is None else forward_pass.rotation(angles, self._yarn_concentration_factor, dtype)

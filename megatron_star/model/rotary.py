@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class RotaryAtPositions(torch.nn.Module):
-    """Stands in for a model's `rotary_pos_emb`: angles for the step's positions, not a table from 0.
+    """Stands in for a model's `rotary_pos_emb`: angles for given positions, not a table from 0.
 
     Megatron asks its rotary module for a table over the maximum length (512 MB at 1M positions) and slices
     it. A wave holds pieces from anywhere in a context, so the angles are made for its positions instead.
@@ -21,7 +21,7 @@ class RotaryAtPositions(torch.nn.Module):
         self.rotary_pos_emb = rotary_pos_emb
 
     def get_rotary_seq_len(self, inference_context: Any, *args: object) -> Tensor:
-        """The positions [sq] of this step's tokens. Megatron passes them on to `forward` as a length."""
+        """The positions [sq] of this pass's tokens. Megatron passes them on to `forward` as a length."""
         return inference_context.position_ids
 
     def forward(self, position_ids: Tensor, **_: object) -> Tensor | tuple[Tensor, float]:

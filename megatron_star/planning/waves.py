@@ -36,8 +36,8 @@ class WaveBuilder:
         edges = [self.start, *self.mask.edges_within(self.start, num_tokens + 1)]
         largest = max((end - start for start, end in pairwise(edges)), default=1)
         per_rank = self.config.wave_tokens // largest
-        step = per_rank * self.cp_size or max(1, self.config.wave_tokens * self.cp_size // largest)
-        return [edges[i] for i in range(0, len(edges) - 1, step)] + [num_tokens]
+        stride = per_rank * self.cp_size or max(1, self.config.wave_tokens * self.cp_size // largest)
+        return [edges[i] for i in range(0, len(edges) - 1, stride)] + [num_tokens]
 
     def _waves_within(self, start: int, end: int) -> Iterator[Wave]:
         """[start, end) as one wave, or halved until no rank gets more than `wave_tokens`."""

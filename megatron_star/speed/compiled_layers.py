@@ -24,7 +24,7 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from megatron_star.attention.merge import merge_outs
-from megatron_star.model.attention import StarInferenceContext
+from megatron_star.model.attention import ForwardPass
 from megatron_star.model.rotary import cosines_and_sines
 from megatron_star.parallel.exchange import Exchange
 from megatron_star.speed.fast_model import FastStarModel
@@ -51,7 +51,7 @@ class _RecordedExchange(Exchange):
         return super().add_up(mine) if self.is_small(mine) else torch.ops.megatron_star.add_up(mine)
 
 
-class _RecordedStep(StarInferenceContext):
+class _RecordedPass(ForwardPass):
     """The step of a program that is being recorded: its rotation is an input, its attention an operation."""
 
     def __init__(self, exchange: Exchange, position_ids: Tensor, rotation: tuple[Tensor, ...]) -> None:
@@ -61,7 +61,7 @@ class _RecordedStep(StarInferenceContext):
     def attend(
         self, layer_number: int, query: Tensor, key: Tensor, value: Tensor, softmax_scale: float
     ) -> Tensor:
-        """See `StarInferenceContext.attend`; the layer's number is not part of a program."""
+        """See `ForwardPass.attend`; the layer's number is not part of a program."""
         num_ranks = self.exchange.cp_size
         out = torch.ops.megatron_star.attend(query, key, value, softmax_scale, num_ranks)
         if num_ranks > 1:
@@ -161,7 +161,7 @@ def _record(star_model: FastStarModel, layer: ProgrammedLayer, num_rows: int) ->
 
     def run(*tensors: Tensor) -> Tensor:
         hidden_states, *rotation = tensors[: len(inputs)]
-        step = _RecordedStep(exchange, positions, tuple(rotation))
+        step = _RecordedPass(exchange, positions, tuple(rotation))
         options = {
             "attention_mask": None,
             "rotary_pos_emb": tuple(rotation) or None,

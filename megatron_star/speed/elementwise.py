@@ -1,7 +1,7 @@
 """SwiGLU and RMSNorm that go over memory less often than Megatron's and torch's.
 
 Between large matrix products they wait for memory alone, of which the ranks of one machine share the speed.
-Shapes: sq tokens of this step, b = 1, h hidden size, f the MLP's hidden size.
+Shapes: sq tokens of this forward pass, b = 1, h hidden size, f the MLP's hidden size.
 """
 
 import torch

@@ -8,7 +8,7 @@ from megatron.core.tensor_parallel.layers import ColumnParallelLinear
 from torch import Tensor
 
 from megatron_star.algorithm.star_model import StarModel
-from megatron_star.model.attention import StarInferenceContext
+from megatron_star.model.attention import ForwardPass
 from megatron_star.speed.program_layer import ProgramKey, ProgramStep
 from megatron_star.speed.sliced_linear import NO_PARTS, WeightSlicing, output_logits
 
@@ -35,17 +35,19 @@ class FastStarModel(StarModel):
 
     @torch.inference_mode()
     def forward(
-        self, token_ids: Sequence[int], step: StarInferenceContext, logit_rows: Sequence[int] = ()
+        self, token_ids: Sequence[int], forward_pass: ForwardPass, logit_rows: Sequence[int] = ()
     ) -> Tensor:
         """See `StarModel.forward`."""
-        if not step.is_replicated or len(token_ids) > MOST_TOKENS_OF_SLICES:
-            return super().forward(token_ids, step, logit_rows)
+        if not forward_pass.is_replicated or len(token_ids) > MOST_TOKENS_OF_SLICES:
+            return super().forward(token_ids, forward_pass, logit_rows)
         rows = next((rows for rows in self.compiled_rows if rows >= len(token_ids)), None)
         if rows is not None:
-            step = ProgramStep(step, ProgramKey(rows, self.sliced_parts, self.exchange.cp_size))
+            forward_pass = ProgramStep(
+                forward_pass, ProgramKey(rows, self.sliced_parts, self.exchange.cp_size)
+            )
             token_ids = [*token_ids, *[0] * (rows - len(token_ids))]
         with self.slicing.step(self.sliced_parts, self.exchange):
-            return super().forward(token_ids, step, logit_rows)
+            return super().forward(token_ids, forward_pass, logit_rows)
 
     def output_logits(
         self, hidden_states: Tensor, output_layer: ColumnParallelLinear, output_weight: Tensor | None

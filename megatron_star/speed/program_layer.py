@@ -10,7 +10,7 @@ from torch import Tensor
 
 from megatron_star.algorithm.token_generation import TokenGenerationStep
 from megatron_star.attention.partial import Partial
-from megatron_star.model.attention import StarInferenceContext
+from megatron_star.model.attention import ForwardPass
 from megatron_star.parallel.exchange import Exchange
 
 
@@ -28,7 +28,7 @@ class ProgramKey(NamedTuple):
     cp_size: int
 
 
-class ProgramStep(StarInferenceContext):
+class ProgramStep(ForwardPass):
     """A step of token generation whose layers run as programs, filled up to the rows of these programs.
 
     Rows behind those of the step see no key, and nobody reads what comes of them.
@@ -60,7 +60,7 @@ class ProgramStep(StarInferenceContext):
     def attend(
         self, layer_number: int, query: Tensor, key: Tensor, value: Tensor, softmax_scale: float
     ) -> Tensor:
-        """See `StarInferenceContext.attend`."""
+        """See `ForwardPass.attend`."""
         part = self.attend_locally(layer_number, query, key, value, softmax_scale)
         return self.exchange.merge(part).permute(2, 0, 1, 3).to(query.dtype)
 
@@ -79,7 +79,7 @@ class ProgrammedLayer(TransformerLayer):
         hidden_states: Tensor,
         *args: Any,
         rotary_pos_emb: Tensor | None = None,
-        inference_context: StarInferenceContext | None = None,
+        inference_context: ForwardPass | None = None,
         **options: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """As Megatron's: hidden states [sq, 1, h] of this layer, and no cross-attention context.

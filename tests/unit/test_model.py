@@ -12,7 +12,7 @@ from megatron.core.transformer.attention import SelfAttention
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 
 from megatron_star.model.architecture import transformer_config
-from megatron_star.model.attention import StarCoreAttention, StarInferenceContext, StarSelfAttention
+from megatron_star.model.attention import ForwardPass, StarCoreAttention, StarSelfAttention
 from megatron_star.model.cpu import use_cpu_where_cuda_is_absent
 from megatron_star.model.rotary import RotaryAtPositions, rotate
 from megatron_star.model.spec import with_star_attention
@@ -108,7 +108,7 @@ def test_rotation_is_megatrons_and_the_same_bits_in_pieces(rotary_size, dtype, c
     query = packed[:, :, 1:4]  # strided, as queries are
     config = SimpleNamespace(apply_rope_fusion=False, rotary_interleaved=False)
     expected = apply_rotary_pos_emb(query, angles, config, mscale=1.3, cp_group=object())
-    cos, sin = StarInferenceContext.rotation(SimpleNamespace(_rotation=None), angles, 1.3, dtype)
+    cos, sin = ForwardPass.rotation(SimpleNamespace(_rotation=None), angles, 1.3, dtype)
     tolerance = 1e-6 if dtype == torch.float32 else 4e-2  # Megatron rounds the two products before their sum
     torch.testing.assert_close(rotate(query, cos, sin), expected, atol=tolerance, rtol=tolerance)
     assert torch.equal(cache.rotate(query, cos, sin), rotate(query, cos, sin))
