@@ -1,5 +1,6 @@
 """Importable helpers, and checkpoints: of small random models, made once a session, and SmolLM2."""
 
+import signal
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -16,6 +17,9 @@ from benchmarks.random_models import save_random_model  # noqa: E402
 from checkpoints_tools.convert_hf_to_megatron import convert  # noqa: E402
 
 DEMO = REPOSITORY / ".demo"
+
+# A shell starts what it runs in the background with Ctrl-C ignored, which the ranks that tests start inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
