@@ -21,8 +21,8 @@ from megatron_star.checked_input import strict_fields, validated
 from megatron_star.config import MOST_TOKENS, StarConfig
 from megatron_star.job.argument_types import ArgumentParser, count, real_number, token_count, whole_number
 from megatron_star.job.progress import heartbeat
+from megatron_star.job.single_process import exit_on_user_errors
 from megatron_star.model.checkpoint import DESCRIPTION_FILE, read_checkpoint_info
-from megatron_star.parallel.control import describe
 from megatron_star.planning.deployment import ModelSize
 from megatron_star.planning.estimates import (
     LARGEST_CLUSTER,
@@ -244,11 +244,8 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    try:
+    with exit_on_user_errors():
         run(parse_arguments())
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(describe(error).split())}", file=sys.stderr)
-        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from megatron_star.evaluation.results import ScoredAnswer, ScoreTable, read_answ
 from megatron_star.evaluation.score_tables import NOTES, markdown, plain_text, table_rows
 from megatron_star.job.argument_types import ArgumentParser
 from megatron_star.job.output_file import check_not_an_input
-from megatron_star.parallel.control import describe
+from megatron_star.job.single_process import exit_on_user_errors
 
 PNG = b"\x89PNG"
 FORMATS = {"text": plain_text, "markdown": markdown}
@@ -87,11 +87,8 @@ def check_picture(path: Path, inputs: Sequence[Path]) -> None:
 
 
 def main() -> None:
-    try:
+    with exit_on_user_errors():
         run(parse_arguments())
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(describe(error).split())}", file=sys.stderr)
-        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -44,7 +44,8 @@ def test_the_number_is_in_the_middle_of_the_context_and_the_query_does_not_give_
     (number,) = other.references
     context, query = ((tmp_path / f"{name}.txt").read_text() for name in ("context", "query"))
     before, after = context.split(number)
-    assert abs(len(before) - len(after)) < 0.1 * len(context)
+    # Depth counts sentences, whose lengths differ: 3.4% of the context at the most among these seeds.
+    assert abs(len(before) - len(after)) < 0.04 * len(context)
     assert number not in query
     assert first == again and first.references != other.references
 
