@@ -1,9 +1,10 @@
-"""Megatron's arguments of a decoder with RMS norms, SwiGLU and grouped queries, and of its experts."""
+"""Megatron's arguments of a decoder with grouped queries, and of its experts."""
 
 import math
 from typing import Any
 
 from checkpoints_tools.families.rotary_arguments import rotary_arguments
+from megatron_star.checked_input import shown
 from megatron_star.model.checked_values import CheckedValues
 from megatron_star.model.recorded_arguments import MOST_LAYERS
 
@@ -11,8 +12,30 @@ from megatron_star.model.recorded_arguments import MOST_LAYERS
 _VOCAB_DIVISOR = 128
 
 
-def decoder_arguments(values: CheckedValues) -> dict[str, Any]:
-    """Without biases, without norms of query and key, without experts: a family changes what is otherwise."""
+# By transformers' names; several are of one function.
+_ACTIVATIONS = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+    "relu2": "relu2",
+    "xielu": "xielu",
+}
+
+
+def decoder_arguments(
+    values: CheckedValues,
+    *,
+    norm_epsilon: str = "rms_norm_eps",
+    activation: str = "hidden_act",
+    gated_mlp: bool = True,
+) -> dict[str, Any]:
+    """RMS norms before attention and MLP, no biases, no experts: a family changes what is otherwise.
+
+    Args:
+        norm_epsilon, activation: the keys of config.json that have them.
+    """
     heads, groups, head_size = _attention_sizes(values)
     rotary = rotary_arguments(values)
     vocab_size = values.integer("vocab_size")
@@ -26,17 +49,37 @@ def decoder_arguments(values: CheckedValues) -> dict[str, Any]:
         "num_query_groups": groups,
         "kv_channels": head_size,
         "normalization": "RMSNorm",
-        "norm_epsilon": values.number("rms_norm_eps"),
+        "norm_epsilon": values.number(norm_epsilon),
         "add_bias_linear": False,
         "add_qkv_bias": False,
         "qk_layernorm": False,
-        "swiglu": True,
         "vocab_size": vocab_size,
         "padded_vocab_size": math.ceil(vocab_size / divisor) * divisor,
         "make_vocab_size_divisible_by": divisor,
         "untie_embeddings_and_output_weights": not values.boolean("tie_word_embeddings"),
         "num_experts": None,
+        **_activation_arguments(values, activation, gated=gated_mlp),
         **rotary,
+    }
+
+
+def _activation_arguments(values: CheckedValues, key: str, *, gated: bool) -> dict[str, Any]:
+    """Megatron has a name for one of them, SiLU with a gate; the others are ours."""
+    name = values.any(key)
+    if not isinstance(name, str) or name not in _ACTIVATIONS:
+        raise ValueError(f"config.json: {key}={shown(name)} is not supported; {', '.join(_ACTIVATIONS)} are")
+    if _ACTIVATIONS[name] == "silu" and gated:
+        return {"swiglu": True}
+    return {"swiglu": False, "activation": _ACTIVATIONS[name], "gated_mlp": gated}
+
+
+def bias_arguments(values: CheckedValues) -> dict[str, Any]:
+    """Where `attention_bias` is of queries, keys, values and the output, and `mlp_bias` of the whole MLP."""
+    of_attention = bool(values.boolean("attention_bias", None))
+    return {
+        "add_qkv_bias": of_attention,
+        "add_proj_bias": of_attention,
+        "add_mlp_bias": bool(values.boolean("mlp_bias", None)),
     }
 
 

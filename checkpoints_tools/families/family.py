@@ -5,13 +5,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from checkpoints_tools.families.arguments import decoder_arguments
+from checkpoints_tools.families.weight import Weight
 from checkpoints_tools.families.weights import (
     ATTENTION,
     DENSE_MLP,
     EMBEDDING,
     FINAL_NORM,
+    FINAL_NORM_BIAS,
     OUTPUT_LAYER,
-    Weight,
 )
 from megatron_star.model.checked_values import CheckedValues
 
@@ -19,7 +20,6 @@ from megatron_star.model.checked_values import CheckedValues
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "attention_bias": (False, None),
     "mlp_bias": (False, None),
-    "hidden_act": ("silu", "swish"),  # two names of one function
     "is_causal": (True,),
     "mlp_only_layers": ([], None),
     "decoder_sparse_step": (1,),
@@ -47,5 +47,5 @@ class Family:
     has_layer_types: bool = False
     embedding: Weight = EMBEDDING
     layer: tuple[Weight, ...] = (*ATTENTION, *DENSE_MLP)
-    end: tuple[Weight, ...] = (FINAL_NORM,)
+    end: tuple[Weight, ...] = (FINAL_NORM, FINAL_NORM_BIAS)
     output_layer: Weight = OUTPUT_LAYER
