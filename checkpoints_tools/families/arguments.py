@@ -1,10 +1,9 @@
-"""Megatron's arguments of a decoder with grouped queries, and of its experts."""
+"""Megatron's arguments of a decoder with RMS norms, SwiGLU and grouped queries, and of its experts."""
 
 import math
 from typing import Any
 
 from checkpoints_tools.families.rotary_arguments import rotary_arguments
-from megatron_star.checked_input import shown
 from megatron_star.model.checked_values import CheckedValues
 from megatron_star.model.recorded_arguments import MOST_LAYERS
 
@@ -12,7 +11,7 @@ from megatron_star.model.recorded_arguments import MOST_LAYERS
 _VOCAB_DIVISOR = 128
 
 
-# By transformers' names; several are of one function.
+# transformers' names of activation functions, by ours. Some have several.
 _ACTIVATIONS = {
     "silu": "silu",
     "swish": "silu",
@@ -24,17 +23,11 @@ _ACTIVATIONS = {
 }
 
 
-def decoder_arguments(
-    values: CheckedValues,
-    *,
-    norm_epsilon: str = "rms_norm_eps",
-    activation: str = "hidden_act",
-    gated_mlp: bool = True,
-) -> dict[str, Any]:
-    """RMS norms before attention and MLP, no biases, no experts: a family changes what is otherwise.
+def decoder_arguments(values: CheckedValues, *, norm_epsilon: str = "rms_norm_eps") -> dict[str, Any]:
+    """Without biases, without norms of query and key, without experts: a family changes what is otherwise.
 
     Args:
-        norm_epsilon, activation: the keys of config.json that have them.
+        norm_epsilon: the key that has it.
     """
     heads, groups, head_size = _attention_sizes(values)
     rotary = rotary_arguments(values)
@@ -53,33 +46,13 @@ def decoder_arguments(
         "add_bias_linear": False,
         "add_qkv_bias": False,
         "qk_layernorm": False,
+        "swiglu": True,
         "vocab_size": vocab_size,
         "padded_vocab_size": math.ceil(vocab_size / divisor) * divisor,
         "make_vocab_size_divisible_by": divisor,
         "untie_embeddings_and_output_weights": not values.boolean("tie_word_embeddings"),
         "num_experts": None,
-        **_activation_arguments(values, activation, gated=gated_mlp),
         **rotary,
-    }
-
-
-def _activation_arguments(values: CheckedValues, key: str, *, gated: bool) -> dict[str, Any]:
-    """Megatron has a name for one of them, SiLU with a gate; the others are ours."""
-    name = values.any(key)
-    if not isinstance(name, str) or name not in _ACTIVATIONS:
-        raise ValueError(f"config.json: {key}={shown(name)} is not supported; {', '.join(_ACTIVATIONS)} are")
-    if _ACTIVATIONS[name] == "silu" and gated:
-        return {"swiglu": True}
-    return {"swiglu": False, "activation": _ACTIVATIONS[name], "gated_mlp": gated}
-
-
-def bias_arguments(values: CheckedValues) -> dict[str, Any]:
-    """Where `attention_bias` is of queries, keys, values and the output, and `mlp_bias` of the whole MLP."""
-    of_attention = bool(values.boolean("attention_bias", None))
-    return {
-        "add_qkv_bias": of_attention,
-        "add_proj_bias": of_attention,
-        "add_mlp_bias": bool(values.boolean("mlp_bias", None)),
     }
 
 
@@ -94,6 +67,31 @@ def _attention_sizes(values: CheckedValues) -> tuple[int, int, int]:
     if values.any("head_dim", None) is None:
         return heads, groups, values.integer("hidden_size") // heads
     return heads, groups, values.integer("head_dim")
+
+
+def activation_arguments(values: CheckedValues, *, gated: bool, key: str = "hidden_act") -> dict[str, Any]:
+    """Of the MLP, whose activation has the name in `key`.
+
+    Args:
+        gated: activation(gate) * up; else activation(up).
+
+    Raises:
+        ValueError: an activation that we do not compute.
+    """
+    name = values.any(key)
+    if not isinstance(name, str) or name not in _ACTIVATIONS:
+        raise values.wrong(key, " or ".join(map(repr, _ACTIVATIONS)))
+    if gated and _ACTIVATIONS[name] == "silu":
+        return {"swiglu": True}
+    return {"swiglu": False, "activation": _ACTIVATIONS[name], "gated_mlp": gated}
+
+
+def bias_arguments(*, query_key_value: bool, output: bool, mlp: bool) -> dict[str, Any]:
+    """Which linear layers have a bias; Megatron has a name for all of them together."""
+    if query_key_value and output and mlp:
+        return {"add_bias_linear": True}
+    ours = {"add_proj_bias": output, "add_mlp_bias": mlp}
+    return {"add_qkv_bias": query_key_value} | {name: True for name, has_it in ours.items() if has_it}
 
 
 def expert_arguments(values: CheckedValues, *, size: str, renormalised: bool) -> dict[str, Any]:

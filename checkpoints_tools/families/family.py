@@ -22,6 +22,7 @@ IN_ALL_LAYERS, IN_SOME_LAYERS = "sliding_window", "layer_types"
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "attention_bias": (False, None),
     "mlp_bias": (False, None),
+    "hidden_act": ("silu", "swish"),  # two names of one function
     "is_causal": (True,),
     "mlp_only_layers": ([], None),
     "decoder_sparse_step": (1,),

@@ -52,7 +52,7 @@ ROPE = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_facto
         ({"sliding_window": 128}, ["sliding_window=128", "llama"]),
         ({"attention_bias": True}, ["attention_bias"]),
         ({"mlp_bias": True}, ["mlp_bias"]),
-        ({"hidden_act": "quick_gelu"}, ["hidden_act='quick_gelu'", "gelu_pytorch_tanh"]),
+        ({"hidden_act": "gelu"}, ["hidden_act='gelu'"]),
         ({"quantization_config": {"quant_method": "fp8"}}, ["quantization_config"]),
         (
             {"rope_parameters": {"rope_type": "longrope", "short_factor": [1.0], "long_factor": [2.0]}},
