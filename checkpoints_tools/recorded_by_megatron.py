@@ -22,6 +22,7 @@ _RENAMED = {
     "layernorm_epsilon": "norm_epsilon",
     "num_moe_experts": "num_experts",
     "rope_scaling": "use_rope_scaling",
+    "seq_len_interpolation_factor": "rotary_seq_len_interpolation_factor",
     "scale_factor": "rope_scaling_factor",  # of Bridge's Llama 3.1
     "yarn_rotary_scaling_factor": "rotary_scaling_factor",
     "yarn_mscale": "mscale",
@@ -47,6 +48,8 @@ _COMPARED = {
     "rotary_base": None,
     "rotary_percent": None,
     "rotary_interleaved": None,
+    "rotary_seq_len_interpolation_factor": None,
+    "no_rope_freq": None,
     "use_rope_scaling": None,
     "rope_scaling_factor": _ROPE_SCALING,
     "rotary_scaling_factor": _YARN,
@@ -61,6 +64,11 @@ _COMPARED = {
     "moe_router_topk": _EXPERTS,
     "moe_router_pre_softmax": _EXPERTS,
     "moe_layer_freq": _EXPERTS,
+}
+# Of which nothing is recorded where nothing of it is in the model.
+_ABSENT = {
+    "rotary_seq_len_interpolation_factor": lambda factor, num_layers: factor or 1.0,
+    "no_rope_freq": lambda pattern, num_layers: layer_pattern(pattern, num_layers),
 }
 _YARN_SCALES = {"mscale": 1.0, "mscale_all_dim": 0.0}  # which Megatron takes where we say nothing
 # What programs put among the arguments that no parser declares, or that earlier versions declared.
@@ -176,12 +184,21 @@ def _has_effect(name: str, args: Mapping[str, Any]) -> bool:
     return condition is None or bool(args.get(condition))
 
 
+def layer_pattern(frequency: int | list[int] | None, num_layers: int) -> list[int]:
+    """One 0 or 1 for each layer, of Megatron's `no_rope_freq`: of every so many layers, the last."""
+    if isinstance(frequency, list):
+        return frequency
+    return [int(bool(frequency) and layer % frequency == 0) for layer in range(1, num_layers + 1)]
+
+
 def check_agreement(directory: Path, recorded: Mapping[str, Any], model_args: Mapping[str, Any]) -> None:
     """Raises ValueError, naming it, if something was recorded that is not what `model_args` say."""
     for name in _COMPARED:
-        if recorded.get(name) is None or not _has_effect(name, model_args):
+        found, expected = recorded.get(name), model_args.get(name)
+        if name in _ABSENT and name in recorded:
+            found, expected = (_ABSENT[name](each, model_args["num_layers"]) for each in (found, expected))
+        if found is None or not _has_effect(name, model_args):
             continue
-        found, expected = recorded[name], model_args.get(name)
         if name == "num_query_groups" and not recorded.get("group_query_attention", True):
             found = recorded.get("num_attention_heads")
         if expected is None and name in _YARN_SCALES:

@@ -24,6 +24,7 @@ _SAME_NAME = (
     "add_qkv_bias",
     "qk_layernorm",
     "rotary_interleaved",
+    "no_rope_freq",
     "moe_ffn_hidden_size",
     "moe_router_topk",
     "moe_router_pre_softmax",
@@ -90,6 +91,7 @@ def gpt_model_arguments(args: Mapping[str, Any]) -> dict[str, Any]:
         "position_embedding_type": args["position_embedding_type"],
         "rotary_percent": args.get("rotary_percent", 1.0),
         "rotary_base": args.get("rotary_base", 10000),
+        "seq_len_interpolation_factor": args.get("rotary_seq_len_interpolation_factor"),
         "rope_scaling": bool(args.get("use_rope_scaling")),
         "rope_scaling_factor": args.get("rope_scaling_factor") or 8.0,
     }

@@ -52,6 +52,7 @@ MODELLED = frozenset(
         *(_YARN_SWITCH, _EXPERTS_SWITCH),
         *("normalization", "position_embedding_type", "rope_scaling_factor", "make_vocab_size_divisible_by"),
         *("num_experts", "moe_ffn_hidden_size", "moe_router_topk"),
+        *("rotary_seq_len_interpolation_factor", "no_rope_freq"),
         *("moe_token_dispatcher_type", "moe_layer_freq"),
     )
 )
@@ -77,7 +78,6 @@ _ALLOWED: dict[str, tuple[Any, ...]] = {
     "quick_geglu": (False,),
     "restore_modelopt_state": (False,),
     "rope_type": ("rope",),
-    "rotary_seq_len_interpolation_factor": (1.0,),
     "seq_len_interpolation_factor": (1.0,),
     "spec": (None, []),
     "squared_relu": (False,),
@@ -127,14 +127,27 @@ def check_arguments(args: Mapping[str, Any], source: object) -> None:
         raise values.wrong("kv_channels", "even, to be rotated in pairs")
     if args["padded_vocab_size"] < args["vocab_size"]:
         raise values.wrong("padded_vocab_size", f"at least vocab_size, {args['vocab_size']:,}")
-    if args.get("use_rope_scaling"):
-        values.number("rope_scaling_factor")
-    if args["position_embedding_type"] == "yarn":
-        _check_yarn(values)
+    _check_rotary(values, args)
     if values.any("num_experts") is not None:
         _check_experts(values, layers)
     if problem := not_understood(args, MODELLED):
         raise ValueError(f"{source}: {problem}")
+
+
+def _check_rotary(values: CheckedValues, args: Mapping[str, Any]) -> None:
+    if args["rotary_percent"] > 1 or int(args["kv_channels"] * args["rotary_percent"]) < 2:
+        raise values.wrong("rotary_percent", f"at most 1, and of {args['kv_channels']} values at least 2")
+    if values.any("rotary_seq_len_interpolation_factor", None) is not None:
+        values.number("rotary_seq_len_interpolation_factor")
+    if args.get("use_rope_scaling"):
+        values.number("rope_scaling_factor")
+    if args["position_embedding_type"] == "yarn":
+        _check_yarn(values)
+    layers, unrotated = args["num_layers"], values.any("no_rope_freq", None)
+    if unrotated is not None and not (
+        isinstance(unrotated, list) and len(unrotated) == layers and all(each in (0, 1) for each in unrotated)
+    ):
+        raise values.wrong("no_rope_freq", f"a list of {layers} times 0 or 1")
 
 
 def _check_yarn(values: CheckedValues) -> None:

@@ -25,7 +25,6 @@ SAME_FOR_ALL = [
     ("window_size", [128, 0]),
     ("softmax_type", "learnable"),
     ("softmax_scale", 0.5),
-    ("no_rope_freq", 4),
     ("qk_l2_norm", True),
     ("attention_output_gate", True),
     ("squared_relu", True),
@@ -40,7 +39,6 @@ SAME_FOR_ALL = [
     ("use_mup", True),
     ("mrope_section", [16, 24, 24]),
     ("is_hybrid_model", True),
-    ("rotary_seq_len_interpolation_factor", 4.0),
     ("seq_len_interpolation_factor", 4.0),
     ("heterogeneous_layers_config_path", "layers.json"),
     ("activation_func", "gelu"),
@@ -51,6 +49,9 @@ COMPARED = [
     ("add_bias_linear", True),
     ("swiglu", False),
     ("rotary_percent", 0.5),
+    ("rotary_seq_len_interpolation_factor", 4.0),
+    ("no_rope_freq", 3),
+    ("no_rope_freq", [0, 1, 0]),
 ]
 OF_EXPERTS = [
     ("moe_router_score_function", "sigmoid"),
@@ -106,6 +107,16 @@ def test_what_was_recorded_of_experts_counts_where_there_are_experts(agree, name
     agree(MODEL, {name: value})
     with pytest.raises(ValueError, match=name):
         agree(EXPERTS, {name: value})
+
+
+def test_what_a_model_does_with_its_positions_is_recorded_in_some_form(agree):
+    agree(MODEL, {"rotary_seq_len_interpolation_factor": 1, "no_rope_freq": [0, 0, 0]})
+    model = MODEL | {"rotary_seq_len_interpolation_factor": 4.0, "no_rope_freq": [0, 0, 1]}
+    agree(model, {"rotary_seq_len_interpolation_factor": 4, "no_rope_freq": 3})
+    with pytest.raises(ValueError, match="rotary_seq_len_interpolation_factor is 1.0 in the checkpoint, 4.0"):
+        agree(model, {"rotary_seq_len_interpolation_factor": None})
+    with pytest.raises(ValueError, match=r"no_rope_freq is \[0, 0, 0\] in the checkpoint"):
+        agree(model, {"no_rope_freq": None})
 
 
 def test_a_newer_name_of_the_epsilon_is_compared(agree):
@@ -188,4 +199,4 @@ def test_every_field_of_megatrons_configuration_has_been_looked_at():
         if field.name not in recorded_arguments.MODELLED | recorded_arguments._ALLOWED.keys()
         and not recorded_arguments._WITHOUT_EFFECT.match(field.name)
     }
-    assert len(must_have_their_default) == 34, sorted(must_have_their_default)
+    assert len(must_have_their_default) == 33, sorted(must_have_their_default)
