@@ -118,8 +118,8 @@ class StarSelfAttention(SelfAttention):
     def rotation(
         self, forward_pass: ForwardPass, angles: Tensor | None, dtype: torch.dtype
     ) -> tuple[Tensor, ...]:
-        """The forward pass's cosines and sines, of Megatron's angles; nothing where nothing rotates."""
-        if angles is None or (self.config.no_rope_freq and self.config.no_rope_freq[self.layer_number - 1]):
+        """The forward pass's cosines and sines, of Megatron's angles; nothing without angles."""
+        if angles is None:
             return ()
         scale, interleaved = self._yarn_concentration_factor, self.config.rotary_interleaved
         return forward_pass.rotation(angles, scale, dtype, interleaved)
