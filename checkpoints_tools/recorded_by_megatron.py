@@ -101,7 +101,7 @@ _OF_BRIDGE = frozenset(
     )
 )
 _LLAMA3_CONSTANTS = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "old_context_len": 8192}
-_BRIDGE_NAMES = "|".join(["GPT", *(family.bridge_provider for family in FAMILIES.values())])
+_BRIDGE_NAMES = "|".join(filter(None, ["GPT", *(family.bridge_provider for family in FAMILIES.values())]))
 _PROVIDERS = re.compile(rf"({_BRIDGE_NAMES})(Model)?Provider\w*$")
 
 
