@@ -27,6 +27,7 @@ from megatron_star.algorithm.context_encoding import ContextEncodingPass
 from megatron_star.algorithm.kv_store import EncodedContext
 from megatron_star.algorithm.star_model import StarModel
 from megatron_star.job.argument_types import ArgumentParser, token_count
+from megatron_star.model.attention import LayerAttention
 from megatron_star.parallel.control import is_driver
 from megatron_star.parallel.groups import StarGroups
 from megatron_star.planning.cost_model import token_costs
@@ -51,7 +52,8 @@ def ours(star_model: StarModel, inputs: QueryKeyValue, softmax_scale: float) -> 
     context = EncodedContext(plan, exchange.cp_rank)
     step = ContextEncodingPass(star_model, plan.waves[0], context)
     local = [tensor[step.positions] for tensor in inputs]
-    return lambda: step.attend(1, *local, softmax_scale)
+    layer = LayerAttention(1, softmax_scale)
+    return lambda: step.attend(layer, *local).out.permute(2, 0, 1, 3)
 
 
 def torchs_ring(

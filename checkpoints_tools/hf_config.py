@@ -12,6 +12,7 @@ from transformers import CONFIG_MAPPING
 
 from checkpoints_tools.families import family_named
 from checkpoints_tools.families.family import Family
+from checkpoints_tools.families.window_arguments import window_arguments
 from megatron_star.checked_input import read_json_object, shown
 from megatron_star.model.checked_values import CheckedValues
 
@@ -53,8 +54,8 @@ def model_arguments(config: Config) -> Config:
     values = _resolved(family, config)
     _refuse_what_differs(family, values)
     args = family.arguments(values)
-    _refuse_sliding_window(family, values, args["max_position_embeddings"])
-    return args
+    sizes = {name: args[name] for name in ("num_layers", "max_position_embeddings")}
+    return args | window_arguments(family, values, **sizes)
 
 
 def _resolved(family: Family, config: Config) -> CheckedValues:
@@ -85,20 +86,3 @@ def _refuse_what_differs(family: Family, values: CheckedValues) -> None:
 
 def _not_supported(family: Family, values: CheckedValues, key: str) -> ValueError:
     return ValueError(f"{_SOURCE}: {key}={shown(values.any(key))} is not supported for {family.model_type}")
-
-
-def _refuse_sliding_window(family: Family, values: CheckedValues, max_position_embeddings: int) -> None:
-    """Unless no layer has one, or none of the tokens that the model is made for lies outside of it."""
-    layer_types = values.any("layer_types", None) if family.has_layer_types else None
-    if layer_types is None:
-        windowed = values.any("sliding_window", None) is not None
-    else:
-        for kind in layer_types:
-            if kind not in ("full_attention", "sliding_attention"):
-                raise ValueError(f"{_SOURCE}: layer_types has {shown(kind)}, which is not supported")
-        windowed = "sliding_attention" in layer_types
-    if windowed and values.integer("sliding_window") < max_position_embeddings:
-        raise ValueError(
-            f"{_SOURCE}: sliding_window={values.any('sliding_window')} is not supported for "
-            f"{family.model_type}, whose contexts may have {max_position_embeddings:,} tokens"
-        )

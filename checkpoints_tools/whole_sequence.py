@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from megatron.core.inference.utils import InferenceMode
 from torch import Tensor
 
-from megatron_star.model.attention import ForwardPass
+from megatron_star.attention.kernels import select_kernel
+from megatron_star.attention.partial import AttentionKernel, Partial
+from megatron_star.model.attention import ForwardPass, LayerAttention
 from megatron_star.model.build import build_gpt_model
 from megatron_star.model.checkpoint import CheckpointInfo
 from megatron_star.model.cpu import use_cpu_where_cuda_is_absent
@@ -18,20 +19,14 @@ from megatron_star.parallel.groups import initialize_groups
 class _CausalAttention(ForwardPass):
     """Every token attends to itself and to what is before it; nothing is kept."""
 
-    def __init__(self, position_ids: Tensor) -> None:
+    def __init__(self, position_ids: Tensor, kernel: AttentionKernel) -> None:
         super().__init__(position_ids)
         self.config.materialize_only_last_token_logits = False
+        self.kernel = kernel
 
-    def attend(
-        self, layer_number: int, query: Tensor, key: Tensor, value: Tensor, softmax_scale: float
-    ) -> Tensor:
+    def attend(self, layer: LayerAttention, query: Tensor, key: Tensor, value: Tensor) -> Partial:
         """See `ForwardPass.attend`."""
-        del layer_number
-        query, key, value = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
-        out = F.scaled_dot_product_attention(
-            query, key, value, is_causal=True, scale=softmax_scale, enable_gqa=True
-        )
-        return out.permute(2, 0, 1, 3)
+        return self.kernel(query, key, value, causal=True, softmax_scale=layer.softmax_scale)
 
 
 def megatron_logits(
@@ -46,12 +41,13 @@ def megatron_logits(
     model = build_gpt_model(info.args, groups.model, dtype=dtype, device=device)
     load_weights(model, info)
     positions = torch.arange(len(token_ids), device=device)
+    kernel = select_kernel("auto", device=device, dtype=dtype, head_size=model.config.kv_channels)
     with InferenceMode.active(), torch.inference_mode():
         logits = model(
             torch.tensor([token_ids], device=device),
             positions[None],
             attention_mask=None,
-            inference_context=_CausalAttention(positions),
+            inference_context=_CausalAttention(positions, kernel),
             runtime_gather_output=True,
         )
     return logits[0, :, : info.args["vocab_size"]].float().cpu()

@@ -11,8 +11,23 @@ from megatron_star.model.recorded_arguments import MOST_LAYERS
 _VOCAB_DIVISOR = 128
 
 
-def decoder_arguments(values: CheckedValues) -> dict[str, Any]:
-    """Without biases, without norms of query and key, without experts: a family changes what is otherwise."""
+# transformers' names of activation functions, by ours. Some have several.
+_ACTIVATIONS = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+    "relu2": "relu2",
+}
+
+
+def decoder_arguments(values: CheckedValues, *, norm_epsilon: str = "rms_norm_eps") -> dict[str, Any]:
+    """Without biases, without norms of query and key, without experts: a family changes what is otherwise.
+
+    Args:
+        norm_epsilon: the key that has it.
+    """
     heads, groups, head_size = _attention_sizes(values)
     rotary = rotary_arguments(values)
     vocab_size = values.integer("vocab_size")
@@ -26,7 +41,7 @@ def decoder_arguments(values: CheckedValues) -> dict[str, Any]:
         "num_query_groups": groups,
         "kv_channels": head_size,
         "normalization": "RMSNorm",
-        "norm_epsilon": values.number("rms_norm_eps"),
+        "norm_epsilon": values.number(norm_epsilon),
         "add_bias_linear": False,
         "add_qkv_bias": False,
         "qk_layernorm": False,
@@ -51,6 +66,31 @@ def _attention_sizes(values: CheckedValues) -> tuple[int, int, int]:
     if values.any("head_dim", None) is None:
         return heads, groups, values.integer("hidden_size") // heads
     return heads, groups, values.integer("head_dim")
+
+
+def activation_arguments(values: CheckedValues, *, gated: bool, key: str = "hidden_act") -> dict[str, Any]:
+    """Of the MLP, whose activation has the name in `key`.
+
+    Args:
+        gated: activation(gate) * up; else activation(up).
+
+    Raises:
+        ValueError: an activation that we do not compute.
+    """
+    name = values.any(key)
+    if not isinstance(name, str) or name not in _ACTIVATIONS:
+        raise values.wrong(key, " or ".join(map(repr, _ACTIVATIONS)))
+    if gated and _ACTIVATIONS[name] == "silu":
+        return {"swiglu": True}
+    return {"swiglu": False, "activation": _ACTIVATIONS[name], "gated_mlp": gated}
+
+
+def bias_arguments(*, query_key_value: bool, output: bool, mlp: bool) -> dict[str, Any]:
+    """Which linear layers have a bias; Megatron has a name for all of them together."""
+    if query_key_value and output and mlp:
+        return {"add_bias_linear": True}
+    ours = {"add_proj_bias": output, "add_mlp_bias": mlp}
+    return {"add_qkv_bias": query_key_value} | {name: True for name, has_it in ours.items() if has_it}
 
 
 def expert_arguments(values: CheckedValues, *, size: str, renormalised: bool) -> dict[str, Any]:

@@ -15,6 +15,8 @@ from checkpoints_tools.families.weights import (
 )
 from megatron_star.model.checked_values import CheckedValues
 
+IN_ALL_LAYERS, IN_SOME_LAYERS = "sliding_window", "layer_types"
+
 # Keys of config.json that change results, and the values with which Megatron computes the same.
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "attention_bias": (False, None),
@@ -35,7 +37,8 @@ class Family:
         bridge_provider: a pattern of what Megatron Bridge calls it, before `ModelProvider`.
         arguments: the model in Megatron's argument names. Raises ValueError for what has none.
         neutral: keys that are not read but change results, and the only values that they may have.
-        has_layer_types: `layer_types` says which layers have a sliding window; else all have, or none.
+        windows: which layers may have a sliding window: IN_ALL_LAYERS, all where `sliding_window` is set;
+            IN_SOME_LAYERS, those of which `layer_types` says so; None, the model has no such layers.
         layer: the weights of a layer; those that a model has whose arguments ask for them.
         end: the weights between the layers and the output layer.
     """
@@ -44,7 +47,7 @@ class Family:
     bridge_provider: str
     arguments: Callable[[CheckedValues], dict[str, Any]] = decoder_arguments
     neutral: Mapping[str, tuple[Any, ...]] = field(default_factory=lambda: NEUTRAL)
-    has_layer_types: bool = False
+    windows: str | None = None
     embedding: Weight = EMBEDDING
     layer: tuple[Weight, ...] = (*ATTENTION, *DENSE_MLP)
     end: tuple[Weight, ...] = (FINAL_NORM,)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from checkpoints_tools.families.arguments import decoder_arguments, expert_arguments
-from checkpoints_tools.families.family import Family
+from checkpoints_tools.families.family import IN_ALL_LAYERS, Family
 from checkpoints_tools.families.weights import ATTENTION, experts
 from megatron_star.model.checked_values import CheckedValues
 
@@ -16,5 +16,6 @@ MIXTRAL = Family(
     "mixtral",
     bridge_provider="Mixtral",
     arguments=_arguments,
+    windows=IN_ALL_LAYERS,
     layer=(*ATTENTION, *experts("block_sparse_moe", "w1", "w3", "w2")),
 )

@@ -3,7 +3,7 @@
 from typing import Any
 
 from checkpoints_tools.families.arguments import decoder_arguments
-from checkpoints_tools.families.family import NEUTRAL, Family
+from checkpoints_tools.families.family import IN_SOME_LAYERS, NEUTRAL, Family
 from megatron_star.model.checked_values import CheckedValues
 
 
@@ -17,5 +17,5 @@ QWEN2 = Family(
     arguments=_arguments,
     # Its layers have biases where Megatron has them, and read no such key.
     neutral={key: values for key, values in NEUTRAL.items() if key != "attention_bias"},
-    has_layer_types=True,
+    windows=IN_SOME_LAYERS,
 )

@@ -3,7 +3,7 @@
 from typing import Any
 
 from checkpoints_tools.families.arguments import decoder_arguments
-from checkpoints_tools.families.family import Family
+from checkpoints_tools.families.family import IN_SOME_LAYERS, Family
 from megatron_star.model.checked_values import CheckedValues
 
 
@@ -11,4 +11,4 @@ def _arguments(values: CheckedValues) -> dict[str, Any]:
     return decoder_arguments(values) | {"qk_layernorm": True}
 
 
-QWEN3 = Family("qwen3", bridge_provider="Qwen3", arguments=_arguments, has_layer_types=True)
+QWEN3 = Family("qwen3", bridge_provider="Qwen3", arguments=_arguments, windows=IN_SOME_LAYERS)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from checkpoints_tools.families.arguments import decoder_arguments, expert_arguments
-from checkpoints_tools.families.family import Family
+from checkpoints_tools.families.family import IN_ALL_LAYERS, Family
 from checkpoints_tools.families.weights import ATTENTION, experts
 from megatron_star.model.checked_values import CheckedValues
 
@@ -18,5 +18,6 @@ QWEN3_MOE = Family(
     "qwen3_moe",
     bridge_provider="Qwen3(MoE|Moe)",
     arguments=_arguments,
+    windows=IN_ALL_LAYERS,
     layer=(*ATTENTION, *experts("mlp", "gate_proj", "up_proj", "down_proj")),
 )

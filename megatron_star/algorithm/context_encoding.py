@@ -11,7 +11,8 @@ from torch import Tensor
 from megatron_star.algorithm.kv_store import EncodedContext
 from megatron_star.algorithm.star_model import StarModel
 from megatron_star.attention.merge import PartialSum
-from megatron_star.model.attention import ForwardPass, PassIsComplete
+from megatron_star.attention.partial import Partial
+from megatron_star.model.attention import ForwardPass, LayerAttention, PassIsComplete
 from megatron_star.planning.plan import ContextPlan, Segment, Wave
 from megatron_star.planning.reads import wave_reads
 
@@ -56,30 +57,32 @@ class ContextEncodingPass(ForwardPass):
         self.num_layers: int = star_model.model.config.num_layers
         self.context, self.exchange, self.kernel = context, star_model.exchange, star_model.kernel
 
-    def attend(
-        self, layer_number: int, query: Tensor, key: Tensor, value: Tensor, softmax_scale: float
-    ) -> Tensor:
+    def attend(self, layer: LayerAttention, query: Tensor, key: Tensor, value: Tensor) -> Partial:
         """The algorithm of context encoding for one layer; see `ForwardPass.attend`."""
-        self._store(layer_number, key, value)
-        if layer_number == self.num_layers:
+        self._store(layer.number, key, value)
+        if layer.number == self.num_layers:
             raise PassIsComplete  # of the last layer, only the KV is wanted
         transfers = self.exchange.broadcast_sources(
             [read.source for read in self.reads if read.crosses_ranks],
-            lambda source: self.context.read(layer_number, source),
+            lambda source: self.context.read(layer.number, source),
             like=key,
         )
         partials = PartialSum(query)
         for start, end in self._rows():
             rows = slice(start, end)
-            own = self.kernel(query[rows], key[rows], value[rows], causal=True, softmax_scale=softmax_scale)
+            own = self.kernel(
+                query[rows], key[rows], value[rows], causal=True, softmax_scale=layer.softmax_scale
+            )
             partials.set_rows(start, end, own)
         for read in self.reads:
             received = transfers.receive() if read.crosses_ranks else None
             for start, end in read.rows:
-                source_kv = received or self.context.read(layer_number, read.source)
-                part = self.kernel(query[start:end], *source_kv, causal=False, softmax_scale=softmax_scale)
+                source_kv = received or self.context.read(layer.number, read.source)
+                part = self.kernel(
+                    query[start:end], *source_kv, causal=False, softmax_scale=layer.softmax_scale
+                )
                 partials.add_rows(start, end, part)
-        return partials.result()
+        return partials.merged()
 
     def _store(self, layer_number: int, key: Tensor, value: Tensor) -> None:
         """Keep the KV of the segments, without the anchor copies in front of them."""

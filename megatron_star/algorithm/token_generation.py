@@ -16,7 +16,7 @@ from megatron_star.algorithm.kv_store import EncodedContext, Tail
 from megatron_star.algorithm.star_model import StarModel
 from megatron_star.attention.merge import PartialSum
 from megatron_star.attention.partial import AttentionKernel, Partial
-from megatron_star.model.attention import ForwardPass
+from megatron_star.model.attention import ForwardPass, LayerAttention
 
 
 @dataclass
@@ -84,32 +84,28 @@ class TokenGenerationStep(ForwardPass):
         ]
         super().__init__(torch.tensor(positions, dtype=torch.int64, device=star_model.device))
 
-    def attend(
-        self, layer_number: int, query: Tensor, key: Tensor, value: Tensor, softmax_scale: float
-    ) -> Tensor:
+    def attend(self, layer: LayerAttention, query: Tensor, key: Tensor, value: Tensor) -> Partial:
         """The algorithm of token generation for one layer; see `ForwardPass.attend`."""
-        part = self.attend_locally(layer_number, query, key, value, softmax_scale)
-        return self.exchange.merge(part).permute(2, 0, 1, 3).to(query.dtype)
+        return self.exchange.merge(self.attend_locally(layer, query, key, value))
 
-    def attend_locally(
-        self, layer_number: int, query: Tensor, key: Tensor, value: Tensor, softmax_scale: float
-    ) -> Partial:
+    def attend_locally(self, layer: LayerAttention, query: Tensor, key: Tensor, value: Tensor) -> Partial:
         """Keep this step's KV, and attend to what this rank holds; in float32."""
+        number, softmax_scale = layer.number, layer.softmax_scale
         partials = PartialSum(query)
         for run in self.runs:
             (sequence, (start, _)), (_, (_, end)) = run[0], run[-1]
             tails = [(one.tail, rows) for one, rows in run if one.tail_rank == self.exchange.cp_rank]
             for tail, rows in tails:
-                tail.append(layer_number, key[slice(*rows)], value[slice(*rows)])
+                tail.append(number, key[slice(*rows)], value[slice(*rows)])
             # A single new token sees all of its tail, which may be contiguous with the context.
             joined = sequence.tail if tails and end - start == 1 else None
-            for held in sequence.context.held(layer_number, joined):
+            for held in sequence.context.held(number, joined):
                 part = self.kernel(query[start:end], *held, causal=False, softmax_scale=softmax_scale)
                 partials.add_rows(start, end, part)
-            if joined and joined.num_contiguous(layer_number):
+            if joined and joined.num_contiguous(number):
                 continue
             for tail, rows in tails:
-                _add_causal(partials, self.kernel, rows, query, tail.stored(layer_number), softmax_scale)
+                _add_causal(partials, self.kernel, rows, query, tail.stored(number), softmax_scale)
         return partials.merged()
 
     @property

@@ -18,7 +18,8 @@ from torch import Tensor
 from megatron_star.algorithm.kv_store import EncodedContext
 from megatron_star.algorithm.star_model import StarModel
 from megatron_star.attention.merge import PartialSum
-from megatron_star.model.attention import ForwardPass, PassIsComplete
+from megatron_star.attention.partial import Partial
+from megatron_star.model.attention import ForwardPass, LayerAttention, PassIsComplete
 from megatron_star.planning.mask import Mask, Range
 from megatron_star.planning.segment import Source
 
@@ -63,25 +64,26 @@ class ProbingPass(ForwardPass):
         self.keys: list[Ranges] = [*seen, *(ranges for of_mask in hidden for ranges in of_mask)]
         self.masses: list[Tensor] = []
 
-    def attend(
-        self, layer_number: int, query: Tensor, key: Tensor, value: Tensor, softmax_scale: float
-    ) -> Tensor:
+    def attend(self, layer: LayerAttention, query: Tensor, key: Tensor, value: Tensor) -> Partial:
         """Note each mask's mean hidden mass [S] of this layer; see `ForwardPass.attend`."""
         num_probed = query.size(0)
         rows = query.repeat(len(self.keys) // num_probed, 1, 1, 1)
         partials = PartialSum(rows)
         for row, ranges in enumerate(self.keys):
             for source in self._held(ranges):
-                stored = self.context.read(layer_number, source)
-                part = self.kernel(rows[row : row + 1], *stored, causal=False, softmax_scale=softmax_scale)
+                stored = self.context.read(layer.number, source)
+                part = self.kernel(
+                    rows[row : row + 1], *stored, causal=False, softmax_scale=layer.softmax_scale
+                )
                 partials.add_rows(row, row + 1, part)
         found = partials.merged()
         merged_lse = self.exchange.gather(found.softmax_lse).logsumexp(0)
         lses = merged_lse[0].unflatten(-1, (-1, num_probed))  # [np, 1 + S, P]
         self.masses.append((lses[:, 1:] - lses[:, :1]).exp().mean(dim=(0, 2)).cpu())
-        if layer_number == self.num_layers:
+        if layer.number == self.num_layers:
             raise PassIsComplete
-        return self.exchange.merge(found)[:, :, :num_probed].permute(2, 0, 1, 3).to(query.dtype)
+        out, lse = self.exchange.merge(found)
+        return Partial(out[:, :, :num_probed], lse[:, :, :num_probed])
 
     def _held(self, ranges: Ranges) -> list[Source]:
         """The parts of these ranges that this rank stores."""

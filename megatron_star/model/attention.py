@@ -5,6 +5,7 @@ heads of this TP rank, hn head size.
 """
 
 from abc import abstractmethod
+from typing import NamedTuple
 
 import torch
 from megatron.core.inference.config import InferenceConfig
@@ -14,7 +15,20 @@ from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
+from megatron_star.attention.partial import Partial
 from megatron_star.model.rotary import cosines_and_sines, rotate
+
+
+class LayerAttention(NamedTuple):
+    """What a layer's attention is, besides the weights.
+
+    Attributes:
+        number: of the layer, 1-based.
+        softmax_scale: factor on the scores before the softmax.
+    """
+
+    number: int
+    softmax_scale: float
 
 
 class PassIsComplete(Exception):
@@ -50,18 +64,15 @@ class ForwardPass(BaseInferenceContext):
         return False
 
     @abstractmethod
-    def attend(
-        self, layer_number: int, query: Tensor, key: Tensor, value: Tensor, softmax_scale: float
-    ) -> Tensor:
+    def attend(self, layer: LayerAttention, query: Tensor, key: Tensor, value: Tensor) -> Partial:
         """Keep the KV of these tokens and attend.
 
         Args:
-            layer_number: 1-based.
             query: [sq, 1, np, hn], rotated.
             key, value: [sq, 1, ng, hn]; the key is rotated.
 
         Returns:
-            [sq, 1, np, hn] in the query's dtype.
+            In float32, over all that these tokens see, on whatever rank it is.
 
         Raises:
             PassIsComplete: on all TP ranks alike, where the rest of the model need not run.
@@ -75,16 +86,15 @@ class StarCoreAttention(torch.nn.Module):
         self, config: TransformerConfig, layer_number: int, softmax_scale: float | None = None, **_: object
     ) -> None:
         super().__init__()
-        self.layer_number = layer_number
-        self.softmax_scale = softmax_scale or config.kv_channels**-0.5
+        self.layer = LayerAttention(layer_number, softmax_scale or config.kv_channels**-0.5)
         self.forward_pass: ForwardPass | None = None
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, *_: object, **__: object) -> Tensor:
         """[sq, 1, np, hn] and twice [sq, 1, ng, hn] to [sq, 1, np * hn]."""
         forward_pass, self.forward_pass = self.forward_pass, None  # it holds KV
         assert forward_pass is not None, "Star Attention runs only with a ForwardPass"
-        out = forward_pass.attend(self.layer_number, query, key, value, self.softmax_scale)
-        return out.flatten(2)
+        part = forward_pass.attend(self.layer, query, key, value)
+        return part.out.permute(2, 0, 1, 3).to(query.dtype).flatten(2)
 
 
 class StarSelfAttention(SelfAttention):

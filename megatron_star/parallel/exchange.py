@@ -54,22 +54,17 @@ class Exchange:
         """
         return SourceTransfers(self, sources, read, like)
 
-    def merge(self, part: Partial) -> Tensor:
-        """This rank's float32 partial, [1, np, sq, hn] and [1, np, sq], merged with all ranks' outputs.
+    def merge(self, part: Partial) -> Partial:
+        """This rank's float32 partial, [1, np, sq, hn] and [1, np, sq], merged with those of all ranks.
 
         One collective.
-
-        Returns:
-            [1, np, sq, hn], float32.
         """
-        if self.cp_size == 1:
-            return part.out
-        everyone = self.gather_partials(part)
-        return merge_outs(everyone[..., :-1], everyone[..., -1])
+        return part if self.cp_size == 1 else merge_gathered(self.gather_partials(part))
 
     def gather_partials(self, part: Partial) -> Tensor:
         """`all_gather` of outputs with their LSE behind: [cp_size, 1, np, sq, hn + 1]."""
-        return self.all_gather(torch.cat((part.out, part.softmax_lse.unsqueeze(-1)), dim=-1), "merge")
+        mine = torch.cat((part.out, part.softmax_lse.unsqueeze(-1)), dim=-1)
+        return mine.unsqueeze(0) if self.cp_size == 1 else self.all_gather(mine, "merge")
 
     def gather(self, mine: Tensor) -> Tensor:
         """`all_gather` of columns of a product."""
@@ -110,6 +105,14 @@ class Exchange:
     def is_small(self, tensor: Tensor) -> bool:
         """Whether a tensor goes through `small`."""
         return self.small is not None and self.small.takes(tensor)
+
+
+def merge_gathered(everyone: Tensor) -> Partial:
+    """What `Exchange.gather_partials` gives, merged; of a rank that is alone, as it is."""
+    outs, lses = everyone[..., :-1], everyone[..., -1]
+    if everyone.size(0) == 1:
+        return Partial(outs[0], lses[0])
+    return Partial(merge_outs(outs, lses), lses.logsumexp(0))
 
 
 class SourceTransfers:

@@ -12,9 +12,6 @@ from typing import NamedTuple, Self
 
 from megatron_star.config import StarConfig
 
-FULL = "full"
-"""The kind of layer whose mask the user's options choose. Each further kind has a mask of its own."""
-
 
 class Range(NamedTuple):
     """[start, end) of context tokens, or of a forward pass's rows."""

@@ -1,19 +1,19 @@
 """Who encodes which context tokens, and what those tokens attend to: integers only.
 
 Star Attention is a block-sparse causal mask (arXiv 2411.17116, section 2.1). A `ContextPlan` cuts the context
-into segments and says for each one who encodes it; its masks say which earlier ranges it attends to, besides
+into segments and says for each one who encodes it; its mask says which earlier ranges it attends to, besides
 itself. This module knows no tensor, no process group and no Megatron.
 """
 
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from functools import cached_property
 from operator import attrgetter
 from typing import Self
 
 from megatron_star.config import StarConfig
-from megatron_star.planning.mask import FULL, Mask, Range, mask_of
+from megatron_star.planning.mask import Mask, Range, mask_of
 from megatron_star.planning.segment import Segment, Source, TokenCosts, Wave, slowest_rank
 from megatron_star.planning.waves import WaveBuilder
 
@@ -28,7 +28,8 @@ class ContextPlan:
     there on, in blocks of their own, and may attend to all that the other plan stored.
 
     Attributes:
-        masks: what tokens see, for each kind of layer.
+        mask: what tokens see in the layers whose mask the user's options choose; of others, a `LayerMask`
+            says it, whatever the plan.
         stored: of the whole context, who has which tokens' KV. What lies side by side on a rank is one, but
             not where this plan or one that it extends begins: each keeps its KV in its own storage.
     """
@@ -36,7 +37,7 @@ class ContextPlan:
     start: int
     num_tokens: int
     cp_size: int
-    masks: Mapping[str, Mask] = field(hash=False)
+    mask: Mask
     waves: tuple[Wave, ...]
     stored: tuple[Source, ...]
 
@@ -63,7 +64,7 @@ class ContextPlan:
             start=start,
             num_tokens=num_tokens,
             cp_size=cp_size,
-            masks={FULL: mask},
+            mask=mask,
             waves=waves,
             stored=(*(base.stored if base else ()), *stored),
         )
@@ -82,11 +83,6 @@ class ContextPlan:
         for num_tokens in edges:
             plans.append(cls.build(num_tokens, cp_size, config, costs, plans[-1] if plans else base))
         return tuple(plans)
-
-    @property
-    def mask(self) -> Mask:
-        """Of the layers whose mask the user's options choose."""
-        return self.masks[FULL]
 
     @property
     def num_blocks(self) -> int:

@@ -5,9 +5,10 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import NamedTuple
 
-from megatron_star.planning.mask import FULL, Range, joined_ranges
+from megatron_star.planning.layer_mask import LayerMask
+from megatron_star.planning.mask import Range, joined_ranges
 from megatron_star.planning.plan import ContextPlan
-from megatron_star.planning.segment import Source, Wave
+from megatron_star.planning.segment import Segment, Source, Wave
 
 
 class Read(NamedTuple):
@@ -21,18 +22,20 @@ class Read(NamedTuple):
     crosses_ranks: bool
 
 
-def wave_reads(plan: ContextPlan, wave: Wave, cp_rank: int, kind: str = FULL) -> tuple[Read, ...]:
+def wave_reads(
+    plan: ContextPlan, wave: Wave, cp_rank: int, mask: LayerMask | None = None
+) -> tuple[Read, ...]:
     """What this rank reads in a wave, in the order in which every rank goes through the transfers.
 
     A source is as long as can be: its tokens lie side by side on one rank, and the same segments attend to
     all of them.
 
     Args:
-        kind: of the layers that read.
+        mask: of the layers that read, if it is their own.
     """
     rows_of_segment = _packed_rows(wave, cp_rank)
     reads: list[Read] = []
-    for tokens, readers in _ranges_and_readers(plan, wave, kind):
+    for tokens, readers in _ranges_and_readers(plan, wave, mask):
         rows = joined_ranges(rows_of_segment[index] for index in readers.of_rank(cp_rank))
         for source in plan.owners_of(tokens):
             crosses_ranks = readers.are_elsewhere_than(source.owner)
@@ -67,14 +70,16 @@ class _Readers:
         return self._count > len(self._by_rank[rank])
 
 
-def _ranges_and_readers(plan: ContextPlan, wave: Wave, kind: str) -> Iterator[tuple[Range, _Readers]]:
+def _ranges_and_readers(
+    plan: ContextPlan, wave: Wave, mask: LayerMask | None
+) -> Iterator[tuple[Range, _Readers]]:
     """The tokens that a wave attends to, in order, cut wherever the segments that do so change.
 
     The readers are to be used before the next range is asked for.
     """
     first_seen, last_seen = defaultdict(list), defaultdict(list)
     for index, segment in enumerate(wave):
-        for start, end in segment.sources(plan.masks[kind]):
+        for start, end in _sources(plan, segment, mask):
             first_seen[start].append(index)
             last_seen[end].append(index)
     readers = _Readers()
@@ -84,6 +89,13 @@ def _ranges_and_readers(plan: ContextPlan, wave: Wave, kind: str) -> Iterator[tu
         for index in first_seen.get(start, ()):
             readers.add(index, wave[index].owner)
         yield Range(start, end), readers
+
+
+def _sources(plan: ContextPlan, segment: Segment, mask: LayerMask | None) -> tuple[Range, ...]:
+    """Anchor copies in front of a segment stand for the anchor, and never for the tokens before the segment:
+    a layer with a mask of its own reads these where they are stored.
+    """
+    return segment.sources(plan.mask) if mask is None else mask.sources(segment.start, segment.end)
 
 
 def _packed_rows(wave: Wave, cp_rank: int) -> dict[int, Range]:

@@ -23,10 +23,10 @@ from torch.func import functional_call
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from megatron_star.attention.merge import merge_outs
-from megatron_star.model.attention import ForwardPass
+from megatron_star.attention.partial import Partial
+from megatron_star.model.attention import ForwardPass, LayerAttention
 from megatron_star.model.rotary import cosines_and_sines
-from megatron_star.parallel.exchange import Exchange
+from megatron_star.parallel.exchange import Exchange, merge_gathered
 from megatron_star.speed.fast_model import FastStarModel
 from megatron_star.speed.pieces import Compiler, RunningLayer, compiled_in_pieces, first_line
 from megatron_star.speed.program_layer import LayerProgram, ProgramKey, ProgrammedLayer, ProgramStep
@@ -58,15 +58,10 @@ class _RecordedPass(ForwardPass):
         super().__init__(position_ids)
         self.exchange, self._rotation = exchange, rotation
 
-    def attend(
-        self, layer_number: int, query: Tensor, key: Tensor, value: Tensor, softmax_scale: float
-    ) -> Tensor:
-        """See `ForwardPass.attend`; the layer's number is not part of a program."""
-        num_ranks = self.exchange.cp_size
-        out = torch.ops.megatron_star.attend(query, key, value, softmax_scale, num_ranks)
-        if num_ranks > 1:
-            out = merge_outs(out[..., :-1], out[..., -1])
-        return out.permute(2, 0, 1, 3).to(query.dtype)
+    def attend(self, layer: LayerAttention, query: Tensor, key: Tensor, value: Tensor) -> Partial:
+        """See `ForwardPass.attend`; what the layer's attention is, is not part of a program."""
+        del layer
+        return merge_gathered(torch.ops.megatron_star.attend(query, key, value, self.exchange.cp_size))
 
 
 def inductor(piece: GraphModule, inputs: list[Tensor]) -> Callable[..., Tensor]:
@@ -188,10 +183,11 @@ def _identity(program: GraphModule, layer: ProgrammedLayer) -> object:
 
 def _program(compiled: Callable[..., Tensor], layer: ProgrammedLayer) -> LayerProgram:
     weights = list(_weights(layer).values())
-    layer_number, attention = layer.layer_number, layer.self_attention
+    attention = layer.self_attention
+    described = attention.core_attention.layer
 
     def run(step: ProgramStep, hidden_states: Tensor, angles: Tensor | None) -> Tensor:
         rotation = attention.rotation(step, angles, hidden_states.dtype)
-        return compiled(RunningLayer(step, layer_number), hidden_states, *rotation, *weights)
+        return compiled(RunningLayer(step, described), hidden_states, *rotation, *weights)
 
     return run

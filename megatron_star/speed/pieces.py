@@ -13,25 +13,23 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 from torch.fx.passes.split_module import split_module
 
+from megatron_star.model.attention import LayerAttention
 from megatron_star.speed.program_layer import ProgramStep
 
 Compiler = Callable[[GraphModule, list[Tensor]], Callable[..., Any]]
 
 torch.library.define(
     "megatron_star::attend",
-    "(Tensor query, Tensor key, Tensor value, float softmax_scale, int num_ranks) -> Tensor",
+    "(Tensor query, Tensor key, Tensor value, int num_ranks) -> Tensor",
 )
 torch.library.define("megatron_star::all_gather", "(Tensor mine, int num_ranks, str kind) -> Tensor")
 torch.library.define("megatron_star::add_up", "(Tensor mine) -> Tensor")
 
 
 @torch.library.register_fake("megatron_star::attend")
-def _shape_of_attend(
-    query: Tensor, key: Tensor, value: Tensor, softmax_scale: float, num_ranks: int
-) -> Tensor:
-    sq, b, np, hn = query.shape
-    shape = (b, np, sq, hn) if num_ranks == 1 else (num_ranks, b, np, sq, hn + 1)
-    return query.new_empty(shape, dtype=torch.float32)
+def _shape_of_attend(query: Tensor, key: Tensor, value: Tensor, num_ranks: int) -> Tensor:
+    sq, b, np, _ = query.shape
+    return query.new_empty((num_ranks, b, np, sq, value.size(-1) + 1), dtype=torch.float32)
 
 
 @torch.library.register_fake("megatron_star::all_gather")
@@ -50,16 +48,12 @@ class RunningLayer(NamedTuple):
     """
 
     step: ProgramStep
-    layer_number: int
+    layer: LayerAttention
 
-    def attend(
-        self, query: Tensor, key: Tensor, value: Tensor, softmax_scale: float, num_ranks: int
-    ) -> Tensor:
-        """All ranks' parts, as `Exchange.gather_partials` gives them; the output of a rank that is alone."""
-        part = self.step.attend_locally(self.layer_number, query, key, value, softmax_scale)
-        if num_ranks == 1:
-            return part.out.contiguous()
-        return self.step.exchange.gather_partials(part).clone()
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, num_ranks: int) -> Tensor:
+        """All ranks' parts, as `Exchange.gather_partials` gives them."""
+        parts = self.step.exchange.gather_partials(self.step.attend_locally(self.layer, query, key, value))
+        return parts if num_ranks == 1 else parts.clone()
 
     def all_gather(self, mine: Tensor, num_ranks: int, kind: str) -> Tensor:
         """A copy: a program may read it after the next exchange."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from megatron_star.algorithm.token_generation import TokenGenerationStep
 from megatron_star.attention.partial import Partial
-from megatron_star.model.attention import ForwardPass
+from megatron_star.model.attention import ForwardPass, LayerAttention
 from megatron_star.parallel.exchange import Exchange
 
 
@@ -46,23 +46,18 @@ class ProgramStep(ForwardPass):
         """Of the step."""
         return self.step.exchange
 
-    def attend_locally(
-        self, layer_number: int, query: Tensor, key: Tensor, value: Tensor, softmax_scale: float
-    ) -> Partial:
+    def attend_locally(self, layer: LayerAttention, query: Tensor, key: Tensor, value: Tensor) -> Partial:
         """See `TokenGenerationStep.attend_locally`."""
         fillers, rows = self.num_fillers, self.step.num_rows
-        part = self.step.attend_locally(layer_number, query[:rows], key[:rows], value[:rows], softmax_scale)
+        part = self.step.attend_locally(layer, query[:rows], key[:rows], value[:rows])
         if not fillers:
             return part
         lse = F.pad(part.softmax_lse, (0, fillers), value=-torch.inf)
         return Partial(F.pad(part.out, (0, 0, 0, fillers)), lse)
 
-    def attend(
-        self, layer_number: int, query: Tensor, key: Tensor, value: Tensor, softmax_scale: float
-    ) -> Tensor:
+    def attend(self, layer: LayerAttention, query: Tensor, key: Tensor, value: Tensor) -> Partial:
         """See `ForwardPass.attend`."""
-        part = self.attend_locally(layer_number, query, key, value, softmax_scale)
-        return self.exchange.merge(part).permute(2, 0, 1, 3).to(query.dtype)
+        return self.exchange.merge(self.attend_locally(layer, query, key, value))
 
 
 LayerProgram = Callable[[ProgramStep, Tensor, Tensor | None], Tensor]

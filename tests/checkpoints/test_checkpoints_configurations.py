@@ -89,21 +89,6 @@ def test_an_empty_quantization_config_says_nothing():
 
 
 REFUSED = {
-    "a window that is not in the file": (
-        "mistral",
-        {"sliding_window": ABSENT, "max_position_embeddings": 8192},
-        "sliding_window=4096",
-    ),
-    "a window longer than the maximum before YaRN": (
-        "mistral",
-        {"sliding_window": 600, "rope_scaling": _YARN | {"original_max_position_embeddings": 512}},
-        "sliding_window=600",
-    ),
-    "a window of experts": (
-        "qwen3_moe",
-        {"use_sliding_window": True, "sliding_window": 8},
-        "sliding_window=8",
-    ),
     "a kind of layer": (
         "qwen3",
         {"layer_types": ["full_attention", "chunked_attention", "full_attention"]},
@@ -138,6 +123,47 @@ def test_what_megatron_would_compute_otherwise_is_refused_by_name(name, changes,
     with pytest.raises(ValueError, match="config.json: ") as error:
         model_arguments({key: value for key, value in config.items() if value is not ABSENT})
     assert word in str(error.value) and "\n" not in str(error.value)
+
+
+WINDOWED = {
+    "a window that is not in the file": (
+        "mistral",
+        {"sliding_window": ABSENT, "max_position_embeddings": 8192},
+        ([4095, 0], [1, 1, 1]),
+    ),
+    "a window longer than the maximum before YaRN": (
+        "mistral",
+        {"sliding_window": 600, "rope_scaling": _YARN | {"original_max_position_embeddings": 512}},
+        ([599, 0], [1, 1, 1]),
+    ),
+    "a window of experts": (
+        "qwen3_moe",
+        {"use_sliding_window": True, "sliding_window": 8},
+        ([7, 0], [1, 1, 1]),
+    ),
+    "a window from a layer on": (
+        "qwen2",
+        {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1, "layer_types": ABSENT},
+        ([7, 0], [0, 1, 1]),
+    ),
+    "windows of layer_types": (
+        "qwen3",
+        {
+            "use_sliding_window": True,
+            "sliding_window": 8,
+            "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+        },
+        ([7, 0], [0, 1, 0]),
+    ),
+    "a window that is not used": ("qwen3", {"sliding_window": 8}, (None, None)),
+}
+
+
+@pytest.mark.parametrize("name, changes, expected", WINDOWED.values(), ids=WINDOWED)
+def test_layers_have_the_windows_that_transformers_gives_them(name, changes, expected):
+    config = json.loads(CONFIGS[name].to_json_string()) | changes
+    args = model_arguments({key: value for key, value in config.items() if value is not ABSENT})
+    assert (args.get("window_size"), args.get("window_attn_skip_freq")) == expected
 
 
 # What is for training, for generating, or what transformers has resolved into another key.

@@ -1,24 +1,12 @@
-"""What masks say of tokens is what their definition says, and plans have one for each kind of layer."""
+"""What masks say of tokens is what their definition says."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 from reference import block_edges, star_mask
 
 from megatron_star.config import OPTIONS, StarConfig
-from megatron_star.planning.mask import (
-    FULL,
-    MASKS,
-    ExactMask,
-    Mask,
-    Range,
-    joined_ranges,
-    mask_of,
-    most_sources,
-)
-from megatron_star.planning.plan import ContextPlan
-from megatron_star.planning.reads import Read, wave_reads
+from megatron_star.planning.mask import MASKS, ExactMask, mask_of, most_sources
 
 STARS = [
     StarConfig(block_size=10),
@@ -68,48 +56,3 @@ def test_sources_are_bounded_before_anything_is_built(star):
     assert sum(map(len, of_blocks)) <= most_sources(star, 57)
     assert most_sources(replace(star, mode="auto"), 57) == most_sources(star, 57)
     assert most_sources(replace(star, mode="exact"), 57) == 1
-
-
-@dataclass(frozen=True)
-class WindowMask(Mask):
-    """A kind of layer in which a token sees itself and the `size - 1` tokens before it."""
-
-    size: int
-
-    def sources(self, start: int, end: int) -> tuple[Range, ...]:
-        return joined_ranges([Range(max(0, start - self.size + 1), start)])
-
-
-@pytest.mark.parametrize("size", [1, 2, 9, 30, 500])
-@pytest.mark.parametrize("cp_size", [1, 2, 3])
-@pytest.mark.parametrize("star", [*STARS[:3], StarConfig(mode="exact")])
-def test_a_plan_says_what_a_second_kind_of_layer_reads(star, cp_size, size):
-    """The segments are the same; a rank reads what its tokens see, by the definition of each kind."""
-    star = replace(star, wave_tokens=7)
-    base = ContextPlan.build(40, cp_size, star)
-    plan = ContextPlan.build(97, cp_size, star, base=base)
-    both = replace(plan, masks={**plan.masks, "window": WindowMask((0, 97), size)})
-    for wave in both.waves:
-        for rank in range(cp_size):
-            assert wave_reads(both, wave, rank, FULL) == wave_reads(plan, wave, rank)
-            own = [segment for segment in wave if segment.owner == rank]
-            seen = {
-                (segment.start, token)
-                for segment in own
-                for position in range(segment.start, segment.end)
-                for token in range(max(0, position - size + 1), segment.start)
-            }
-            assert _read_by_segments(wave_reads(both, wave, rank, "window"), own) == seen
-
-
-def _read_by_segments(reads: Sequence[Read], own: Sequence) -> set[tuple[int, int]]:
-    """(start of a segment, token that it reads), of a rank's segments."""
-    first_rows = {sum(s.num_rows for s in own[:i]): segment for i, segment in enumerate(own)}
-    return {
-        (segment.start, token)
-        for read in reads
-        for first, last in read.rows
-        for row, segment in first_rows.items()
-        if first <= row < last
-        for token in range(read.source.start, read.source.end)
-    }
