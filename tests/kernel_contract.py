@@ -41,7 +41,7 @@ def tensors(
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
 ) -> list[Tensor]:
-    """Random query, key and value (of another head size, if `hv` says so), each between rows of NaN that nobody may read."""
+    """Random query, key and value, each between rows of NaN that nobody may read; values of hv, if given."""
     generator = torch.Generator().manual_seed(sq * 1000 + sk)
     shapes = [(sq, b, np, hn), (sk, b, ng, hn), (sk, b, ng, hv or hn)]
     return [
