@@ -17,6 +17,7 @@ from torch import Tensor
 
 from megatron_star.attention.partial import Partial
 from megatron_star.model.rotary import cosines_and_sines, rotate
+from megatron_star.planning.layer_mask import LayerMask, layer_masks
 
 
 class LayerAttention(NamedTuple):
@@ -25,10 +26,12 @@ class LayerAttention(NamedTuple):
     Attributes:
         number: of the layer, 1-based.
         softmax_scale: factor on the scores before the softmax.
+        mask: of its own; None where the plan's mask is its mask.
     """
 
     number: int
     softmax_scale: float
+    mask: LayerMask | None = None
 
 
 class PassIsComplete(Exception):
@@ -86,7 +89,8 @@ class StarCoreAttention(torch.nn.Module):
         self, config: TransformerConfig, layer_number: int, softmax_scale: float | None = None, **_: object
     ) -> None:
         super().__init__()
-        self.layer = LayerAttention(layer_number, softmax_scale or config.kv_channels**-0.5)
+        mask = layer_masks(config)[layer_number - 1]
+        self.layer = LayerAttention(layer_number, softmax_scale or config.kv_channels**-0.5, mask)
         self.forward_pass: ForwardPass | None = None
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, *_: object, **__: object) -> Tensor:
