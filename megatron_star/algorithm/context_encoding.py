@@ -27,15 +27,18 @@ def encode_context(
     token_ids: Sequence[int],
     plan: ContextPlan,
     on_wave: Callable[[int], None] = lambda num_tokens: None,
+    *,
+    keeps_all: bool = False,
 ) -> EncodedContext:
     """Encode a context by its plan.
 
     Args:
         token_ids: the whole context, on every rank.
         on_wave: called after each wave with the number of context tokens that it encoded, on all ranks.
+        keeps_all: see `EncodedContext`.
     """
     assert len(token_ids) == plan.num_tokens
-    context = EncodedContext(plan, star_model.exchange.cp_rank)
+    context = EncodedContext(plan, star_model.exchange.cp_rank, keeps_all=keeps_all)
     for wave in plan.waves:
         encode_wave(star_model, token_ids, wave, context)
         on_wave(sum(segment.num_tokens for segment in wave))
