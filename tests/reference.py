@@ -10,19 +10,42 @@ def block_edges(num_tokens: int, block_size: int) -> list[int]:
     return [num_tokens * i // num_blocks for i in range(num_blocks + 1)] if num_blocks else [0]
 
 
+def extended_edges(edges: list[int], num_tokens: int, block_size: int) -> list[int]:
+    """Edges of the blocks of a context, and of those of what a later turn appended to it."""
+    return edges[:-1] + [edges[-1] + edge for edge in block_edges(num_tokens - edges[-1], block_size)]
+
+
 def star_mask(
     num_tokens: int, block_size: int, anchor_size: int | None = None, neighbor_blocks: int = 0
 ) -> Tensor:
     """[n, n] bool, True where row token sees column token: the definition, token by token."""
     edges = block_edges(num_tokens, block_size)
+    return mask_of_blocks(edges, block_size if anchor_size is None else anchor_size, neighbor_blocks)
+
+
+def mask_of_blocks(edges: list[int], anchor_size: int, neighbor_blocks: int = 0) -> Tensor:
+    """[n, n] bool: `star_mask` of blocks with these edges."""
+    num_tokens = edges[-1]
     first_block = edges[1] if len(edges) > 1 else 0
-    anchor = min(block_size if anchor_size is None else anchor_size, first_block)
+    anchor = min(anchor_size, first_block)
     block_of = torch.zeros(num_tokens, dtype=torch.long)
     for block, (start, end) in enumerate(zip(edges, edges[1:], strict=False)):
         block_of[start:end] = block
     row, column = torch.arange(num_tokens)[:, None], torch.arange(num_tokens)[None, :]
     near = block_of[None, :] >= block_of[:, None] - neighbor_blocks
     return (column <= row) & (near | (column < anchor))
+
+
+def window_mask(num_tokens: int, size: int) -> Tensor:
+    """[n, n] bool: a token sees itself and the size - 1 tokens before it."""
+    row, column = torch.arange(num_tokens)[:, None], torch.arange(num_tokens)[None, :]
+    return (column <= row) & (column > row - size)
+
+
+def chunk_mask(num_tokens: int, size: int) -> Tensor:
+    """[n, n] bool: a token sees what is before it in its own chunk of so many tokens."""
+    row, column = torch.arange(num_tokens)[:, None], torch.arange(num_tokens)[None, :]
+    return (column <= row) & (column // size == row // size)
 
 
 def with_query(context_mask: Tensor, num_query_tokens: int) -> Tensor:
