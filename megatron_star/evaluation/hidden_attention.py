@@ -6,8 +6,8 @@ The share of the softmax that lies in them is
 
     hidden mass = exp(LSE over the hidden keys - LSE over all keys up to p),
 
-for each head of the layers whose mask the user's options choose. Shapes: P probed tokens, S masks, b = 1, np query heads, ng KV heads, hn head
-size.
+for each head of the layers whose mask the user's options choose. Shapes: P probed tokens, S masks, b = 1, np
+query heads, ng KV heads, hn head size.
 """
 
 from collections.abc import Sequence
