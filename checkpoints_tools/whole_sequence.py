@@ -7,7 +7,7 @@ import torch
 from megatron.core.inference.utils import InferenceMode
 from torch import Tensor
 
-from megatron_star.attention.kernels import select_kernel
+from megatron_star.model.kernel import kernel_of
 from megatron_star.attention.merge import PartialSum
 from megatron_star.attention.partial import AttentionKernel, Partial
 from megatron_star.model.attention import ForwardPass, LayerAttention
@@ -51,7 +51,7 @@ def megatron_logits(
     model = build_gpt_model(info.args, groups.model, dtype=dtype, device=device)
     load_weights(model, info)
     positions = torch.arange(len(token_ids), device=device)
-    kernel = select_kernel("auto", device=device, dtype=dtype, head_size=model.config.kv_channels)
+    kernel = kernel_of(model, "auto", device=device, dtype=dtype)
     with InferenceMode.active(), torch.inference_mode():
         logits = model(
             torch.tensor([token_ids], device=device),
