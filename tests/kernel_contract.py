@@ -36,13 +36,14 @@ def tensors(
     np: int = 9,
     ng: int = 3,
     hn: int = 16,
+    hv: int | None = None,
     b: int = 1,
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
 ) -> list[Tensor]:
-    """Random query, key and value, each between rows of NaN that nobody may read."""
+    """Random query, key and value, each between rows of NaN that nobody may read; values of hv, if given."""
     generator = torch.Generator().manual_seed(sq * 1000 + sk)
-    shapes = [(sq, b, np, hn), (sk, b, ng, hn), (sk, b, ng, hn)]
+    shapes = [(sq, b, np, hn), (sk, b, ng, hn), (sk, b, ng, hv or hn)]
     return [
         _between_nan(torch.randn(shape, generator=generator).to(dtype=dtype, device=device))
         for shape in shapes

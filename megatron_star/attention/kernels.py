@@ -72,9 +72,8 @@ def _checked(info: KernelInfo, obstacle: str | None) -> KernelInfo:
     if obstacle:
         raise ValueError(f"attention kernel {info.name!r} cannot be used here: {obstacle}")
     if not info.is_installed:
-        raise ValueError(
-            f"attention kernel {info.name!r} needs {info.distribution}, which is not installed: {info.install}"
-        )
+        missing = f"{info.distribution}, which is not installed: {info.install}"
+        raise ValueError(f"attention kernel {info.name!r} needs {missing}")
     return info
 
 

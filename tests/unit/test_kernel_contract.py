@@ -52,6 +52,18 @@ def test_rows_see_the_last_keys_up_to_their_own(name, dtype, sq, sk, window):
     contract.check_band(KERNELS[name].loaded(), *qkv, window=window, tolerance=TOLERANCE[dtype])
 
 
+@pytest.mark.parametrize(("name", "dtype"), NAMES_AND_DTYPES)
+@pytest.mark.parametrize(("hn", "hv"), [(24, 16), (16, 24)])
+@pytest.mark.parametrize(("sq", "sk", "window"), [(1, 37, None), (5, 37, None), (70, 101, 37), (7, 1, None)])
+def test_values_may_have_another_head_size(name, dtype, hn, hv, sq, sk, window):
+    qkv = tensors(sq, sk, hn=hn, hv=hv, b=2, dtype=dtype)
+    kernel = KERNELS[name].loaded()
+    if window:
+        contract.check_band(kernel, *qkv, window=window, tolerance=TOLERANCE[dtype])
+    else:
+        contract.check_equals_reference(kernel, *qkv, tolerance=TOLERANCE[dtype])
+
+
 @pytest.mark.parametrize("name", KERNELS)
 @pytest.mark.parametrize(("sq", "sk"), EMPTY)
 def test_no_rows_or_no_keys_give_zero_and_minus_infinity(name, sq, sk):
