@@ -7,13 +7,13 @@ import torch
 from megatron.core.inference.utils import InferenceMode
 from torch import Tensor
 
-from megatron_star.model.kernel import kernel_of
 from megatron_star.attention.merge import PartialSum
 from megatron_star.attention.partial import AttentionKernel, Partial
 from megatron_star.model.attention import ForwardPass, LayerAttention
 from megatron_star.model.build import build_gpt_model
 from megatron_star.model.checkpoint import CheckpointInfo
 from megatron_star.model.cpu import use_cpu_where_cuda_is_absent
+from megatron_star.model.kernel import kernel_of
 from megatron_star.model.stored_weights import load_weights
 from megatron_star.parallel.groups import initialize_groups
 from megatron_star.planning.layer_mask import Band
