@@ -5,13 +5,17 @@ import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
+from transformers import PreTrainedConfig
 
 REPOSITORY = Path(__file__).parents[1]
-sys.path[:0] = [str(REPOSITORY), str(Path(__file__).parent)]
+TESTS = REPOSITORY / "tests"
+sys.path[:0] = [str(REPOSITORY), str(TESTS), str(TESTS / "checkpoints")]
 
 from models import MODELS  # noqa: E402
+from random_models import CONFIGS  # noqa: E402
 
 from benchmarks.random_models import save_random_model  # noqa: E402
 from checkpoints_tools.convert_hf_to_megatron import convert  # noqa: E402
@@ -22,23 +26,46 @@ DEMO = REPOSITORY / ".demo"
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+class Pair(NamedTuple):
+    """A Hugging Face checkpoint and the Megatron checkpoint made of it."""
+
+    hf: Path
+    megatron: Path
+
+
 @pytest.fixture(scope="session")
-def checkpoints(tmp_path_factory) -> Callable[[str], tuple[Path, Path]]:
-    """By name: the folders of a Hugging Face checkpoint and of its Megatron conversion."""
+def checkpoints(tmp_path_factory) -> Callable[[str], Pair]:
+    """Gives the pair of a name in `models.MODELS`."""
 
     @cache
-    def make(name: str) -> tuple[Path, Path]:
-        directory = tmp_path_factory.mktemp(name)
-        save_random_model(MODELS[name], directory / "hf")
-        convert(directory / "hf", directory / "megatron")
-        return directory / "hf", directory / "megatron"
+    def make(name: str) -> Pair:
+        return _converted(MODELS[name], tmp_path_factory.mktemp(name))
 
     return make
 
 
 @pytest.fixture(scope="session")
-def smollm2() -> tuple[Path, Path]:
-    """Folders of SmolLM2-135M-Instruct, Hugging Face and Megatron."""
-    if not (DEMO / "megatron").is_dir():
-        pytest.fail(f"{DEMO}/megatron is missing: `make test` makes it")
-    return DEMO / "hf", DEMO / "megatron"
+def converted(tmp_path_factory) -> Callable[[str], Pair]:
+    """The same of a name in `random_models.CONFIGS`, where every family has one."""
+
+    @cache
+    def make(name: str) -> Pair:
+        return _converted(CONFIGS[name], tmp_path_factory.mktemp(name))
+
+    return make
+
+
+def _converted(config: PreTrainedConfig, directory: Path) -> Pair:
+    pair = Pair(directory / "hf", directory / "megatron")
+    save_random_model(config, pair.hf)
+    convert(*pair)
+    return pair
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Pair:
+    """SmolLM2-135M-Instruct, as `make demo` made it."""
+    pair = Pair(DEMO / "hf", DEMO / "megatron")
+    if not pair.megatron.is_dir():
+        pytest.fail("run `make test`, which makes .demo/hf and .demo/megatron, or deselect: -m 'not smollm2'")
+    return pair

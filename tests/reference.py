@@ -10,19 +10,42 @@ def block_edges(num_tokens: int, block_size: int) -> list[int]:
     return [num_tokens * i // num_blocks for i in range(num_blocks + 1)] if num_blocks else [0]
 
 
+def extended_edges(edges: list[int], num_tokens: int, block_size: int) -> list[int]:
+    """Edges of the blocks of a context, and of those of what a later turn appended to it."""
+    return edges[:-1] + [edges[-1] + edge for edge in block_edges(num_tokens - edges[-1], block_size)]
+
+
 def star_mask(
     num_tokens: int, block_size: int, anchor_size: int | None = None, neighbor_blocks: int = 0
 ) -> Tensor:
     """[n, n] bool, True where row token sees column token: the definition, token by token."""
     edges = block_edges(num_tokens, block_size)
+    return mask_of_blocks(edges, block_size if anchor_size is None else anchor_size, neighbor_blocks)
+
+
+def mask_of_blocks(edges: list[int], anchor_size: int, neighbor_blocks: int = 0) -> Tensor:
+    """[n, n] bool: `star_mask` of blocks with these edges."""
+    num_tokens = edges[-1]
     first_block = edges[1] if len(edges) > 1 else 0
-    anchor = min(block_size if anchor_size is None else anchor_size, first_block)
+    anchor = min(anchor_size, first_block)
     block_of = torch.zeros(num_tokens, dtype=torch.long)
     for block, (start, end) in enumerate(zip(edges, edges[1:], strict=False)):
         block_of[start:end] = block
     row, column = torch.arange(num_tokens)[:, None], torch.arange(num_tokens)[None, :]
     near = block_of[None, :] >= block_of[:, None] - neighbor_blocks
     return (column <= row) & (near | (column < anchor))
+
+
+def window_mask(num_tokens: int, size: int) -> Tensor:
+    """[n, n] bool: a token sees itself and the size - 1 tokens before it."""
+    row, column = torch.arange(num_tokens)[:, None], torch.arange(num_tokens)[None, :]
+    return (column <= row) & (column > row - size)
+
+
+def chunk_mask(num_tokens: int, size: int) -> Tensor:
+    """[n, n] bool: a token sees what is before it in its own chunk of so many tokens."""
+    row, column = torch.arange(num_tokens)[:, None], torch.arange(num_tokens)[None, :]
+    return (column <= row) & (column // size == row // size)
 
 
 def with_query(context_mask: Tensor, num_query_tokens: int) -> Tensor:
@@ -34,21 +57,39 @@ def with_query(context_mask: Tensor, num_query_tokens: int) -> Tensor:
 
 
 def attention(
-    query: Tensor, key: Tensor, value: Tensor, *, causal: bool = False, softmax_scale: float
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    causal: bool = False,
+    softmax_scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Attention and LSE in float64: [sq, b, np, hn] and [sk, b, ng, hn] to [b, np, sq, hn] and [b, np, sq].
 
-    Causal aligns the last query with the last key. A row without a visible key gives 0 and -inf.
+    Values may have another head size, which the output has too. Causal aligns the last query with the last
+    key. Of the keys up to its own a row sees the last `window`. A row without a visible key gives 0 and -inf.
+    `sinks`, [np], are scores of one more key a head, whose value is zero; the LSE is without it.
     """
     repeat = query.size(2) // key.size(2)
     q = query.double().permute(1, 2, 0, 3)
     k = key.double().permute(1, 2, 0, 3).repeat_interleave(repeat, dim=1)
     v = value.double().permute(1, 2, 0, 3).repeat_interleave(repeat, dim=1)
     scores = softmax_scale * q @ k.transpose(2, 3)
+    if softcap is not None:
+        scores = softcap * (scores / softcap).tanh()
+    sq, sk = scores.shape[2:]
+    own = torch.arange(sq, device=scores.device)[:, None] + sk - sq
+    column = torch.arange(sk, device=scores.device)
     if causal:
-        sq, sk = scores.shape[2:]
-        visible = torch.ones(sq, sk, dtype=torch.bool, device=scores.device).tril(sk - sq)
-        scores = scores.masked_fill(~visible, -torch.inf)
+        scores = scores.masked_fill(column > own, -torch.inf)
+    if window is not None:
+        scores = scores.masked_fill(column <= own - window, -torch.inf)
     softmax_lse = scores.logsumexp(-1)
-    weights = (scores - softmax_lse.clamp_min(-1e300).unsqueeze(-1)).exp()
+    of_all = softmax_lse
+    if sinks is not None:
+        of_all = softmax_lse.logaddexp(sinks.double()[:, None])
+    weights = (scores - of_all.clamp_min(-1e300).unsqueeze(-1)).exp()
     return weights @ v, softmax_lse
