@@ -5,13 +5,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from checkpoints_tools.families.arguments import decoder_arguments
+from checkpoints_tools.families.weight import Weight
 from checkpoints_tools.families.weights import (
     ATTENTION,
     DENSE_MLP,
     EMBEDDING,
     FINAL_NORM,
+    FINAL_NORM_BIAS,
     OUTPUT_LAYER,
-    Weight,
 )
 from megatron_star.model.checked_values import CheckedValues
 
@@ -28,13 +29,19 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
 }
 
 
+def neutral_but(*keys: str) -> dict[str, tuple[Any, ...]]:
+    """NEUTRAL without these keys, which a family reads, or its models do not."""
+    return {key: values for key, values in NEUTRAL.items() if key not in keys}
+
+
 @dataclass(frozen=True)
 class Family:
     """A model family. The values that its functions see are those of transformers' configuration object.
 
     Attributes:
         model_type: of config.json. transformers' configuration class of this name reads the JSON.
-        bridge_provider: a pattern of what Megatron Bridge calls it, before `ModelProvider`.
+        bridge_provider: a pattern of what Megatron Bridge calls it, before `ModelProvider`; None: nothing
+            that we know.
         arguments: the model in Megatron's argument names. Raises ValueError for what has none.
         neutral: keys that are not read but change results, and the only values that they may have.
         windows: which layers may have a sliding window: IN_ALL_LAYERS, all where `sliding_window` is set;
@@ -44,11 +51,11 @@ class Family:
     """
 
     model_type: str
-    bridge_provider: str
+    bridge_provider: str | None = None
     arguments: Callable[[CheckedValues], dict[str, Any]] = decoder_arguments
     neutral: Mapping[str, tuple[Any, ...]] = field(default_factory=lambda: NEUTRAL)
     windows: str | None = None
     embedding: Weight = EMBEDDING
     layer: tuple[Weight, ...] = (*ATTENTION, *DENSE_MLP)
-    end: tuple[Weight, ...] = (FINAL_NORM,)
+    end: tuple[Weight, ...] = (FINAL_NORM, FINAL_NORM_BIAS)
     output_layer: Weight = OUTPUT_LAYER

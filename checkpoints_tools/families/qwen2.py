@@ -3,7 +3,7 @@
 from typing import Any
 
 from checkpoints_tools.families.arguments import decoder_arguments
-from checkpoints_tools.families.family import IN_SOME_LAYERS, NEUTRAL, Family
+from checkpoints_tools.families.family import IN_SOME_LAYERS, Family, neutral_but
 from megatron_star.model.checked_values import CheckedValues
 
 
@@ -16,6 +16,6 @@ QWEN2 = Family(
     bridge_provider="Qwen(2|25)",
     arguments=_arguments,
     # Its layers have biases where Megatron has them, and read no such key.
-    neutral={key: values for key, values in NEUTRAL.items() if key != "attention_bias"},
+    neutral=neutral_but("attention_bias"),
     windows=IN_SOME_LAYERS,
 )
