@@ -1,6 +1,13 @@
 """The table of model families. A new one is an object in a file of its own, and a row here."""
 
 from checkpoints_tools.families.family import Family
+from checkpoints_tools.families.apertus import APERTUS
+from checkpoints_tools.families.arcee import ARCEE
+from checkpoints_tools.families.ernie4_5 import ERNIE4_5
+from checkpoints_tools.families.hunyuan_v1_dense import HUNYUAN_V1_DENSE
+from checkpoints_tools.families.nemotron import NEMOTRON
+from checkpoints_tools.families.seed_oss import SEED_OSS
+from checkpoints_tools.families.starcoder2 import STARCODER2
 from checkpoints_tools.families.llama import LLAMA
 from checkpoints_tools.families.mistral import MISTRAL
 from checkpoints_tools.families.mixtral import MIXTRAL
@@ -16,6 +23,13 @@ _TABLE = (
     QWEN3,
     MIXTRAL,
     QWEN3_MOE,
+    SEED_OSS,
+    ARCEE,
+    NEMOTRON,
+    STARCODER2,
+    ERNIE4_5,
+    HUNYUAN_V1_DENSE,
+    APERTUS,
 )
 FAMILIES: dict[str, Family] = {family.model_type: family for family in _TABLE}
 

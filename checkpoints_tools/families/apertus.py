@@ -2,14 +2,15 @@
 
 from typing import Any
 
-from checkpoints_tools.families.arguments import bias_arguments, decoder_arguments
+from checkpoints_tools.families.arguments import activation_arguments, biases_by_keys, decoder_arguments
 from checkpoints_tools.families.family import Family, neutral_but
 from checkpoints_tools.families.weights import attention, layer_weight, norms, plain_mlp
 from megatron_star.model.checked_values import CheckedValues
 
 
 def _arguments(values: CheckedValues) -> dict[str, Any]:
-    return decoder_arguments(values, gated_mlp=False) | bias_arguments(values) | {"qk_layernorm": True}
+    arguments = decoder_arguments(values) | activation_arguments(values, gated=False)
+    return arguments | biases_by_keys(values) | {"qk_layernorm": True}
 
 
 _XIELU = tuple(

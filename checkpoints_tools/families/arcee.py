@@ -2,20 +2,20 @@
 
 from typing import Any
 
-from checkpoints_tools.families.arguments import bias_arguments, decoder_arguments
+from checkpoints_tools.families.arguments import activation_arguments, biases_by_keys, decoder_arguments
 from checkpoints_tools.families.family import Family, neutral_but
 from checkpoints_tools.families.weights import attention, norms, plain_mlp
 from megatron_star.model.checked_values import CheckedValues
 
 
 def _arguments(values: CheckedValues) -> dict[str, Any]:
-    return decoder_arguments(values, gated_mlp=False) | bias_arguments(values)
+    return decoder_arguments(values) | activation_arguments(values, gated=False) | biases_by_keys(values)
 
 
 ARCEE = Family(
     "arcee",
     bridge_provider="Arcee",
     arguments=_arguments,
-    neutral=neutral_but("attention_bias", "mlp_bias"),
+    neutral=neutral_but("attention_bias", "mlp_bias", "hidden_act"),
     layer=(*norms(), *attention(), *plain_mlp()),
 )

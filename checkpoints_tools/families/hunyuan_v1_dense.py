@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from checkpoints_tools.families.arguments import bias_arguments, decoder_arguments
+from checkpoints_tools.families.arguments import biases_by_keys, decoder_arguments
 from checkpoints_tools.families.family import Family, neutral_but
 from checkpoints_tools.families.weights import attention, gated_mlp, norms
 from megatron_star.model.checked_values import CheckedValues
@@ -10,7 +10,7 @@ from megatron_star.model.checked_values import CheckedValues
 
 def _arguments(values: CheckedValues) -> dict[str, Any]:
     norms_of_heads = {"qk_layernorm": True, "qk_layernorm_after_rotation": True}
-    return decoder_arguments(values) | bias_arguments(values) | norms_of_heads
+    return decoder_arguments(values) | biases_by_keys(values) | norms_of_heads
 
 
 HUNYUAN_V1_DENSE = Family(

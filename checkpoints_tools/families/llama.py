@@ -2,13 +2,13 @@
 
 from typing import Any
 
-from checkpoints_tools.families.arguments import bias_arguments, decoder_arguments
+from checkpoints_tools.families.arguments import biases_by_keys, decoder_arguments
 from checkpoints_tools.families.family import Family, neutral_but
 from megatron_star.model.checked_values import CheckedValues
 
 
 def _arguments(values: CheckedValues) -> dict[str, Any]:
-    return decoder_arguments(values) | bias_arguments(values)
+    return decoder_arguments(values) | biases_by_keys(values)
 
 
 LLAMA = Family(

@@ -2,17 +2,17 @@
 
 from typing import Any
 
-from checkpoints_tools.families.arguments import decoder_arguments
+from checkpoints_tools.families.arguments import bias_arguments, decoder_arguments
 from checkpoints_tools.families.family import Family, neutral_but
 from megatron_star.model.checked_values import CheckedValues
 
 
 def _arguments(values: CheckedValues) -> dict[str, Any]:
-    return decoder_arguments(values) | {
-        "add_qkv_bias": values.boolean("attention_bias"),
-        "add_proj_bias": values.boolean("attention_out_bias"),
-        "add_mlp_bias": values.boolean("mlp_bias"),
-    }
+    return decoder_arguments(values) | bias_arguments(
+        query_key_value=values.boolean("attention_bias"),
+        output=values.boolean("attention_out_bias"),
+        mlp=values.boolean("mlp_bias"),
+    )
 
 
 SEED_OSS = Family(

@@ -4,17 +4,27 @@ from pathlib import Path
 
 import torch
 from transformers import (
+    ApertusConfig,
+    ArceeConfig,
     AutoModelForCausalLM,
+    Ernie4_5Config,
+    GptOssConfig,
+    HunYuanDenseV1Config,
+    Llama4TextConfig,
     LlamaConfig,
     MistralConfig,
     MixtralConfig,
+    NemotronConfig,
     PreTrainedConfig,
     Qwen2Config,
     Qwen3Config,
     Qwen3MoeConfig,
+    SeedOssConfig,
+    Starcoder2Config,
 )
 
 VOCAB_SIZE = 259
+_WINDOW = 13  # tokens; as tests/families/cases.py says
 _SIZES = {
     "vocab_size": VOCAB_SIZE,
     "hidden_size": 72,
@@ -37,6 +47,7 @@ _LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
 }
+_NTK_ALPHA = {"rope_type": "dynamic", "rope_theta": 10000.0, "alpha": 50.0, "factor": 1.0}
 _YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 32}
 
 CONFIGS: dict[str, PreTrainedConfig] = {
@@ -63,6 +74,16 @@ CONFIGS: dict[str, PreTrainedConfig] = {
         num_experts_per_tok=2,
         moe_intermediate_size=40,
         norm_topk_prob=False,
+    ),
+    "llama_biases": LlamaConfig(**_SIZES, **_HEAD, attention_bias=True, mlp_bias=True),
+    "seed_oss": SeedOssConfig(**_SIZES, **_HEAD, attention_out_bias=True),
+    "arcee": ArceeConfig(**_SIZES, **_HEAD, rope_parameters=_YARN),
+    "nemotron": NemotronConfig(**_SIZES, **_HEAD),
+    "starcoder2": Starcoder2Config(**_SIZES, sliding_window=_WINDOW),
+    "ernie4_5": Ernie4_5Config(**_SIZES, **_HEAD, use_bias=True),
+    "hunyuan_v1_dense": HunYuanDenseV1Config(**_SIZES, **_HEAD, rope_parameters=_NTK_ALPHA),
+    "apertus": ApertusConfig(
+        **_SIZES, **_HEAD, rope_parameters=_LLAMA3 | {"factor": 4.0, "original_max_position_embeddings": 64}
     ),
 }
 
