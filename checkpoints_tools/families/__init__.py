@@ -4,6 +4,7 @@ from checkpoints_tools.families.family import Family
 from checkpoints_tools.families.apertus import APERTUS
 from checkpoints_tools.families.arcee import ARCEE
 from checkpoints_tools.families.ernie4_5 import ERNIE4_5
+from checkpoints_tools.families.gpt_oss import GPT_OSS
 from checkpoints_tools.families.hunyuan_v1_dense import HUNYUAN_V1_DENSE
 from checkpoints_tools.families.nemotron import NEMOTRON
 from checkpoints_tools.families.seed_oss import SEED_OSS
@@ -30,6 +31,7 @@ _TABLE = (
     ERNIE4_5,
     HUNYUAN_V1_DENSE,
     APERTUS,
+    GPT_OSS,
 )
 FAMILIES: dict[str, Family] = {family.model_type: family for family in _TABLE}
 

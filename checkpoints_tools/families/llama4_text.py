@@ -7,7 +7,8 @@ rotated). The latter see everything and, with `attn_temperature_tuning`, scale q
 from typing import Any
 
 from checkpoints_tools.families.arguments import biases_by_keys, decoder_arguments
-from checkpoints_tools.families.family import Family, neutral_but
+from checkpoints_tools.families.family import IN_SOME_LAYERS, Family, neutral_but
+from checkpoints_tools.families.layer_kinds import unrotated_layers
 from checkpoints_tools.families.weight import TURNED, Condition
 from checkpoints_tools.families.weights import NORM_BEFORE_EXPERTS, attention, layer_weight, norms
 from megatron_star.checked_input import shown
@@ -17,22 +18,13 @@ from megatron_star.model.recorded_arguments import MOST_LAYERS
 
 def _arguments(values: CheckedValues) -> dict[str, Any]:
     arguments = decoder_arguments(values) | biases_by_keys(values) | {"rotary_interleaved": True}
-    layers = arguments["num_layers"]
-    rotated = _rotated_layers(values, layers)
-    arguments |= {"no_rope_freq": [1 - one for one in rotated]} if 0 in rotated else {}
-    if values.boolean("use_qk_norm") and 1 in rotated:
-        arguments |= {"qk_l2_norm": True, "qk_norm_of_rotated_only": True}
-    if values.boolean("attn_temperature_tuning") and 0 in rotated:
+    unrotated = unrotated_layers(values)
+    arguments |= unrotated
+    if values.boolean("use_qk_norm"):
+        arguments |= {"qk_l2_norm": True, "qk_norm_of_rotated_only": bool(unrotated)}
+    if values.boolean("attn_temperature_tuning") and unrotated:
         arguments |= _temperature_arguments(values)
-    return arguments | _chunk_arguments(values, layers) | _mlp_arguments(values, layers)
-
-
-def _rotated_layers(values: CheckedValues, layers: int) -> list[int]:
-    """1 for each layer with a rotary embedding, else 0."""
-    listed = values.any("no_rope_layers")
-    if not isinstance(listed, list) or len(listed) < layers or any(one not in (0, 1) for one in listed):
-        raise values.wrong("no_rope_layers", f"a list of {layers} ones and zeros")
-    return [int(one) for one in listed[:layers]]
+    return arguments | _mlp_arguments(values, arguments["num_layers"])
 
 
 def _temperature_arguments(values: CheckedValues) -> dict[str, Any]:
@@ -42,28 +34,20 @@ def _temperature_arguments(values: CheckedValues) -> dict[str, Any]:
     }
 
 
-def _chunk_arguments(values: CheckedValues, layers: int) -> dict[str, Any]:
-    kinds = values.any("layer_types")
-    for kind in kinds:
-        if kind not in ("full_attention", "chunked_attention"):
-            raise ValueError(f"config.json: layer_types has {shown(kind)}, which is not supported")
-    chunked = [int(kind == "chunked_attention") for kind in kinds[:layers]]
-    if 1 not in chunked:
-        return {}
-    return {"attention_chunk_size": values.integer("attention_chunk_size"), "chunked_layers": chunked}
-
-
 def _mlp_arguments(values: CheckedValues, layers: int) -> dict[str, Any]:
     """Of a dense MLP in all layers, or of experts in all: a router of sigmoids, and one that sees every token."""
     with_experts = values.any("moe_layers")
-    if not isinstance(with_experts, list) or not {*with_experts} & {*range(layers)}:
-        return {"ffn_hidden_size": values.integer("intermediate_size_mlp")}
+    if not isinstance(with_experts, list):
+        raise values.wrong("moe_layers", "a list of layers")
+    dense = {"ffn_hidden_size": values.integer("intermediate_size_mlp")}
+    if not {*with_experts} & {*range(layers)}:
+        return dense
     if not {*range(layers)} <= {*with_experts}:
         raise ValueError(
             f"config.json: moe_layers={shown(with_experts)}: experts in some layers only are not supported yet "
             "(the experts issue)"
         )
-    return {
+    return dense | {
         "num_experts": values.integer("num_local_experts", most=MOST_LAYERS),
         "moe_ffn_hidden_size": values.integer("intermediate_size"),
         "moe_shared_expert_intermediate_size": values.integer("intermediate_size"),
@@ -124,5 +108,6 @@ LLAMA4_TEXT = Family(
     bridge_provider="Llama4",
     arguments=_arguments,
     neutral=neutral_but("attention_bias"),
+    windows=IN_SOME_LAYERS,
     layer=(*norms(before_mlp=None), *attention(), *_MLP),
 )

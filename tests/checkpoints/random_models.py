@@ -49,6 +49,16 @@ _LLAMA3 = {
 }
 _NTK_ALPHA = {"rope_type": "dynamic", "rope_theta": 10000.0, "alpha": 50.0, "factor": 1.0}
 _YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 32}
+_LLAMA4 = {
+    **_SIZES,
+    **_HEAD,
+    "intermediate_size_mlp": 56,
+    "no_rope_layers": [1, 0, 1],
+    "attention_chunk_size": _WINDOW,
+    "num_local_experts": 3,
+    "floor_scale": 7,
+    "attn_scale": 0.6,
+}
 
 CONFIGS: dict[str, PreTrainedConfig] = {
     "llama2": LlamaConfig(**_SIZES | {"num_key_value_heads": 4}, **_HEAD),
@@ -85,6 +95,17 @@ CONFIGS: dict[str, PreTrainedConfig] = {
     "apertus": ApertusConfig(
         **_SIZES, **_HEAD, rope_parameters=_LLAMA3 | {"factor": 4.0, "original_max_position_embeddings": 64}
     ),
+    "gpt_oss": GptOssConfig(
+        **_SIZES,
+        **_HEAD,
+        sliding_window=_WINDOW,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        swiglu_limit=0.8,
+        rope_parameters=_YARN | {"truncate": False},
+    ),
+    "llama4_text_experts": Llama4TextConfig(**_LLAMA4),
+    "llama4_text": Llama4TextConfig(**_LLAMA4, moe_layers=[]),
 }
 
 
