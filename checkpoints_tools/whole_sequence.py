@@ -12,6 +12,7 @@ from megatron_star.model.attention import ForwardPass, LayerAttention
 from megatron_star.model.build import build_gpt_model
 from megatron_star.model.checkpoint import CheckpointInfo
 from megatron_star.model.cpu import use_cpu_where_cuda_is_absent
+from megatron_star.model.logits import soft_capped
 from megatron_star.model.stored_weights import load_weights
 from megatron_star.parallel.groups import initialize_groups
 
@@ -50,4 +51,4 @@ def megatron_logits(
             inference_context=_CausalAttention(positions, kernel),
             runtime_gather_output=True,
         )
-    return logits[0, :, : info.args["vocab_size"]].float().cpu()
+    return soft_capped(logits, model.config)[0, :, : info.args["vocab_size"]].float().cpu()
