@@ -5,7 +5,7 @@ heads of this TP rank, hn head size.
 """
 
 from abc import abstractmethod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from megatron.core.inference.config import InferenceConfig
@@ -102,6 +102,12 @@ class StarCoreAttention(torch.nn.Module):
 
 class StarSelfAttention(SelfAttention):
     """Megatron's SelfAttention, whose KV belongs to the forward pass instead of to a buffer of Megatron's."""
+
+    def __init__(self, config: TransformerConfig, *args: Any, **options: Any) -> None:
+        super().__init__(config, *args, **options)
+        is_unrotated = config.no_rope_freq and config.no_rope_freq[self.layer_number - 1]
+        if is_unrotated and own_field(config, "qk_norm_of_rotated_only"):
+            self.q_layernorm = self.k_layernorm = None
 
     def _adjust_key_value_for_inference(
         self,

@@ -168,7 +168,9 @@ def test_layers_have_the_windows_that_transformers_gives_them(name, changes, exp
 
 # What is for training, for generating, or what transformers has resolved into another key.
 WITHOUT_EFFECT = {
-    *("attention_dropout", "initializer_range", "router_aux_loss_coef", "router_jitter_noise"),
+    *("attention_dropout", "residual_dropout", "embedding_dropout", "initializer_range", "eod_token_id"),
+    *("no_rope_layer_interval", "interleave_moe_layer_step"),  # into no_rope_layers and moe_layers
+    *("router_aux_loss_coef", "router_jitter_noise"),
     *("bos_token_id", "eos_token_id", "pad_token_id", "use_cache", "output_router_logits", "pretraining_tp"),
     *("max_window_layers", "use_sliding_window", "sliding_window"),  # into layer_types; else it is read
 }
