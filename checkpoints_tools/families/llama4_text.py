@@ -35,7 +35,7 @@ def _temperature_arguments(values: CheckedValues) -> dict[str, Any]:
 
 
 def _mlp_arguments(values: CheckedValues, layers: int) -> dict[str, Any]:
-    """Of a dense MLP in all layers, or of experts in all: a router of sigmoids, and one that sees every token."""
+    """Of a dense MLP in all layers, or of experts in all: chosen by sigmoids, beside one for every token."""
     with_experts = values.any("moe_layers")
     if not isinstance(with_experts, list):
         raise values.wrong("moe_layers", "a list of layers")
@@ -44,8 +44,8 @@ def _mlp_arguments(values: CheckedValues, layers: int) -> dict[str, Any]:
         return dense
     if not {*range(layers)} <= {*with_experts}:
         raise ValueError(
-            f"config.json: moe_layers={shown(with_experts)}: experts in some layers only are not supported yet "
-            "(the experts issue)"
+            f"config.json: moe_layers={shown(with_experts)}: experts in some layers only "
+            "are not supported yet (the experts issue)"
         )
     return dense | {
         "num_experts": values.integer("num_local_experts", most=MOST_LAYERS),

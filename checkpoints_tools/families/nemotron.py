@@ -1,4 +1,4 @@
-"""Nemotron 3 and 4, Minitron: LayerNorm around 1, the square of ReLU without a gate, half of a head rotated."""
+"""Nemotron 3 and 4, Minitron: LayerNorm around 1, squared ReLU without a gate, half of a head is rotated."""
 
 from typing import Any
 
