@@ -54,10 +54,7 @@ DEPENDS_ON_OTHER_TOKENS = (
 REFUSED = (*PARALLELISM, *CORE_ATTENTION, *OTHER_LAYERS, *INFERENCE, *DEPENDS_ON_OTHER_TOKENS)
 """Fields of Megatron's `TransformerConfig` that must have the value that they have by default."""
 
-NOT_YET = (
-    *("window_size", "softmax_type", "attention_chunk_size", "attention_softcap"),
-    "window_rotary_base",
-)
+NOT_YET = ("window_rotary_base",)
 """Fields that a model is built with and `attach` refuses, until what computes them has landed (issue 20)."""
 
 POSITION_EMBEDDINGS = ("rope", "yarn", "learned_absolute", "none")
