@@ -111,6 +111,13 @@ REFUSED = {
     "no heads": ("llama2", {"num_attention_heads": 0}, "num_attention_heads=0"),
     "a number that is none": ("llama2", {"rms_norm_eps": float("nan")}, "rms_norm_eps=nan"),
     "an odd head": ("qwen3", {"head_dim": 15}, "head_dim"),
+    "a gate of another slope": ("gpt_oss", {"swiglu_alpha": 1.5}, "swiglu_alpha=1.5"),
+    "experts with biases and attention without": (
+        "gpt_oss",
+        {"attention_bias": False},
+        "attention_bias=False",
+    ),
+    "an activation": ("arcee", {"hidden_act": "tanh"}, "hidden_act='tanh'"),
     "text for a size": ("llama2", {"hidden_size": "72"}, "hidden_size='72'"),
     "a base of null": ("llama2", {"rope_scaling": {"rope_theta": None}}, "rope_theta=None"),
     "layers without end": ("llama2", {"num_hidden_layers": 2**30}, "num_hidden_layers"),
