@@ -1,19 +1,35 @@
 """The table of model families. A new one is an object in a file of its own, and a row here."""
 
 from checkpoints_tools.families.family import Family
+from checkpoints_tools.families.granite import GRANITE
+from checkpoints_tools.families.granitemoehybrid import GRANITEMOEHYBRID
 from checkpoints_tools.families.llama import LLAMA
+from checkpoints_tools.families.ministral import MINISTRAL
+from checkpoints_tools.families.ministral3 import MINISTRAL3
 from checkpoints_tools.families.mistral import MISTRAL
 from checkpoints_tools.families.mixtral import MIXTRAL
+from checkpoints_tools.families.olmo2 import OLMO2
+from checkpoints_tools.families.olmo3 import OLMO3
+from checkpoints_tools.families.phi3 import PHI3
 from checkpoints_tools.families.qwen2 import QWEN2
 from checkpoints_tools.families.qwen3 import QWEN3
 from checkpoints_tools.families.qwen3_moe import QWEN3_MOE
+from checkpoints_tools.families.smollm3 import SMOLLM3
 from megatron_star.checked_input import shown
 
 _TABLE = (
     LLAMA,
     MISTRAL,
+    MINISTRAL,
+    MINISTRAL3,
     QWEN2,
     QWEN3,
+    PHI3,
+    SMOLLM3,
+    OLMO2,
+    OLMO3,
+    GRANITE,
+    GRANITEMOEHYBRID,
     MIXTRAL,
     QWEN3_MOE,
 )
