@@ -9,12 +9,14 @@ from typing import Any
 import yaml
 from megatron.core.dist_checkpointing.serialization import load_common_state_dict
 from megatron.core.safe_globals import register_safe_globals
+from megatron.core.transformer.utils import is_layer_window_attention
 from megatron.training.arguments import add_megatron_arguments
 
 from checkpoints_tools.families import FAMILIES
 from megatron_star.checked_input import shown
-from megatron_star.model.recorded_arguments import is_every_layer, not_understood
+from megatron_star.model.recorded_arguments import OPTIONAL, is_every_layer, not_understood
 from megatron_star.model.stored_weights import without_torch_warnings
+from megatron_star.model.transformer_config import OWN_FIELDS
 
 _BRIDGE_FILE = "run_config.yaml"
 # Names of TransformerConfig and GPTModel, which Megatron Bridge has and newer versions of Megatron-LM.
@@ -26,6 +28,8 @@ _RENAMED = {
     "yarn_rotary_scaling_factor": "rotary_scaling_factor",
     "yarn_mscale": "mscale",
     "yarn_mscale_all_dim": "mscale_all_dim",
+    "layernorm_zero_centered_gamma": "apply_layernorm_1p",
+    "seq_len_interpolation_factor": "rotary_seq_len_interpolation_factor",
 }
 _ROPE_SCALING, _EXPERTS, _YARN = "use_rope_scaling", "num_experts", "yarn"
 # What decides the result and may differ between models whose tensors have the same shapes; and with what.
@@ -63,6 +67,14 @@ _COMPARED = {
     "moe_layer_freq": _EXPERTS,
 }
 _YARN_SCALES = {"mscale": 1.0, "mscale_all_dim": 0.0}  # which Megatron takes where we say nothing
+_MEANT_BY_NONE = {
+    "apply_layernorm_1p": False,
+    "attention_output_gate": False,
+    "qk_l2_norm": False,
+    "rotary_seq_len_interpolation_factor": 1.0,
+    "softmax_type": "vanilla",
+    **{name: own.default for name, own in OWN_FIELDS.items()},
+}
 # What programs put among the arguments that no parser declares, or that earlier versions declared.
 _DERIVED = frozenset(
     (
@@ -178,6 +190,13 @@ def _has_effect(name: str, args: Mapping[str, Any]) -> bool:
 
 def check_agreement(directory: Path, recorded: Mapping[str, Any], model_args: Mapping[str, Any]) -> None:
     """Raises ValueError, naming it, if something was recorded that is not what `model_args` say."""
+    layers = model_args["num_layers"]
+    for name in (
+        *OPTIONAL.keys() - {"window_attn_skip_freq"},
+        *OWN_FIELDS,
+    ):  # it is part of a window's meaning
+        if name in recorded and _meaning(name, recorded, layers) != _meaning(name, model_args, layers):
+            raise _disagreement(directory, name, recorded, model_args.get(name))
     for name in _COMPARED:
         if recorded.get(name) is None or not _has_effect(name, model_args):
             continue
@@ -189,6 +208,21 @@ def check_agreement(directory: Path, recorded: Mapping[str, Any], model_args: Ma
         if name == "moe_layer_freq" and is_every_layer(found, model_args["num_layers"]):
             continue
         if found != expected and not (name == "num_experts" and not found and not expected):
-            raise ValueError(
-                f"{directory}: {name} is {shown(found)} in the checkpoint, {shown(expected)} in --hf-config"
-            )
+            raise _disagreement(directory, name, {name: found}, expected)
+
+
+def _disagreement(directory: Path, name: str, recorded: Mapping[str, Any], expected: Any) -> ValueError:
+    found = shown(recorded[name])
+    return ValueError(f"{directory}: {name} is {found} in the checkpoint, {shown(expected)} in --hf-config")
+
+
+def _meaning(name: str, args: Mapping[str, Any], num_layers: int) -> Any:
+    """The value of an argument that may be missing, however it is written."""
+    value, layers = args.get(name), range(1, num_layers + 1)
+    if name == "window_size":
+        window, pattern = tuple(args.get("window_size") or (-1, -1)), args.get("window_attn_skip_freq")
+        has_window = [is_layer_window_attention(window, pattern, layer) for layer in layers]
+        return window != (-1, -1) and any(has_window) and (window, has_window)
+    if name == "no_rope_freq" and not isinstance(value, list):
+        return [int(bool(value) and layer % value == 0) for layer in layers]
+    return _MEANT_BY_NONE.get(name) if value is None else value

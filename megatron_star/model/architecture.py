@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_star.model.supported import check_supported
+from megatron_star.model.transformer_config import OWN_FIELDS, StarTransformerConfig
 
 _SAME_NAME = (
     "num_layers",
@@ -23,14 +23,25 @@ _SAME_NAME = (
     "add_bias_linear",
     "add_qkv_bias",
     "qk_layernorm",
+    "qk_l2_norm",
+    "attention_output_gate",
+    "window_attn_skip_freq",
+    "softmax_type",
+    "softmax_scale",
+    "no_rope_freq",
     "rotary_interleaved",
     "moe_ffn_hidden_size",
     "moe_router_topk",
     "moe_router_pre_softmax",
     "moe_router_load_balancing_type",
     "moe_token_dispatcher_type",
+    *OWN_FIELDS,
 )
-_RENAMED = {"norm_epsilon": "layernorm_epsilon", "num_experts": "num_moe_experts"}
+_RENAMED = {
+    "norm_epsilon": "layernorm_epsilon",
+    "num_experts": "num_moe_experts",
+    "apply_layernorm_1p": "layernorm_zero_centered_gamma",
+}
 _YARN = {
     "rotary_scaling_factor": "yarn_rotary_scaling_factor",
     "yarn_original_max_position_embeddings": "yarn_original_max_position_embeddings",
@@ -44,7 +55,7 @@ _YARN = {
 
 def transformer_config(
     args: Mapping[str, Any], *, tp_size: int, dtype: torch.dtype, device: torch.device
-) -> TransformerConfig:
+) -> StarTransformerConfig:
     """Megatron's configuration of the model that `args` describe, for inference at this TP size.
 
     Context parallelism is off in it: Megatron would cut rotary embeddings and assert in its attention.
@@ -57,9 +68,11 @@ def transformer_config(
     values = {name: args[name] for name in _SAME_NAME if args.get(name) is not None}
     values |= {field: args[name] for name, field in _RENAMED.items() if args.get(name) is not None}
     values["num_query_groups"] = args["num_query_groups"] if args.get("group_query_attention") else None
+    if (window := args.get("window_size")) and tuple(window) != (-1, -1):
+        values["window_size"] = tuple(window)
     if args.get("swiglu"):
         values |= {"activation_func": F.silu, "gated_linear_unit": True}
-    config = TransformerConfig(
+    config = StarTransformerConfig(
         **values,
         tensor_model_parallel_size=tp_size,
         params_dtype=dtype,
@@ -90,6 +103,7 @@ def gpt_model_arguments(args: Mapping[str, Any]) -> dict[str, Any]:
         "position_embedding_type": args["position_embedding_type"],
         "rotary_percent": args.get("rotary_percent", 1.0),
         "rotary_base": args.get("rotary_base", 10000),
+        "seq_len_interpolation_factor": args.get("rotary_seq_len_interpolation_factor"),
         "rope_scaling": bool(args.get("use_rope_scaling")),
         "rope_scaling_factor": args.get("rope_scaling_factor") or 8.0,
     }

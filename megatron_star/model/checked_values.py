@@ -64,6 +64,14 @@ class CheckedValues:
             raise self.wrong(key, " or ".join(map(shown, allowed)))
         return value
 
+    def flags(self, key: str, count: int) -> list[int]:
+        """A list of so many zeros and ones."""
+        value = self.any(key)
+        is_list = isinstance(value, list) and len(value) == count
+        if not is_list or any(type(each) is not int or each not in (0, 1) for each in value):
+            raise self.wrong(key, f"a list of {count:,} zeros and ones")
+        return value
+
     def wrong(self, key: str, expected: str) -> ValueError:
         """The error that says what the value of `key` must be."""
         return ValueError(f"{self._source}: {key}={shown(self._values.get(key))}: it must be {expected}")

@@ -19,15 +19,6 @@ from megatron_star.model.recorded_arguments import check_arguments
 MODEL = model_arguments(json.loads(CONFIGS["qwen2"].to_json_string()))
 EXPERTS = model_arguments(json.loads(CONFIGS["qwen3_moe"].to_json_string()))
 SAME_FOR_ALL = [
-    ("apply_layernorm_1p", True),
-    ("layernorm_zero_centered_gamma", True),
-    ("window_size", (128, 0)),
-    ("window_size", [128, 0]),
-    ("softmax_type", "learnable"),
-    ("softmax_scale", 0.5),
-    ("no_rope_freq", 4),
-    ("qk_l2_norm", True),
-    ("attention_output_gate", True),
     ("squared_relu", True),
     ("quick_geglu", True),
     ("glu_linear_offset", 1.0),
@@ -40,13 +31,20 @@ SAME_FOR_ALL = [
     ("use_mup", True),
     ("mrope_section", [16, 24, 24]),
     ("is_hybrid_model", True),
-    ("rotary_seq_len_interpolation_factor", 4.0),
-    ("seq_len_interpolation_factor", 4.0),
     ("heterogeneous_layers_config_path", "layers.json"),
     ("activation_func", "gelu"),
     ("embedding_multiplier_of_a_fork", 12.0),
 ]
 COMPARED = [
+    ("window_size", (128, 0)),
+    ("window_size", [128, 0]),
+    ("softmax_type", "learnable"),
+    ("softmax_scale", 0.5),
+    ("no_rope_freq", 3),
+    ("qk_l2_norm", True),
+    ("attention_output_gate", True),
+    ("rotary_seq_len_interpolation_factor", 4.0),
+    ("norm_placement", "after"),
     ("rotary_interleaved", True),
     ("add_bias_linear", True),
     ("swiglu", False),
@@ -113,6 +111,34 @@ def test_a_newer_name_of_the_epsilon_is_compared(agree):
         agree(MODEL, {"layernorm_epsilon": 0.5})
 
 
+def test_a_newer_name_of_unit_offset_norms_is_compared(agree):
+    agree(MODEL | {"apply_layernorm_1p": True}, {"layernorm_zero_centered_gamma": True})
+    with pytest.raises(ValueError, match="apply_layernorm_1p is True in the checkpoint, None in"):
+        agree(MODEL, {"layernorm_zero_centered_gamma": True})
+
+
+WINDOWS = {"window_size": [127, 0], "window_attn_skip_freq": [1, 1, 0]}
+
+
+def test_windows_agree_where_the_same_layers_have_the_same_one(agree):
+    agree(MODEL | WINDOWS, {"window_size": (127, 0), "window_attn_skip_freq": 3})
+    agree(MODEL | WINDOWS | {"no_rope_freq": [0, 0, 1]}, WINDOWS | {"no_rope_freq": 3})
+
+
+@pytest.mark.parametrize(
+    "recorded",
+    [
+        {"window_size": None},
+        {"window_size": (126, 0), "window_attn_skip_freq": 3},
+        {"window_size": (127, 0), "window_attn_skip_freq": None},
+        {"window_size": (127, 0), "window_attn_skip_freq": [1, 0, 1]},
+    ],
+)
+def test_other_windows_than_recorded_are_refused(agree, recorded):
+    with pytest.raises(ValueError, match="window_size is"):
+        agree(MODEL | WINDOWS, recorded)
+
+
 @pytest.fixture
 def bridge(tmp_path):
     def check(changes: dict, model_args: dict = MODEL) -> None:
@@ -128,6 +154,9 @@ def bridge(tmp_path):
     "name, value, word",
     [
         *((name, list(value) if isinstance(value, tuple) else value, name) for name, value in SAME_FOR_ALL),
+        ("layernorm_zero_centered_gamma", True, "apply_layernorm_1p"),
+        ("seq_len_interpolation_factor", 4.0, "rotary_seq_len_interpolation_factor"),
+        ("window_size", [128, 0], "window_size"),
         ("rotary_interleaved", True, "rotary_interleaved"),
         ("gated_linear_unit", False, "swiglu"),
         ("rope_scaling", True, "use_rope_scaling"),
@@ -188,4 +217,4 @@ def test_every_field_of_megatrons_configuration_has_been_looked_at():
         if field.name not in recorded_arguments.MODELLED | recorded_arguments._ALLOWED.keys()
         and not recorded_arguments._WITHOUT_EFFECT.match(field.name)
     }
-    assert len(must_have_their_default) == 34, sorted(must_have_their_default)
+    assert len(must_have_their_default) == 29, sorted(must_have_their_default)

@@ -23,8 +23,6 @@ VALUES = {
     "virtual_pipeline_model_parallel_size": 2,
     "expert_model_parallel_size": 2,
     "sequence_parallel": True,
-    "window_size": (128, 0),
-    "softmax_type": "learnable",
     "multi_latent_attention": True,
     "experimental_attention_variant": "dsa",
     "linear_attention_freq": 4,
