@@ -6,7 +6,7 @@ from math import prod
 from typing import Any, NamedTuple
 
 from checkpoints_tools.families.family import Family
-from checkpoints_tools.families.weights import QKV, VOCABULARY, Part, Place, Weight
+from checkpoints_tools.families.weight import QKV, VOCABULARY, Part, Place, Weight
 
 Shape = tuple[int, ...]
 
@@ -56,6 +56,11 @@ class Chunk(NamedTuple):
         return prod(self.shape)
 
 
+def key_of_layer(key: str, layer: int) -> str:
+    """The key of one layer's tensor where Megatron does not stack those of all layers under `key`."""
+    return key.replace("decoder.layers.", f"decoder.layers.{layer}.")
+
+
 def axis_sizes(args: Mapping[str, Any]) -> dict[str, int]:
     """The sizes that the axes of weights stand for."""
     head = args["kv_channels"]
@@ -66,26 +71,30 @@ def axis_sizes(args: Mapping[str, Any]) -> dict[str, int]:
         "expert_ffn": args.get("moe_ffn_hidden_size"),
         "experts": args.get("num_experts"),
         "head": head,
+        "query_heads": args["num_attention_heads"],
         "query": head * args["num_attention_heads"],
         "key_value": head * args["num_query_groups"],
+        "query_key_value": head * (args["num_attention_heads"] + 2 * args["num_query_groups"]),
+        "gate_up_ffn": 2 * args["ffn_hidden_size"],
+        "one": 1,
     }
 
 
 def chunks(family: Family, args: Mapping[str, Any]) -> Iterator[Chunk]:
     """Every piece of the model, layer by layer."""
-    output_layer = _asked_for((family.output_layer,), args)
+    output_layer = [family.output_layer] if family.output_layer.belongs_to(args) else []
     embedding = family.embedding if output_layer else _tied(family.embedding, family.output_layer)
-    yield from _weight_chunks(embedding, args, None)
-    in_layer = _asked_for(family.layer, args)
-    for layer in range(args["num_layers"]):
-        for weight in in_layer:
-            yield from _weight_chunks(weight, args, layer)
-    for weight in (*_asked_for(family.end, args), *output_layer):
-        yield from _weight_chunks(weight, args, None)
-
-
-def _asked_for(weights: tuple[Weight, ...], args: Mapping[str, Any]) -> list[Weight]:
-    return [weight for weight in weights if weight.only_with is None or args.get(weight.only_with)]
+    yield from _weight_chunks(embedding, args)
+    in_layers = [weight for weight in family.layer if weight.belongs_to(args)]
+    layers = range(args["num_layers"])
+    stacked = all(weight.is_in(args, layer) for weight in in_layers for layer in layers)
+    for layer in layers:
+        for weight in in_layers:
+            if weight.is_in(args, layer):
+                yield from _weight_chunks(weight, args, layer, stacked=stacked)
+    for weight in (*family.end, *output_layer):
+        if weight.belongs_to(args):
+            yield from _weight_chunks(weight, args)
 
 
 def _tied(embedding: Weight, output_layer: Weight) -> Weight:
@@ -94,17 +103,21 @@ def _tied(embedding: Weight, output_layer: Weight) -> Weight:
     return embedding._replace(parts=(part._replace(elsewhere=Place(other.name)),))
 
 
-def _weight_chunks(weight: Weight, args: Mapping[str, Any], layer: int | None) -> Iterator[Chunk]:
+def _weight_chunks(
+    weight: Weight, args: Mapping[str, Any], layer: int | None = None, *, stacked: bool = False
+) -> Iterator[Chunk]:
+    """The tensor's pieces, of the layer: under the key of all layers, or `stacked` is false, of its own."""
     sizes = axis_sizes(args)
     num_experts = sizes["experts"] if "{expert}" in weight.parts[0].name else None
-    counts = [n for n in (args["num_layers"] if layer is not None else None, num_experts) if n is not None]
+    counts = [n for n in (args["num_layers"] if stacked else None, num_experts) if n is not None]
+    key = weight.key if stacked or layer is None else key_of_layer(weight.key, layer)
     groups = [weight.parts] if weight.layout == QKV else [(part,) for part in weight.parts]
     heights = [_height(weight.layout, group, args, sizes) for group in groups]
     columns = tuple(sizes[axis] for axis in weight.parts[0].axes[1:])
     for expert, (i, group) in product(range(num_experts or 1), enumerate(groups)):
-        index = [n for n in (layer, expert if num_experts else None) if n is not None]
+        index = [n for n in (layer if stacked else None, expert if num_experts else None) if n is not None]
         yield Chunk(
-            key=weight.key,
+            key=key,
             layer=layer,
             global_shape=(*counts, sum(heights), *columns),
             offsets=(*index, sum(heights[:i]), *(0 for _ in columns)),

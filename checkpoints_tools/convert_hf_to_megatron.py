@@ -21,7 +21,7 @@ from checkpoints_tools.command_line import (
 )
 from checkpoints_tools.describe import write_description
 from checkpoints_tools.hf_checkpoint import common_dtype, open_hf_checkpoint
-from checkpoints_tools.layouts import fuse
+from checkpoints_tools.layouts import Heads, fuse, heads_of
 from checkpoints_tools.megatron_args import args_for_megatron
 from checkpoints_tools.output import new_directory
 from checkpoints_tools.safetensors_files import HfWeights
@@ -56,7 +56,7 @@ def convert(
         check_tokenizer(hf, temporary / TOKENIZER_DIRECTORY, wanted=with_tokenizer)
         args = args_for_megatron(source.args, output / TOKENIZER_DIRECTORY, dtype)
         with progress_bar(num_bytes, "converting") as bar:
-            values = _Source(source.weights, dtype, source.args["num_query_groups"], bar)
+            values = _Source(source.weights, dtype, heads_of(source.args), bar)
             write_weights(temporary / "release", source.pieces, values.value_of, args, dtype)
         (temporary / TRACKER_FILE).write_text("release")
         info = CheckpointInfo(
@@ -80,10 +80,10 @@ def _hash_weights(directory: Path) -> dict[str, Any]:
 class _Source:
     """Makes Megatron's chunks from Hugging Face tensors."""
 
-    def __init__(self, weights: HfWeights, dtype: torch.dtype, num_query_groups: int, bar: Any) -> None:
+    def __init__(self, weights: HfWeights, dtype: torch.dtype, heads: Heads, bar: Any) -> None:
         self._weights = weights
         self._dtype = dtype
-        self._num_query_groups = num_query_groups
+        self._heads = heads
         self._bar = bar
 
     def value_of(self, chunk: Chunk) -> Tensor:
@@ -91,7 +91,7 @@ class _Source:
         parts = []
         for source in chunk.sources:
             parts.append(cast(self._weights.read(source.name), self._dtype, source.name))
-        value = fuse(chunk.layout, parts, chunk.weight_shape, self._num_query_groups)
+        value = fuse(chunk.layout, parts, chunk.weight_shape, self._heads)
         self._bar.update(value.nbytes)
         return value
 

@@ -23,7 +23,7 @@ from checkpoints_tools.command_line import (
 from checkpoints_tools.describe import describe
 from checkpoints_tools.families import family_named
 from checkpoints_tools.hf_config import model_arguments, read_hf_config
-from checkpoints_tools.layouts import split
+from checkpoints_tools.layouts import heads_of, split
 from checkpoints_tools.output import check_can_write, new_directory
 from checkpoints_tools.safetensors_files import write_hf_weights
 from checkpoints_tools.tokenizer_files import copy_tokenizer
@@ -84,7 +84,7 @@ def hf_tensors(
     for piece in pieces:
         fused = weights.read(piece)
         bar.update(piece.num_elements * fused.dtype.itemsize)
-        yield split(piece.layout, fused, [source.shape for source in piece.sources], args["num_query_groups"])
+        yield split(piece.layout, fused, [source.shape for source in piece.sources], heads_of(args))
 
 
 def _cast(

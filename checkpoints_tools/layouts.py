@@ -3,24 +3,41 @@
 np query heads, ng key-value heads (query groups), hn head size.
 """
 
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor
 
 from checkpoints_tools.chunks import Shape
-from checkpoints_tools.families.weights import AS_IS, QKV, VOCABULARY
+from checkpoints_tools.families.weight import AS_IS, QKV, QKV_ROWS, VOCABULARY
 
 
-def fuse(layout: str, parts: list[Tensor], shape: Shape, num_query_groups: int) -> Tensor:
+class Heads(NamedTuple):
+    """How many heads a model has: np and ng."""
+
+    query: int
+    key_value: int
+
+
+def heads_of(args: Mapping[str, Any]) -> Heads:
+    """Of a model in Megatron's argument names."""
+    return Heads(args["num_attention_heads"], args["num_query_groups"])
+
+
+def fuse(layout: str, parts: list[Tensor], shape: Shape, heads: Heads) -> Tensor:
     """One tensor of `shape` from its parts.
 
-    QKV: for each query group its query heads, its key head, its value head. VOCABULARY: zero rows are
-    added up to `shape`.
+    QKV: for each query group its query heads, its key head, its value head. QKV_ROWS: the same, of one part
+    with the rows of all query heads, of all key heads, of all value heads. VOCABULARY: zero rows are added
+    up to `shape`.
     """
     if layout == AS_IS:
         return parts[0]
+    if layout == QKV_ROWS:
+        return _by_group(_rows_of_each(parts[0], heads), heads)
     if layout == QKV:
-        by_group = [part.unflatten(0, (num_query_groups, -1)) for part in parts]
-        return torch.cat(by_group, dim=1).flatten(0, 1)
+        return _by_group(parts, heads)
     assert layout == VOCABULARY
     if parts[0].shape == shape:
         return parts[0]
@@ -29,13 +46,33 @@ def fuse(layout: str, parts: list[Tensor], shape: Shape, num_query_groups: int) 
     return padded
 
 
-def split(layout: str, fused: Tensor, shapes: list[Shape], num_query_groups: int) -> list[Tensor]:
+def split(layout: str, fused: Tensor, shapes: list[Shape], heads: Heads) -> list[Tensor]:
     """The inverse of `fuse`: parts of the given shapes, contiguous."""
     if layout == AS_IS:
         return [fused]
+    if layout == QKV_ROWS:
+        return [torch.cat(_by_kind(fused, heads))]
     if layout == QKV:
-        by_group = fused.unflatten(0, (num_query_groups, -1))
-        parts = by_group.split([shape[0] // num_query_groups for shape in shapes], dim=1)
-        return [part.flatten(0, 1).contiguous() for part in parts]
+        return _by_kind(fused, heads)
     assert layout == VOCABULARY
     return [fused[: shapes[0][0]]]
+
+
+def _rows_of_each(fused: Tensor, heads: Heads) -> list[Tensor]:
+    """Views of the queries', the keys' and the values' rows, which lie in this order."""
+    head = len(fused) // (heads.query + 2 * heads.key_value)
+    return list(fused.split([head * heads.query, head * heads.key_value, head * heads.key_value]))
+
+
+def _by_group(parts: list[Tensor], heads: Heads) -> Tensor:
+    by_group = [part.unflatten(0, (heads.key_value, -1)) for part in parts]
+    return torch.cat(by_group, dim=1).flatten(0, 1)
+
+
+def _by_kind(fused: Tensor, heads: Heads) -> list[Tensor]:
+    """The inverse of `_by_group`."""
+    by_group = fused.unflatten(0, (heads.key_value, -1))
+    queries = heads.query // heads.key_value
+    head = by_group.shape[1] // (queries + 2)
+    parts = by_group.split([queries * head, head, head], dim=1)
+    return [part.flatten(0, 1).contiguous() for part in parts]

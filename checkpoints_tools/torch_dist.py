@@ -37,7 +37,7 @@ from torch.distributed.checkpoint.planner import (
 )
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
-from checkpoints_tools.chunks import Chunk, Shape
+from checkpoints_tools.chunks import Chunk, Shape, key_of_layer
 from megatron_star.model.stored_weights import read_stored, without_torch_warnings
 
 _COMMON_STATE = ShardedObject("common_state", None, (1,), (0,)).unique_key
@@ -157,7 +157,7 @@ class MegatronWeights:
         Raises:
             ValueError: the checkpoint has no such tensor.
         """
-        for key in (chunk.key, _key_of_layer(chunk)):
+        for key in (chunk.key, key_of_layer(chunk.key, chunk.layer)):
             if key in self.tensors:
                 return key, self.tensors[key]
         raise ValueError(f"{self.directory}: {chunk.key} is not in the checkpoint")
@@ -194,10 +194,6 @@ class MegatronWeights:
             found, expected = (min(found[0], rows), *found[1:]), (rows, *expected[1:])
         if found != expected:
             raise ValueError(f"{self.directory}: {key} has shape {found}, expected {expected}")
-
-
-def _key_of_layer(chunk: Chunk) -> str:
-    return chunk.key.replace("decoder.layers.", f"decoder.layers.{chunk.layer}.")
 
 
 def _place(chunk: Chunk, *, without_layer: bool) -> tuple[Shape, Shape, Shape]:

@@ -5,13 +5,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from checkpoints_tools.families.arguments import decoder_arguments
+from checkpoints_tools.families.weight import Weight
 from checkpoints_tools.families.weights import (
     ATTENTION,
     DENSE_MLP,
     EMBEDDING,
     FINAL_NORM,
+    FINAL_NORM_BIAS,
     OUTPUT_LAYER,
-    Weight,
 )
 from megatron_star.model.checked_values import CheckedValues
 
@@ -56,5 +57,5 @@ class Family:
     windows: str | None = None
     embedding: Weight = EMBEDDING
     layer: tuple[Weight, ...] = (*ATTENTION, *DENSE_MLP)
-    end: tuple[Weight, ...] = (FINAL_NORM,)
+    end: tuple[Weight, ...] = (FINAL_NORM, FINAL_NORM_BIAS)
     output_layer: Weight = OUTPUT_LAYER

@@ -1,48 +1,22 @@
-"""Which Hugging Face tensors a Megatron tensor is made of, and the tensors that several families have.
+"""The tensors that several families have, by their Hugging Face names."""
 
-One `Weight` is one Megatron tensor. Both directions, the comparison and the parameter counts read them;
-nothing else knows a name of a weight. Megatron stacks the tensors of all layers, and of all experts, under
-one key, along leading axes.
-"""
+from typing import Any
 
-from typing import Any, NamedTuple
-
-AS_IS, QKV, VOCABULARY = "as_is", "qkv", "vocabulary"
-
-
-class Place(NamedTuple):
-    """Where else a tensor may be: the `number`-th of so many equal pieces (`pieces`) of another, along rows.
-
-    Of a tensor of all experts, each expert's piece is so divided.
-    """
-
-    name: str
-    number: int = 0
-    pieces: int = 1
-
-
-class Part(NamedTuple):
-    """A Hugging Face tensor. `axes` name its sizes, see `chunks.axis_sizes`."""
-
-    name: str
-    axes: tuple[str, ...]
-    elsewhere: Place | None = None
-
-
-class Weight(NamedTuple):
-    """A Megatron tensor. AS_IS parts lie one after the other along rows; QKV and VOCABULARY: `layouts.py`.
-
-    Attributes:
-        split_axis: the axis, counted without layers and experts, that tensor parallelism cuts.
-        only_with: Megatron's argument that a model with this tensor sets; None: every model has it.
-    """
-
-    key: str
-    parts: tuple[Part, ...]
-    layout: str = AS_IS
-    split_axis: int | None = None
-    only_with: str | None = None
-
+from checkpoints_tools.families.weight import (
+    QKV,
+    QKV_ROWS,
+    VOCABULARY,
+    Part,
+    Place,
+    Weight,
+    any_of,
+    both,
+    norm_of_mlp,
+    norms_after,
+    norms_before,
+    norms_have_biases,
+    qk_norm_of,
+)
 
 _LAYER = "model.layers.{layer}."
 
@@ -63,6 +37,9 @@ EMBEDDING = Weight(
     split_axis=0,
 )
 FINAL_NORM = Weight("decoder.final_layernorm.weight", (Part("model.norm.weight", ("hidden",)),))
+FINAL_NORM_BIAS = Weight(
+    "decoder.final_layernorm.bias", (Part("model.norm.bias", ("hidden",)),), only_with=norms_have_biases
+)
 OUTPUT_LAYER = Weight(
     "output_layer.weight",
     (Part("lm_head.weight", ("vocab", "hidden")),),
@@ -71,53 +48,132 @@ OUTPUT_LAYER = Weight(
     only_with="untie_embeddings_and_output_weights",
 )
 
-ATTENTION = (
-    layer_weight("self_attention.linear_qkv.layer_norm_weight", ("input_layernorm.weight", ("hidden",))),
-    layer_weight(
-        "self_attention.linear_qkv.weight",
-        ("self_attn.q_proj.weight", ("query", "hidden")),
-        ("self_attn.k_proj.weight", ("key_value", "hidden")),
-        ("self_attn.v_proj.weight", ("key_value", "hidden")),
-        layout=QKV,
-        split_axis=0,
-    ),
-    layer_weight(
-        "self_attention.linear_proj.weight", ("self_attn.o_proj.weight", ("hidden", "query")), split_axis=1
-    ),
-    layer_weight(
-        "self_attention.linear_qkv.bias",
-        ("self_attn.q_proj.bias", ("query",)),
-        ("self_attn.k_proj.bias", ("key_value",)),
-        ("self_attn.v_proj.bias", ("key_value",)),
-        layout=QKV,
-        split_axis=0,
-        only_with="add_qkv_bias",
-    ),
-    layer_weight(
-        "self_attention.q_layernorm.weight",
-        ("self_attn.q_norm.weight", ("head",)),
-        only_with="qk_layernorm",
-    ),
-    layer_weight(
-        "self_attention.k_layernorm.weight",
-        ("self_attn.k_norm.weight", ("head",)),
-        only_with="qk_layernorm",
-    ),
-)
-DENSE_MLP = (
-    layer_weight("mlp.linear_fc1.layer_norm_weight", ("post_attention_layernorm.weight", ("hidden",))),
-    layer_weight(
-        "mlp.linear_fc1.weight",
-        ("mlp.gate_proj.weight", ("ffn", "hidden")),
-        ("mlp.up_proj.weight", ("ffn", "hidden")),
-        split_axis=0,
-    ),
-    layer_weight("mlp.linear_fc2.weight", ("mlp.down_proj.weight", ("hidden", "ffn")), split_axis=1),
-)
+
+def norms(
+    *,
+    before_attention: str = "input_layernorm",
+    before_mlp: str = "post_attention_layernorm",
+    after_attention: str | None = None,
+    after_mlp: str | None = None,
+) -> tuple[Weight, ...]:
+    """The norms of a layer, by their Hugging Face names; `norm_placement` says which of them a model has."""
+    places = (
+        ("self_attention.linear_qkv.layer_norm_", before_attention, norms_before),
+        ("mlp.linear_fc1.layer_norm_", before_mlp, norm_of_mlp),
+        ("self_attn_bda.norm.", after_attention, norms_after),
+        ("mlp_bda.norm.", after_mlp, norms_after),
+    )
+    return tuple(
+        layer_weight(key + kind, (f"{name}.{kind}", ("hidden",)), only_with=condition)
+        for key, name, placed in places
+        if name
+        for kind, condition in (("weight", placed), ("bias", both(placed, norms_have_biases)))
+    )
+
+
+def attention(
+    *,
+    fused: str | None = None,
+    output: str = "o_proj",
+    query_norm: str = "q_norm",
+    key_norm: str = "k_norm",
+) -> tuple[Weight, ...]:
+    """Projections, and the biases, norms of query and key, and sinks that the arguments ask for.
+
+    Args:
+        fused: the one projection whose rows are all query heads, all key heads, all value heads; else three.
+    """
+    return (
+        _query_key_value("weight", ("hidden",), fused),
+        _query_key_value("bias", (), fused)._replace(only_with=any_of("add_qkv_bias", "add_bias_linear")),
+        layer_weight(
+            "self_attention.linear_proj.weight",
+            (f"self_attn.{output}.weight", ("hidden", "query")),
+            split_axis=1,
+        ),
+        layer_weight(
+            "self_attention.linear_proj.bias",
+            (f"self_attn.{output}.bias", ("hidden",)),
+            only_with=any_of("add_proj_bias", "add_bias_linear"),
+        ),
+        *_query_key_norms(query_norm, key_norm),
+        layer_weight(
+            "self_attention.core_attention.softmax_offset",
+            ("self_attn.sinks", ("query_heads",)),
+            split_axis=0,
+            only_with=lambda args: args.get("softmax_type") == "learnable",
+        ),
+    )
+
+
+def _query_key_value(kind: str, columns: tuple[str, ...], fused: str | None) -> Weight:
+    key = f"self_attention.linear_qkv.{kind}"
+    if fused:
+        part = (f"self_attn.{fused}.{kind}", ("query_key_value", *columns))
+        return layer_weight(key, part, layout=QKV_ROWS, split_axis=0)
+    parts = (("q_proj", "query"), ("k_proj", "key_value"), ("v_proj", "key_value"))
+    names = [(f"self_attn.{name}.{kind}", (rows, *columns)) for name, rows in parts]
+    return layer_weight(key, *names, layout=QKV, split_axis=0)
+
+
+def _query_key_norms(query_norm: str, key_norm: str) -> tuple[Weight, ...]:
+    """Of each head alike, or over all heads of a token, whose weights tensor parallelism then cuts."""
+    of_all_heads = (("q_layernorm", query_norm, "query"), ("k_layernorm", key_norm, "key_value"))
+    of_a_head = ((key, name, "head") for key, name, _ in of_all_heads)
+    spans = (("head", None, of_a_head), ("all_heads", 0, of_all_heads))
+    return tuple(
+        layer_weight(
+            f"self_attention.{key}.weight",
+            (f"self_attn.{name}.weight", (size,)),
+            split_axis=split_axis,
+            only_with=qk_norm_of(span),
+        )
+        for span, split_axis, weights in spans
+        for key, name, size in weights
+    )
+
+
+def gated_mlp(
+    *, fused: str | None = None, gate: str = "gate_proj", up: str = "up_proj", down: str = "down_proj"
+) -> tuple[Weight, ...]:
+    """Without its norm.
+
+    Args:
+        fused: the one projection whose rows are those of the gate, then those of `up`; else two.
+    """
+    first = ((fused, "gate_up_ffn"),) if fused else ((gate, "ffn"), (up, "ffn"))
+    return _mlp(first, down)
+
+
+def plain_mlp(*, up: str = "up_proj", down: str = "down_proj") -> tuple[Weight, ...]:
+    """Of an MLP without a gate, and without its norm."""
+    return _mlp(((up, "ffn"),), down)
+
+
+def _mlp(first: tuple[tuple[str, str], ...], down: str) -> tuple[Weight, ...]:
+    has_biases = any_of("add_mlp_bias", "add_bias_linear")
+    return (
+        layer_weight(
+            "mlp.linear_fc1.weight",
+            *((f"mlp.{name}.weight", (rows, "hidden")) for name, rows in first),
+            split_axis=0,
+        ),
+        layer_weight(
+            "mlp.linear_fc1.bias",
+            *((f"mlp.{name}.bias", (rows,)) for name, rows in first),
+            split_axis=0,
+            only_with=has_biases,
+        ),
+        layer_weight("mlp.linear_fc2.weight", (f"mlp.{down}.weight", ("hidden", "ffn")), split_axis=1),
+        layer_weight("mlp.linear_fc2.bias", (f"mlp.{down}.bias", ("hidden",)), only_with=has_biases),
+    )
 
 
 def experts(block: str, gate: str, up: str, down: str) -> tuple[Weight, ...]:
-    """Of a block under `mlp` in transformers 5, which may store all experts of a layer as one tensor."""
+    """Of a block under `mlp` in transformers 5, which may store all experts of a layer as one tensor.
+
+    With the norm before them.
+    """
     expert = block + ".experts.{expert}."
     fused = "mlp.experts."
     return (
@@ -138,3 +194,7 @@ def experts(block: str, gate: str, up: str, down: str) -> tuple[Weight, ...]:
             split_axis=1,
         ),
     )
+
+
+ATTENTION = (*norms()[:2], *attention())
+DENSE_MLP = (*norms()[2:], *gated_mlp())
