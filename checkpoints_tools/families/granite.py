@@ -20,9 +20,7 @@ def multipliers(values: CheckedValues) -> dict[str, Any]:
 def granite_arguments(values: CheckedValues) -> dict[str, Any]:
     """Also of what was made of Granite 3."""
     of_attention = values.boolean("attention_bias")
-    biases = bias_arguments(
-        query_key_value=of_attention, output=of_attention, mlp=values.boolean("mlp_bias")
-    )
+    biases = bias_arguments(query_key_value=of_attention, output=of_attention, mlp=values.boolean("mlp_bias"))
     return decoder_arguments(values) | biases | multipliers(values)
 
 

@@ -4,7 +4,6 @@ from typing import Any
 
 from checkpoints_tools.families.family import IN_SOME_LAYERS, Family, neutral_but
 from checkpoints_tools.families.granite import granite_arguments
-from megatron_star.checked_input import shown
 from megatron_star.model.checked_values import CheckedValues
 
 
@@ -13,14 +12,23 @@ def _arguments(values: CheckedValues) -> dict[str, Any]:
 
 
 def _rotary_bases(values: CheckedValues) -> dict[str, Any]:
-    """Of `layer_rope_theta`: zero means that a layer is not rotated."""
+    """Of `layer_rope_theta`, in which zero means that a layer is not rotated."""
     kinds, bases = values.any("layer_types"), values.any("layer_rope_theta")
-    if not isinstance(bases, list) or len(bases) != len(kinds):
+    are_numbers = isinstance(bases, list) and all(type(base) in (int, float) and base >= 0 for base in bases)
+    if not are_numbers or len(bases) != len(kinds):
         raise values.wrong("layer_rope_theta", f"a list of {len(kinds)} numbers")
-    of_kind = {kind: {base for of, base in zip(kinds, bases, strict=True) if of == kind and base} for kind in kinds}
-    if any(len(found) > 1 for found in of_kind.values()):
-        raise ValueError(f"config.json: layer_rope_theta={shown(bases)}: one base for each kind of layers")
-    return of_kind
+    rotated = {(kind, base) for kind, base in zip(kinds, bases, strict=True) if base}
+    by_kind, different = dict(rotated), {base for _, base in rotated}
+    if len(rotated) > len(by_kind):
+        raise values.wrong("layer_rope_theta", "one number in all layers of a kind, or zero")
+    if len(different) > 1 and values.any("rope_parameters")["rope_type"] != "default":
+        raise values.wrong("rope_parameters", "without scaling, where layer_rope_theta has several numbers")
+    arguments = {} if all(bases) else {"no_rope_freq": [int(not base) for base in bases]}
+    if different:
+        arguments["rotary_base"] = by_kind.get("full_attention", max(different))
+    if len(different) > 1:
+        arguments["window_rotary_base"] = by_kind["sliding_attention"]
+    return arguments
 
 
 GRANITE_SWA = Family(

@@ -12,9 +12,7 @@ def _arguments(values: CheckedValues) -> dict[str, Any]:
     of_attention = values.boolean("attention_bias")
     return {
         **decoder_arguments(values, norm_epsilon="layer_norm_eps"),
-        **bias_arguments(
-            query_key_value=of_attention, output=of_attention, mlp=values.boolean("mlp_bias")
-        ),
+        **bias_arguments(query_key_value=of_attention, output=of_attention, mlp=values.boolean("mlp_bias")),
         **activation_arguments(values, gated=False),
         "normalization": "LayerNorm",
     }

@@ -134,7 +134,12 @@ def _query_key_norms(query_norm: str, key_norm: str) -> tuple[Weight, ...]:
 
 
 def gated_mlp(
-    *, fused: str | None = None, gate: str = "gate_proj", up: str = "up_proj", down: str = "down_proj"
+    *,
+    block: str = "mlp",
+    fused: str | None = None,
+    gate: str = "gate_proj",
+    up: str = "up_proj",
+    down: str = "down_proj",
 ) -> tuple[Weight, ...]:
     """Without its norm.
 
@@ -142,7 +147,7 @@ def gated_mlp(
         fused: the one projection whose rows are those of the gate, then those of `up`; else two.
     """
     first = ((fused, "gate_up_ffn"),) if fused else ((gate, "ffn"), (up, "ffn"))
-    return _mlp(first, down)
+    return _mlp(first, down, block)
 
 
 def plain_mlp(*, up: str = "up_proj", down: str = "down_proj") -> tuple[Weight, ...]:
@@ -150,22 +155,22 @@ def plain_mlp(*, up: str = "up_proj", down: str = "down_proj") -> tuple[Weight, 
     return _mlp(((up, "ffn"),), down)
 
 
-def _mlp(first: tuple[tuple[str, str], ...], down: str) -> tuple[Weight, ...]:
+def _mlp(first: tuple[tuple[str, str], ...], down: str, block: str = "mlp") -> tuple[Weight, ...]:
     has_biases = any_of("add_mlp_bias", "add_bias_linear")
     return (
         layer_weight(
             "mlp.linear_fc1.weight",
-            *((f"mlp.{name}.weight", (rows, "hidden")) for name, rows in first),
+            *((f"{block}.{name}.weight", (rows, "hidden")) for name, rows in first),
             split_axis=0,
         ),
         layer_weight(
             "mlp.linear_fc1.bias",
-            *((f"mlp.{name}.bias", (rows,)) for name, rows in first),
+            *((f"{block}.{name}.bias", (rows,)) for name, rows in first),
             split_axis=0,
             only_with=has_biases,
         ),
-        layer_weight("mlp.linear_fc2.weight", (f"mlp.{down}.weight", ("hidden", "ffn")), split_axis=1),
-        layer_weight("mlp.linear_fc2.bias", (f"mlp.{down}.bias", ("hidden",)), only_with=has_biases),
+        layer_weight("mlp.linear_fc2.weight", (f"{block}.{down}.weight", ("hidden", "ffn")), split_axis=1),
+        layer_weight("mlp.linear_fc2.bias", (f"{block}.{down}.bias", ("hidden",)), only_with=has_biases),
     )
 
 

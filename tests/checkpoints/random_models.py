@@ -5,8 +5,16 @@ from pathlib import Path
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    CwmConfig,
+    ExaoneConfig,
     GraniteConfig,
     GraniteMoeHybridConfig,
+    GraniteSWAConfig,
+    HeliumConfig,
+    HyperCLOVAXConfig,
+    InternLM3Config,
+    IQuestCoderConfig,
+    Jais2Config,
     LlamaConfig,
     Ministral3Config,
     MinistralConfig,
@@ -20,6 +28,7 @@ from transformers import (
     Qwen3Config,
     Qwen3MoeConfig,
     SmolLM3Config,
+    StableLmConfig,
 )
 
 VOCAB_SIZE = 259
@@ -40,6 +49,7 @@ _SIZES = {
 _FEW = _SIZES | {"num_hidden_layers": 2}
 _PHI3 = {"hidden_size": 64}  # whose heads are a part of it, and whose factors fit them
 _HEAD = {"head_dim": 16}  # not hidden_size / num_attention_heads
+_DEFAULT = {"rope_type": "default", "rope_theta": 1000.0}
 _LLAMA3 = {
     "rope_type": "llama3",
     "rope_theta": 1000.0,
@@ -104,7 +114,7 @@ CONFIGS: dict[str, PreTrainedConfig] = {
     "phi3": Phi3Config(
         **_FEW | _PHI3,
         sliding_window=_WINDOW,
-        rope_parameters={"rope_type": "default", "rope_theta": 1000.0, "partial_rotary_factor": 0.5},
+        rope_parameters=_DEFAULT | {"partial_rotary_factor": 0.5},
     ),
     "phi3_longrope": Phi3Config(
         **_FEW | _PHI3,
@@ -126,7 +136,7 @@ CONFIGS: dict[str, PreTrainedConfig] = {
         sliding_window=_WINDOW,
         layer_types=[_SLIDING, _FULL, _SLIDING],
         rope_parameters={
-            _SLIDING: {"rope_type": "default", "rope_theta": 500.0},
+            _SLIDING: _DEFAULT,
             _FULL: _YARN | {"attention_factor": 1.2},
         },
     ),
@@ -134,6 +144,29 @@ CONFIGS: dict[str, PreTrainedConfig] = {
     "granite4_dense": GraniteMoeHybridConfig(**_FEW, **_GRANITE_DENSE, position_embedding_type="rope"),
     "granite4_dense_nope": GraniteMoeHybridConfig(
         **_FEW | {"tie_word_embeddings": True}, **_GRANITE_DENSE, position_embedding_type="nope"
+    ),
+    "granite_swa": GraniteSWAConfig(
+        **_SIZES | {"tie_word_embeddings": True},
+        **_GRANITE,
+        sliding_window=_WINDOW,
+        layer_types=[_FULL, _SLIDING, _SLIDING],
+        layer_rope_theta=[10000.0, 500.0, 0],
+    ),
+    "hyperclovax": HyperCLOVAXConfig(**_FEW, **_GRANITE),
+    "exaone": ExaoneConfig(**_FEW),
+    "internlm3": InternLM3Config(**_FEW, **_HEAD, attention_bias=True, mlp_bias=True),
+    "iquestcoder": IQuestCoderConfig(**_FEW, **_HEAD),
+    "cwm": CwmConfig(
+        **_FEW | {"bos_token_id": 0},
+        **_HEAD,
+        sliding_window=_WINDOW,
+        layer_types=[_FULL, _SLIDING],
+        rope_parameters=_LLAMA3,
+    ),
+    "helium": HeliumConfig(**_FEW, **_HEAD | {"head_dim": 18}),
+    "jais2": Jais2Config(**_FEW),
+    "stablelm": StableLmConfig(
+        **_FEW, use_qkv_bias=True, rope_parameters=_DEFAULT | {"partial_rotary_factor": 0.25}
     ),
     "mixtral": MixtralConfig(
         **_SIZES, **_HEAD, num_local_experts=4, num_experts_per_tok=2, sliding_window=None
