@@ -1,5 +1,7 @@
 """The tensors that several families have, by their Hugging Face names."""
 
+from collections.abc import Mapping
+from functools import reduce
 from typing import Any
 
 from checkpoints_tools.families.weight import (
@@ -203,3 +205,15 @@ def experts(block: str, gate: str, up: str, down: str) -> tuple[Weight, ...]:
 
 ATTENTION = (*norms()[:2], *attention())
 DENSE_MLP = (*norms()[2:], *gated_mlp())
+
+
+def renamed(weights: tuple[Weight, ...], names: Mapping[str, str]) -> tuple[Weight, ...]:
+    """The same weights, with these pieces of their Hugging Face names replaced, one after the other."""
+
+    def name(part: Part) -> str:
+        return reduce(lambda found, piece: found.replace(*piece), names.items(), part.name)
+
+    return tuple(
+        weight._replace(parts=tuple(part._replace(name=name(part)) for part in weight.parts))
+        for weight in weights
+    )
