@@ -12,6 +12,18 @@ from megatron_star.attention.partial import AttentionKernel, Partial
 
 SHAPES = [(1, 1), (6, 1), (1, 37), (37, 37), (5, 129), (65, 3), (100, 41), (70, 70)]
 """Query rows and keys: fewer, as many, more; one key; odd sizes; below and above the limit of folded rows."""
+BANDS = [
+    (37, 37, 1),
+    (37, 37, 5),
+    (37, 70, None),
+    (5, 37, 3),
+    (1, 37, 8),
+    (70, 101, 37),
+    (70, 101, 400),
+    (36, 37, 36),
+]
+"""Causal: query rows, keys and window; of one key, of more than there are, smaller and larger than the keys
+before the first row."""
 HEADS = [(9, 3), (4, 4), (8, 1)]
 EMPTY = [(0, 5), (5, 0), (0, 0)]
 TOLERANCE = {torch.float32: 5e-5, torch.float16: 3e-3, torch.bfloat16: 2e-2}
@@ -24,13 +36,14 @@ def tensors(
     np: int = 9,
     ng: int = 3,
     hn: int = 16,
+    hv: int | None = None,
     b: int = 1,
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
 ) -> list[Tensor]:
-    """Random query, key and value, each between rows of NaN that nobody may read."""
+    """Random query, key and value, each between rows of NaN that nobody may read; values of hv, if given."""
     generator = torch.Generator().manual_seed(sq * 1000 + sk)
-    shapes = [(sq, b, np, hn), (sk, b, ng, hn), (sk, b, ng, hn)]
+    shapes = [(sq, b, np, hn), (sk, b, ng, hn), (sk, b, ng, hv or hn)]
     return [
         _between_nan(torch.randn(shape, generator=generator).to(dtype=dtype, device=device))
         for shape in shapes
@@ -63,6 +76,22 @@ def check_equals_reference(
             part = kernel(query, key, value, causal=causal, softmax_scale=0.3)
         out, lse = reference.attention(query, key, value, causal=causal, softmax_scale=0.3)
         assert_same_partial(part, out, lse, tolerance)
+
+
+def check_band(
+    kernel: AttentionKernel,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    window: int | None,
+    tolerance: float,
+) -> None:
+    """Causal with keys before the first row's, and with a window."""
+    with nan_in_fresh_memory():
+        part = kernel(query, key, value, causal=True, softmax_scale=0.3, window=window)
+    expected = reference.attention(query, key, value, causal=True, softmax_scale=0.3, window=window)
+    assert_same_partial(part, *expected, tolerance)
 
 
 def check_empty(kernel: AttentionKernel, query: Tensor, key: Tensor, value: Tensor) -> None:

@@ -57,21 +57,39 @@ def with_query(context_mask: Tensor, num_query_tokens: int) -> Tensor:
 
 
 def attention(
-    query: Tensor, key: Tensor, value: Tensor, *, causal: bool = False, softmax_scale: float
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    causal: bool = False,
+    softmax_scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Attention and LSE in float64: [sq, b, np, hn] and [sk, b, ng, hn] to [b, np, sq, hn] and [b, np, sq].
 
-    Causal aligns the last query with the last key. A row without a visible key gives 0 and -inf.
+    Values may have another head size, which the output has too. Causal aligns the last query with the last
+    key. Of the keys up to its own a row sees the last `window`. A row without a visible key gives 0 and -inf.
+    `sinks`, [np], are scores of one more key a head, whose value is zero; the LSE is without it.
     """
     repeat = query.size(2) // key.size(2)
     q = query.double().permute(1, 2, 0, 3)
     k = key.double().permute(1, 2, 0, 3).repeat_interleave(repeat, dim=1)
     v = value.double().permute(1, 2, 0, 3).repeat_interleave(repeat, dim=1)
     scores = softmax_scale * q @ k.transpose(2, 3)
+    if softcap is not None:
+        scores = softcap * (scores / softcap).tanh()
+    sq, sk = scores.shape[2:]
+    own = torch.arange(sq, device=scores.device)[:, None] + sk - sq
+    column = torch.arange(sk, device=scores.device)
     if causal:
-        sq, sk = scores.shape[2:]
-        visible = torch.ones(sq, sk, dtype=torch.bool, device=scores.device).tril(sk - sq)
-        scores = scores.masked_fill(~visible, -torch.inf)
+        scores = scores.masked_fill(column > own, -torch.inf)
+    if window is not None:
+        scores = scores.masked_fill(column <= own - window, -torch.inf)
     softmax_lse = scores.logsumexp(-1)
-    weights = (scores - softmax_lse.clamp_min(-1e300).unsqueeze(-1)).exp()
+    of_all = softmax_lse
+    if sinks is not None:
+        of_all = softmax_lse.logaddexp(sinks.double()[:, None])
+    weights = (scores - of_all.clamp_min(-1e300).unsqueeze(-1)).exp()
     return weights @ v, softmax_lse

@@ -1,7 +1,8 @@
 """What is known of a kernel before its library is loaded, and the contract around it once it is.
 
 An adapter file holds a `KernelInfo` for each of its kernels, and translates layout and LSE between the kernel
-and `Partial`. What they need alike (no empty input, no row without a key, grouped heads) is done once, here.
+and `Partial`. What they need alike is done here, once: no empty input, no row without a key, grouped heads,
+windows, values of another head size.
 """
 
 import math
@@ -12,11 +13,14 @@ from importlib import metadata
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from megatron_star.attention.partial import AttentionKernel, Partial, empty_partial
+from megatron_star.attention.band import attend_in_pieces
+from megatron_star.attention.partial import Partial, empty_partial
 
 Attend = Callable[[Tensor, Tensor, Tensor, bool, float], Partial]
-"""query, key, value, causal, softmax_scale as in `AttentionKernel`; there are rows and keys."""
+"""query, key, value, causal, softmax_scale as in `AttentionKernel`; there are rows and keys, and as many of
+both if causal."""
 
 ALL_ROWS = sys.maxsize
 HALF_PRECISION = (torch.float16, torch.bfloat16)
@@ -28,8 +32,10 @@ class KernelInfo:
 
     Attributes:
         load: imports the library and returns the kernel.
+        load_capped: likewise, one whose scores are softcap * tanh(score / softcap); None if it has none.
         min_capability, below_capability: compute capability of the GPU, for kernels on CUDA.
         max_head_size, head_size_multiple: limits on the head size.
+        other_value_sizes: whether values may have another head size than keys. Otherwise they are padded.
         folded_rows: up to so many query rows that see all keys, the query heads of a group are folded into
             rows, so that their KV is read once; ALL_ROWS for kernels without grouped heads.
         min_keys: with fewer, which can only be one, no kernel is needed (`attend_one_key`).
@@ -39,12 +45,14 @@ class KernelInfo:
 
     name: str
     load: Callable[[], Attend]
+    load_capped: Callable[[float], Attend] | None = None
     device_type: str = "cuda"
     dtypes: tuple[torch.dtype, ...] = HALF_PRECISION
     min_capability: tuple[int, int] = (8, 0)
     below_capability: tuple[float, int] = (math.inf, 0)
     max_head_size: int = 256
     head_size_multiple: int = 8
+    other_value_sizes: bool = False
     folded_rows: int = 0
     min_keys: int = 1
     distribution: str = "torch"
@@ -59,17 +67,28 @@ class KernelInfo:
             return False
         return True
 
-    def obstacle(self, device: torch.device, dtype: torch.dtype, head_size: int) -> str | None:
+    def obstacle(
+        self,
+        device: torch.device,
+        dtype: torch.dtype,
+        head_size: int,
+        *,
+        softcap: float | None = None,
+        value_size: int | None = None,
+    ) -> str | None:
         """Why it cannot run such attention, in words, or None if it can."""
         if device.type != self.device_type:
             return f"it runs on {self.device_type}, not on {device.type}"
         if dtype not in self.dtypes:
             return f"it computes in {_names(self.dtypes)}, not in {_names([dtype])}"
-        if head_size > self.max_head_size or head_size % self.head_size_multiple:
-            return (
-                f"it takes head sizes up to {self.max_head_size} that {self.head_size_multiple} divides, "
-                f"not {head_size}"
-            )
+        for size in (head_size, value_size or head_size):
+            if size > self.max_head_size or size % self.head_size_multiple:
+                return (
+                    f"it takes head sizes up to {self.max_head_size} that {self.head_size_multiple} divides, "
+                    f"not {size}"
+                )
+        if softcap is not None and self.load_capped is None:
+            return "it has no soft cap"
         if device.type == "cuda":
             return self._obstacle_of_capability(torch.cuda.get_device_capability(device))
         return None
@@ -83,68 +102,115 @@ class KernelInfo:
             )
         return None
 
-    def loaded(self) -> AttentionKernel:
-        """The kernel behind the contract.
+    def loaded(self, softcap: float | None = None) -> "LoadedKernel":
+        """The kernel behind the contract, with such a soft cap on its scores.
 
         Raises:
             ImportError: its package is installed, but does not import.
         """
         try:
-            attend = self.load()
+            attend = self.load() if softcap is None else self.load_capped(softcap)
         except Exception as error:
             raise ImportError(
                 f"attention kernel {self.name!r}: {self.distribution} is installed but broken: {error}"
             ) from error
-        return LoadedKernel(self.name, attend, self.folded_rows, self.min_keys)
+        return LoadedKernel(self, attend)
 
 
 @dataclass(frozen=True)
 class LoadedKernel:
-    """An `AttentionKernel`: gives a library's kernel only what all of them can take."""
+    """An `AttentionKernel`: gives a library's kernel only what that can take."""
 
-    name: str
+    info: KernelInfo
     attend: Attend
-    folded_rows: int
-    min_keys: int = 1
+
+    @property
+    def name(self) -> str:
+        """By which it can be chosen."""
+        return self.info.name
 
     def __call__(
-        self, query: Tensor, key: Tensor, value: Tensor, *, causal: bool, softmax_scale: float
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        causal: bool,
+        softmax_scale: float,
+        window: int | None = None,
     ) -> Partial:
         """See `AttentionKernel`."""
         sq, sk = query.size(0), key.size(0)
-        assert query.size(2) % key.size(2) == 0 and not (causal and sq != sk)
+        assert query.size(2) % key.size(2) == 0 and (not causal or sq <= sk)
+        assert window is None or (causal and window >= 1)
         if sq == 0 or sk == 0:
-            return empty_partial(query)
-        if sk < self.min_keys:
+            return empty_partial(query, value.size(3))
+        if causal and (sq < sk or window is not None):
+            return self._attend_in_band(query, key, value, softmax_scale, window)
+        return self._attend(query, key, value, causal, softmax_scale)
+
+    def _attend_in_band(
+        self, query: Tensor, key: Tensor, value: Tensor, softmax_scale: float, window: int | None
+    ) -> Partial:
+        """Causal, with keys before that of the first row, or a window."""
+        sq, sk = query.size(0), key.size(0)
+        if window is not None:
+            unseen = max(0, sk - sq - window + 1)
+            key, value = key[unseen:], value[unseen:]
+        if sq == 1:
+            return self._attend(query, key, value, False, softmax_scale)
+
+        def attend(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Partial:
+            return self._attend(query, key, value, causal, softmax_scale)
+
+        return attend_in_pieces(attend, query, key, value, window)
+
+    def _attend(
+        self, query: Tensor, key: Tensor, value: Tensor, causal: bool, softmax_scale: float
+    ) -> Partial:
+        """Rows that see all keys, or a causal square."""
+        sq, sk = query.size(0), key.size(0)
+        if sk < self.info.min_keys:
             return attend_one_key(query, key, value, softmax_scale)
-        if not causal and sq <= self.folded_rows and query.size(2) > key.size(2):
+        if query.size(3) != value.size(3) and not self.info.other_value_sizes:
+            return self._attend_padded(query, key, value, causal, softmax_scale)
+        if not causal and sq <= self.info.folded_rows and query.size(2) > key.size(2):
             return self._attend_with_folded_groups(query, key, value, softmax_scale)
         return self.attend(query, key, value, causal, softmax_scale)
+
+    def _attend_padded(
+        self, query: Tensor, key: Tensor, value: Tensor, causal: bool, softmax_scale: float
+    ) -> Partial:
+        """With zeros behind each head of query and key, or of value, so that all have the same size."""
+        size = max(query.size(3), value.size(3))
+        query, key, padded = (pad(tensor, (0, size - tensor.size(3))) for tensor in (query, key, value))
+        out, lse = self._attend(query, key, padded, causal, softmax_scale)
+        return Partial(out[..., : value.size(3)], lse)
 
     def _attend_with_folded_groups(
         self, query: Tensor, key: Tensor, value: Tensor, softmax_scale: float
     ) -> Partial:
         """Without a mask, rows are independent: [sq, b, ng * r, hn] is [sq * r, b, ng, hn]."""
         sq, b, np, hn = query.shape
-        ng = key.size(2)
+        ng, hv = value.shape[2:]
         if sq == 1:  # as below, with fewer views: this is done for each layer of each token
             rows = query.view(b, ng, np // ng, hn).permute(2, 0, 1, 3)
             out, lse = self.attend(rows, key, value, False, softmax_scale)
-            return Partial(out.reshape(b, np, 1, hn), lse.reshape(b, np, 1))
+            return Partial(out.reshape(b, np, 1, hv), lse.reshape(b, np, 1))
         rows = query.view(sq, b, ng, np // ng, hn).permute(0, 3, 1, 2, 4).reshape(-1, b, ng, hn)
         out, lse = self.attend(rows, key, value, False, softmax_scale)
-        out = out.reshape(b, ng, sq, np // ng, hn).transpose(2, 3).reshape(b, np, sq, hn)
+        out = out.reshape(b, ng, sq, np // ng, hv).transpose(2, 3).reshape(b, np, sq, hv)
         return Partial(out, lse.reshape(b, ng, sq, np // ng).transpose(2, 3).reshape(b, np, sq))
 
 
 def attend_one_key(query: Tensor, key: Tensor, value: Tensor, softmax_scale: float) -> Partial:
     """Attention to a single key, [1, b, ng, hn], without a softmax: its value, and its score as the LSE."""
     sq, b, np, hn = query.shape
-    ng = key.size(2)
+    ng, hv = value.shape[2:]
     rows = query.float().view(sq, b, ng, np // ng, hn)
     scores = (rows * key.float().unsqueeze(3)).sum(-1) * softmax_scale
-    out = value.unsqueeze(3).expand(sq, b, ng, np // ng, hn).clone(memory_format=torch.contiguous_format)
-    return Partial(out.view(sq, b, np, hn).permute(1, 2, 0, 3), scores.view(sq, b, np).permute(1, 2, 0))
+    out = value.unsqueeze(3).expand(sq, b, ng, np // ng, hv).clone(memory_format=torch.contiguous_format)
+    return Partial(out.view(sq, b, np, hv).permute(1, 2, 0, 3), scores.view(sq, b, np).permute(1, 2, 0))
 
 
 def pack(tensor: Tensor) -> Tensor:

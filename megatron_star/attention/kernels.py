@@ -36,29 +36,49 @@ AUTO = ("torch-cpu", "flash-attn-4", "flash-attn-3", "flash-attn-2", "torch-flas
 plans instead of attending."""
 
 
-def select_kernel(name: str, *, device: torch.device, dtype: torch.dtype, head_size: int) -> AttentionKernel:
+def select_kernel(
+    name: str,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    head_size: int,
+    softcap: float | None = None,
+    value_size: int | None = None,
+) -> AttentionKernel:
     """The kernel of this name; `auto` takes the first of `AUTO` that is installed and fits.
+
+    Args:
+        head_size: of queries and keys.
+        softcap: scores become softcap * tanh(score / softcap), before the mask (Gemma 2, arXiv 2408.00118).
+        value_size: head size of values, if it is another.
 
     Raises:
         ValueError: no kernel has this name, it is not installed, or it cannot run such attention.
         ImportError: its package is installed, but does not import: never a reason to take another one.
     """
-    if name == "auto":
-        return _automatic(device, dtype, head_size).loaded()
-    if name not in KERNELS:
+    if name not in KERNEL_NAMES:
         raise ValueError(f"unknown attention kernel {name!r}: it must be one of {', '.join(KERNEL_NAMES)}")
-    info = KERNELS[name]
-    if obstacle := info.obstacle(device, dtype, head_size):
-        raise ValueError(f"attention kernel {name!r} cannot be used here: {obstacle}")
+    names = AUTO if name == "auto" else (name,)
+    obstacles = {
+        name: KERNELS[name].obstacle(device, dtype, head_size, softcap=softcap, value_size=value_size)
+        for name in names
+    }
+    info = _first_that_fits(obstacles) if name == "auto" else _checked(KERNELS[name], obstacles[name])
+    return info.loaded(softcap)
+
+
+def _checked(info: KernelInfo, obstacle: str | None) -> KernelInfo:
+    """A kernel that was named, if it can be used."""
+    if obstacle:
+        raise ValueError(f"attention kernel {info.name!r} cannot be used here: {obstacle}")
     if not info.is_installed:
-        raise ValueError(
-            f"attention kernel {name!r} needs {info.distribution}, which is not installed: {info.install}"
-        )
-    return info.loaded()
+        missing = f"{info.distribution}, which is not installed: {info.install}"
+        raise ValueError(f"attention kernel {info.name!r} needs {missing}")
+    return info
 
 
-def _automatic(device: torch.device, dtype: torch.dtype, head_size: int) -> KernelInfo:
-    obstacles = {name: KERNELS[name].obstacle(device, dtype, head_size) for name in AUTO}
+def _first_that_fits(obstacles: dict[str, str | None]) -> KernelInfo:
+    """By what is in the way of each kernel, in words."""
     for name, obstacle in obstacles.items():
         if obstacle is None and KERNELS[name].is_installed:
             return KERNELS[name]

@@ -17,8 +17,6 @@ from megatron_star.attention.partial import Partial
 def merge_outs(outs: Tensor, softmax_lses: Tensor) -> Tensor:
     """Merge attention outputs that were each normalised over their own keys.
 
-    The merged LSE is `softmax_lses.logsumexp(0)`; who only wants the output does without.
-
     Args:
         outs: [n, b, np, sq, hn], float32. Zero where a part holds no visible key.
         softmax_lses: [n, b, np, sq], float32. -inf where a part holds no visible key.
@@ -28,6 +26,23 @@ def merge_outs(outs: Tensor, softmax_lses: Tensor) -> Tensor:
     """
     weights = softmax_lses.softmax(0).masked_fill_(softmax_lses == -torch.inf, 0.0)
     return (outs * weights.unsqueeze(-1)).sum(0)
+
+
+def merge_parts(outs: Tensor, softmax_lses: Tensor) -> Partial:
+    """`merge_outs`, with the merged LSE."""
+    return Partial(merge_outs(outs, softmax_lses), softmax_lses.logsumexp(0))
+
+
+def with_sinks(out: Tensor, softmax_lse: Tensor, sinks: Tensor) -> Tensor:
+    """What attention over all keys, [b, np, sq, hn] and its LSE, is with a sink in each head.
+
+    A sink is one more key, whose value is zero: it only takes weight (StreamingLLM, arXiv 2309.17453, section
+    3.2; gpt-oss). So it is applied once, after the last merge.
+
+    Args:
+        sinks: [np], the scores of the sinks.
+    """
+    return out * torch.sigmoid(softmax_lse - sinks.to(torch.float32)[:, None]).unsqueeze(-1)
 
 
 def merge_into(out: Tensor, softmax_lse: Tensor, part: Partial) -> None:
@@ -49,9 +64,9 @@ def merge_into_on(device: torch.device) -> Callable[[Tensor, Tensor, Partial], N
 class PartialSum:
     """A running merge over packed query rows, in float32, in place."""
 
-    def __init__(self, query: Tensor) -> None:
-        """Rows of query [sq, b, np, hn], with no keys seen yet."""
-        self.query = query
+    def __init__(self, query: Tensor, value_size: int | None = None) -> None:
+        """Rows of query [sq, b, np, hn], with no keys seen yet; values of hn, or of another size."""
+        self.query, self.value_size = query, value_size or query.size(3)
         self.merge_into = merge_into_on(query.device)
         self._sum: Partial | None = None
 
@@ -74,12 +89,12 @@ class PartialSum:
     def merged(self) -> Partial:
         """All rows so far, in float32."""
         if self._sum is None:
-            sq, b, np, hn = self.query.shape
-            out = self.query.new_zeros(sq, b, np, hn, dtype=torch.float32)
+            sq, b, np, _ = self.query.shape
+            out = self.query.new_zeros(sq, b, np, self.value_size, dtype=torch.float32)
             lse = self.query.new_full((sq, b, np), -torch.inf, dtype=torch.float32)
             self._sum = Partial(out.permute(1, 2, 0, 3), lse.permute(1, 2, 0))
         return self._sum
 
     def result(self) -> Tensor:
-        """[sq, b, np, hn], rounded once, to the query's dtype."""
+        """[sq, b, np, hv], rounded once, to the query's dtype."""
         return self.merged().out.permute(2, 0, 1, 3).to(self.query.dtype)

@@ -49,10 +49,12 @@ class ForwardPass(BaseInferenceContext):
         self.position_ids = position_ids
         self._rotation: tuple[Tensor, Tensor] | None = None
 
-    def rotation(self, angles: Tensor, scale: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def rotation(
+        self, angles: Tensor, scale: float, dtype: torch.dtype, interleaved: bool
+    ) -> tuple[Tensor, Tensor]:
         """See `cosines_and_sines`; made once for all layers."""
         if self._rotation is None:
-            self._rotation = cosines_and_sines(angles, scale, dtype)
+            self._rotation = cosines_and_sines(angles, scale, dtype, interleaved)
         return self._rotation
 
     def is_static_batching(self) -> bool:
@@ -115,11 +117,10 @@ class StarSelfAttention(SelfAttention):
         The angles are already those of its positions.
         """
         self.core_attention.forward_pass = inference_context
-        if rotary_pos_emb is not None and not (
-            self.config.apply_rope_fusion or self.config.rotary_interleaved
-        ):
+        if rotary_pos_emb is not None and not self.config.apply_rope_fusion:
             cos, sin = self.rotation(inference_context, rotary_pos_emb[0], query.dtype)
-            query, key, rotary_pos_emb = self.rotate(query, cos, sin), self.rotate(key, cos, sin), None
+            interleaved, rotary_pos_emb = self.config.rotary_interleaved, None
+            query, key = (self.rotate(each, cos, sin, interleaved=interleaved) for each in (query, key))
         return query, key, value, rotary_pos_emb, self.attn_mask_type, None
 
     rotate = staticmethod(rotate)
@@ -128,4 +129,7 @@ class StarSelfAttention(SelfAttention):
         self, forward_pass: ForwardPass, angles: Tensor | None, dtype: torch.dtype
     ) -> tuple[Tensor, ...]:
         """The forward pass's cosines and sines, of Megatron's angles; nothing without angles."""
-        return () if angles is None else forward_pass.rotation(angles, self._yarn_concentration_factor, dtype)
+        if angles is None:
+            return ()
+        scale, interleaved = self._yarn_concentration_factor, self.config.rotary_interleaved
+        return forward_pass.rotation(angles, scale, dtype, interleaved)

@@ -154,6 +154,8 @@ def check_arguments(args: Mapping[str, Any], source: object) -> None:
         )
     if args["kv_channels"] % 2:
         raise values.wrong("kv_channels", "even, to be rotated in pairs")
+    if args["rotary_percent"] > 1 or int(args["kv_channels"] * args["rotary_percent"]) < 1:
+        raise values.wrong("rotary_percent", f"at most 1, and at least 1 of {args['kv_channels']} values")
     if args["padded_vocab_size"] < args["vocab_size"]:
         raise values.wrong("padded_vocab_size", f"at least vocab_size, {args['vocab_size']:,}")
     if args.get("use_rope_scaling"):

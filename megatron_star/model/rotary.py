@@ -40,13 +40,22 @@ def rotate_at_positions(model: GPTModel) -> None:
         model.rotary_pos_emb = RotaryAtPositions(rotary_pos_emb)
 
 
-def cosines_and_sines(angles: Tensor, scale: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """What `rotate` takes, of Megatron's angles [sq, 1, 1, 2 * r]; `scale` is YaRN's (arXiv 2309.00071)."""
-    once = angles[..., : angles.size(-1) // 2]
+def cosines_and_sines(
+    angles: Tensor, scale: float, dtype: torch.dtype, interleaved: bool = False
+) -> tuple[Tensor, Tensor]:
+    """What `rotate` takes, of Megatron's angles [sq, 1, 1, 2 * r], one for each value of a pair.
+
+    Args:
+        scale: YaRN's (arXiv 2309.00071).
+        interleaved: see `rotate`.
+    """
+    once = angles[..., ::2] if interleaved else angles[..., : angles.size(-1) // 2]
     return (once.cos() * scale).to(dtype), (once.sin() * scale).to(dtype)
 
 
-def rotate(tensor: Tensor, cos: Tensor, sin: Tensor, out: Tensor | None = None) -> Tensor:
+def rotate(
+    tensor: Tensor, cos: Tensor, sin: Tensor, out: Tensor | None = None, *, interleaved: bool = False
+) -> Tensor:
     """Rotate the pairs (i, i + r), i < r, of a head's values; those beyond 2 * r stay (arXiv 2104.09864).
 
     Megatron's own makes cosines and sines anew for queries and keys of each layer, and goes over memory some
@@ -56,12 +65,14 @@ def rotate(tensor: Tensor, cos: Tensor, sin: Tensor, out: Tensor | None = None) 
         tensor: [sq, b, heads, hn].
         cos, sin: [sq, 1, 1, r], in the tensor's dtype.
         out: where to, in the tensor's shape; a new tensor unless given.
+        interleaved: the pairs are (2 * i, 2 * i + 1) instead, as in GLM, Cohere and Llama 4.
     """
     r = cos.size(-1)
     out = tensor.new_empty(tensor.shape) if out is None else out
-    first, second = tensor[..., :r], tensor[..., r : 2 * r]
-    torch.mul(first, cos, out=out[..., :r]).addcmul_(second, sin, value=-1)
-    torch.mul(second, cos, out=out[..., r : 2 * r]).addcmul_(first, sin)
+    halves = (slice(0, 2 * r, 2), slice(1, 2 * r, 2)) if interleaved else (slice(r), slice(r, 2 * r))
+    (first, second), (first_out, second_out) = ([t[..., half] for half in halves] for t in (tensor, out))
+    torch.mul(first, cos, out=first_out).addcmul_(second, sin, value=-1)
+    torch.mul(second, cos, out=second_out).addcmul_(first, sin)
     if 2 * r < tensor.size(-1):
         out[..., 2 * r :] = tensor[..., 2 * r :]
     return out

@@ -25,9 +25,9 @@ def cache_sized_pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
         yield from zip(*(tensor.split(rows) for tensor in tensors), strict=True)
 
 
-def rotate(tensor: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotate(tensor: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = False) -> Tensor:
     """As `rotary.rotate`, whose four operations then go over memory once."""
     rotated = tensor.new_empty(tensor.shape)
     for piece, out, cosines, sines in cache_sized_pieces(tensor, rotated, cos, sin):
-        rotary.rotate(piece, cosines, sines, out)
+        rotary.rotate(piece, cosines, sines, out, interleaved=interleaved)
     return rotated

@@ -25,7 +25,6 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from megatron_star.attention.partial import Partial
 from megatron_star.model.attention import ForwardPass, LayerAttention
-from megatron_star.model.rotary import cosines_and_sines
 from megatron_star.parallel.exchange import Exchange, merge_gathered
 from megatron_star.speed.fast_model import FastStarModel
 from megatron_star.speed.pieces import Compiler, RunningLayer, compiled_in_pieces, first_line
@@ -54,7 +53,9 @@ class _RecordedExchange(Exchange):
 class _RecordedPass(ForwardPass):
     """The step of a program that is being recorded: its rotation is an input, its attention an operation."""
 
-    def __init__(self, exchange: Exchange, position_ids: Tensor, rotation: tuple[Tensor, ...]) -> None:
+    def __init__(
+        self, exchange: Exchange, position_ids: Tensor, rotation: tuple[Tensor, ...] | None = None
+    ) -> None:
         super().__init__(position_ids)
         self.exchange, self._rotation = exchange, rotation
 
@@ -125,8 +126,8 @@ def check_can_be_compiled(model: GPTModel, row_counts: Sequence[int]) -> None:
         obstacle = f"layers of {type(layer).__name__}"
     elif not isinstance(layer.self_attention.linear_qkv, ColumnParallelLinear):
         obstacle = "layers of TransformerEngine"
-    elif config.apply_rope_fusion or config.rotary_interleaved:
-        obstacle = "fused or interleaved rotary embeddings"
+    elif config.apply_rope_fusion:
+        obstacle = "fused rotary embeddings"
     if obstacle:
         raise ValueError(f"layers cannot be compiled for token generation with {obstacle}")
 
@@ -135,24 +136,23 @@ def _weights(layer: ProgrammedLayer) -> dict[str, Tensor]:
     return dict(layer.named_parameters()) | dict(layer.named_buffers())
 
 
-def _example_inputs(star_model: FastStarModel, num_rows: int) -> list[Tensor]:
-    """Hidden states, and the step's rotation, if the model has one."""
+def _example_inputs(star_model: FastStarModel, layer: ProgrammedLayer, step: ForwardPass) -> list[Tensor]:
+    """Hidden states, and the step's rotation, if the layer rotates."""
     config, model, device = star_model.model.config, star_model.model, star_model.device
+    num_rows, angles = step.position_ids.numel(), None
     hidden_states = torch.zeros(num_rows, 1, config.hidden_size, dtype=config.params_dtype, device=device)
-    if not hasattr(model, "rotary_pos_emb"):
-        return [hidden_states]
-    angles = model.rotary_pos_emb(torch.zeros(num_rows, dtype=torch.int64, device=device))
-    if isinstance(angles, tuple):
-        angles = angles[0]
-    return [hidden_states, *cosines_and_sines(angles, 1.0, config.params_dtype)]
+    if hasattr(model, "rotary_pos_emb"):
+        angles = model.rotary_pos_emb(step.position_ids)
+        angles = angles[0] if isinstance(angles, tuple) else angles
+    return [hidden_states, *layer.self_attention.rotation(step, angles, config.params_dtype)]
 
 
 def _record(star_model: FastStarModel, layer: ProgrammedLayer, num_rows: int) -> GraphModule:
     """A layer's program. Its tensors are recorded without their values; nothing is computed or sent."""
     exchange = _RecordedExchange(star_model.exchange)
     slicing = star_model.slicing
-    inputs = _example_inputs(star_model, num_rows)
-    positions, weights = torch.zeros(num_rows, dtype=torch.int64), _weights(layer)
+    positions = torch.zeros(num_rows, dtype=torch.int64, device=star_model.device)
+    inputs, weights = _example_inputs(star_model, layer, _RecordedPass(exchange, positions)), _weights(layer)
 
     def run(*tensors: Tensor) -> Tensor:
         hidden_states, *rotation = tensors[: len(inputs)]

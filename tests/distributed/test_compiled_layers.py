@@ -23,7 +23,7 @@ CONTEXT = random_tokens(41)
 A_QUERY_THEN_TOKENS = [[[5, 3, 8, 1, 2, 9, 4]], [[6]], [[7]], [[1]]]
 BATCH = [random_tokens(41), random_tokens(41), random_tokens(23, seed=3), []]
 BATCH_STEPS = [[[5, 3], [6], [7, 1, 4], [2]], [[1], [2], [3], [4]], [[5], [6], [7], [8]]]
-HAS_COMPILER = bool(shutil.which(os.environ.get("CXX", "g++")))
+NEEDS_COMPILER = pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="no C++ compiler")
 
 
 def assert_same(
@@ -61,6 +61,13 @@ def test_biases_are_recorded_too(name):
     assert_same(RANDOM[name], 3, [1, 8], "recorded", [CONTEXT], A_QUERY_THEN_TOKENS)
 
 
+@pytest.mark.parametrize("compiler", ["recorded", pytest.param("inductor", marks=NEEDS_COMPILER)])
+def test_each_layer_keeps_its_own_way_with_positions(compiler):
+    """Interleaved pairs of a part of the head, a layer that rotates nothing."""
+    positions = {"rotary_interleaved": True, "rotary_percent": 0.5, "no_rope_freq": [0, 1]}
+    assert_same(RANDOM["biased"] | positions, 1, [1, 8], compiler, [CONTEXT], A_QUERY_THEN_TOKENS)
+
+
 @pytest.mark.parametrize("row_counts", [[4], [6], [3, 16]], ids=["exact", "filled up", "two numbers"])
 def test_sequences_of_a_batch_keep_apart(checkpoints, row_counts):
     """The first step has more rows than some programs, and runs as it is there."""
@@ -74,7 +81,7 @@ def test_messages_that_do_not_fit_into_shared_memory_are_collectives(checkpoints
     assert_same(model, 2, [4], "recorded", BATCH, BATCH_STEPS, largest_message=largest_message)
 
 
-@pytest.mark.skipif(not HAS_COMPILER, reason="no C++ compiler")
+@NEEDS_COMPILER
 def test_compiled_layers_give_the_logits_of_the_model(checkpoints):
     model = str(checkpoints("qwen3")[1])
     assert_same(model, 2, [5], "inductor", BATCH, BATCH_STEPS, parts=[ALL_PARTS])

@@ -36,18 +36,19 @@ class Case(NamedTuple):
 
 CASES: dict[str, Case] = {
     "exact": Case(StarConfig(mode="exact")),
-    "exact, in waves": Case(StarConfig(mode="exact", wave_tokens=10)),
+    "exact, two turns, in waves": Case(StarConfig(mode="exact", wave_tokens=17), turns=(39, 61)),
     "star, a window longer than a block": Case(StarConfig(block_size=9)),
-    "star, a window shorter than a segment": Case(StarConfig(block_size=31)),
     "star, one neighbor, in waves": Case(StarConfig(block_size=9, neighbor_blocks=1, wave_tokens=11)),
-    "star, a recomputed anchor": Case(StarConfig(block_size=21, anchor="recompute", wave_tokens=9)),
-    "star, a small anchor": Case(StarConfig(block_size=9, anchor_size=2)),
+    "star, a recomputed anchor, a window shorter than a segment": Case(
+        StarConfig(block_size=31, anchor="recompute")
+    ),
     "star, a context shorter than the window": Case(StarConfig(block_size=4), turns=(9,)),
-    "star, a query longer than the window": Case(StarConfig(block_size=9), turns=(23,), query=17),
+    "star, a small anchor, a query longer than the window": Case(
+        StarConfig(block_size=9, anchor_size=2), turns=(23,), query=17
+    ),
     "star, three turns, one shorter than the window": Case(
         StarConfig(block_size=9, neighbor_blocks=1), turns=(30, 36, 61)
     ),
-    "exact, two turns": Case(StarConfig(mode="exact", wave_tokens=17), turns=(39, 61)),
     "star, no context": Case(StarConfig(block_size=9), turns=(0,), query=19),
 }
 FOR_SPEED = CASES["star, three turns, one shorter than the window"]

@@ -21,22 +21,22 @@ class Answers(NamedTuple):
 
     Attributes:
         sliced: of the case FOR_SPEED, with slices of the weights.
-        compiled: of the same with compiled layers, or what these are refused with.
+        compiled: of the same with compiled layers, or what these are refused with; None: not tried.
     """
 
     cases: dict[str, Tensor]
     sliced: Tensor
-    compiled: Tensor | str
+    compiled: Tensor | str | None
 
 
-def answers(checkpoint: str, tp_size: int) -> Answers:
+def answers(checkpoint: str, tp_size: int, with_compiled: bool) -> Answers:
     """What this rank answers; all ranks answer the same."""
     star_model, _ = load(checkpoint, tp_size)
     sliced = replace(star_model, sliced_parts=frozenset(PARTS))
     return Answers(
         {name: _logits(star_model, case) for name, case in CASES.items()},
         _logits(sliced, FOR_SPEED),
-        _compiled(star_model),
+        _compiled(star_model) if with_compiled else None,
     )
 
 

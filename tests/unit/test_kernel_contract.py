@@ -12,7 +12,7 @@ import pytest
 import reference
 import torch
 import torch_kernel_stubs
-from kernel_contract import EMPTY, HEADS, SHAPES, TOLERANCE, tensors
+from kernel_contract import BANDS, EMPTY, HEADS, SHAPES, TOLERANCE, tensors
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from megatron_star.attention.kernels import KERNELS
@@ -43,6 +43,25 @@ def stubs(monkeypatch):
 def test_a_kernel_equals_the_reference(name, dtype, np, ng, sq, sk):
     qkv = tensors(sq, sk, np=np, ng=ng, b=2, dtype=dtype)
     contract.check_equals_reference(KERNELS[name].loaded(), *qkv, tolerance=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize(("name", "dtype"), NAMES_AND_DTYPES)
+@pytest.mark.parametrize(("sq", "sk", "window"), BANDS)
+def test_rows_see_the_last_keys_up_to_their_own(name, dtype, sq, sk, window):
+    qkv = tensors(sq, sk, b=2, dtype=dtype)
+    contract.check_band(KERNELS[name].loaded(), *qkv, window=window, tolerance=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize(("name", "dtype"), NAMES_AND_DTYPES)
+@pytest.mark.parametrize(("hn", "hv"), [(24, 16), (16, 24)])
+@pytest.mark.parametrize(("sq", "sk", "window"), [(1, 37, None), (5, 37, None), (70, 101, 37), (7, 1, None)])
+def test_values_may_have_another_head_size(name, dtype, hn, hv, sq, sk, window):
+    qkv = tensors(sq, sk, hn=hn, hv=hv, b=2, dtype=dtype)
+    kernel = KERNELS[name].loaded()
+    if window:
+        contract.check_band(kernel, *qkv, window=window, tolerance=TOLERANCE[dtype])
+    else:
+        contract.check_equals_reference(kernel, *qkv, tolerance=TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("name", KERNELS)
@@ -80,9 +99,7 @@ def test_few_rows_read_a_groups_keys_once(name, monkeypatch):
     """Where a kernel wants it, the heads of a group arrive as rows."""
     kernel = KERNELS[name].loaded()
     seen = []
-    spy = type(kernel)(
-        name, lambda query, *rest: seen.append(query.shape) or kernel.attend(query, *rest), kernel.folded_rows
-    )
+    spy = replace(kernel, attend=lambda query, *rest: seen.append(query.shape) or kernel.attend(query, *rest))
     query, key, value = tensors(5, 40, dtype=torch.bfloat16)
     spy(query, key, value, causal=False, softmax_scale=1.0)
     assert seen == [(15, 1, 3, 16) if KERNELS[name].folded_rows else (5, 1, 9, 16)]

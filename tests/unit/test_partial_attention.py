@@ -8,7 +8,7 @@ import torch
 from kernel_contract import assert_same_partial, tensors
 
 from megatron_star.attention.kernels import select_kernel
-from megatron_star.attention.merge import PartialSum, merge_outs
+from megatron_star.attention.merge import PartialSum, merge_outs, merge_parts, with_sinks
 from megatron_star.attention.partial import Partial, empty_partial
 
 
@@ -37,7 +37,7 @@ def test_merging_any_split_of_the_keys_is_one_softmax(sizes, shift):
     ]
 
     lses = torch.stack([part.softmax_lse for part in parts])
-    stacked = Partial(merge_outs(torch.stack([part.out for part in parts]), lses), lses.logsumexp(0))
+    stacked = merge_parts(torch.stack([part.out for part in parts]), lses)
     running = PartialSum(q.float())
     for part in parts:
         running.add_rows(0, 7, part)
@@ -69,6 +69,38 @@ def test_merging_parts_without_any_key_gives_zero_and_minus_infinity():
     stacked = merge_outs(empty.out.expand(3, -1, -1, -1, -1), empty.softmax_lse.expand(3, -1, -1, -1))
     assert (running.merged().out == 0).all() and (stacked == 0).all()
     assert (running.merged().softmax_lse == -math.inf).all()
+
+
+@pytest.mark.parametrize("shift", [0.0, 100.0, -100.0])
+def test_a_sink_is_one_more_key_whose_value_is_zero(shift):
+    """With sinks, attention is what it is over keys whose first has the sink's score and no value."""
+    query, key, value = (tensor.double() for tensor in tensors(7, 37, np=3))
+    sinks = torch.randn(3, generator=torch.Generator().manual_seed(1)) + shift
+    expected, _ = reference.attention(
+        query, key, value, causal=True, softmax_scale=1.0, window=5, sinks=sinks
+    )
+    out, lse = reference.attention(query, key, value, causal=True, softmax_scale=1.0, window=5)
+    actual = with_sinks(out.float(), lse.float(), sinks)
+    torch.testing.assert_close(actual.double(), expected, atol=1e-5, rtol=1e-5)
+    # The key that a sink is: one head, of queries of one entry more, in which only this key is not 0.
+    with_one = torch.nn.functional.pad(query[:, :, :1], (0, 1), value=1.0)
+    with_sink = torch.nn.functional.pad(key[:, :, :1], (0, 1, 0, 0, 0, 0, 1, 0))
+    with_sink[0, 0, 0, -1] = sinks[0]
+    of_head, _ = reference.attention(
+        query[:, :, :1], key[:, :, :1], value[:, :, :1], softmax_scale=1.0, sinks=sinks[:1]
+    )
+    padded, _ = reference.attention(
+        with_one,
+        with_sink,
+        torch.nn.functional.pad(value[:, :, :1], (0, 0, 0, 0, 0, 0, 1, 0)),
+        softmax_scale=1.0,
+    )
+    torch.testing.assert_close(of_head, padded, atol=1e-9, rtol=1e-9)
+
+
+def test_a_sink_of_a_row_without_keys_gives_zero():
+    out, lse = empty_partial(torch.zeros(5, 1, 2, 4))
+    assert (with_sinks(out, lse, torch.tensor([0.0, -50.0])) == 0).all()
 
 
 def test_a_part_that_is_not_a_number_is_not_lost_in_the_merge():
