@@ -14,6 +14,7 @@ from checkpoints_tools.families.jais2 import JAIS2
 from checkpoints_tools.families.llama import LLAMA
 from checkpoints_tools.families.ministral import MINISTRAL
 from checkpoints_tools.families.ministral3 import MINISTRAL3
+from checkpoints_tools.families.missing import MISSING
 from checkpoints_tools.families.mistral import MISTRAL
 from checkpoints_tools.families.mixtral import MIXTRAL
 from checkpoints_tools.families.olmo2 import OLMO2
@@ -29,10 +30,10 @@ from megatron_star.checked_input import shown
 _TABLE = (
     LLAMA,
     MISTRAL,
-    MINISTRAL,
-    MINISTRAL3,
     QWEN2,
     QWEN3,
+    MINISTRAL,
+    MINISTRAL3,
     PHI3,
     SMOLLM3,
     OLMO2,
@@ -56,6 +57,10 @@ FAMILIES: dict[str, Family] = {family.model_type: family for family in _TABLE}
 
 def family_named(model_type: object) -> Family:
     """The family of a config.json's `model_type`; ValueError if it is not in the table."""
-    if not isinstance(model_type, str) or model_type not in FAMILIES:
-        raise ValueError(f"model_type {shown(model_type)} is not supported; supported: {', '.join(FAMILIES)}")
-    return FAMILIES[model_type]
+    if isinstance(model_type, str) and model_type in FAMILIES:
+        return FAMILIES[model_type]
+    missing = MISSING.get(model_type) if isinstance(model_type, str) else None
+    reason = f" ({missing} is missing)" if missing else ""
+    raise ValueError(
+        f"model_type {shown(model_type)} is not supported{reason}; supported: {', '.join(FAMILIES)}"
+    )

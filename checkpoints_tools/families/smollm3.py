@@ -8,6 +8,9 @@ from megatron_star.model.checked_values import CheckedValues
 
 
 def _arguments(values: CheckedValues) -> dict[str, Any]:
+    if "sliding_attention" in values.any("layer_types") and not values.boolean("use_sliding_window"):
+        # transformers' masks have a window then, but not what it tells FlashAttention.
+        raise values.wrong("use_sliding_window", "true, where layer_types has 'sliding_attention'")
     of_attention = values.boolean("attention_bias")
     biases = bias_arguments(query_key_value=of_attention, output=of_attention, mlp=values.boolean("mlp_bias"))
     return decoder_arguments(values) | biases | _unrotated_layers(values)
