@@ -5,30 +5,16 @@ from pathlib import Path
 import torch
 from transformers import (
     AutoModelForCausalLM,
-    CwmConfig,
     ExaoneConfig,
-    GraniteConfig,
-    GraniteMoeHybridConfig,
-    GraniteSWAConfig,
     HeliumConfig,
-    HyperCLOVAXConfig,
-    InternLM3Config,
     IQuestCoderConfig,
-    Jais2Config,
     LlamaConfig,
-    Ministral3Config,
-    MinistralConfig,
     MistralConfig,
     MixtralConfig,
-    Olmo2Config,
-    Olmo3Config,
-    Phi3Config,
     PreTrainedConfig,
     Qwen2Config,
     Qwen3Config,
     Qwen3MoeConfig,
-    SmolLM3Config,
-    StableLmConfig,
 )
 
 VOCAB_SIZE = 259
@@ -47,9 +33,7 @@ _SIZES = {
     "pad_token_id": None,
 }
 _FEW = _SIZES | {"num_hidden_layers": 2}
-_PHI3 = {"hidden_size": 64}  # whose heads are a part of it, and whose factors fit them
 _HEAD = {"head_dim": 16}  # not hidden_size / num_attention_heads
-_DEFAULT = {"rope_type": "default", "rope_theta": 1000.0}
 _LLAMA3 = {
     "rope_type": "llama3",
     "rope_theta": 1000.0,
@@ -59,28 +43,6 @@ _LLAMA3 = {
     "original_max_position_embeddings": 8192,
 }
 _YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 32}
-_WINDOW = 13  # see tests/families/cases.py
-_FULL, _SLIDING = "full_attention", "sliding_attention"
-_LONGROPE = {  # one factor for each pair of the half of a head that is rotated
-    "rope_type": "longrope",
-    "rope_theta": 1000.0,
-    "short_factor": [1.0, 1.1, 1.25, 1.5],
-    "long_factor": [1.0, 1.7, 2.5, 4.0],
-}
-_GRANITE = {
-    "embedding_multiplier": 2.5,
-    "attention_multiplier": 0.11,
-    "residual_multiplier": 0.6,
-    "logits_scaling": 1.7,
-}
-_GRANITE_DENSE = {
-    **_GRANITE,
-    "num_local_experts": 0,
-    "num_experts_per_tok": 0,
-    "shared_intermediate_size": 56,
-    "layer_types": [_FULL] * 2,
-    "mamba_n_heads": 2,
-}
 
 CONFIGS: dict[str, PreTrainedConfig] = {
     "llama2": LlamaConfig(**_SIZES | {"num_key_value_heads": 4}, **_HEAD),
@@ -93,81 +55,9 @@ CONFIGS: dict[str, PreTrainedConfig] = {
     "qwen3_yarn_attention_factor": Qwen3Config(
         **_SIZES, **_HEAD, rope_parameters=_YARN | {"attention_factor": 1.3, "truncate": False}
     ),
-    "mistral_window": MistralConfig(**_FEW, **_HEAD, sliding_window=_WINDOW),
-    "ministral": MinistralConfig(**_FEW, **_HEAD, sliding_window=_WINDOW, layer_types=[_SLIDING, _FULL]),
-    "ministral3": Ministral3Config(
-        **_FEW,
-        **_HEAD,
-        rope_parameters=_YARN | {"llama_4_scaling_beta": 0.7, "mscale": 1.0, "mscale_all_dim": 1.0},
-    ),
-    "qwen2_windows": Qwen2Config(
-        **_SIZES, use_sliding_window=True, sliding_window=_WINDOW, max_window_layers=1
-    ),
-    "qwen3_windows": Qwen3Config(
-        **_SIZES,
-        **_HEAD,
-        attention_bias=True,
-        use_sliding_window=True,
-        sliding_window=_WINDOW,
-        layer_types=[_SLIDING, _FULL, _SLIDING],
-    ),
-    "phi3": Phi3Config(
-        **_FEW | _PHI3,
-        sliding_window=_WINDOW,
-        rope_parameters=_DEFAULT | {"partial_rotary_factor": 0.5},
-    ),
-    "phi3_longrope": Phi3Config(
-        **_FEW | _PHI3,
-        original_max_position_embeddings=32,
-        rope_parameters=_LONGROPE | {"partial_rotary_factor": 0.5},
-    ),
-    "smollm3": SmolLM3Config(
-        **_SIZES | {"tie_word_embeddings": True, "num_hidden_layers": 4},
-        attention_bias=True,
-        mlp_bias=True,
-        no_rope_layers=[1, 0, 1, 0],
-        use_sliding_window=True,
-        sliding_window=_WINDOW,
-        layer_types=[_FULL, _SLIDING, _SLIDING, _FULL],
-    ),
-    "olmo2": Olmo2Config(**_FEW, attention_bias=True),
-    "olmo3": Olmo3Config(
-        **_SIZES,
-        sliding_window=_WINDOW,
-        layer_types=[_SLIDING, _FULL, _SLIDING],
-        rope_parameters={
-            _SLIDING: _DEFAULT,
-            _FULL: _YARN | {"attention_factor": 1.2},
-        },
-    ),
-    "granite": GraniteConfig(**_FEW, **_GRANITE, attention_bias=True, mlp_bias=True),
-    "granite4_dense": GraniteMoeHybridConfig(**_FEW, **_GRANITE_DENSE, position_embedding_type="rope"),
-    "granite4_dense_nope": GraniteMoeHybridConfig(
-        **_FEW | {"tie_word_embeddings": True}, **_GRANITE_DENSE, position_embedding_type="nope"
-    ),
-    "granite_swa": GraniteSWAConfig(
-        **_SIZES | {"tie_word_embeddings": True},
-        **_GRANITE,
-        sliding_window=_WINDOW,
-        layer_types=[_FULL, _SLIDING, _SLIDING],
-        layer_rope_theta=[10000.0, 500.0, 0],
-    ),
-    "hyperclovax": HyperCLOVAXConfig(**_FEW, **_GRANITE),
     "exaone": ExaoneConfig(**_FEW),
-    "internlm3": InternLM3Config(**_FEW, **_HEAD, attention_bias=True, mlp_bias=True),
     "iquestcoder": IQuestCoderConfig(**_FEW, **_HEAD),
-    "cwm": CwmConfig(
-        **_FEW | {"bos_token_id": 0},
-        **_HEAD,
-        sliding_window=_WINDOW,
-        layer_types=[_FULL, _SLIDING],
-        rope_parameters=_LLAMA3,
-    ),
     "helium": HeliumConfig(**_FEW, **_HEAD | {"head_dim": 18}),
-    "jais2": Jais2Config(**_FEW),
-    "stablelm": StableLmConfig(
-        **_FEW, use_qkv_bias=True, rope_parameters=_DEFAULT | {"partial_rotary_factor": 0.25}
-    ),
     "mixtral": MixtralConfig(
         **_SIZES, **_HEAD, num_local_experts=4, num_experts_per_tok=2, sliding_window=None
     ),

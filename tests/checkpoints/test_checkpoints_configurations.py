@@ -90,61 +90,6 @@ def test_an_empty_quantization_config_says_nothing():
 
 
 REFUSED = {
-    "a hybrid of Granite 4": (
-        "granite4_dense",
-        {"layer_types": ["full_attention", "linear_attention"]},
-        "layer_types has 'linear_attention'",
-    ),
-    "experts of Granite 4": ("granite4_dense", {"num_local_experts": 4}, "num_local_experts=4"),
-    "positions of Granite 4": (
-        "granite4_dense",
-        {"position_embedding_type": "learned"},
-        "position_embedding_type='learned'",
-    ),
-    "several rotary bases in layers of a kind": (
-        "granite_swa",
-        {"layer_rope_theta": [10000.0, 500.0, 400.0]},
-        "layer_rope_theta=[10000.0, 500.0, 400.0]",
-    ),
-    "rotary bases for other layers": ("granite_swa", {"layer_rope_theta": [500.0]}, "layer_rope_theta"),
-    "scaling beside several rotary bases": (
-        "granite_swa",
-        {"rope_scaling": _YARN | {"rope_theta": 1e4}},
-        "rope_parameters",
-    ),
-    "rotated layers of another number": ("smollm3", {"no_rope_layers": [1, 0]}, "no_rope_layers=[1, 0]"),
-    "windows that some of transformers' kernels do not see": (
-        "smollm3",
-        {"use_sliding_window": False},
-        "use_sliding_window=False",
-    ),
-    "dynamic scaling of Phi-3": (
-        "phi3",
-        {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}},
-        "transformers does not accept it",
-    ),
-    "factors of Phi-3 that fit no head": (
-        "phi3_longrope",
-        {"rope_parameters": {"rope_type": "longrope", "short_factor": [1.0], "long_factor": [1.0]}},
-        "short_factor",
-    ),
-    "queries that are not scaled": (
-        "ministral3",
-        {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
-        "llama_4_scaling_beta",
-    ),
-    "scaling in the window layers of OLMo 3": (
-        "olmo3",
-        {
-            "rope_parameters": {
-                "sliding_attention": _YARN | {"rope_theta": 1e4},
-                "full_attention": {"rope_type": "default", "rope_theta": 1e4},
-            }
-        },
-        "sliding_attention",
-    ),
-    "a multiplier of nothing": ("granite", {"residual_multiplier": 0.0}, "residual_multiplier=0.0"),
-    "norms of each head of StableLM": ("stablelm", {"qk_layernorm": True}, "qk_layernorm=True"),
     "a kind of layer": (
         "qwen3",
         {"layer_types": ["full_attention", "chunked_attention", "full_attention"]},
@@ -227,11 +172,6 @@ WITHOUT_EFFECT = {
     *("attention_dropout", "initializer_range", "router_aux_loss_coef", "router_jitter_noise"),
     *("bos_token_id", "eos_token_id", "pad_token_id", "use_cache", "output_router_logits", "pretraining_tp"),
     *("max_window_layers", "use_sliding_window", "sliding_window"),  # into layer_types; else it is read
-    *("resid_pdrop", "embd_pdrop", "hidden_dropout", "no_rope_layer_interval"),
-    "original_max_position_embeddings",  # into rope_parameters
-    *("layers_block_type", "num_experts_per_tok", "time_step_limit"),  # of no layer that is supported
-    *(f"mamba_{what}" for what in ("n_heads", "n_groups", "d_state", "d_head", "d_conv", "expand")),
-    *(f"mamba_{what}" for what in ("chunk_size", "conv_bias", "proj_bias")),
 }
 
 
