@@ -7,7 +7,10 @@ from transformers import (
     ArceeConfig,
     AutoModelForCausalLM,
     Ernie4_5Config,
+    ExaoneConfig,
     GptOssConfig,
+    HeliumConfig,
+    IQuestCoderConfig,
     LlamaConfig,
     MistralConfig,
     MixtralConfig,
@@ -33,7 +36,9 @@ _SIZES = {
     "tie_word_embeddings": False,
     "bos_token_id": None,
     "eos_token_id": None,
+    "pad_token_id": None,
 }
+_FEW = _SIZES | {"num_hidden_layers": 2}
 _HEAD = {"head_dim": 16}  # not hidden_size / num_attention_heads
 _LLAMA3 = {
     "rope_type": "llama3",
@@ -56,6 +61,9 @@ CONFIGS: dict[str, PreTrainedConfig] = {
     "qwen3_yarn_attention_factor": Qwen3Config(
         **_SIZES, **_HEAD, rope_parameters=_YARN | {"attention_factor": 1.3, "truncate": False}
     ),
+    "exaone": ExaoneConfig(**_FEW),
+    "iquestcoder": IQuestCoderConfig(**_FEW, **_HEAD),
+    "helium": HeliumConfig(**_FEW, **_HEAD | {"head_dim": 18}),
     "mixtral": MixtralConfig(
         **_SIZES, **_HEAD, num_local_experts=4, num_experts_per_tok=2, sliding_window=None
     ),
