@@ -10,9 +10,10 @@ from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear
 from torch import Tensor
 
-from megatron_star.attention.kernels import select_kernel
 from megatron_star.attention.partial import AttentionKernel
 from megatron_star.model.attention import ForwardPass, PassIsComplete
+from megatron_star.model.kernel import kernel_of
+from megatron_star.model.logits import soft_capped
 from megatron_star.model.rotary import rotate_at_positions
 from megatron_star.model.supported import check_model
 from megatron_star.parallel.exchange import Exchange
@@ -73,7 +74,7 @@ class StarModel:
         if not context:
             return hidden_states.new_empty(0, 0)
         logits = self.output_logits(hidden_states[context], output_layer, output_weight).squeeze(1)
-        return scale_logits(logits)
+        return soft_capped(scale_logits(logits), self.model.config)
 
     def output_logits(
         self, hidden_states: Tensor, output_layer: ColumnParallelLinear, output_weight: Tensor | None
@@ -104,9 +105,7 @@ def attach(
     """
     check_model(model)
     weight = model.embedding.word_embeddings.weight
-    attention_kernel = select_kernel(
-        kernel, device=weight.device, dtype=weight.dtype, head_size=model.config.kv_channels
-    )
+    attention_kernel = kernel_of(model, kernel, device=weight.device, dtype=weight.dtype)
     rotate_at_positions(model)
     model.eval()
     return StarModel(

@@ -5,18 +5,25 @@ heads of this TP rank, hn head size.
 """
 
 from abc import abstractmethod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from megatron.core.dist_checkpointing.mapping import ShardedStateDict
 from megatron.core.inference.config import InferenceConfig
 from megatron.core.inference.contexts import BaseInferenceContext
+from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.attention import SelfAttention
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
+from megatron.core.utils import get_pg_size
 from torch import Tensor
 
+from megatron_star.attention.merge import with_sinks
 from megatron_star.attention.partial import Partial
 from megatron_star.model.rotary import cosines_and_sines, rotate
+from megatron_star.model.transformer_config import own_field
+from megatron_star.planning.layer_mask import LayerMask, layer_masks
 
 
 class LayerAttention(NamedTuple):
@@ -25,10 +32,12 @@ class LayerAttention(NamedTuple):
     Attributes:
         number: of the layer, 1-based.
         softmax_scale: factor on the scores before the softmax.
+        mask: of its own; None where the plan's mask is its mask.
     """
 
     number: int
     softmax_scale: float
+    mask: LayerMask | None = None
 
 
 class PassIsComplete(Exception):
@@ -82,25 +91,74 @@ class ForwardPass(BaseInferenceContext):
 
 
 class StarCoreAttention(torch.nn.Module):
-    """Hands one layer's query, key and value to the forward pass that `StarSelfAttention` has announced."""
+    """Hands one layer's query, key and value to the forward pass that `StarSelfAttention` has announced.
+
+    Attributes:
+        softmax_offset: the scores of the sinks, [np], or None; Megatron's name of the parameter.
+    """
 
     def __init__(
-        self, config: TransformerConfig, layer_number: int, softmax_scale: float | None = None, **_: object
+        self,
+        config: TransformerConfig,
+        layer_number: int,
+        softmax_scale: float | None = None,
+        pg_collection: ProcessGroupCollection | None = None,
+        **_: object,
     ) -> None:
         super().__init__()
-        self.layer = LayerAttention(layer_number, softmax_scale or config.kv_channels**-0.5)
+        mask = layer_masks(config)[layer_number - 1]
+        self.layer = LayerAttention(layer_number, softmax_scale or config.kv_channels**-0.5, mask)
         self.forward_pass: ForwardPass | None = None
+        self.tp_group = pg_collection.tp if pg_collection else None
+        self._add_sinks(config)
+
+    def _add_sinks(self, config: TransformerConfig) -> None:
+        """Of the heads of this TP rank: learned, or all zero (`off-by-one`)."""
+        if config.softmax_type == "vanilla":
+            self.softmax_offset = None
+            return
+        num_heads = config.num_attention_heads // get_pg_size(self.tp_group)
+        device = None if config.use_cpu_initialization else torch.cuda.current_device()
+        sinks = torch.zeros(num_heads, dtype=config.params_dtype, device=device)
+        if config.softmax_type == "learnable":
+            self.softmax_offset = torch.nn.Parameter(sinks)
+        else:
+            self.register_buffer("softmax_offset", sinks, persistent=False)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, *_: object, **__: object) -> Tensor:
         """[sq, 1, np, hn] and twice [sq, 1, ng, hn] to [sq, 1, np * hn]."""
         forward_pass, self.forward_pass = self.forward_pass, None  # it holds KV
         assert forward_pass is not None, "Star Attention runs only with a ForwardPass"
         part = forward_pass.attend(self.layer, query, key, value)
+        if self.softmax_offset is not None:
+            part = part._replace(out=with_sinks(*part, self.softmax_offset))
         return part.out.permute(2, 0, 1, 3).to(query.dtype).flatten(2)
+
+    def sharded_state_dict(
+        self,
+        prefix: str = "",
+        sharded_offsets: tuple[tuple[int, int, int], ...] = (),
+        metadata: dict[str, Any] | None = None,
+    ) -> ShardedStateDict:
+        """As Megatron's core attention: learned sinks are cut over TP, by heads."""
+        return make_sharded_tensors_for_checkpoint(
+            self.state_dict(prefix="", keep_vars=True),
+            prefix,
+            {"softmax_offset": 0},
+            sharded_offsets,
+            tp_group=self.tp_group,
+            dp_cp_group=metadata["dp_cp_group"],
+        )
 
 
 class StarSelfAttention(SelfAttention):
     """Megatron's SelfAttention, whose KV belongs to the forward pass instead of to a buffer of Megatron's."""
+
+    def __init__(self, config: TransformerConfig, *args: Any, **options: Any) -> None:
+        super().__init__(config, *args, **options)
+        is_unrotated = config.no_rope_freq and config.no_rope_freq[self.layer_number - 1]
+        if is_unrotated and own_field(config, "qk_norm_of_rotated_only"):
+            self.q_layernorm = self.k_layernorm = None
 
     def _adjust_key_value_for_inference(
         self,
@@ -121,6 +179,9 @@ class StarSelfAttention(SelfAttention):
             cos, sin = self.rotation(inference_context, rotary_pos_emb[0], query.dtype)
             interleaved, rotary_pos_emb = self.config.rotary_interleaved, None
             query, key = (self.rotate(each, cos, sin, interleaved=interleaved) for each in (query, key))
+        if own_field(self.config, "qk_layernorm_after_rotation"):
+            assert rotary_pos_emb is None, "Megatron would rotate after the norms"
+            query, key = self.q_layernorm.after_rotation(query), self.k_layernorm.after_rotation(key)
         return query, key, value, rotary_pos_emb, self.attn_mask_type, None
 
     rotate = staticmethod(rotate)
