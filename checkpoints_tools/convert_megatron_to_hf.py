@@ -95,10 +95,14 @@ def _cast(
 
 
 def _write_config(directory: Path, args: Mapping[str, Any], dtype: torch.dtype) -> None:
-    """Make config.json name the weights' dtype and whether they are tied; leave it as it is if it does."""
+    """Make config.json name the weights' dtype and whether they are tied; leave it as it is if it does.
+
+    What was quantised no longer is.
+    """
     config = read_hf_config(directory)
     key = "torch_dtype" if "torch_dtype" in config else "dtype"
-    changed = config | {key: next(name for name, value in DTYPES.items() if value == dtype)}
+    changed = {name: value for name, value in config.items() if name != "quantization_config"}
+    changed |= {key: next(name for name, value in DTYPES.items() if value == dtype)}
     tied = not args["untie_embeddings_and_output_weights"]
     if model_arguments(config)["untie_embeddings_and_output_weights"] == tied:
         changed["tie_word_embeddings"] = tied

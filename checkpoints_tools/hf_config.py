@@ -13,6 +13,7 @@ from transformers import CONFIG_MAPPING
 from checkpoints_tools.families import family_named
 from checkpoints_tools.families.family import Family
 from checkpoints_tools.families.layer_kinds import layer_kind_arguments
+from checkpoints_tools.quantisation import quantisation_of
 from megatron_star.checked_input import read_json_object, shown
 from megatron_star.model.checked_values import CheckedValues
 
@@ -29,7 +30,7 @@ _SIZES = (
     "max_position_embeddings",
 )
 # What no family may have; an empty one says nothing.
-_NEVER = ("quantization_config", "per_layer_config", "transformers_weights")
+_NEVER = ("per_layer_config", "transformers_weights")
 
 
 def read_hf_config(directory: Path) -> Config:
@@ -51,6 +52,7 @@ def model_arguments(config: Config) -> Config:
         ValueError: the configuration uses something that the Megatron model would not compute the same way.
     """
     family = family_named(config.get("model_type"))
+    quantisation_of(config)
     values = _resolved(family, config)
     _refuse_what_differs(family, values)
     args = family.arguments(values)
