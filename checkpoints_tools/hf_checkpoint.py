@@ -12,7 +12,8 @@ import torch
 from checkpoints_tools.chunks import Chunk, HfTensor, chunks
 from checkpoints_tools.families import family_named
 from checkpoints_tools.families.family import Family
-from checkpoints_tools.hf_config import model_arguments, read_hf_config
+from checkpoints_tools.hf_config import model_arguments, read_hf_config, read_whole_config
+from checkpoints_tools.multimodal import surroundings_of, text_config
 from checkpoints_tools.quantisation import quantisation_of
 from checkpoints_tools.safetensors_files import HfWeights
 from checkpoints_tools.safetensors_header import DTYPES_IN_FILES
@@ -61,7 +62,8 @@ def open_hf_weights(directory: Path) -> HfWeights:
     Raises:
         ValueError, FileNotFoundError: they cannot be read.
     """
-    return HfWeights(directory, quantisation_of(read_hf_config(directory)))
+    config = read_whole_config(directory)
+    return HfWeights(directory, quantisation_of(text_config(config)), surroundings_of(config))
 
 
 def _has_an_output_layer_of_its_own(weights: HfWeights, family: Family) -> bool:
@@ -74,6 +76,22 @@ def _has_an_output_layer_of_its_own(weights: HfWeights, family: Family) -> bool:
     if embedding.dtype != output.dtype:
         embedding, output = embedding.float(), output.float()
     return not torch.equal(embedding, output)
+
+
+def notes(checkpoint: HfCheckpoint) -> list[str]:
+    """What of the checkpoint is not converted as it is."""
+    weights, found = checkpoint.weights, []
+    if weights.quantised:
+        described = next(iter(weights.quantised.values())).quantisation.described
+        found.append(f"{len(weights.quantised)} tensors are stored as {described}, and decoded")
+    if weights.left_out:
+        num_bytes = sum(entry.end - entry.begin for entry in weights.left_out.values())
+        modules = {name.removeprefix("model.").partition(".")[0] for name in weights.left_out}
+        found.append(
+            f"{len(weights.left_out)} tensors ({num_bytes / 1e9:.3f} GB) are no part of the language model, "
+            f"and left out: {', '.join(sorted(modules))}"
+        )
+    return found
 
 
 def check_names_and_shapes(weights: HfWeights, family: Family, args: Mapping[str, Any]) -> list[Chunk]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from checkpoints_tools.chunks import HfTensor
+from checkpoints_tools.multimodal import Surroundings
 from checkpoints_tools.quantisation import Quantisation
 from checkpoints_tools.quantised_tensor import QuantisedTensor, find_quantised
 from checkpoints_tools.safetensors_header import (
@@ -33,27 +34,50 @@ class HfWeights:
 
     Args:
         quantisation: what config.json says of it. Quantised tensors are decoded when they are read.
+        surroundings: of a language model inside a multimodal one, whose tensors get the names of it alone.
 
     Attributes:
         taken: stored tensors that others are made of.
         quantised: by the names of what they are decoded to.
+        left_out: what is no part of the language model.
 
     Raises:
         FileNotFoundError: no safetensors, or a file that the index lists is missing.
         ValueError: a file is truncated or not safetensors, or a tensor is in two files.
     """
 
-    def __init__(self, directory: Path, quantisation: Quantisation | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        quantisation: Quantisation | None = None,
+        surroundings: Surroundings | None = None,
+    ) -> None:
         self.directory = directory
         self.entries: dict[str, Entry] = {}
         self.taken: set[str] = set()
         self.quantised: dict[str, QuantisedTensor] = {}
+        self.left_out: dict[str, Entry] = {}
         self._quantisation = quantisation
+        self._surroundings = surroundings
         for file in _weight_files(directory):
-            entries = read_header(file)
+            entries = self._of_language_model(read_header(file))
             if twice := self.entries.keys() & entries.keys():
                 raise ValueError(f"{file}: {min(twice)} is in {self.entries[min(twice)].file} as well")
             self.entries |= entries
+
+    def _of_language_model(self, entries: dict[str, Entry]) -> dict[str, Entry]:
+        if self._surroundings is None:
+            return entries
+        found = {}
+        for name, entry in entries.items():
+            alone = self._surroundings.name_alone(name)
+            if alone is None:
+                self.left_out[name] = entry
+            elif alone in found:
+                raise ValueError(f"{entry.file}: {alone} is in it twice, under {name} and another name")
+            else:
+                found[alone] = entry
+        return found
 
     def take(self, tensor: HfTensor) -> Entry | None:
         """Where the tensor lies, under its own name from now on; None if it is not there.

@@ -12,10 +12,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from transformers import (
+    CONFIG_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
-    PreTrainedConfig,
+    AutoModelForImageTextToText,
     PreTrainedModel,
 )
 
@@ -136,21 +137,23 @@ def _hf_model(hf: Path, dtype: torch.dtype) -> PreTrainedModel:
     """transformers' model; quantised weights are decoded to `dtype`, by transformers where it can."""
     config = AutoConfig.from_pretrained(hf, trust_remote_code=False)
     quantisation = quantisation_of(read_hf_config(hf))
+    model_class = AutoModelForImageTextToText if hasattr(config, "text_config") else AutoModelForCausalLM
     if quantisation and not quantisation.by_transformers:
         print(f"note: transformers does not decode {quantisation.described} here; its model has our weights")
-        return _hf_model_of_decoded(hf, config, dtype)
+        return _hf_model_of_decoded(hf, dtype)
     if quantisation:
         config.quantization_config["dequantize"] = True
     elif hasattr(config, "quantization_config"):
         del config.quantization_config  # an empty one, of which transformers asks the method
-    return AutoModelForCausalLM.from_pretrained(hf, config=config, dtype=dtype, trust_remote_code=False)
+    return model_class.from_pretrained(hf, config=config, dtype=dtype, trust_remote_code=False)
 
 
-def _hf_model_of_decoded(hf: Path, config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+def _hf_model_of_decoded(hf: Path, dtype: torch.dtype) -> PreTrainedModel:
     checkpoint = open_hf_checkpoint(hf)
     names = {source.name for piece in checkpoint.pieces for source in piece.sources}
     weights = {name: checkpoint.weights.read(name).to(dtype) for name in names}
-    del config.quantization_config
+    described = {name: value for name, value in read_hf_config(hf).items() if name != "quantization_config"}
+    config = CONFIG_MAPPING[checkpoint.family].from_dict(described)
     model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     model, found = model_class.from_pretrained(
         None, config=config, state_dict=weights, dtype=dtype, output_loading_info=True
