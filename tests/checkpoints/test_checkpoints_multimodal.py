@@ -1,4 +1,4 @@
-"""The language model inside a multimodal checkpoint is converted, and comes back alone; all else is named and left."""
+"""The language model inside a multimodal checkpoint is converted and comes back alone; the rest is named."""
 
 import json
 import re
