@@ -12,7 +12,7 @@ from transformers import CONFIG_MAPPING
 
 from checkpoints_tools.families import family_named
 from checkpoints_tools.families.family import Family
-from checkpoints_tools.families.window_arguments import window_arguments
+from checkpoints_tools.families.layer_kinds import layer_kind_arguments
 from megatron_star.checked_input import read_json_object, shown
 from megatron_star.model.checked_values import CheckedValues
 
@@ -54,8 +54,7 @@ def model_arguments(config: Config) -> Config:
     values = _resolved(family, config)
     _refuse_what_differs(family, values)
     args = family.arguments(values)
-    sizes = {name: args[name] for name in ("num_layers", "max_position_embeddings")}
-    return args | window_arguments(family, values, **sizes)
+    return args | layer_kind_arguments(family, values, args)
 
 
 def _resolved(family: Family, config: Config) -> CheckedValues:

@@ -11,12 +11,11 @@ import torch
 def args_for_megatron(model_args: Mapping[str, Any], tokenizer: Path, dtype: torch.dtype) -> Namespace:
     """A complete `args` of a converted checkpoint: the model, and what Megatron's loading looks up in it."""
     return Namespace(
-        **model_args,
+        **{"apply_layernorm_1p": False, **model_args},
         seq_length=model_args["max_position_embeddings"],
         add_position_embedding=False,
         use_rotary_position_embeddings=model_args["position_embedding_type"] == "rope",
         squared_relu=False,
-        apply_layernorm_1p=False,
         apply_query_key_layer_scaling=False,
         attention_dropout=0.0,
         hidden_dropout=0.0,

@@ -1,19 +1,22 @@
 """Logits of a whole sequence from the Megatron model, in one ordinary causal forward: for comparisons."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from megatron.core.inference.utils import InferenceMode
 from torch import Tensor
 
-from megatron_star.attention.kernels import select_kernel
+from megatron_star.attention.merge import PartialSum
 from megatron_star.attention.partial import AttentionKernel, Partial
 from megatron_star.model.attention import ForwardPass, LayerAttention
 from megatron_star.model.build import build_gpt_model
 from megatron_star.model.checkpoint import CheckpointInfo
 from megatron_star.model.cpu import use_cpu_where_cuda_is_absent
+from megatron_star.model.kernel import kernel_of
 from megatron_star.model.stored_weights import load_weights
 from megatron_star.parallel.groups import initialize_groups
+from megatron_star.planning.layer_mask import Band
 
 
 class _CausalAttention(ForwardPass):
@@ -26,7 +29,14 @@ class _CausalAttention(ForwardPass):
 
     def attend(self, layer: LayerAttention, query: Tensor, key: Tensor, value: Tensor) -> Partial:
         """See `ForwardPass.attend`."""
-        return self.kernel(query, key, value, causal=True, softmax_scale=layer.softmax_scale)
+        num_tokens = query.size(0)
+        bands = layer.mask.bands(0, num_tokens) if layer.mask else (Band(0, num_tokens, 0, None),)
+        partials, attend = PartialSum(query), partial(self.kernel, softmax_scale=layer.softmax_scale)
+        for start, end, first, window in bands:
+            keys = slice(first, end)
+            part = attend(query[start:end], key[keys], value[keys], causal=True, window=window)
+            partials.set_rows(start, end, part)
+        return partials.merged()
 
 
 def megatron_logits(
@@ -41,7 +51,7 @@ def megatron_logits(
     model = build_gpt_model(info.args, groups.model, dtype=dtype, device=device)
     load_weights(model, info)
     positions = torch.arange(len(token_ids), device=device)
-    kernel = select_kernel("auto", device=device, dtype=dtype, head_size=model.config.kv_channels)
+    kernel = kernel_of(model, "auto", device=device, dtype=dtype)
     with InferenceMode.active(), torch.inference_mode():
         logits = model(
             torch.tensor([token_ids], device=device),

@@ -44,8 +44,8 @@ class Family:
             that we know.
         arguments: the model in Megatron's argument names. Raises ValueError for what has none.
         neutral: keys that are not read but change results, and the only values that they may have.
-        windows: which layers may have a sliding window: IN_ALL_LAYERS, all where `sliding_window` is set;
-            IN_SOME_LAYERS, those of which `layer_types` says so; None, the model has no such layers.
+        windows: which layers may have a sliding window, or chunks: IN_ALL_LAYERS, all where `sliding_window`
+            is set; IN_SOME_LAYERS, those of which `layer_types` says so; None, the model has no such layers.
         layer: the weights of a layer; those that a model has whose arguments ask for them.
         end: the weights between the layers and the output layer.
     """

@@ -52,18 +52,20 @@ def rotary_arguments(
 
 def _by_kind(values: CheckedValues) -> tuple[CheckedValues, CheckedValues | None]:
     """The parameters of all layers; or of those without a window, and of those with one."""
-    found = values.any("rope_parameters", None)
-    if isinstance(found, dict) and not any(isinstance(value, dict) for value in found.values()):
-        return CheckedValues(found, _SOURCE), None
-    kinds = values.any("layer_types", None)
-    kinds = [kind for kind in (_FULL, _WINDOW) if kind in kinds] if isinstance(kinds, list) else []
-    if not kinds or not all(isinstance(found.get(kind), dict) for kind in kinds):
+    found, kinds = values.any("rope_parameters", None), values.any("layer_types", None)
+    by_kind = found if isinstance(found, dict) else {}
+    if by_kind and not any(isinstance(value, dict) for value in by_kind.values()):
+        return CheckedValues(by_kind, _SOURCE), None
+    kinds = sorted({*map(str, kinds)}) if isinstance(kinds, list) else []  # full before sliding
+    if not kinds or not all(
+        kind in (_FULL, _WINDOW) and isinstance(by_kind.get(kind), dict) for kind in kinds
+    ):
         raise ValueError(
             f"{_SOURCE}={shown(found)}: one rotary embedding for all layers is supported, or one for "
             f"{_FULL} and one for {_WINDOW}"
         )
-    by_kind = [CheckedValues(found[kind], f"{_SOURCE}: {kind}") for kind in kinds]
-    return by_kind[0], by_kind[1] if len(by_kind) > 1 else None
+    parameters = [CheckedValues(by_kind[kind], f"{_SOURCE}: {kind}") for kind in kinds]
+    return parameters[0], parameters[1] if len(parameters) > 1 else None
 
 
 def _plain_arguments(base: float) -> dict[str, Any]:

@@ -4,17 +4,22 @@ Shapes: sq packed tokens of this rank in this wave, b = 1.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from megatron_star.algorithm.bands import set_band
+from megatron_star.algorithm.kv_pieces import KeyValue, KvPiece, pieces_within, whole
 from megatron_star.algorithm.kv_store import EncodedContext
 from megatron_star.algorithm.star_model import StarModel
 from megatron_star.attention.merge import PartialSum
 from megatron_star.attention.partial import Partial
 from megatron_star.model.attention import ForwardPass, LayerAttention, PassIsComplete
-from megatron_star.planning.plan import ContextPlan, Segment, Wave
-from megatron_star.planning.reads import wave_reads
+from megatron_star.parallel.exchange import SourceTransfers
+from megatron_star.planning.layer_mask import LayerMask
+from megatron_star.planning.plan import ContextPlan, Segment, Source, Wave
+from megatron_star.planning.reads import Read, wave_reads
 
 
 def encode_context(
@@ -22,15 +27,18 @@ def encode_context(
     token_ids: Sequence[int],
     plan: ContextPlan,
     on_wave: Callable[[int], None] = lambda num_tokens: None,
+    *,
+    keeps_all: bool = False,
 ) -> EncodedContext:
     """Encode a context by its plan.
 
     Args:
         token_ids: the whole context, on every rank.
         on_wave: called after each wave with the number of context tokens that it encoded, on all ranks.
+        keeps_all: see `EncodedContext`.
     """
     assert len(token_ids) == plan.num_tokens
-    context = EncodedContext(plan, star_model.exchange.cp_rank)
+    context = EncodedContext(plan, star_model.exchange.cp_rank, keeps_all=keeps_all)
     for wave in plan.waves:
         encode_wave(star_model, token_ids, wave, context)
         on_wave(sum(segment.num_tokens for segment in wave))
@@ -53,20 +61,19 @@ class ContextEncodingPass(ForwardPass):
         # which attends to nothing and is not stored.
         self.positions = [position for segment in self.segments for position in _positions(segment)] or [0]
         super().__init__(torch.tensor(self.positions, dtype=torch.int64, device=star_model.device))
-        self.reads = wave_reads(context.plan, wave, rank)
+        self.wave = wave
         self.num_layers: int = star_model.model.config.num_layers
         self.context, self.exchange, self.kernel = context, star_model.exchange, star_model.kernel
+        self._reads: dict[LayerMask | None, tuple[Read, ...]] = {}
 
     def attend(self, layer: LayerAttention, query: Tensor, key: Tensor, value: Tensor) -> Partial:
         """The algorithm of context encoding for one layer; see `ForwardPass.attend`."""
+        if layer.mask:
+            return self._attend_in_bands(layer, layer.mask, query, key, value)
         self._store(layer.number, key, value)
         if layer.number == self.num_layers:
             raise PassIsComplete  # of the last layer, only the KV is wanted
-        transfers = self.exchange.broadcast_sources(
-            [read.source for read in self.reads if read.crosses_ranks],
-            lambda source: self.context.read(layer.number, source),
-            like=key,
-        )
+        transfers = self._transfers(None, lambda source: self.context.read(layer.number, source), like=key)
         partials = PartialSum(query)
         for start, end in self._rows():
             rows = slice(start, end)
@@ -74,7 +81,7 @@ class ContextEncodingPass(ForwardPass):
                 query[rows], key[rows], value[rows], causal=True, softmax_scale=layer.softmax_scale
             )
             partials.set_rows(start, end, own)
-        for read in self.reads:
+        for read in self.reads(None):
             received = transfers.receive() if read.crosses_ranks else None
             for start, end in read.rows:
                 source_kv = received or self.context.read(layer.number, read.source)
@@ -84,11 +91,65 @@ class ContextEncodingPass(ForwardPass):
                 partials.add_rows(start, end, part)
         return partials.merged()
 
+    def reads(self, mask: LayerMask | None) -> tuple[Read, ...]:
+        """What this rank reads in layers with this mask, or with the plan's."""
+        if mask not in self._reads:
+            self._reads[mask] = wave_reads(self.context.plan, self.wave, self.exchange.cp_rank, mask)
+        return self._reads[mask]
+
+    def _transfers(
+        self, mask: LayerMask | None, read: Callable[[Source], KeyValue], like: Tensor
+    ) -> SourceTransfers:
+        sources = [read.source for read in self.reads(mask) if read.crosses_ranks]
+        return self.exchange.broadcast_sources(sources, read, like)
+
+    def _attend_in_bands(
+        self, layer: LayerAttention, mask: LayerMask, query: Tensor, key: Tensor, value: Tensor
+    ) -> Partial:
+        """A layer with a mask of its own: a segment sees itself and what comes shortly before it."""
+        own = [KvPiece(s.start, s.end, key[rows], value[rows]) for s, rows in self._kept_rows()]
+        held = [*self.context.recent(layer.number), *own]
+        if layer.number == self.num_layers:
+            self.context.keep_recent(layer.number, mask, own, self.wave[-1].end)
+            raise PassIsComplete
+        before = self._sources_before(mask, held, like=key)
+        partials, attend = PartialSum(query), partial(self.kernel, softmax_scale=layer.softmax_scale)
+        for segment, piece, (start, _) in zip(self.segments, own, self._rows(), strict=True):
+            copy = slice(start, start + segment.recomputed)  # of the anchor, which sees nothing else
+            for band in mask.bands(0, segment.recomputed):
+                set_band(
+                    partials, attend, band, start, [KvPiece(0, segment.recomputed, key[copy], value[copy])]
+                )
+            for band in mask.bands(segment.start, segment.end):
+                first_row = copy.stop + band.start - segment.start
+                seen = [*pieces_within(before, band.first, segment.start), piece]
+                set_band(partials, attend, band, first_row, seen)
+        self.context.keep_recent(layer.number, mask, own, self.wave[-1].end)
+        return partials.merged()
+
+    def _sources_before(self, mask: LayerMask, held: list[KvPiece], like: Tensor) -> list[KvPiece]:
+        """What this rank's segments see before themselves, wherever it is."""
+
+        def read(source: Source) -> KeyValue:
+            return whole(held, source.start, source.end)[2:]
+
+        transfers = self._transfers(mask, read, like)
+        pieces = []
+        for source, rows, crosses_ranks in self.reads(mask):
+            received = transfers.receive() if crosses_ranks else None
+            if rows:
+                pieces.append(KvPiece(source.start, source.end, *(received or read(source))))
+        return pieces
+
     def _store(self, layer_number: int, key: Tensor, value: Tensor) -> None:
         """Keep the KV of the segments, without the anchor copies in front of them."""
-        for segment, (start, end) in zip(self.segments, self._rows(), strict=True):
-            kept = slice(start + segment.recomputed, end)
+        for segment, kept in self._kept_rows():
             self.context.store(layer_number, segment.start, key[kept], value[kept])
+
+    def _kept_rows(self) -> list[tuple[Segment, slice]]:
+        """Each segment with its packed rows, without its anchor copy."""
+        pairs = zip(self.segments, self._rows(), strict=True)
+        return [(segment, slice(start + segment.recomputed, end)) for segment, (start, end) in pairs]
 
     def _rows(self) -> list[tuple[int, int]]:
         """Packed rows of each segment, its anchor copy included."""

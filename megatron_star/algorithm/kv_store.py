@@ -2,21 +2,22 @@
 
 Shapes: tokens first, then b = 1, ng KV heads of this TP rank, hn head size. Layers are numbered from 1.
 After a context's tokens there is spare capacity, which one tail may use: a new token then attends to both in
-one call.
+one call. A layer with a mask of its own keeps only the end of a context and of a tail (`recent_kv.py`).
 """
 
 import weakref
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Self
 
 from torch import Tensor
 
+from megatron_star.algorithm.kv_pieces import KeyValue, KvPiece, pieces_within
+from megatron_star.algorithm.recent_kv import RecentTail, copied
 from megatron_star.attention.kv_layout import empty_kv
 from megatron_star.planning.kv_memory import spare_capacity, tail_capacity
+from megatron_star.planning.layer_mask import LayerMask
 from megatron_star.planning.plan import ContextPlan, Source
-
-KeyValue = tuple[Tensor, Tensor]
 
 
 class EncodedContext:
@@ -25,13 +26,17 @@ class EncodedContext:
     A context that extends another one (`parent`) holds what its own plan encodes and reads the rest there.
     """
 
-    def __init__(self, plan: ContextPlan, cp_rank: int, parent: Self | None = None) -> None:
+    def __init__(
+        self, plan: ContextPlan, cp_rank: int, parent: Self | None = None, *, keeps_all: bool = False
+    ) -> None:
+        """keeps_all: also of layers with a mask of their own, whose tokens nobody needs to answer."""
         assert plan.start == (parent.plan.num_tokens if parent else 0)
-        self.plan, self.parent = plan, parent
+        self.plan, self.parent, self.keeps_all = plan, parent, keeps_all
         self.num_local_tokens = plan.num_owned_tokens(cp_rank)
         self._starts: list[int] = []
         self._offsets: list[int] = []
         self._layers: dict[int, KeyValue] = {}
+        self._recent: dict[int, list[KvPiece]] = {}
         self._user_of_spare: weakref.ref[Tail] | None = None
         offset = 0
         for segment in plan.owned(cp_rank):
@@ -75,6 +80,20 @@ class EncodedContext:
             end = self.num_local_tokens + (tail.num_contiguous(layer_number) if tail else 0)
             yield keys[:end], values[:end]
 
+    def recent(self, layer_number: int) -> list[KvPiece]:
+        """What this rank holds of a layer with a mask of its own, by rising position, parents' included."""
+        before = self.parent.recent(layer_number) if self.parent else []
+        return before + self._recent.get(layer_number, [])
+
+    def keep_recent(self, layer_number: int, mask: LayerMask, new: Iterable[KvPiece], end: int) -> None:
+        """Keep of a layer with this mask what comes after `end` can see; a parent keeps its own tokens.
+
+        new: what this rank has encoded of the last wave, by rising position; it ends at `end`.
+        """
+        first = self.plan.start if self.keeps_all else max(self.plan.start, mask.kept_from(end))
+        pieces = [*self._recent.get(layer_number, ()), *new]
+        self._recent[layer_number] = copied(pieces_within(pieces, first, end))
+
     def reserve_spare(self, tail: "Tail") -> bool:
         """Whether this tail may use the spare capacity: no other may, as long as it lives."""
         if not spare_capacity(self.num_local_tokens) or (self._user_of_spare and self._user_of_spare()):
@@ -90,7 +109,8 @@ class EncodedContext:
     @property
     def num_bytes(self) -> int:
         """Memory of this rank's share, with its spare capacity, without the parent's."""
-        return sum(key.nbytes + value.nbytes for key, value in self._layers.values())
+        recent = (piece[2:] for pieces in self._recent.values() for piece in pieces)
+        return sum(key.nbytes + value.nbytes for key, value in (*self._layers.values(), *recent))
 
 
 class Tail:
@@ -105,6 +125,7 @@ class Tail:
         self._layers: dict[int, KeyValue] = {}
         self._lengths: dict[int, int] = {}
         self._contiguous: set[int] = set()
+        self._recent: dict[int, RecentTail] = {}
         self._has_spare: bool | None = None
 
     def append(self, layer_number: int, key: Tensor, value: Tensor) -> None:
@@ -118,6 +139,12 @@ class Tail:
         keys, values = self._layers[layer_number]
         keys[start:end], values[start:end] = key, value
         self._lengths[layer_number] = end
+
+    def append_recent(self, layer_number: int, mask: LayerMask, key: Tensor, value: Tensor) -> KvPiece:
+        """Add [tokens, 1, ng, hn] to a layer with this mask. Returns all of the tail that they see."""
+        if layer_number not in self._recent:
+            self._recent[layer_number] = RecentTail(mask, self.context.plan.num_tokens)
+        return self._recent[layer_number].append(key, value)
 
     def stored(self, layer_number: int) -> KeyValue:
         """Views of a layer's tail so far, [tokens, 1, ng, hn] each."""
@@ -149,4 +176,5 @@ class Tail:
     def num_bytes(self) -> int:
         """Memory of its own, including what it may grow into."""
         own = (key_value for layer, key_value in self._layers.items() if layer not in self._contiguous)
-        return sum(key.nbytes + value.nbytes for key, value in own)
+        recent = sum(tail.num_bytes for tail in self._recent.values())
+        return recent + sum(key.nbytes + value.nbytes for key, value in own)

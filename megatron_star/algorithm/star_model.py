@@ -10,9 +10,9 @@ from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear
 from torch import Tensor
 
-from megatron_star.attention.kernels import select_kernel
 from megatron_star.attention.partial import AttentionKernel
 from megatron_star.model.attention import ForwardPass, PassIsComplete
+from megatron_star.model.kernel import kernel_of
 from megatron_star.model.rotary import rotate_at_positions
 from megatron_star.model.supported import check_model
 from megatron_star.parallel.exchange import Exchange
@@ -104,9 +104,7 @@ def attach(
     """
     check_model(model)
     weight = model.embedding.word_embeddings.weight
-    attention_kernel = select_kernel(
-        kernel, device=weight.device, dtype=weight.dtype, head_size=model.config.kv_channels
-    )
+    attention_kernel = kernel_of(model, kernel, device=weight.device, dtype=weight.dtype)
     rotate_at_positions(model)
     model.eval()
     return StarModel(

@@ -7,16 +7,20 @@ Shapes: sq packed new tokens of all sequences, b = 1.
 
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby
 
 import torch
 from torch import Tensor
 
+from megatron_star.algorithm.bands import add_in_band
+from megatron_star.algorithm.kv_pieces import pieces_within
 from megatron_star.algorithm.kv_store import EncodedContext, Tail
 from megatron_star.algorithm.star_model import StarModel
 from megatron_star.attention.merge import PartialSum
 from megatron_star.attention.partial import AttentionKernel, Partial
 from megatron_star.model.attention import ForwardPass, LayerAttention
+from megatron_star.planning.layer_mask import LayerMask
 
 
 @dataclass
@@ -35,6 +39,11 @@ class Sequence:
 
     def __post_init__(self) -> None:
         self.tail = Tail(self.context)
+
+    @property
+    def num_tokens(self) -> int:
+        """Of the context and of the tail: the position of the next token."""
+        return self.context.plan.num_tokens + self.num_tail_tokens
 
 
 NewTokens = tuple[Sequence, SequenceOf[int]]
@@ -77,11 +86,7 @@ class TokenGenerationStep(ForwardPass):
         pairs = zip((sequence for sequence, _ in packed), self.rows, strict=True)
         self.runs = [list(run) for _, run in groupby(pairs, key=lambda pair: id(pair[0].context))]
         self.exchange, self.kernel = star_model.exchange, star_model.kernel
-        positions = [
-            sequence.context.plan.num_tokens + sequence.num_tail_tokens + i
-            for sequence, tokens in packed
-            for i in range(len(tokens))
-        ]
+        positions = [sequence.num_tokens + i for sequence, tokens in packed for i in range(len(tokens))]
         super().__init__(torch.tensor(positions, dtype=torch.int64, device=star_model.device))
 
     def attend(self, layer: LayerAttention, query: Tensor, key: Tensor, value: Tensor) -> Partial:
@@ -90,6 +95,8 @@ class TokenGenerationStep(ForwardPass):
 
     def attend_locally(self, layer: LayerAttention, query: Tensor, key: Tensor, value: Tensor) -> Partial:
         """Keep this step's KV, and attend to what this rank holds; in float32."""
+        if layer.mask:
+            return self._attend_in_bands(layer, layer.mask, query, key, value)
         number, softmax_scale = layer.number, layer.softmax_scale
         partials = PartialSum(query)
         for run in self.runs:
@@ -106,6 +113,24 @@ class TokenGenerationStep(ForwardPass):
                 continue
             for tail, rows in tails:
                 _add_causal(partials, self.kernel, rows, query, tail.stored(number), softmax_scale)
+        return partials.merged()
+
+    def _attend_in_bands(
+        self, layer: LayerAttention, mask: LayerMask, query: Tensor, key: Tensor, value: Tensor
+    ) -> Partial:
+        """In a layer with a mask of its own, a row sees the end of its tail and of its context, if at all."""
+        partials, attend = PartialSum(query), partial(self.kernel, softmax_scale=layer.softmax_scale)
+        for run in self.runs:
+            held = run[0][0].context.recent(layer.number)
+            for sequence, (start, end) in run:
+                pieces = held
+                if sequence.tail_rank == self.exchange.cp_rank:
+                    new = key[start:end], value[start:end]
+                    pieces = [*held, sequence.tail.append_recent(layer.number, mask, *new)]
+                first = sequence.num_tokens
+                for band in mask.bands(first, first + end - start):
+                    for piece in pieces_within(pieces, band.first, band.end):
+                        add_in_band(partials, attend, band, start + band.start - first, piece)
         return partials.merged()
 
     @property

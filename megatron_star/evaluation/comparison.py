@@ -122,7 +122,7 @@ def _exact(
     control: dist.ProcessGroup,
 ) -> tuple[_Exact, list[float]]:
     """The answer of exact attention, and what each mask would hide from it."""
-    context, encoding_s = _timed_encoding(star_model, prompt.context, plan)
+    context, encoding_s = _timed_encoding(star_model, prompt.context, plan, keeps_all=True)
     tokens, logits, query_s = _greedy_answer(star_model, context, prompt, control)
     positions = probe_positions(len(prompt.context))
     hidden = hidden_masses(star_model, prompt.context, context, masks, positions)
@@ -159,10 +159,10 @@ def probe_positions(num_tokens: int) -> list[int]:
 
 
 def _timed_encoding(
-    star_model: StarModel, token_ids: Sequence[int], plan: ContextPlan
+    star_model: StarModel, token_ids: Sequence[int], plan: ContextPlan, *, keeps_all: bool = False
 ) -> tuple[EncodedContext, float]:
     start = monotonic()
-    context = encode_context(star_model, token_ids, plan)
+    context = encode_context(star_model, token_ids, plan, keeps_all=keeps_all)
     star_model.synchronize()
     return context, monotonic() - start
 

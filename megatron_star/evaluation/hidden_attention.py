@@ -6,8 +6,8 @@ The share of the softmax that lies in them is
 
     hidden mass = exp(LSE over the hidden keys - LSE over all keys up to p),
 
-for each layer and head. Shapes: P probed tokens, S masks, b = 1, np query heads, ng KV heads, hn head
-size.
+for each head of the layers whose mask the user's options choose. Shapes: P probed tokens, S masks, b = 1, np
+query heads, ng KV heads, hn head size.
 """
 
 from collections.abc import Sequence
@@ -15,11 +15,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from megatron_star.algorithm.kv_pieces import pieces_within
 from megatron_star.algorithm.kv_store import EncodedContext
 from megatron_star.algorithm.star_model import StarModel
 from megatron_star.attention.merge import PartialSum
 from megatron_star.attention.partial import Partial
 from megatron_star.model.attention import ForwardPass, LayerAttention, PassIsComplete
+from megatron_star.planning.layer_mask import LayerMask
 from megatron_star.planning.mask import Mask, Range
 from megatron_star.planning.segment import Source
 
@@ -37,13 +39,13 @@ def hidden_masses(
 
     Args:
         token_ids: the whole context.
-        exact: the context as exact attention encodes it, on every rank.
+        exact: the context as exact attention encodes it, on every rank, with all of it kept.
         positions: of the context tokens that are looked at; at least one.
     """
     hidden = [[mask.hidden(position) for position in positions] for mask in masks]
     probing = ProbingPass(star_model, exact, positions, hidden)
     star_model.forward([token_ids[position] for position in positions], probing)
-    return torch.stack(probing.masses).mean(0).tolist()
+    return torch.stack(probing.masses).mean(0).tolist() if probing.masses else [0.0] * len(masks)
 
 
 class ProbingPass(ForwardPass):
@@ -59,6 +61,7 @@ class ProbingPass(ForwardPass):
         super().__init__(torch.tensor(positions, dtype=torch.int64, device=star_model.device))
         self.exchange, self.kernel, self.context = star_model.exchange, star_model.kernel, context
         self.num_layers: int = star_model.model.config.num_layers
+        self.positions = positions
         # One row for what each token sees, then one for what each mask hides from it.
         seen = [(Range(0, position + 1),) for position in positions]
         self.keys: list[Ranges] = [*seen, *(ranges for of_mask in hidden for ranges in of_mask)]
@@ -66,6 +69,8 @@ class ProbingPass(ForwardPass):
 
     def attend(self, layer: LayerAttention, query: Tensor, key: Tensor, value: Tensor) -> Partial:
         """Note each mask's mean hidden mass [S] of this layer; see `ForwardPass.attend`."""
+        if layer.mask:
+            return self._attend_in_bands(layer, layer.mask, query)
         num_probed = query.size(0)
         rows = query.repeat(len(self.keys) // num_probed, 1, 1, 1)
         partials = PartialSum(rows)
@@ -84,6 +89,19 @@ class ProbingPass(ForwardPass):
             raise PassIsComplete
         out, lse = self.exchange.merge(found)
         return Partial(out[:, :, :num_probed], lse[:, :, :num_probed])
+
+    def _attend_in_bands(self, layer: LayerAttention, mask: LayerMask, query: Tensor) -> Partial:
+        """A layer with a mask of its own, of which no other mask hides anything."""
+        partials, pieces = PartialSum(query), self.context.recent(layer.number)
+        for row, position in enumerate(self.positions):
+            for seen in pieces_within(pieces, mask.first_seen(position), position + 1):
+                part = self.kernel(
+                    query[row : row + 1], *seen[2:], causal=False, softmax_scale=layer.softmax_scale
+                )
+                partials.add_rows(row, row + 1, part)
+        if layer.number == self.num_layers:
+            raise PassIsComplete
+        return self.exchange.merge(partials.merged())
 
     def _held(self, ranges: Ranges) -> list[Source]:
         """The parts of these ranges that this rank stores."""

@@ -5,24 +5,38 @@ heads of this TP rank, hn head size.
 """
 
 from abc import abstractmethod
+<<<<<<< HEAD
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple, TypeVar
+=======
+from typing import Any, NamedTuple
+>>>>>>> main
 
 import torch
+from megatron.core.dist_checkpointing.mapping import ShardedStateDict
 from megatron.core.inference.config import InferenceConfig
 from megatron.core.inference.contexts import BaseInferenceContext
+from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.attention import SelfAttention
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
+from megatron.core.utils import get_pg_size
 from torch import Tensor
 
+from megatron_star.attention.merge import with_sinks
 from megatron_star.attention.partial import Partial
+<<<<<<< HEAD
 from megatron_star.model.query_scale import QueryScale
 from megatron_star.model.rotary import angles_of_values, cosines_and_sines, rotate
 from megatron_star.model.transformer_config import own_field
 from megatron_star.planning.layer_mask import layer_masks
 
 T = TypeVar("T")
+=======
+from megatron_star.model.rotary import cosines_and_sines, rotate
+from megatron_star.planning.layer_mask import LayerMask, layer_masks
+>>>>>>> main
 
 
 class LayerAttention(NamedTuple):
@@ -31,10 +45,12 @@ class LayerAttention(NamedTuple):
     Attributes:
         number: of the layer, 1-based.
         softmax_scale: factor on the scores before the softmax.
+        mask: of its own; None where the plan's mask is its mask.
     """
 
     number: int
     softmax_scale: float
+    mask: LayerMask | None = None
 
 
 class ByPosition(NamedTuple):
@@ -99,21 +115,64 @@ class ForwardPass(BaseInferenceContext):
 
 
 class StarCoreAttention(torch.nn.Module):
-    """Hands one layer's query, key and value to the forward pass that `StarSelfAttention` has announced."""
+    """Hands one layer's query, key and value to the forward pass that `StarSelfAttention` has announced.
+
+    Attributes:
+        softmax_offset: the scores of the sinks, [np], or None; Megatron's name of the parameter.
+    """
 
     def __init__(
-        self, config: TransformerConfig, layer_number: int, softmax_scale: float | None = None, **_: object
+        self,
+        config: TransformerConfig,
+        layer_number: int,
+        softmax_scale: float | None = None,
+        pg_collection: ProcessGroupCollection | None = None,
+        **_: object,
     ) -> None:
         super().__init__()
-        self.layer = LayerAttention(layer_number, softmax_scale or config.kv_channels**-0.5)
+        mask = layer_masks(config)[layer_number - 1]
+        self.layer = LayerAttention(layer_number, softmax_scale or config.kv_channels**-0.5, mask)
         self.forward_pass: ForwardPass | None = None
+        self.tp_group = pg_collection.tp if pg_collection else None
+        self._add_sinks(config)
+
+    def _add_sinks(self, config: TransformerConfig) -> None:
+        """Of the heads of this TP rank: learned, or all zero (`off-by-one`)."""
+        if config.softmax_type == "vanilla":
+            self.softmax_offset = None
+            return
+        num_heads = config.num_attention_heads // get_pg_size(self.tp_group)
+        device = None if config.use_cpu_initialization else torch.cuda.current_device()
+        sinks = torch.zeros(num_heads, dtype=config.params_dtype, device=device)
+        if config.softmax_type == "learnable":
+            self.softmax_offset = torch.nn.Parameter(sinks)
+        else:
+            self.register_buffer("softmax_offset", sinks, persistent=False)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, *_: object, **__: object) -> Tensor:
         """[sq, 1, np, hn] and twice [sq, 1, ng, hn] to [sq, 1, np * hn]."""
         forward_pass, self.forward_pass = self.forward_pass, None  # it holds KV
         assert forward_pass is not None, "Star Attention runs only with a ForwardPass"
         part = forward_pass.attend(self.layer, query, key, value)
+        if self.softmax_offset is not None:
+            part = part._replace(out=with_sinks(*part, self.softmax_offset))
         return part.out.permute(2, 0, 1, 3).to(query.dtype).flatten(2)
+
+    def sharded_state_dict(
+        self,
+        prefix: str = "",
+        sharded_offsets: tuple[tuple[int, int, int], ...] = (),
+        metadata: dict[str, Any] | None = None,
+    ) -> ShardedStateDict:
+        """As Megatron's core attention: learned sinks are cut over TP, by heads."""
+        return make_sharded_tensors_for_checkpoint(
+            self.state_dict(prefix="", keep_vars=True),
+            prefix,
+            {"softmax_offset": 0},
+            sharded_offsets,
+            tp_group=self.tp_group,
+            dp_cp_group=metadata["dp_cp_group"],
+        )
 
 
 class StarSelfAttention(SelfAttention):

@@ -55,7 +55,7 @@ REFUSED = (*PARALLELISM, *CORE_ATTENTION, *OTHER_LAYERS, *INFERENCE, *DEPENDS_ON
 """Fields of Megatron's `TransformerConfig` that must have the value that they have by default."""
 
 NOT_YET = (
-    *("window_size", "softmax_type", "attention_chunk_size", "attention_softcap", "logits_softcap"),
+    "logits_softcap",
     *("norm_placement", "norm_bias", "layernorm_zero_centered_gamma", "parallel_mlp"),
     *("qk_layernorm_span", "qk_layernorm_after_rotation", "add_proj_bias", "add_mlp_bias"),
     "residual_multiplier",

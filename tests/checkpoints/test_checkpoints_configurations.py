@@ -91,7 +91,7 @@ def test_an_empty_quantization_config_says_nothing():
 REFUSED = {
     "a kind of layer": (
         "qwen3",
-        {"layer_types": ["full_attention", "chunked_attention", "full_attention"]},
+        {"layer_types": ["full_attention", "linear_attention", "full_attention"]},
         "layer_types",
     ),
     "an attention factor that Megatron cannot have": (

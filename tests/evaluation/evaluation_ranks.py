@@ -42,7 +42,9 @@ def masses(
         costs = token_costs(star_model.model.config)
         return choose_plan(len(token_ids), star_model.exchange.cp_size, star, costs)[1]
 
-    exact = encode_context(star_model, token_ids, plan(StarConfig(mode="exact", wave_tokens=20)))
+    exact = encode_context(
+        star_model, token_ids, plan(StarConfig(mode="exact", wave_tokens=20)), keeps_all=True
+    )
     return hidden_masses(star_model, token_ids, exact, [plan(star).mask for star in settings], positions)
 
 
