@@ -5,12 +5,8 @@ heads of this TP rank, hn head size.
 """
 
 from abc import abstractmethod
-<<<<<<< HEAD
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple, TypeVar
-=======
-from typing import Any, NamedTuple
->>>>>>> main
 
 import torch
 from megatron.core.dist_checkpointing.mapping import ShardedStateDict
@@ -26,17 +22,12 @@ from torch import Tensor
 
 from megatron_star.attention.merge import with_sinks
 from megatron_star.attention.partial import Partial
-<<<<<<< HEAD
 from megatron_star.model.query_scale import QueryScale
 from megatron_star.model.rotary import angles_of_values, cosines_and_sines, rotate
 from megatron_star.model.transformer_config import own_field
-from megatron_star.planning.layer_mask import layer_masks
+from megatron_star.planning.layer_mask import LayerMask, layer_masks
 
 T = TypeVar("T")
-=======
-from megatron_star.model.rotary import cosines_and_sines, rotate
-from megatron_star.planning.layer_mask import LayerMask, layer_masks
->>>>>>> main
 
 
 class LayerAttention(NamedTuple):
@@ -186,8 +177,8 @@ class StarSelfAttention(SelfAttention):
     def __init__(self, config: TransformerConfig, *args: Any, **options: Any) -> None:
         super().__init__(config, *args, **options)
         layer = self.layer_number - 1
-        has_window_base = own_field(config, "window_rotary_base") is not None
-        self.rotary_index: int | None = int(has_window_base and layer_masks(config)[layer] is not None)
+        has_mask = self.core_attention.layer.mask is not None
+        self.rotary_index: int | None = int(has_mask and own_field(config, "window_rotary_base") is not None)
         if self.rotary_index:
             self._yarn_concentration_factor = 1.0  # of the scaling that the other layers have
         if config.no_rope_freq and config.no_rope_freq[layer]:

@@ -70,9 +70,3 @@ def test_rotation_is_megatrons_and_the_same_bits_in_pieces(
     rotated = rotate(query, cos, sin, interleaved=interleaved)
     torch.testing.assert_close(rotated, expected, atol=tolerance, rtol=tolerance)
     assert torch.equal(cache.rotate(query, cos, sin, interleaved=interleaved), rotated)
-
-
-def arguments(config: PreTrainedConfig, **changes: object) -> dict[str, object]:
-    """Megatron's, as a family gives them."""
-    values = CheckedValues(json.loads(config.to_json_string()), "config.json")
-    return {"kv_channels": config.head_dim, **rotary_arguments(values)} | changes
