@@ -183,8 +183,12 @@ class StarSelfAttention(SelfAttention):
             self._yarn_concentration_factor = 1.0  # of the scaling that the other layers have
         if config.no_rope_freq and config.no_rope_freq[layer]:
             self.rotary_index = None
+            if own_field(config, "qk_norm_of_rotated_only"):
+                self.q_layernorm = self.k_layernorm = None
         self.query_scale = QueryScale.of_layer(config, layer)
         self._position_kind = self.rotary_index, self.query_scale
+        self._has_norms_after_rotation = own_field(config, "qk_layernorm_after_rotation")
+        self._megatron_rotates = config.apply_rope_fusion and not self._has_norms_after_rotation
 
     def _adjust_key_value_for_inference(
         self,
@@ -204,6 +208,8 @@ class StarSelfAttention(SelfAttention):
             query, key = (self.rotate(each, cos, sin, interleaved=interleaved) for each in (query, key))
         elif rotary_pos_emb is not None:
             rotary_pos_emb = self._angles_for_megatron(inference_context, rotary_pos_emb)
+        if self._has_norms_after_rotation:
+            query, key = self.q_layernorm.after_rotation(query), self.k_layernorm.after_rotation(key)
         if scale is not None:
             query = query * scale
         return query, key, value, rotary_pos_emb, self.attn_mask_type, None
@@ -223,7 +229,7 @@ class StarSelfAttention(SelfAttention):
     ) -> ByPosition:
         """Of these positions [sq]."""
         rotation, scale = (None, None), None
-        if angles is not None and self.rotary_index is not None and not self.config.apply_rope_fusion:
+        if angles is not None and self.rotary_index is not None and not self._megatron_rotates:
             own = angles[self.rotary_index]
             rotation = cosines_and_sines(own, self._yarn_concentration_factor, dtype)
         if self.query_scale is not None:
