@@ -6,7 +6,7 @@ Megatron's inference would do, and ours does not; and what makes a token's resul
 are in the same forward pass, since segments, waves and batches decide that.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from typing import Any
 
@@ -19,7 +19,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron_star.model.attention import StarCoreAttention, StarSelfAttention
 from megatron_star.model.norms import AllHeadsRMSNorm, RMSNormAfterRotation
 from megatron_star.model.residual import ParallelLayer, ResidualSum
-from megatron_star.model.transformer_config import OWN_FIELDS, StarTransformerConfig, own_field
+from megatron_star.model.transformer_config import OWN_FIELDS, own_field
 
 PARALLELISM = (
     "context_parallel_size",
@@ -58,9 +58,6 @@ DEPENDS_ON_OTHER_TOKENS = (
 REFUSED = (*PARALLELISM, *CORE_ATTENTION, *OTHER_LAYERS, *INFERENCE, *DEPENDS_ON_OTHER_TOKENS)
 """Fields of Megatron's `TransformerConfig` that must have the value that they have by default."""
 
-NOT_YET = ("window_rotary_base",)
-"""Fields that a model is built with and `attach` refuses, until what computes them has landed (issue 20)."""
-
 _MODULES_OF: dict[str, Callable[[Any], bool]] = {
     "norm_placement": lambda layer: isinstance(layer.mlp_bda, ResidualSum),
     "residual_multiplier": lambda layer: isinstance(layer.mlp_bda, ResidualSum),
@@ -84,13 +81,9 @@ def check_supported(config: TransformerConfig) -> None:
     Raises:
         ValueError: a field of `REFUSED` has another value than by default.
     """
-    _check_defaults(config, REFUSED)
-
-
-def _check_defaults(config: TransformerConfig, names: Iterable[str]) -> None:
-    defaults = {field.name: field.default for field in fields(StarTransformerConfig)}
-    for name in names:
-        value = getattr(config, name, defaults[name])
+    defaults = {field.name: field.default for field in fields(TransformerConfig)}
+    for name in REFUSED:
+        value = getattr(config, name)
         if value != defaults[name] and (value or defaults[name]):
             raise ValueError(f"Star Attention does not support {name}={value!r}")
 
@@ -105,7 +98,6 @@ def check_model(model: GPTModel) -> None:
     if not isinstance(model, GPTModel):
         raise ValueError(f"Star Attention runs Megatron's GPTModel, not {type(model).__name__}")
     check_supported(model.config)
-    _check_defaults(model.config, NOT_YET)
     for obstacle in _obstacles(model):
         raise ValueError(f"Star Attention does not support {obstacle}")
     for layer in model.decoder.layers:
