@@ -18,12 +18,15 @@ def tail_capacity(num_tokens: int) -> int:
     return -(-num_tokens // TAIL_CHUNK_TOKENS) * TAIL_CHUNK_TOKENS
 
 
-def recent_tail_capacity(num_kept: int) -> int:
-    """Tokens that a layer with a mask of its own takes memory for, when it keeps so many of a tail.
+def recent_tail_capacity(num_tokens: int, mask: LayerMask) -> int:
+    """The same in a layer with a mask of its own, which keeps only what later tokens can see.
 
-    It has room for about as many again, at most a chunk: so what is kept is moved seldom.
+    As long as that is all, the tail grows as any other. Then there is room for a chunk more, so that what is
+    kept is moved seldom.
     """
-    return tail_capacity(num_kept + min(num_kept, TAIL_CHUNK_TOKENS) + 1)
+    if num_tokens < mask.size:
+        return tail_capacity(num_tokens)
+    return tail_capacity(mask.size - 1 + TAIL_CHUNK_TOKENS)
 
 
 def spare_capacity(num_tokens: int) -> int:
@@ -79,9 +82,7 @@ class KvLayers:
     def of_tail(self, num_tokens: int) -> int:
         """A tail that may become so long, on its rank."""
         return self.num_bytes(
-            lambda mask: (
-                recent_tail_capacity(mask.most_kept(num_tokens)) if mask else tail_capacity(num_tokens)
-            )
+            lambda mask: recent_tail_capacity(num_tokens, mask) if mask else tail_capacity(num_tokens)
         )
 
     def of_tokens(self, num_tokens: int, num_ranks: int = 1) -> int:
