@@ -74,10 +74,19 @@ class KvLayers:
         Args:
             spare: with the capacity that is left for a tail.
         """
-        tokens = {mask: _most_held(plan, mask) for mask in self.num_layers}
-        if spare and None in tokens:
-            tokens[None] = [n + spare_capacity(n) for n in tokens[None]]
-        return [self.num_bytes(lambda mask, rank=rank: tokens[mask][rank]) for rank in range(plan.cp_size)]
+        full = [n + spare * spare_capacity(n) for n in plan.owned_tokens]
+        recent = [self._recent_tokens(plan, wave[-1].end) for wave in plan.waves]
+        most = [max((held[rank] for held in recent), default=0) for rank in range(plan.cp_size)]
+        of_a_layer = self.bytes_per_token
+        return [of_a_layer * (self.num_layers[None] * f + m) for f, m in zip(full, most, strict=True)]
+
+    def _recent_tokens(self, plan: ContextPlan, end: int) -> Counter[int]:
+        """`recent_tokens` of all layers with a mask of their own together."""
+        held: Counter[int] = Counter()
+        for mask, count in self.num_layers.items():
+            if mask:
+                held.update({rank: count * n for rank, n in recent_tokens(plan, mask, end).items()})
+        return held
 
     def of_tail(self, num_tokens: int) -> int:
         """A tail that may become so long, on its rank."""
@@ -93,11 +102,3 @@ class KvLayers:
         return self.num_bytes(
             lambda mask: mask.most_kept(num_tokens) if mask else -(-num_tokens // num_ranks)
         )
-
-
-def _most_held(plan: ContextPlan, mask: LayerMask | None) -> list[int]:
-    """Tokens of which each rank holds the KV, after the wave with which it holds most."""
-    if mask is None:
-        return list(plan.owned_tokens)
-    waves = [recent_tokens(plan, mask, wave[-1].end) for wave in plan.waves]
-    return [max((held[rank] for held in waves), default=0) for rank in range(plan.cp_size)]

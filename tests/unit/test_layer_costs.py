@@ -67,12 +67,20 @@ def test_a_rank_keeps_what_it_owns_and_later_tokens_can_see_and_no_more(mask):
             kept = [rank for rank, token in owned if token < end and sees(mask, end, token)]
             held.append([kept.count(rank) for rank in range(plan.cp_size)])
             assert [recent_tokens(plan, mask, end)[rank] for rank in range(plan.cp_size)] == held[-1]
-        most = [max(of_rank) for of_rank in zip(*held, strict=True)] or [0] * plan.cp_size
-        full = [n + spare_capacity(n) for n in plan.owned_tokens]
-        layers = KvLayers((mask, None, mask), bytes_per_token=10)
-        assert layers.of_context(plan) == [10 * (2 * m + f) for m, f in zip(most, full, strict=True)]
-        without = layers.of_context(plan, spare=False)
-        assert without == [10 * (2 * m + n) for m, n in zip(most, plan.owned_tokens, strict=True)]
+
+
+def test_a_context_takes_the_memory_of_the_wave_after_which_a_rank_holds_most():
+    """In all layers together: not each of them after the same wave."""
+    layers = KvLayers((Window(9), None, Window(9), Chunk(12)), bytes_per_token=10)
+    for plan in (plan for chain in CHAINS for plan in chain):
+        ends = [wave[-1].end for wave in plan.waves]
+        for rank, owned in enumerate(plan.owned_tokens):
+            windows, chunks = (
+                [recent_tokens(plan, m, e)[rank] for e in ends] for m in (Window(9), Chunk(12))
+            )
+            recent = max(2 * w + c for w, c in zip(windows, chunks, strict=True))
+            assert layers.of_context(plan)[rank] == 10 * (owned + spare_capacity(owned) + recent)
+            assert layers.of_context(plan, spare=False)[rank] == 10 * (owned + recent)
 
 
 @pytest.mark.parametrize("mask", MASKS, ids=str)
