@@ -1,12 +1,21 @@
 """The table of model families. A new one is an object in a file of its own, and a row here."""
 
+from checkpoints_tools.families.arcee import ARCEE
+from checkpoints_tools.families.ernie4_5 import ERNIE4_5
+from checkpoints_tools.families.exaone import EXAONE
 from checkpoints_tools.families.family import Family
+from checkpoints_tools.families.gpt_oss import GPT_OSS
+from checkpoints_tools.families.helium import HELIUM
+from checkpoints_tools.families.iquestcoder import IQUESTCODER
 from checkpoints_tools.families.llama import LLAMA
+from checkpoints_tools.families.missing import MISSING
 from checkpoints_tools.families.mistral import MISTRAL
 from checkpoints_tools.families.mixtral import MIXTRAL
 from checkpoints_tools.families.qwen2 import QWEN2
 from checkpoints_tools.families.qwen3 import QWEN3
 from checkpoints_tools.families.qwen3_moe import QWEN3_MOE
+from checkpoints_tools.families.seed_oss import SEED_OSS
+from checkpoints_tools.families.starcoder2 import STARCODER2
 from megatron_star.checked_input import shown
 
 _TABLE = (
@@ -14,14 +23,26 @@ _TABLE = (
     MISTRAL,
     QWEN2,
     QWEN3,
+    EXAONE,
+    IQUESTCODER,
+    HELIUM,
     MIXTRAL,
     QWEN3_MOE,
+    SEED_OSS,
+    ARCEE,
+    STARCODER2,
+    ERNIE4_5,
+    GPT_OSS,
 )
 FAMILIES: dict[str, Family] = {family.model_type: family for family in _TABLE}
 
 
 def family_named(model_type: object) -> Family:
     """The family of a config.json's `model_type`; ValueError if it is not in the table."""
-    if not isinstance(model_type, str) or model_type not in FAMILIES:
-        raise ValueError(f"model_type {shown(model_type)} is not supported; supported: {', '.join(FAMILIES)}")
-    return FAMILIES[model_type]
+    if isinstance(model_type, str) and model_type in FAMILIES:
+        return FAMILIES[model_type]
+    missing = MISSING.get(model_type) if isinstance(model_type, str) else None
+    reason = f" ({missing} is missing)" if missing else ""
+    raise ValueError(
+        f"model_type {shown(model_type)} is not supported{reason}; supported: {', '.join(FAMILIES)}"
+    )

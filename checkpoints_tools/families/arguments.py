@@ -23,14 +23,17 @@ _ACTIVATIONS = {
 }
 
 
-def decoder_arguments(values: CheckedValues, *, norm_epsilon: str = "rms_norm_eps") -> dict[str, Any]:
+def decoder_arguments(
+    values: CheckedValues, *, norm_epsilon: str = "rms_norm_eps", **rotary_options: bool
+) -> dict[str, Any]:
     """Without biases, without norms of query and key, without experts: a family changes what is otherwise.
 
     Args:
         norm_epsilon: the key that has it.
+        rotary_options: of `rotary_arguments`.
     """
     heads, groups, head_size = _attention_sizes(values)
-    rotary = rotary_arguments(values)
+    rotary = rotary_arguments(values, **rotary_options)
     vocab_size = values.integer("vocab_size")
     divisor = math.lcm(_VOCAB_DIVISOR, heads)  # so that every TP size that divides the heads divides it
     return {
@@ -92,6 +95,13 @@ def bias_arguments(*, query_key_value: bool, output: bool, mlp: bool) -> dict[st
         return {"add_bias_linear": True}
     ours = {"add_proj_bias": output, "add_mlp_bias": mlp}
     return {"add_qkv_bias": query_key_value} | {name: True for name, has_it in ours.items() if has_it}
+
+
+def biases_by_keys(values: CheckedValues) -> dict[str, Any]:
+    """Where `attention_bias` is of queries, keys, values and the output, and `mlp_bias` of the whole MLP."""
+    of_attention = bool(values.boolean("attention_bias", None))
+    of_mlp = bool(values.boolean("mlp_bias", None))
+    return bias_arguments(query_key_value=of_attention, output=of_attention, mlp=of_mlp)
 
 
 def expert_arguments(values: CheckedValues, *, size: str, renormalised: bool) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 import torch.nn.functional as F
-from megatron.core.activations import squared_relu
+from megatron.core.activations import quick_gelu, squared_relu
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
@@ -30,6 +30,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
     "relu2": squared_relu,
+    "quick_gelu": quick_gelu,
     "xielu": _learned,
 }
 
@@ -62,12 +63,17 @@ class StarTransformerConfig(TransformerConfig):
         norm_bias: whether a LayerNorm has a bias.
         parallel_mlp: attention and MLP both read the output of the layer's one norm.
         qk_layernorm_span: queries and keys are normalised by head, or over all heads together.
+        qk_norm_of_rotated_only: layers of `no_rope_freq` do not normalise queries and keys.
         qk_layernorm_after_rotation: and not before it.
         add_proj_bias, add_mlp_bias: biases of attention's output, and of the MLP, where not all have one.
         activation: of the MLP, by name; None leaves `activation_func` and `gated_linear_unit` as they are.
         gated_mlp: activation(gate) * up; only together with `activation`.
         embedding_multiplier, logits_multiplier: through Megatron's MuP, nothing else of which is used.
         residual_multiplier: of what attention and MLP add to the residual stream.
+        rope_low_freq_factor, rope_high_freq_factor, rope_original_max_position_embeddings: of Llama-3
+            scaling; Megatron has 1, 4 and 8192 built in.
+        query_scale_beta, query_scale_floor, query_scale_offset: see `query_scale.py`.
+        query_scale_layers: 1 for each layer that scales its queries, else 0; None for all.
     """
 
     attention_chunk_size: int | None = _own(None, CheckedValues.integer, "chunked_layers")
@@ -79,6 +85,7 @@ class StarTransformerConfig(TransformerConfig):
     norm_bias: bool = _own(True, CheckedValues.boolean)
     parallel_mlp: bool = _own(False, CheckedValues.boolean)
     qk_layernorm_span: str = _own("head", _one_of("head", "all_heads"), "qk_layernorm")
+    qk_norm_of_rotated_only: bool = _own(False, CheckedValues.boolean, "no_rope_freq")
     qk_layernorm_after_rotation: bool = _own(False, CheckedValues.boolean, "qk_layernorm")
     add_proj_bias: bool = _own(False, CheckedValues.boolean)
     add_mlp_bias: bool = _own(False, CheckedValues.boolean)
@@ -86,6 +93,13 @@ class StarTransformerConfig(TransformerConfig):
     gated_mlp: bool = _own(False, CheckedValues.boolean, "activation")
     embedding_multiplier: float = _own(1.0, CheckedValues.number)
     residual_multiplier: float = _own(1.0, CheckedValues.number)
+    rope_low_freq_factor: float = _own(1.0, CheckedValues.number, "use_rope_scaling")
+    rope_high_freq_factor: float = _own(4.0, CheckedValues.number, "use_rope_scaling")
+    rope_original_max_position_embeddings: int = _own(8192, CheckedValues.integer, "use_rope_scaling")
+    query_scale_beta: float | None = _own(None, CheckedValues.number, "query_scale_floor")
+    query_scale_floor: int | None = _own(None, CheckedValues.integer, "query_scale_beta")
+    query_scale_offset: int = _own(0, _one_of(0, 1), "query_scale_beta")
+    query_scale_layers: list[int] | None = _own(None, one_per_layer, "query_scale_beta")
     logits_multiplier: float = _own(1.0, CheckedValues.number)
 
     def __post_init__(self) -> None:

@@ -4,7 +4,13 @@ from pathlib import Path
 
 import torch
 from transformers import (
+    ArceeConfig,
     AutoModelForCausalLM,
+    Ernie4_5Config,
+    ExaoneConfig,
+    GptOssConfig,
+    HeliumConfig,
+    IQuestCoderConfig,
     LlamaConfig,
     MistralConfig,
     MixtralConfig,
@@ -12,9 +18,12 @@ from transformers import (
     Qwen2Config,
     Qwen3Config,
     Qwen3MoeConfig,
+    SeedOssConfig,
+    Starcoder2Config,
 )
 
 VOCAB_SIZE = 259
+_WINDOW = 13  # tokens; as tests/families/cases.py says
 _SIZES = {
     "vocab_size": VOCAB_SIZE,
     "hidden_size": 72,
@@ -27,7 +36,9 @@ _SIZES = {
     "tie_word_embeddings": False,
     "bos_token_id": None,
     "eos_token_id": None,
+    "pad_token_id": None,
 }
+_FEW = _SIZES | {"num_hidden_layers": 2}
 _HEAD = {"head_dim": 16}  # not hidden_size / num_attention_heads
 _LLAMA3 = {
     "rope_type": "llama3",
@@ -50,6 +61,9 @@ CONFIGS: dict[str, PreTrainedConfig] = {
     "qwen3_yarn_attention_factor": Qwen3Config(
         **_SIZES, **_HEAD, rope_parameters=_YARN | {"attention_factor": 1.3, "truncate": False}
     ),
+    "exaone": ExaoneConfig(**_FEW),
+    "iquestcoder": IQuestCoderConfig(**_FEW, **_HEAD),
+    "helium": HeliumConfig(**_FEW, **_HEAD | {"head_dim": 18}),
     "mixtral": MixtralConfig(
         **_SIZES, **_HEAD, num_local_experts=4, num_experts_per_tok=2, sliding_window=None
     ),
@@ -63,6 +77,20 @@ CONFIGS: dict[str, PreTrainedConfig] = {
         num_experts_per_tok=2,
         moe_intermediate_size=40,
         norm_topk_prob=False,
+    ),
+    "llama_biases": LlamaConfig(**_SIZES, **_HEAD, attention_bias=True, mlp_bias=True),
+    "seed_oss": SeedOssConfig(**_SIZES, **_HEAD, attention_out_bias=True),
+    "arcee": ArceeConfig(**_SIZES, **_HEAD, rope_parameters=_YARN),
+    "starcoder2": Starcoder2Config(**_SIZES, sliding_window=_WINDOW),
+    "ernie4_5": Ernie4_5Config(**_SIZES, **_HEAD, use_bias=True),
+    "gpt_oss": GptOssConfig(
+        **_SIZES,
+        **_HEAD,
+        sliding_window=_WINDOW,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        swiglu_limit=0.8,
+        rope_parameters=_YARN | {"truncate": False},
     ),
 }
 

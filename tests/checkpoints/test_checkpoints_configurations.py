@@ -7,9 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from distributed import run_ranks
-from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 from megatron.core.models.common.embeddings.yarn_rotary_pos_embedding import (
-    YarnRotaryEmbedding,
     _yarn_get_concentration_factor,
 )
 from megatron_ranks import logits_of
@@ -20,11 +18,18 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from benchmarks.random_models import save_random_model
 from checkpoints_tools import convert_hf_to_megatron
 from checkpoints_tools.families import FAMILIES
+from checkpoints_tools.families.missing import MISSING
 from checkpoints_tools.hf_config import model_arguments
 from megatron_star.model.checked_values import CheckedValues
+from megatron_star.model.rotary_frequencies import rotary_frequencies
 
 ABSENT = object()
 _YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+_TWO_KINDS = {
+    "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+    "use_sliding_window": True,
+    "sliding_window": 9,
+}
 
 
 def edit_config(hf: Path, changes: dict) -> None:
@@ -99,8 +104,27 @@ REFUSED = {
         {"rope_scaling": _YARN | {"factor": 1.0, "attention_factor": 1.3}},
         "attention_factor=1.3",
     ),
-    "a rotary embedding for each kind of layer": (
+    "no rotary embedding for a kind of layer": (
         "qwen3",
+        {
+            **_TWO_KINDS,
+            "rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4}},
+        },
+        "rope_parameters",
+    ),
+    "windows whose rotary embedding is scaled in another way": (
+        "qwen3",
+        {
+            **_TWO_KINDS,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "default", "rope_theta": 1e4},
+                "sliding_attention": _YARN | {"rope_theta": 1e4},
+            },
+        },
+        "rope_parameters: sliding_attention: rope_type 'yarn'",
+    ),
+    "rotary embeddings for kinds of layers that nobody names": (
+        "llama2",
         {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4}}},
         "rope_parameters",
     ),
@@ -111,6 +135,13 @@ REFUSED = {
     "no heads": ("llama2", {"num_attention_heads": 0}, "num_attention_heads=0"),
     "a number that is none": ("llama2", {"rms_norm_eps": float("nan")}, "rms_norm_eps=nan"),
     "an odd head": ("qwen3", {"head_dim": 15}, "head_dim"),
+    "a gate of another slope": ("gpt_oss", {"swiglu_alpha": 1.5}, "swiglu_alpha=1.5"),
+    "experts with biases and attention without": (
+        "gpt_oss",
+        {"attention_bias": False},
+        "attention_bias=False",
+    ),
+    "an activation": ("arcee", {"hidden_act": "tanh"}, "hidden_act='tanh'"),
     "text for a size": ("llama2", {"hidden_size": "72"}, "hidden_size='72'"),
     "a base of null": ("llama2", {"rope_scaling": {"rope_theta": None}}, "rope_theta=None"),
     "layers without end": ("llama2", {"num_hidden_layers": 2**30}, "num_hidden_layers"),
@@ -168,10 +199,16 @@ def test_layers_have_the_windows_that_transformers_gives_them(name, changes, exp
 
 # What is for training, for generating, or what transformers has resolved into another key.
 WITHOUT_EFFECT = {
-    *("attention_dropout", "initializer_range", "router_aux_loss_coef", "router_jitter_noise"),
+    *("attention_dropout", "residual_dropout", "embedding_dropout", "initializer_range", "eod_token_id"),
+    *("no_rope_layer_interval", "interleave_moe_layer_step"),  # into no_rope_layers and moe_layers
+    *("router_aux_loss_coef", "router_jitter_noise"),
     *("bos_token_id", "eos_token_id", "pad_token_id", "use_cache", "output_router_logits", "pretraining_tp"),
     *("max_window_layers", "use_sliding_window", "sliding_window"),  # into layer_types; else it is read
 }
+
+
+def test_no_family_is_both_supported_and_refused():
+    assert not FAMILIES.keys() & MISSING.keys()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -188,7 +225,7 @@ def test_every_key_of_a_family_is_read_or_refused_or_has_no_effect(monkeypatch, 
 
 def random_rope(draw: random.Random) -> dict:
     """Keys of a rotary embedding at random places, in random spellings."""
-    rope = {draw.choice(["rope_type", "type"]): draw.choice(["default", "yarn", "llama3"])}
+    rope = {draw.choice(["rope_type", "type"]): draw.choice(["default", "linear", "yarn", "llama3"])}
     values = {
         "factor": (2.0, 8.0, 1.0, 0.5, None),
         "original_max_position_embeddings": (8192, 64),
@@ -199,8 +236,9 @@ def random_rope(draw: random.Random) -> dict:
         "mscale": (0.7, 1.0, 0),
         "mscale_all_dim": (1.2, 0.0),
         "truncate": (False, True),
-        "low_freq_factor": (1.0,),
-        "high_freq_factor": (4.0, 4),
+        "low_freq_factor": (1.0, 0.5),
+        "high_freq_factor": (4.0, 4, 7.5),
+        "partial_rotary_factor": (1.0, 0.5, 0.3),
     }
     rope |= {key: draw.choice(of_key) for key, of_key in values.items() if draw.random() < 0.6}
     config = {draw.choice(["rope_parameters", "rope_scaling"]): rope}
@@ -210,34 +248,6 @@ def random_rope(draw: random.Random) -> dict:
         if draw.random() < 0.3:
             config[key] = draw.choice(of_key)
     return config
-
-
-def megatron_rotation(args: dict) -> tuple[torch.Tensor, float]:
-    """Megatron's angles of one position, and what it multiplies cosines and sines with."""
-    common = {"kv_channels": 16, "rotary_percent": 1.0, "rotary_base": args["rotary_base"]}
-    if args["position_embedding_type"] == "rope":
-        scaling = {key: args.get(key) for key in ("use_rope_scaling", "rope_scaling_factor")}
-        embedding = RotaryEmbedding(
-            **common,
-            rope_scaling=scaling["use_rope_scaling"],
-            rope_scaling_factor=scaling["rope_scaling_factor"] or 8.0,
-            use_cpu_initialization=True,
-        )
-        return embedding.get_freqs_non_repeated(2)[1], 1.0
-    factor, scales = args["rotary_scaling_factor"], (args["mscale"], args["mscale_all_dim"])
-    embedding = YarnRotaryEmbedding(
-        **common,
-        scaling_factor=factor,
-        original_max_position_embeddings=args["yarn_original_max_position_embeddings"],
-        beta_fast=args["yarn_beta_fast"],
-        beta_slow=args["yarn_beta_slow"],
-        mscale=scales[0],
-        mscale_all_dim=scales[1],
-        correction_range_round_to_int=args["yarn_correction_range_round_to_int"],
-        use_cpu_initialization=True,
-    )
-    freqs, _ = embedding(2)
-    return freqs[1, 0, 0, :8], _yarn_get_concentration_factor(factor, *scales)
 
 
 def test_random_rotary_configurations_rotate_as_transformers_rotates(monkeypatch):
@@ -255,7 +265,10 @@ def test_random_rotary_configurations_rotate_as_transformers_rotates(monkeypatch
             continue
         accepted += 1
         theirs = LlamaRotaryEmbedding(AutoConfig.for_model(**config))
-        angles, scale = megatron_rotation(args)
-        torch.testing.assert_close(angles.flatten(), theirs.inv_freq, rtol=1e-5, atol=0, msg=str(config))
+        assert torch.equal(rotary_frequencies(args), theirs.inv_freq), config
+        scale = 1.0
+        if args["position_embedding_type"] == "yarn":
+            scales = (args[name] for name in ("rotary_scaling_factor", "mscale", "mscale_all_dim"))
+            scale = _yarn_get_concentration_factor(*scales)
         assert scale == pytest.approx(theirs.attention_scaling, rel=1e-9), config
     assert accepted > 100
