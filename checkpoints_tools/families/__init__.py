@@ -1,6 +1,12 @@
 """The table of model families. A new one is an object in a file of its own, and a row here."""
 
+from checkpoints_tools.families.cohere2 import COHERE2
+from checkpoints_tools.families.exaone4 import EXAONE4
 from checkpoints_tools.families.family import Family
+from checkpoints_tools.families.gemma2 import GEMMA2
+from checkpoints_tools.families.gemma3_text import GEMMA3_TEXT
+from checkpoints_tools.families.glm import GLM
+from checkpoints_tools.families.glm4 import GLM4
 from checkpoints_tools.families.llama import LLAMA
 from checkpoints_tools.families.mistral import MISTRAL
 from checkpoints_tools.families.mixtral import MIXTRAL
@@ -16,6 +22,12 @@ _TABLE = (
     QWEN3,
     MIXTRAL,
     QWEN3_MOE,
+    GEMMA2,
+    GEMMA3_TEXT,
+    COHERE2,
+    EXAONE4,
+    GLM,
+    GLM4,
 )
 FAMILIES: dict[str, Family] = {family.model_type: family for family in _TABLE}
 

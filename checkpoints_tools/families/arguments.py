@@ -94,6 +94,11 @@ def bias_arguments(*, query_key_value: bool, output: bool, mlp: bool) -> dict[st
     return {"add_qkv_bias": query_key_value} | {name: True for name, has_it in ours.items() if has_it}
 
 
+def optional_numbers(values: CheckedValues, **keys: str) -> dict[str, float]:
+    """By argument, the number in its key of config.json; without those where null means none."""
+    return {name: values.number(key) for name, key in keys.items() if values.any(key, None) is not None}
+
+
 def expert_arguments(values: CheckedValues, *, size: str, renormalised: bool) -> dict[str, Any]:
     """Experts in every layer, each of the size in the key `size`.
 

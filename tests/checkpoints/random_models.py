@@ -5,6 +5,12 @@ from pathlib import Path
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    Cohere2Config,
+    Exaone4Config,
+    Gemma2Config,
+    Gemma3TextConfig,
+    Glm4Config,
+    GlmConfig,
     LlamaConfig,
     MistralConfig,
     MixtralConfig,
@@ -38,12 +44,16 @@ _LLAMA3 = {
     "original_max_position_embeddings": 8192,
 }
 _YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 32}
+_WINDOW = 13  # see tests/families/cases.py
+_FULL, _SLIDING = "full_attention", "sliding_attention"
+_GEMMA = {"sliding_window": _WINDOW, "final_logit_softcapping": 11.0, "query_pre_attn_scalar": 24}
 
 CONFIGS: dict[str, PreTrainedConfig] = {
     "llama2": LlamaConfig(**_SIZES | {"num_key_value_heads": 4}, **_HEAD),
     "llama_tied": LlamaConfig(**_SIZES | {"tie_word_embeddings": True}, **_HEAD),
     "llama3_scaled": LlamaConfig(**_SIZES, **_HEAD, rope_parameters=_LLAMA3),
     "mistral": MistralConfig(**_SIZES, **_HEAD, sliding_window=None, rms_norm_eps=1e-5),
+    "mistral_window": MistralConfig(**_SIZES, **_HEAD, sliding_window=_WINDOW),
     "qwen2": Qwen2Config(**_SIZES),
     "qwen2_yarn": Qwen2Config(**_SIZES, rope_parameters=_YARN),
     "qwen3": Qwen3Config(**_SIZES, **_HEAD),
@@ -64,6 +74,34 @@ CONFIGS: dict[str, PreTrainedConfig] = {
         moe_intermediate_size=40,
         norm_topk_prob=False,
     ),
+    "gemma2": Gemma2Config(
+        **_SIZES | {"tie_word_embeddings": True},
+        **_HEAD,
+        **_GEMMA,
+        layer_types=[_SLIDING, _FULL, _SLIDING],
+        attn_logit_softcapping=3.0,
+    ),
+    "gemma3_text": Gemma3TextConfig(
+        **_SIZES | {"tie_word_embeddings": True},
+        **_HEAD,
+        **_GEMMA,
+        layer_types=[_SLIDING, _FULL, _SLIDING],
+        rope_parameters={
+            _FULL: {"rope_type": "linear", "factor": 8.0, "rope_theta": 1000.0},
+            _SLIDING: {"rope_type": "default", "rope_theta": 100.0},
+        },
+    ),
+    "cohere2": Cohere2Config(
+        **_SIZES | {"tie_word_embeddings": True},
+        layer_types=[_SLIDING, _SLIDING, _FULL],
+        sliding_window=_WINDOW,
+        attention_bias=True,
+        logit_scale=0.25,
+    ),
+    "exaone4": Exaone4Config(**_SIZES, layer_types=[_SLIDING, _FULL, _SLIDING], sliding_window=_WINDOW),
+    "exaone4_without_windows": Exaone4Config(**_SIZES, layer_types=[_FULL] * 3, sliding_window=None),
+    "glm": GlmConfig(**_SIZES, **_HEAD, pad_token_id=None),
+    "glm4": Glm4Config(**_SIZES, **_HEAD, pad_token_id=None),
 }
 
 

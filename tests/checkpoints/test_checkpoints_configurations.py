@@ -171,6 +171,7 @@ WITHOUT_EFFECT = {
     *("attention_dropout", "initializer_range", "router_aux_loss_coef", "router_jitter_noise"),
     *("bos_token_id", "eos_token_id", "pad_token_id", "use_cache", "output_router_logits", "pretraining_tp"),
     *("max_window_layers", "use_sliding_window", "sliding_window"),  # into layer_types; else it is read
+    "sliding_window_pattern",  # into layer_types
 }
 
 
