@@ -39,7 +39,7 @@ from megatron_star.algorithm.star_model import StarModel
 from megatron_star.job.argument_types import ArgumentParser, token_count
 from megatron_star.parallel.control import is_driver
 from megatron_star.parallel.groups import StarGroups
-from megatron_star.planning.cost_model import broadcast_bytes, kv_bytes_per_token, token_costs
+from megatron_star.planning.cost_model import broadcast_bytes, kv_layers, token_costs
 from megatron_star.planning.plan import ContextPlan, TokenCosts
 
 VARIANTS = (EXACT, CONTIGUOUS, RECOMPUTE, BROADCAST)
@@ -76,14 +76,14 @@ def check_cost_model(star_model: StarModel, token_ids: list[int], plan: ContextP
         partial(over_ranks, operation=dist.ReduceOp.SUM, star_model=star_model),
     )
     costs, work = token_costs(config), count_work(star_model, token_ids, plan)
-    only = TokenCosts(costs.linear_per_token, 0.0), TokenCosts(0.0, costs.attention_per_pair)
+    only = TokenCosts(costs.linear_per_token), costs._replace(linear_per_token=0.0)
     linear, attention = (sum(segment.cost(plan.mask, part) for segment in plan.segments()) for part in only)
-    kv_bytes = kv_bytes_per_token(config, tp_size=1, bytes_per_value=config.params_dtype.itemsize)
+    kv = kv_layers(config, tp_size=1, bytes_per_value=config.params_dtype.itemsize)
     return {
         "linear_operations": total(work.linear) / linear,
         "attention_operations": total(work.attention) / attention,
         "bytes_counted": total(work.bytes_sent),
-        "bytes_predicted": broadcast_bytes(plan, kv_bytes_per_token=kv_bytes, num_layers=config.num_layers),
+        "bytes_predicted": broadcast_bytes(plan, kv),
     }
 
 
@@ -98,11 +98,9 @@ def predicted_ratio(
         statistics.median(r[BROADCAST][part] for r in rounds)
         for part in ("linear_floor_s", "attention_floor_s")
     )
-    linear = plans[BROADCAST].cost(TokenCosts(costs.linear_per_token, 0.0))
-    attention = plans[BROADCAST].cost(TokenCosts(0.0, costs.attention_per_pair))
-    in_seconds = TokenCosts(
-        costs.linear_per_token * linear_s / linear, costs.attention_per_pair * attention_s / attention
-    )
+    linear = plans[BROADCAST].cost(TokenCosts(costs.linear_per_token))
+    attention = plans[BROADCAST].cost(costs._replace(linear_per_token=0.0))
+    in_seconds = costs.scaled(linear_s / linear, attention_s / attention)
     return plans[name].cost(in_seconds) / plans[BROADCAST].cost(in_seconds)
 
 

@@ -18,7 +18,7 @@ from checkpoints_tools.hf_checkpoint import common_dtype, open_hf_checkpoint
 from checkpoints_tools.torch_dist import MegatronWeights
 from megatron_star.model.architecture import transformer_config
 from megatron_star.model.checkpoint import DESCRIPTION_FILE, CheckpointInfo, weights_directory
-from megatron_star.planning.cost_model import kv_bytes_per_token
+from megatron_star.planning.cost_model import kv_layers
 
 _TP_SIZES = range(1, 9)
 
@@ -82,7 +82,8 @@ def _rotary(args: Mapping[str, Any]) -> str:
 
 def _kv_bytes_per_token(args: Mapping[str, Any], dtype: torch.dtype, *, tp_size: int) -> int:
     shape = SimpleNamespace(**args)
-    return kv_bytes_per_token(shape, tp_size=tp_size, bytes_per_value=dtype.itemsize)
+    layers = kv_layers(shape, tp_size=tp_size, bytes_per_value=dtype.itemsize)
+    return len(layers.masks) * layers.bytes_per_token
 
 
 def weight_bytes_per_rank(pieces: list[Chunk], dtype: torch.dtype, *, tp_size: int) -> int:

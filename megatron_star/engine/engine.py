@@ -25,7 +25,7 @@ from megatron_star.engine.request import StarRequest, StarResult
 from megatron_star.engine.scheduled_request import Stage
 from megatron_star.engine.scheduler import Scheduler
 from megatron_star.parallel.control import broadcast_json
-from megatron_star.planning.cost_model import kv_bytes_per_token
+from megatron_star.planning.cost_model import kv_layers
 from megatron_star.planning.pace import FEWEST_MEASURED_TOKENS
 from megatron_star.planning.plan import ContextPlan
 from megatron_star.text.text_stream import Tokenizer
@@ -77,7 +77,7 @@ class StarEngine:
         self.planner = planner_of(star_model, max_wait_seconds)
         self.scheduler: Scheduler[Answer] = Scheduler(
             self.planner,
-            kv_bytes_per_token=kv_bytes_per_token(
+            kv_layers=kv_layers(
                 config,
                 tp_size=config.tensor_model_parallel_size,
                 bytes_per_value=config.params_dtype.itemsize,

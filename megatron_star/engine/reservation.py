@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from megatron_star.engine.cached_context import CachedContext, ContextKey
 from megatron_star.engine.scheduled_request import ScheduledRequest
-from megatron_star.planning.kv_memory import spare_capacity, tail_capacity
+from megatron_star.planning.kv_memory import KvLayers
 from megatron_star.planning.plan import ContextPlan
 from megatron_star.planning.planner import Planner
 
@@ -36,17 +36,16 @@ class KvMemory:
     """Bytes of KV on each CP rank: what things take, and how much there may be."""
 
     cp_size: int
-    bytes_per_token: int
+    layers: KvLayers
     budget: int
 
     def of_plans(self, plans: Collection[ContextPlan]) -> list[int]:
         """KV of what these plans encode, and its spare capacity, on each rank."""
-        owned = ([plan.num_owned_tokens(rank) for plan in plans] for rank in range(self.cp_size))
-        return [sum(n + spare_capacity(n) for n in of_rank) * self.bytes_per_token for of_rank in owned]
+        return _sum([[0] * self.cp_size, *(self.layers.of_context(plan) for plan in plans)])
 
     def of_tail(self, request: ScheduledRequest) -> int:
         """KV of query and generated tokens, on one rank."""
-        return tail_capacity(request.num_tail_tokens) * self.bytes_per_token
+        return self.layers.of_tail(request.num_tail_tokens)
 
     def with_tail(self, sizes: list[int], tail_bytes: int) -> tuple[int, int]:
         """The rank that holds least, which takes the tail; and the most that a rank then holds."""

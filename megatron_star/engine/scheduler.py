@@ -15,6 +15,7 @@ from megatron_star.engine.cached_context import CachedContext, ContextKey
 from megatron_star.engine.command import Command
 from megatron_star.engine.reservation import KvMemory, Reservation, Reserver
 from megatron_star.engine.scheduled_request import ScheduledRequest, Stage
+from megatron_star.planning.kv_memory import KvLayers
 from megatron_star.planning.plan import ContextPlan
 from megatron_star.planning.planner import Planner
 
@@ -29,11 +30,11 @@ class Scheduler[Request: ScheduledRequest]:
         self,
         planner: Planner,
         *,
-        kv_bytes_per_token: int,
+        kv_layers: KvLayers,
         budget_bytes_per_rank: int,
         max_running: int = 64,
     ) -> None:
-        self.memory = KvMemory(planner.cp_size, kv_bytes_per_token, budget_bytes_per_rank)
+        self.memory = KvMemory(planner.cp_size, kv_layers, budget_bytes_per_rank)
         self.max_running = max_running
         self.used = [0] * planner.cp_size
         self.waiting: deque[Request] = deque()

@@ -4,18 +4,22 @@ Feeds the balance of a plan, the choice between star and exact, and `megatron-st
 no process group.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import NamedTuple, Protocol
 
 from megatron_star.config import StarConfig
+from megatron_star.planning.kv_memory import KvLayers
+from megatron_star.planning.layer_mask import LayerMask, layer_masks
 from megatron_star.planning.mask import possible_modes
 from megatron_star.planning.plan import ContextPlan, TokenCosts
 from megatron_star.planning.reads import wave_reads
+from megatron_star.planning.segment import Source, Wave
 
 
 class ModelShape(Protocol):
-    """The fields of Megatron's `TransformerConfig` that decide the cost."""
+    """The fields of Megatron's `TransformerConfig` that decide the cost; and those of `layer_masks`."""
 
     num_layers: int
     hidden_size: int
@@ -38,10 +42,13 @@ def token_costs(shape: ModelShape) -> TokenCosts:
     nothing is run behind its product with the QKV weights, nor is the output layer.
     """
     whole_layers = shape.num_layers - 1
+    masks = Counter(layer_masks(shape)[:-1])
+    per_pair = 4.0 * shape.num_attention_heads * shape.kv_channels
     weights = whole_layers * weights_of_a_layer(shape, shape.moe_router_topk) + _qkv_weights(shape)
     return TokenCosts(
         linear_per_token=2.0 * weights,
-        attention_per_pair=4.0 * whole_layers * shape.num_attention_heads * shape.kv_channels,
+        attention_per_pair=per_pair * masks[None],
+        attention_of_masks=tuple((mask, per_pair * count) for mask, count in masks.items() if mask),
     )
 
 
@@ -63,24 +70,31 @@ def ffn_size(shape: ModelShape, num_experts: int) -> int:
     return num_experts * shape.moe_ffn_hidden_size + (shape.moe_shared_expert_intermediate_size or 0)
 
 
-def kv_bytes_per_token(shape: ModelShape, *, tp_size: int, bytes_per_value: int) -> int:
-    """Bytes of KV that a TP rank keeps of one token. Fewer KV heads than TP ranks are replicated."""
+def kv_layers(shape: ModelShape, *, tp_size: int, bytes_per_value: int) -> KvLayers:
+    """The KV that a TP rank keeps. Fewer KV heads than TP ranks are replicated."""
     groups = max(1, shape.num_query_groups // tp_size)
-    return 2 * shape.num_layers * groups * shape.kv_channels * bytes_per_value
+    return KvLayers(layer_masks(shape), 2 * groups * shape.kv_channels * bytes_per_value)
 
 
-def broadcast_bytes(plan: ContextPlan, *, kv_bytes_per_token: int, num_layers: int) -> int:
+def broadcast_bytes(plan: ContextPlan, kv: KvLayers) -> int:
     """KV that owners hand to the broadcasts of an encoding, of one TP rank of the CP group.
 
     Of the last layer, whose KV is all that is wanted of it, nothing is sent.
     """
-    num_tokens = sum(
-        read.source.end - read.source.start
-        for wave in plan.waves
-        for read in wave_reads(plan, wave, 0)
-        if read.crosses_ranks
-    )
-    return num_tokens * kv_bytes_per_token * (num_layers - 1) // num_layers
+    counts = Counter(kv.masks[:-1])
+    num_tokens = sum(count * crossing_tokens(plan, mask) for mask, count in counts.items())
+    return num_tokens * kv.bytes_per_token
+
+
+def crossing_sources(plan: ContextPlan, wave: Wave, mask: LayerMask | None = None) -> list[Source]:
+    """What crosses ranks for a wave, in one layer with this mask."""
+    return [read.source for read in wave_reads(plan, wave, 0, mask) if read.crosses_ranks]
+
+
+def crossing_tokens(plan: ContextPlan, mask: LayerMask | None = None) -> int:
+    """Tokens whose KV crosses ranks, once for each wave that reads it, in one layer with this mask."""
+    sources = (source for wave in plan.waves for source in crossing_sources(plan, wave, mask))
+    return sum(source.end - source.start for source in sources)
 
 
 def choose_plan(

@@ -3,11 +3,18 @@
 from collections import Counter
 from dataclasses import dataclass
 
-from megatron_star.planning.cost_model import ffn_size, kv_bytes_per_token, token_costs, weights_of_a_layer
+from megatron_star.planning.cost_model import (
+    crossing_sources,
+    ffn_size,
+    kv_layers,
+    token_costs,
+    weights_of_a_layer,
+)
 from megatron_star.planning.hardware import Cluster
+from megatron_star.planning.kv_memory import KvLayers
+from megatron_star.planning.layer_mask import LayerMask
 from megatron_star.planning.plan import ContextPlan
-from megatron_star.planning.reads import wave_reads
-from megatron_star.planning.segment import TokenCosts, Wave
+from megatron_star.planning.segment import TokenCosts, Wave, cost_by_rank
 
 
 @dataclass(frozen=True)
@@ -27,6 +34,10 @@ class ModelSize:
     moe_router_topk: int = 0
     moe_ffn_hidden_size: int | None = None
     moe_shared_expert_intermediate_size: int | None = None
+    window_size: tuple[int, int] | None = None
+    window_attn_skip_freq: tuple[int, ...] | None = None
+    attention_chunk_size: int | None = None
+    chunked_layers: tuple[int, ...] | None = None
 
     @property
     def num_parameters(self) -> int:
@@ -64,13 +75,13 @@ class Deployment:
         return self.size.num_parameters * self.bytes_per_value / self.tp_size
 
     @property
-    def kv_bytes_per_token(self) -> int:
-        """KV that a rank keeps of a token that it owns."""
-        return kv_bytes_per_token(self.size, tp_size=self.tp_size, bytes_per_value=self.bytes_per_value)
+    def kv(self) -> KvLayers:
+        """The KV of a rank."""
+        return kv_layers(self.size, tp_size=self.tp_size, bytes_per_value=self.bytes_per_value)
 
     def kv_bytes(self, plan: ContextPlan) -> int:
-        """KV of the context on the rank that owns most of it."""
-        return max(plan.owned_tokens) * self.kv_bytes_per_token
+        """KV of the context on the rank that has most of it."""
+        return max(self.kv.of_context(plan, spare=False))
 
     def activation_bytes(self, plan: ContextPlan) -> float:
         """Of the rank with most tokens in one forward pass: what a layer keeps at the same time.
@@ -90,32 +101,43 @@ class Deployment:
         return sum(self._wave_seconds(plan, wave) for wave in plan.waves)
 
     def _wave_seconds(self, plan: ContextPlan, wave: Wave) -> float:
-        gpu, rows, pairs = self.cluster.gpu, _rows_by_rank(wave), _pairs_by_rank(plan, wave)
-        linear_s = token_costs(self.size).linear_per_token / self.tp_size / gpu.matmul_flops_per_s
-        pair_s = token_costs(self.size).attention_per_pair / self.tp_size / gpu.attention_flops_per_s
-        slowest = max(rows, key=lambda rank: linear_s * rows[rank] + pair_s * pairs[rank])
-        attention_s = pair_s * pairs[slowest]
-        exposed_s = self._exposed_transfer_seconds(plan, wave, rows[slowest], attention_s, pair_s)
-        compute_s = linear_s * rows[slowest] + attention_s
-        return compute_s + self._all_reduce_seconds(rows[slowest]) + exposed_s
+        costs = self._costs_in_seconds
+        rows = _rows_by_rank(wave)
+        seconds = cost_by_rank(wave, plan.mask, costs)
+        slowest = max(rows, key=seconds.__getitem__)
+        exposed_s = self._exposed_transfer_seconds(plan, wave, slowest)
+        return seconds[slowest] + self._all_reduce_seconds(rows[slowest]) + exposed_s
 
-    def _exposed_transfer_seconds(
-        self, plan: ContextPlan, wave: Wave, rows: int, attention_s: float, pair_s: float
-    ) -> float:
-        """Of the broadcasts, what attention does not hide: it runs meanwhile, but for its part with the last
-        source, which must have come first.
-        """
-        crossing = [read.source for read in wave_reads(plan, wave, 0) if read.crosses_ranks]
-        if not crossing:
-            return 0.0
-        rate, latency = self.cluster.link(self.cluster.num_gpus)
-        num_tokens = sum(source.end - source.start for source in crossing)
-        transfer_s = (
-            num_tokens * self.kv_bytes_per_token / rate + self.size.num_layers * len(crossing) * latency
+    @property
+    def _costs_in_seconds(self) -> TokenCosts:
+        gpu, costs = self.cluster.gpu, token_costs(self.size)
+        return costs.scaled(
+            1 / self.tp_size / gpu.matmul_flops_per_s, 1 / self.tp_size / gpu.attention_flops_per_s
         )
-        last = max(crossing)
-        hidden_s = attention_s - pair_s * min(rows, wave[-1].end - last.end) * (last.end - last.start)
-        return max(0.0, transfer_s - max(0.0, hidden_s))
+
+    def _exposed_transfer_seconds(self, plan: ContextPlan, wave: Wave, rank: int) -> float:
+        """Of the broadcasts, what attention does not hide: it runs meanwhile, but for its part with the last
+        source, which must have come first. In a layer with a mask of its own, all must have come first.
+        """
+        transfers = {mask: self._transfer_seconds(plan, wave, mask) for mask in self.kv.num_layers}
+        crossing = crossing_sources(plan, wave)
+        if crossing and None in transfers:
+            per_pair = TokenCosts(0.0, self._costs_in_seconds.attention_per_pair)
+            last, rows = max(crossing), _rows_by_rank(wave)[rank]
+            pairs_with_last = min(rows, wave[-1].end - last.end) * (last.end - last.start)
+            hidden_s = (
+                cost_by_rank(wave, plan.mask, per_pair)[rank] - per_pair.attention_per_pair * pairs_with_last
+            )
+            transfers[None] = max(0.0, transfers[None] - max(0.0, hidden_s))
+        return sum(transfers.values())
+
+    def _transfer_seconds(self, plan: ContextPlan, wave: Wave, mask: LayerMask | None) -> float:
+        """What crosses ranks in all layers with this mask."""
+        rate, latency = self.cluster.link(self.cluster.num_gpus)
+        crossing = crossing_sources(plan, wave, mask)
+        num_tokens = sum(source.end - source.start for source in crossing)
+        of_a_layer = num_tokens * self.kv.bytes_per_token / rate + len(crossing) * latency
+        return self.kv.num_layers[mask] * of_a_layer
 
     def _all_reduce_seconds(self, rows: int) -> float:
         """Two a layer over the TP group, each a ring: every byte is sent and received almost twice."""
@@ -147,11 +169,3 @@ def _rows_by_rank(wave: Wave) -> Counter[int]:
     for segment in wave:
         rows[segment.owner] += segment.num_rows
     return rows
-
-
-def _pairs_by_rank(plan: ContextPlan, wave: Wave) -> Counter[int]:
-    """Visible (query, key) pairs of each rank."""
-    pairs: Counter[int] = Counter()
-    for segment in wave:
-        pairs[segment.owner] += int(segment.cost(plan.mask, TokenCosts(0.0, 1.0)))
-    return pairs

@@ -80,7 +80,7 @@ def estimate(workload: Workload, cluster: Cluster, tp_size: int) -> Estimate:
         name: planner.plan(workload.num_context_tokens, StarConfig(**sizes | options)).plan
         for name, options in MODES.items()
     }
-    tail_bytes = workload.num_generated_tokens * deployment.kv_bytes_per_token
+    tail_bytes = deployment.kv.of_tokens(workload.num_generated_tokens)
     kv_bytes = {name: deployment.kv_bytes(plan) + tail_bytes for name, plan in plans.items()}
     activations = {name: deployment.activation_bytes(plan) for name, plan in plans.items()}
     num_bytes = {name: deployment.weights_bytes + kv_bytes[name] + activations[name] for name in plans}

@@ -56,6 +56,10 @@ class LayerMask(ABC):
         """What comes after a context of `num_tokens` sees of it only the tokens from here on."""
         return self.first_seen(num_tokens)
 
+    def most_kept(self, num_tokens: int) -> int:
+        """Of consecutive tokens, wherever they begin, what comes after them sees at most so many."""
+        return min(num_tokens, self.size - 1)
+
 
 @dataclass(frozen=True)
 class Window(LayerMask):

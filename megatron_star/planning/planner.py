@@ -100,6 +100,12 @@ class Planner:
         return star, plan
 
     def query_token_cost(self, num_context_tokens: int) -> float:
-        """Of a query token on a rank, which sees the context KV that the rank holds."""
+        """Of a query token on a rank, which sees the context KV that the rank holds.
+
+        Of a layer with a mask of its own, that is counted as if one rank held all of it.
+        """
         pairs = num_context_tokens / self.cp_size
-        return self.costs.linear_per_token + self.costs.attention_per_pair * pairs
+        of_masks = sum(
+            per_pair * mask.most_kept(num_context_tokens) for mask, per_pair in self.costs.attention_of_masks
+        )
+        return self.costs.linear_per_token + self.costs.attention_per_pair * pairs + of_masks

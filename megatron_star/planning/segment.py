@@ -1,15 +1,30 @@
 """The pieces of a plan: segments, where their KV is, and what encoding them costs."""
 
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
+from megatron_star.planning.layer_mask import LayerMask
 from megatron_star.planning.mask import Mask, Range, joined_ranges
 
 
 class TokenCosts(NamedTuple):
-    """What encoding costs, in any one unit: of each token, and of each visible (query, key) pair."""
+    """What encoding costs, in any one unit: of each token, and of each visible (query, key) pair.
+
+    Attributes:
+        attention_per_pair: of all layers together whose mask the user's options choose.
+        attention_of_masks: the same for each mask that layers have of their own.
+    """
 
     linear_per_token: float = 1.0
     attention_per_pair: float = 0.0
+    attention_of_masks: tuple[tuple[LayerMask, float], ...] = ()
+
+    def scaled(self, linear: float, attention: float) -> Self:
+        """In another unit: both kinds of work times their factor."""
+        return type(self)(
+            self.linear_per_token * linear,
+            self.attention_per_pair * attention,
+            tuple((mask, per_pair * attention) for mask, per_pair in self.attention_of_masks),
+        )
 
 
 class Source(NamedTuple):
@@ -50,15 +65,25 @@ class Segment(NamedTuple):
         """What its owner computes for it."""
         num_seen = sum(end - start for start, end in self.sources(mask))
         pairs = self.num_rows * (self.num_rows + 1) / 2 + self.num_tokens * num_seen
-        return costs.linear_per_token * self.num_rows + costs.attention_per_pair * pairs
+        of_masks = sum(per_pair * self.pairs(own) for own, per_pair in costs.attention_of_masks)
+        return costs.linear_per_token * self.num_rows + costs.attention_per_pair * pairs + of_masks
+
+    def pairs(self, mask: LayerMask) -> int:
+        """Visible (query, key) pairs of all its rows in a layer with a mask of its own."""
+        return mask.pairs(0, self.recomputed) + mask.pairs(self.start, self.end)
 
 
 Wave = tuple[Segment, ...]
 
 
-def slowest_rank(wave: Wave, mask: Mask, costs: TokenCosts) -> float:
-    """What the rank with most to compute in a wave has to; 0 for a wave of nothing."""
+def cost_by_rank(wave: Wave, mask: Mask, costs: TokenCosts) -> dict[int, float]:
+    """What each rank computes in a wave; ranks without segments are not there."""
     totals: dict[int, float] = {}
     for segment in wave:
         totals[segment.owner] = totals.get(segment.owner, 0.0) + segment.cost(mask, costs)
-    return max(totals.values(), default=0.0)
+    return totals
+
+
+def slowest_rank(wave: Wave, mask: Mask, costs: TokenCosts) -> float:
+    """What the rank with most to compute in a wave has to; 0 for a wave of nothing."""
+    return max(cost_by_rank(wave, mask, costs).values(), default=0.0)

@@ -32,7 +32,7 @@ from megatron_star.job.model_arguments import add_model_arguments
 from megatron_star.job.progress import heartbeat
 from megatron_star.job.session import exit_on_errors
 from megatron_star.parallel.control import from_driver
-from megatron_star.planning.cost_model import kv_bytes_per_token
+from megatron_star.planning.cost_model import kv_layers
 from megatron_star.planning.mask import MASKS
 from megatron_star.text.end_tokens import end_tokens
 from megatron_star.text.prompt import split_into_tokens
@@ -198,10 +198,10 @@ def _check(question: dict[str, Any], args: argparse.Namespace, job: Job) -> None
 def _check_fits(num_context_tokens: int, job: Job) -> None:
     """One context is held at a time; whatever the setting, the ranks share it about evenly."""
     config = job.star_model.model.config
-    per_token = kv_bytes_per_token(
+    layers = kv_layers(
         config, tp_size=config.tensor_model_parallel_size, bytes_per_value=config.params_dtype.itemsize
     )
-    needed = -(-num_context_tokens // job.star_model.exchange.cp_size) * per_token
+    needed = layers.of_tokens(num_context_tokens, job.star_model.exchange.cp_size)
     if needed > job.budget:
         raise ValueError(
             f"{num_context_tokens} context tokens need {needed:,} bytes of KV on a rank, but the budget is "

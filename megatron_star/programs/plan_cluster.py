@@ -39,6 +39,7 @@ from megatron_star.planning.hardware import GPUS, Cluster
 
 LARGEST_NODE, LARGEST_CONTEXT, MOST_BLOCKS = 128, 16 << 20, 4096
 Size = Annotated[int, Field(ge=1, lt=1 << 24)]
+TokensOnBothSides = Annotated[list[int], Field(min_length=2, max_length=2)]
 
 
 class _Arguments:
@@ -58,6 +59,11 @@ class _Arguments:
     moe_router_topk: NotRequired[Size | None]
     moe_ffn_hidden_size: NotRequired[Size | None]
     moe_shared_expert_intermediate_size: NotRequired[Size | None]
+    gated_mlp: NotRequired[bool]
+    window_size: NotRequired[TokensOnBothSides | None]
+    window_attn_skip_freq: NotRequired[list[int] | None]
+    attention_chunk_size: NotRequired[Size | None]
+    chunked_layers: NotRequired[list[int] | None]
 
 
 _ARGUMENTS = strict_fields(_Arguments)
@@ -68,14 +74,18 @@ def model_size(args: Mapping[str, Any]) -> ModelSize:
     same = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups")
     of_experts = ("moe_router_topk", "moe_ffn_hidden_size", "moe_shared_expert_intermediate_size")
     experts = {name: args[name] for name in of_experts if args.get("num_experts") and args.get(name)}
+    of_masks = ("window_size", "window_attn_skip_freq", "chunked_layers")
+    masks = {name: tuple(args[name]) for name in of_masks if args.get(name) is not None}
     return ModelSize(
         **{name: args[name] for name in same},
         kv_channels=args["kv_channels"],
-        gated_linear_unit=args["swiglu"],
+        gated_linear_unit=args["swiglu"] or args.get("gated_mlp", False),
         vocab_size=args["vocab_size"],
         tied_embeddings=not args["untie_embeddings_and_output_weights"],
         num_moe_experts=args.get("num_experts"),
+        attention_chunk_size=args.get("attention_chunk_size"),
         **experts,
+        **masks,
     )
 
 

@@ -6,7 +6,7 @@ from megatron_star.config import StarConfig
 from megatron_star.planning.cost_model import (
     PartTimes,
     choose_plan,
-    kv_bytes_per_token,
+    kv_layers,
     parts_worth_slicing,
     token_costs,
 )
@@ -50,9 +50,9 @@ def test_a_token_costs_its_own_experts_and_the_shared_ones():
 
 
 def test_kv_of_llama_8b_is_128_kib_a_token_in_bf16():
-    assert kv_bytes_per_token(LLAMA_8B, tp_size=1, bytes_per_value=2) == 128 * 1024
-    assert kv_bytes_per_token(LLAMA_8B, tp_size=8, bytes_per_value=2) == 16 * 1024
-    assert kv_bytes_per_token(LLAMA_8B, tp_size=16, bytes_per_value=2) == 16 * 1024
+    for tp_size, kib in ((1, 128), (8, 16), (16, 16)):
+        kv = kv_layers(LLAMA_8B, tp_size=tp_size, bytes_per_value=2)
+        assert kv.of_tokens(10) == 10 * kib * 1024
 
 
 def test_the_cost_of_a_plan_is_the_slowest_ranks():

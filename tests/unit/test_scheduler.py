@@ -5,6 +5,7 @@ import pytest
 from megatron_star.config import StarConfig
 from megatron_star.engine.scheduled_request import ScheduledRequest
 from megatron_star.engine.scheduler import Scheduler
+from megatron_star.planning.kv_memory import KvLayers
 from megatron_star.planning.plan import TokenCosts
 from megatron_star.planning.planner import Planner
 
@@ -16,7 +17,7 @@ def scheduler(budget_tokens: int, cp_size: int = 2, max_running: int = 8) -> Sch
     """One with memory for so many tokens a rank."""
     return Scheduler(
         Planner(TokenCosts(), cp_size),
-        kv_bytes_per_token=BYTES,
+        kv_layers=KvLayers((None,), BYTES),
         budget_bytes_per_rank=budget_tokens * BYTES,
         max_running=max_running,
     )

@@ -14,12 +14,16 @@ from megatron_star.config import StarConfig
 from megatron_star.engine.command import Command
 from megatron_star.engine.scheduled_request import ScheduledRequest
 from megatron_star.engine.scheduler import Scheduler
-from megatron_star.planning.kv_memory import spare_capacity, tail_capacity
+from megatron_star.planning.kv_memory import KvLayers, spare_capacity
+from megatron_star.planning.layer_mask import Chunk, LayerMask, Window
 from megatron_star.planning.plan import ContextPlan, TokenCosts
 from megatron_star.planning.planner import Planner
 
 COSTS = TokenCosts(linear_per_token=500.0, attention_per_pair=1.0)
-TAIL_TOKENS = tail_capacity(3)
+FULL = KvLayers((None,), 1)
+LAYERS = (FULL, KvLayers((Window(25), None, Chunk(40), Window(1000)), 1))
+TAIL_TOKENS = {FULL: 256, LAYERS[1]: 4 * 256}
+"""For a query of one token and an answer of two."""
 
 
 class PlayedContext:
@@ -33,7 +37,6 @@ class PlayedContext:
         if parent:
             assert parent.tokens == tokens[: len(parent.tokens)] and parent.encoded
             self.mask[: len(parent.tokens), : len(parent.tokens)] = parent.mask
-        self.num_bytes = [plan_tokens(self.plan, rank) for rank in range(cp_size)]
 
     @property
     def encoded(self) -> bool:
@@ -52,17 +55,25 @@ class PlayedContext:
                 self.mask[rows, source.start : source.end] = True
         self.num_waves += 1
 
+    def num_bytes(self, rank: int, layers: KvLayers) -> int:
+        """What a rank holds by now of what this context's own plan encodes."""
+        return sum(self._num_tokens(rank, mask) for mask in layers.masks)
 
-def plan_tokens(plan: ContextPlan, rank: int) -> int:
-    """Tokens of a rank for which it has memory."""
-    return plan.num_owned_tokens(rank) + spare_capacity(plan.num_owned_tokens(rank))
+    def _num_tokens(self, rank: int, mask: LayerMask | None) -> int:
+        if not mask:
+            owned = self.plan.num_owned_tokens(rank)
+            return owned + spare_capacity(owned)
+        waves = self.plan.waves[: self.num_waves]
+        segments = [segment for wave in waves for segment in wave if segment.owner == rank]
+        first = mask.first_seen(waves[-1][-1].end) if waves else 0
+        return sum(token >= first for segment in segments for token in range(*segment[:2]))
 
 
 class PlayedRanks:
     """Apply commands; `seen` is the context of each sequence that was fed."""
 
-    def __init__(self, cp_size: int, budget: int) -> None:
-        self.cp_size, self.budget = cp_size, budget
+    def __init__(self, cp_size: int, budget: int, layers: KvLayers = FULL) -> None:
+        self.cp_size, self.budget, self.layers = cp_size, budget, layers
         self.contexts: dict[int, PlayedContext] = {}
         self.tails: dict[int, int] = {}
         self.seen: dict[int, PlayedContext] = {}
@@ -83,8 +94,9 @@ class PlayedRanks:
             assert self.contexts[context].encoded
             self.seen[sequence], self.tails[sequence] = self.contexts[context], tail_rank
         for rank in range(self.cp_size):
-            tails = TAIL_TOKENS * list(self.tails.values()).count(rank)
-            assert sum(context.num_bytes[rank] for context in self.contexts.values()) + tails <= self.budget
+            tails = TAIL_TOKENS[self.layers] * list(self.tails.values()).count(rank)
+            held = sum(context.num_bytes(rank, self.layers) for context in self.contexts.values())
+            assert held + tails <= self.budget
 
 
 def random_request(rng: random.Random, request_id: int, cp_size: int, text: list[int]) -> ScheduledRequest:
@@ -123,20 +135,18 @@ def mask_alone(request: ScheduledRequest, cp_size: int) -> Tensor:
     return ranks.seen[0].mask
 
 
-def scheduler(cp_size: int, budget: int) -> Scheduler:
-    """One that counts KV in tokens."""
-    return Scheduler(
-        Planner(COSTS, cp_size), kv_bytes_per_token=1, budget_bytes_per_rank=budget, max_running=3
-    )
+def scheduler(cp_size: int, budget: int, layers: KvLayers = FULL) -> Scheduler:
+    """One that counts KV in tokens of layers."""
+    return Scheduler(Planner(COSTS, cp_size), kv_layers=layers, budget_bytes_per_rank=budget, max_running=3)
 
 
-def needed(requests: list[ScheduledRequest], cp_size: int) -> int:
+def needed(requests: list[ScheduledRequest], cp_size: int, layers: KvLayers = FULL) -> int:
     """The least budget that every one of these requests is accepted with."""
     budget = 0
     for request in requests:
         while True:
             try:
-                scheduler(cp_size, budget).check_fits(request)
+                scheduler(cp_size, budget, layers).check_fits(request)
                 break
             except ValueError:
                 budget += 1
@@ -173,13 +183,13 @@ def run_with_cancels(
 @pytest.mark.parametrize("seed", range(150))
 def test_random_requests_see_what_each_sees_alone_and_leave_nothing(seed):
     rng = random.Random(seed)
-    cp_size = rng.choice([1, 2, 3])
+    cp_size, layers = rng.choice([1, 2, 3]), rng.choice(LAYERS)
     texts = [[text] * 150 for text in range(2)]
     requests = [random_request(rng, i, cp_size, rng.choice(texts)) for i in range(10)]
-    budget = needed(requests, cp_size) + rng.choice([0, 0, 40, 1000])
-    ranks = PlayedRanks(cp_size, budget)
+    budget = needed(requests, cp_size, layers) + rng.choice([0, 0, 40, 1000])
+    ranks = PlayedRanks(cp_size, budget, layers)
 
-    run_with_cancels(rng, scheduler(cp_size, budget), ranks, requests)
+    run_with_cancels(rng, scheduler(cp_size, budget, layers), ranks, requests)
 
     for request in requests:
         if request.id in ranks.seen:
