@@ -35,7 +35,7 @@ from megatron_star.algorithm.context_encoding import encode_context
 from megatron_star.algorithm.star_model import StarModel
 from megatron_star.algorithm.token_generation import Sequence, generate_step
 from megatron_star.model.architecture import gpt_model_arguments, transformer_config
-from megatron_star.model.build import layer_spec
+from megatron_star.model.layer_spec import layer_spec
 from megatron_star.model.checkpoint import read_checkpoint_info
 from megatron_star.model.stored_weights import load_weights
 from megatron_star.parallel.groups import StarGroups
@@ -82,7 +82,7 @@ def megatron(directory: str, groups: StarGroups, device: torch.device) -> FirstT
     config = transformer_config(info.args, tp_size=1, dtype=torch.float32, device=device)
     model = GPTModel(
         config=config,
-        transformer_layer_spec=layer_spec(config, "local"),
+        transformer_layer_spec=layer_spec(config, "local", groups.model.tp),
         pg_collection=groups.model,
         **gpt_model_arguments(info.args),
     )

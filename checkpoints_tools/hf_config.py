@@ -4,7 +4,7 @@ What a key means, which of two spellings counts and what an absent key stands fo
 and is transformers' to say: its configuration class of the family reads the JSON, and its values are used.
 """
 
-import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -66,12 +66,18 @@ def _resolved(family: Family, config: Config) -> CheckedValues:
                 raise ValueError(f"{_SOURCE}: {key} is missing")
             raw.integer(key)  # transformers divides by some of them before it has looked at them
     try:
-        resolved = CONFIG_MAPPING[family.model_type].from_dict(copy.deepcopy(config))
+        copied = json.loads(json.dumps(config), object_hook=_special_float)
+        resolved = CONFIG_MAPPING[family.model_type].from_dict(copied)
         resolved.standardize_rope_params()  # again, as its models do, which then see all top-level keys
     except Exception as error:  # whatever transformers' code raises on this JSON is about this JSON
         said = " ".join(f"{type(error).__name__}: {error}".split())[:_LONGEST_ERROR]
         raise ValueError(f"{_SOURCE}: transformers does not accept it: {said}") from error
     return CheckedValues(vars(resolved), _SOURCE)
+
+
+def _special_float(value: Config) -> Any:
+    """transformers writes a number that JSON has not as {"__float__": "Infinity"}."""
+    return float(value["__float__"]) if value.keys() == {"__float__"} else value
 
 
 def _refuse_what_differs(family: Family, values: CheckedValues) -> None:

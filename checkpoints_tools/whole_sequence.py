@@ -14,6 +14,7 @@ from megatron_star.model.build import build_gpt_model
 from megatron_star.model.checkpoint import CheckpointInfo
 from megatron_star.model.cpu import use_cpu_where_cuda_is_absent
 from megatron_star.model.kernel import kernel_of
+from megatron_star.model.logits import soft_capped
 from megatron_star.model.stored_weights import load_weights
 from megatron_star.parallel.groups import initialize_groups
 from megatron_star.planning.layer_mask import Band
@@ -60,4 +61,4 @@ def megatron_logits(
             inference_context=_CausalAttention(positions, kernel),
             runtime_gather_output=True,
         )
-    return logits[0, :, : info.args["vocab_size"]].float().cpu()
+    return soft_capped(logits, model.config)[0, :, : info.args["vocab_size"]].float().cpu()

@@ -1,13 +1,17 @@
 """The table of model families. A new one is an object in a file of its own, and a row here."""
 
 from checkpoints_tools.families.cohere2 import COHERE2
+from checkpoints_tools.families.exaone import EXAONE
 from checkpoints_tools.families.exaone4 import EXAONE4
 from checkpoints_tools.families.family import Family
 from checkpoints_tools.families.gemma2 import GEMMA2
 from checkpoints_tools.families.gemma3_text import GEMMA3_TEXT
 from checkpoints_tools.families.glm import GLM
 from checkpoints_tools.families.glm4 import GLM4
+from checkpoints_tools.families.helium import HELIUM
+from checkpoints_tools.families.iquestcoder import IQUESTCODER
 from checkpoints_tools.families.llama import LLAMA
+from checkpoints_tools.families.missing import MISSING
 from checkpoints_tools.families.mistral import MISTRAL
 from checkpoints_tools.families.mixtral import MIXTRAL
 from checkpoints_tools.families.qwen2 import QWEN2
@@ -20,6 +24,9 @@ _TABLE = (
     MISTRAL,
     QWEN2,
     QWEN3,
+    EXAONE,
+    IQUESTCODER,
+    HELIUM,
     MIXTRAL,
     QWEN3_MOE,
     GEMMA2,
@@ -34,6 +41,10 @@ FAMILIES: dict[str, Family] = {family.model_type: family for family in _TABLE}
 
 def family_named(model_type: object) -> Family:
     """The family of a config.json's `model_type`; ValueError if it is not in the table."""
-    if not isinstance(model_type, str) or model_type not in FAMILIES:
-        raise ValueError(f"model_type {shown(model_type)} is not supported; supported: {', '.join(FAMILIES)}")
-    return FAMILIES[model_type]
+    if isinstance(model_type, str) and model_type in FAMILIES:
+        return FAMILIES[model_type]
+    missing = MISSING.get(model_type) if isinstance(model_type, str) else None
+    reason = f" ({missing} is missing)" if missing else ""
+    raise ValueError(
+        f"model_type {shown(model_type)} is not supported{reason}; supported: {', '.join(FAMILIES)}"
+    )

@@ -1,5 +1,7 @@
 """The tensors that several families have, by their Hugging Face names."""
 
+from collections.abc import Mapping
+from functools import reduce
 from typing import Any
 
 from checkpoints_tools.families.weight import (
@@ -134,7 +136,12 @@ def _query_key_norms(query_norm: str, key_norm: str) -> tuple[Weight, ...]:
 
 
 def gated_mlp(
-    *, fused: str | None = None, gate: str = "gate_proj", up: str = "up_proj", down: str = "down_proj"
+    *,
+    block: str = "mlp",
+    fused: str | None = None,
+    gate: str = "gate_proj",
+    up: str = "up_proj",
+    down: str = "down_proj",
 ) -> tuple[Weight, ...]:
     """Without its norm.
 
@@ -142,7 +149,7 @@ def gated_mlp(
         fused: the one projection whose rows are those of the gate, then those of `up`; else two.
     """
     first = ((fused, "gate_up_ffn"),) if fused else ((gate, "ffn"), (up, "ffn"))
-    return _mlp(first, down)
+    return _mlp(first, down, block)
 
 
 def plain_mlp(*, up: str = "up_proj", down: str = "down_proj") -> tuple[Weight, ...]:
@@ -150,22 +157,22 @@ def plain_mlp(*, up: str = "up_proj", down: str = "down_proj") -> tuple[Weight, 
     return _mlp(((up, "ffn"),), down)
 
 
-def _mlp(first: tuple[tuple[str, str], ...], down: str) -> tuple[Weight, ...]:
+def _mlp(first: tuple[tuple[str, str], ...], down: str, block: str = "mlp") -> tuple[Weight, ...]:
     has_biases = any_of("add_mlp_bias", "add_bias_linear")
     return (
         layer_weight(
             "mlp.linear_fc1.weight",
-            *((f"mlp.{name}.weight", (rows, "hidden")) for name, rows in first),
+            *((f"{block}.{name}.weight", (rows, "hidden")) for name, rows in first),
             split_axis=0,
         ),
         layer_weight(
             "mlp.linear_fc1.bias",
-            *((f"mlp.{name}.bias", (rows,)) for name, rows in first),
+            *((f"{block}.{name}.bias", (rows,)) for name, rows in first),
             split_axis=0,
             only_with=has_biases,
         ),
-        layer_weight("mlp.linear_fc2.weight", (f"mlp.{down}.weight", ("hidden", "ffn")), split_axis=1),
-        layer_weight("mlp.linear_fc2.bias", (f"mlp.{down}.bias", ("hidden",)), only_with=has_biases),
+        layer_weight("mlp.linear_fc2.weight", (f"{block}.{down}.weight", ("hidden", "ffn")), split_axis=1),
+        layer_weight("mlp.linear_fc2.bias", (f"{block}.{down}.bias", ("hidden",)), only_with=has_biases),
     )
 
 
@@ -198,3 +205,15 @@ def experts(block: str, gate: str, up: str, down: str) -> tuple[Weight, ...]:
 
 ATTENTION = (*norms()[:2], *attention())
 DENSE_MLP = (*norms()[2:], *gated_mlp())
+
+
+def renamed(weights: tuple[Weight, ...], names: Mapping[str, str]) -> tuple[Weight, ...]:
+    """The same weights, with these pieces of their Hugging Face names replaced, one after the other."""
+
+    def name(part: Part) -> str:
+        return reduce(lambda found, piece: found.replace(*piece), names.items(), part.name)
+
+    return tuple(
+        weight._replace(parts=tuple(part._replace(name=name(part)) for part in weight.parts))
+        for weight in weights
+    )

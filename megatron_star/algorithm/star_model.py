@@ -13,6 +13,7 @@ from torch import Tensor
 from megatron_star.attention.partial import AttentionKernel
 from megatron_star.model.attention import ForwardPass, PassIsComplete
 from megatron_star.model.kernel import kernel_of
+from megatron_star.model.logits import soft_capped
 from megatron_star.model.rotary import rotate_at_positions
 from megatron_star.model.supported import check_model
 from megatron_star.parallel.exchange import Exchange
@@ -73,7 +74,7 @@ class StarModel:
         if not context:
             return hidden_states.new_empty(0, 0)
         logits = self.output_logits(hidden_states[context], output_layer, output_weight).squeeze(1)
-        return scale_logits(logits)
+        return soft_capped(scale_logits(logits), self.model.config)
 
     def output_logits(
         self, hidden_states: Tensor, output_layer: ColumnParallelLinear, output_weight: Tensor | None

@@ -9,7 +9,7 @@ from megatron_star.attention.kernels import KERNEL_NAMES
 from megatron_star.config import DECODE_WEIGHTS
 from megatron_star.job.argument_types import positive, real_number, text_argument, whole_number
 from megatron_star.job.devices import BACKENDS
-from megatron_star.model.build import TRANSFORMER_IMPLEMENTATIONS
+from megatron_star.model.layer_spec import TRANSFORMER_IMPLEMENTATIONS
 
 MOST_MINUTES = 60 * 24 * 365
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}

@@ -22,6 +22,7 @@ from torch import Tensor
 from megatron_star.attention.merge import with_sinks
 from megatron_star.attention.partial import Partial
 from megatron_star.model.rotary import cosines_and_sines, rotate
+from megatron_star.model.transformer_config import own_field
 from megatron_star.planning.layer_mask import LayerMask, layer_masks
 
 
@@ -172,6 +173,9 @@ class StarSelfAttention(SelfAttention):
             cos, sin = self.rotation(inference_context, rotary_pos_emb[0], query.dtype)
             interleaved, rotary_pos_emb = self.config.rotary_interleaved, None
             query, key = (self.rotate(each, cos, sin, interleaved=interleaved) for each in (query, key))
+        if own_field(self.config, "qk_layernorm_after_rotation"):
+            assert rotary_pos_emb is None, "Megatron would rotate after the norms"
+            query, key = self.q_layernorm.after_rotation(query), self.k_layernorm.after_rotation(key)
         return query, key, value, rotary_pos_emb, self.attn_mask_type, None
 
     rotate = staticmethod(rotate)

@@ -4,30 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from megatron.core.models.gpt.gpt_layer_specs import (
-    get_gpt_layer_local_spec,
-    get_gpt_layer_with_transformer_engine_spec,
-)
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.process_groups_config import ProcessGroupCollection
-from megatron.core.transformer.spec_utils import ModuleSpec
-from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_star.model.architecture import gpt_model_arguments, transformer_config
+from megatron_star.model.layer_spec import layer_spec
 from megatron_star.model.rotary import rotate_at_positions
 from megatron_star.model.spec import with_star_attention
-
-TRANSFORMER_IMPLEMENTATIONS = ("local", "transformer_engine")
-
-
-def layer_spec(config: TransformerConfig, transformer_impl: str) -> ModuleSpec:
-    """Megatron's own layer specification for this configuration; `transformer_impl` as Megatron names it."""
-    experts = {"num_experts": config.num_moe_experts, "moe_grouped_gemm": config.moe_grouped_gemm}
-    if transformer_impl == "transformer_engine":
-        return get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm, **experts)
-    return get_gpt_layer_local_spec(
-        qk_layernorm=config.qk_layernorm, normalization=config.normalization, **experts
-    )
 
 
 def build_gpt_model(
@@ -51,7 +34,7 @@ def build_gpt_model(
     config = transformer_config(args, tp_size=groups.tp.size(), dtype=dtype, device=device)
     model = GPTModel(
         config=config,
-        transformer_layer_spec=with_star_attention(layer_spec(config, transformer_impl)),
+        transformer_layer_spec=with_star_attention(layer_spec(config, transformer_impl, groups.tp)),
         pg_collection=groups,
         **gpt_model_arguments(args),
     )

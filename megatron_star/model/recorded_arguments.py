@@ -185,6 +185,14 @@ def _check_optional(values: CheckedValues, args: Mapping[str, Any]) -> None:
             raise values.wrong("chunked_layers", "0 for layers that have a window")
     if args.get("parallel_mlp") and args.get("norm_placement", "before") != "before":
         raise values.wrong("norm_placement", "'before' together with parallel_mlp")
+    over_all_heads = args.get("qk_layernorm_span") == "all_heads"
+    after_rotation = bool(args.get("qk_layernorm_after_rotation"))
+    if over_all_heads + after_rotation == 2:
+        raise values.wrong("qk_layernorm_after_rotation", "false together with qk_layernorm_span='all_heads'")
+    if over_all_heads or after_rotation:
+        values.one_of("normalization", ("RMSNorm",))
+        if args.get("apply_layernorm_1p"):
+            raise values.wrong("apply_layernorm_1p", "false with norms over all heads or after rotation")
     if args.get("activation") == "xielu" and (args.get("gated_mlp") or args.get("num_experts")):
         raise values.wrong("activation", "another one of gated MLPs and of experts")
 

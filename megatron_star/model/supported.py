@@ -54,12 +54,7 @@ DEPENDS_ON_OTHER_TOKENS = (
 REFUSED = (*PARALLELISM, *CORE_ATTENTION, *OTHER_LAYERS, *INFERENCE, *DEPENDS_ON_OTHER_TOKENS)
 """Fields of Megatron's `TransformerConfig` that must have the value that they have by default."""
 
-NOT_YET = (
-    "logits_softcap",
-    *("window_rotary_base", "norm_placement", "norm_bias", "layernorm_zero_centered_gamma", "parallel_mlp"),
-    *("qk_layernorm_span", "qk_layernorm_after_rotation", "add_proj_bias", "add_mlp_bias"),
-    "residual_multiplier",
-)
+NOT_YET = ("window_rotary_base",)
 """Fields that a model is built with and `attach` refuses, until what computes them has landed (issue 20)."""
 
 POSITION_EMBEDDINGS = ("rope", "yarn", "learned_absolute", "none")

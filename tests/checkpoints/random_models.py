@@ -7,10 +7,13 @@ from transformers import (
     AutoModelForCausalLM,
     Cohere2Config,
     Exaone4Config,
+    ExaoneConfig,
     Gemma2Config,
     Gemma3TextConfig,
     Glm4Config,
     GlmConfig,
+    HeliumConfig,
+    IQuestCoderConfig,
     LlamaConfig,
     MistralConfig,
     MixtralConfig,
@@ -33,7 +36,9 @@ _SIZES = {
     "tie_word_embeddings": False,
     "bos_token_id": None,
     "eos_token_id": None,
+    "pad_token_id": None,
 }
+_FEW = _SIZES | {"num_hidden_layers": 2}
 _HEAD = {"head_dim": 16}  # not hidden_size / num_attention_heads
 _LLAMA3 = {
     "rope_type": "llama3",
@@ -53,13 +58,15 @@ CONFIGS: dict[str, PreTrainedConfig] = {
     "llama_tied": LlamaConfig(**_SIZES | {"tie_word_embeddings": True}, **_HEAD),
     "llama3_scaled": LlamaConfig(**_SIZES, **_HEAD, rope_parameters=_LLAMA3),
     "mistral": MistralConfig(**_SIZES, **_HEAD, sliding_window=None, rms_norm_eps=1e-5),
-    "mistral_window": MistralConfig(**_SIZES, **_HEAD, sliding_window=_WINDOW),
     "qwen2": Qwen2Config(**_SIZES),
     "qwen2_yarn": Qwen2Config(**_SIZES, rope_parameters=_YARN),
     "qwen3": Qwen3Config(**_SIZES, **_HEAD),
     "qwen3_yarn_attention_factor": Qwen3Config(
         **_SIZES, **_HEAD, rope_parameters=_YARN | {"attention_factor": 1.3, "truncate": False}
     ),
+    "exaone": ExaoneConfig(**_FEW),
+    "iquestcoder": IQuestCoderConfig(**_FEW, **_HEAD),
+    "helium": HeliumConfig(**_FEW, **_HEAD | {"head_dim": 18}),
     "mixtral": MixtralConfig(
         **_SIZES, **_HEAD, num_local_experts=4, num_experts_per_tok=2, sliding_window=None
     ),
@@ -100,8 +107,8 @@ CONFIGS: dict[str, PreTrainedConfig] = {
     ),
     "exaone4": Exaone4Config(**_SIZES, layer_types=[_SLIDING, _FULL, _SLIDING], sliding_window=_WINDOW),
     "exaone4_without_windows": Exaone4Config(**_SIZES, layer_types=[_FULL] * 3, sliding_window=None),
-    "glm": GlmConfig(**_SIZES, **_HEAD, pad_token_id=None),
-    "glm4": Glm4Config(**_SIZES, **_HEAD, pad_token_id=None),
+    "glm": GlmConfig(**_SIZES, **_HEAD,),
+    "glm4": Glm4Config(**_SIZES, **_HEAD,),
 }
 
 

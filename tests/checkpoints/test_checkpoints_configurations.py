@@ -20,6 +20,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from benchmarks.random_models import save_random_model
 from checkpoints_tools import convert_hf_to_megatron
 from checkpoints_tools.families import FAMILIES
+from checkpoints_tools.families.missing import MISSING
 from checkpoints_tools.hf_config import model_arguments
 from megatron_star.model.checked_values import CheckedValues
 
@@ -173,6 +174,10 @@ WITHOUT_EFFECT = {
     *("max_window_layers", "use_sliding_window", "sliding_window"),  # into layer_types; else it is read
     "sliding_window_pattern",  # into layer_types
 }
+
+
+def test_no_family_is_both_supported_and_refused():
+    assert not FAMILIES.keys() & MISSING.keys()
 
 
 @pytest.mark.parametrize("family", FAMILIES)

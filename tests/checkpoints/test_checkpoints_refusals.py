@@ -49,6 +49,7 @@ ROPE = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_facto
     [
         ({"model_type": "gpt_neox"}, ["gpt_neox", "supported: llama, mistral, qwen2"]),
         ({"model_type": None}, ["None", "supported: llama"]),
+        ({"model_type": "phi4_multimodal"}, ["phi4_multimodal", "LoRA adapters", "supported: llama"]),
         ({"sliding_window": 128}, ["sliding_window=128", "llama"]),
         ({"attention_bias": True}, ["attention_bias"]),
         ({"mlp_bias": True}, ["mlp_bias"]),

@@ -43,6 +43,18 @@ RANDOM = {
     | {"add_bias_linear": False, "num_experts": 3, "moe_router_topk": 2, "moe_ffn_hidden_size": 20},
 }
 RANDOM["experts, gated"] = RANDOM["experts"] | {"swiglu": True}
+NO_BIASES = BIASED | {"add_bias_linear": False, "add_qkv_bias": False, "normalization": "RMSNorm"}
+RANDOM |= {
+    "norms before and after, some biases, xielu": NO_BIASES
+    | {"norm_placement": "both", "residual_multiplier": 0.3, "activation": "xielu"}
+    | {"add_proj_bias": True, "add_mlp_bias": True, "qk_layernorm": True, "qk_layernorm_span": "all_heads"},
+    "norms after with unit offset, gated gelu": NO_BIASES
+    | {"norm_placement": "after", "apply_layernorm_1p": True, "activation": "gelu_tanh", "gated_mlp": True}
+    | {"embedding_multiplier": 7.0, "logits_multiplier": 0.3, "logits_softcap": 5.0},
+    "parallel, squared relu": BIASED
+    | {"parallel_mlp": True, "norm_bias": False, "activation": "relu2", "attention_output_gate": True},
+    "norms after rotation": NO_BIASES | {"qk_layernorm": True, "qk_layernorm_after_rotation": True},
+}
 CHECKPOINTS = ["llama", "llama_tied", "llama_one_kv_head", "qwen2", "qwen3"]
 
 

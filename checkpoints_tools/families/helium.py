@@ -1,0 +1,20 @@
+"""Helium: Llama whose heads are rotated in neighbouring pairs."""
+
+from typing import Any
+
+from checkpoints_tools.families.arguments import bias_arguments, decoder_arguments
+from checkpoints_tools.families.family import Family, neutral_but
+from megatron_star.model.checked_values import CheckedValues
+
+
+def _arguments(values: CheckedValues) -> dict[str, Any]:
+    return {
+        **decoder_arguments(values),
+        **bias_arguments(
+            query_key_value=values.boolean("attention_bias"), output=False, mlp=values.boolean("mlp_bias")
+        ),
+        "rotary_interleaved": True,
+    }
+
+
+HELIUM = Family("helium", arguments=_arguments, neutral=neutral_but("attention_bias", "mlp_bias"))

@@ -1,0 +1,28 @@
+"""OLMo 2: norms on the outputs of attention and MLP only, and of query and key over all heads."""
+
+from typing import Any
+
+from checkpoints_tools.families.arguments import bias_arguments, decoder_arguments
+from checkpoints_tools.families.family import Family, neutral_but
+from checkpoints_tools.families.weights import attention, gated_mlp, norms
+from megatron_star.model.checked_values import CheckedValues
+
+
+def olmo_arguments(values: CheckedValues) -> dict[str, Any]:
+    """Also of OLMo 3, whose windows and rotary embeddings are elsewhere."""
+    has_biases = values.boolean("attention_bias")
+    return {
+        **decoder_arguments(values),
+        **bias_arguments(query_key_value=has_biases, output=has_biases, mlp=False),
+        "norm_placement": "after",
+        "qk_layernorm": True,
+        "qk_layernorm_span": "all_heads",
+    }
+
+
+OLMO_LAYER = (
+    *norms(after_attention="post_attention_layernorm", after_mlp="post_feedforward_layernorm"),
+    *attention(),
+    *gated_mlp(),
+)
+OLMO2 = Family("olmo2", arguments=olmo_arguments, neutral=neutral_but("attention_bias"), layer=OLMO_LAYER)

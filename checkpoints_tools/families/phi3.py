@@ -1,0 +1,10 @@
+"""Phi-3, Phi-3.5, Phi-4 and Phi-4-mini: fused projections, a part of each head rotated, longrope."""
+
+from checkpoints_tools.families.family import IN_ALL_LAYERS, Family
+from checkpoints_tools.families.weights import attention, gated_mlp, norms
+
+PHI3 = Family(
+    "phi3",
+    windows=IN_ALL_LAYERS,
+    layer=(*norms(), *attention(fused="qkv_proj"), *gated_mlp(fused="gate_up_proj")),
+)

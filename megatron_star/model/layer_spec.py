@@ -1,0 +1,120 @@
+"""Megatron's specification of a model's layers, with our modules where the configuration asks for them."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from megatron.core.models.gpt.gpt_layer_specs import (
+    get_gpt_layer_local_spec,
+    get_gpt_layer_with_transformer_engine_spec,
+)
+from megatron.core.transformer.attention import SelfAttentionSubmodules
+from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules
+
+from megatron_star.model.activations import XieluMLP
+from megatron_star.model.norms import AllHeadsRMSNorm, is_megatrons_norm, norm, rms_norm_after_rotation
+from megatron_star.model.residual import ParallelLayer, ResidualSum
+from megatron_star.model.transformer_config import own_field
+
+TRANSFORMER_IMPLEMENTATIONS = ("local", "transformer_engine")
+_NOT_WITH_TRANSFORMER_ENGINE = {"norm_placement": "after", "norm_bias": False, "parallel_mlp": True}
+"""Its linear layers contain the norm before them, which has a bias where it is a LayerNorm."""
+
+
+def layer_spec(
+    config: TransformerConfig, transformer_impl: str, tp_group: torch.distributed.ProcessGroup
+) -> ModuleSpec | TransformerBlockSubmodules:
+    """The specification of all layers for this configuration; `transformer_impl` as Megatron names it.
+
+    Raises:
+        ValueError: TransformerEngine's modules cannot compute what a field says.
+    """
+    is_local = transformer_impl == "local"
+    if not is_local:
+        _check_transformer_engine(config)
+    spec = _megatrons_spec(config, transformer_impl)
+    parts: TransformerLayerSubmodules = spec.submodules
+    _place_norms(parts, config, is_local)
+    _place_qk_norms(parts.self_attention.submodules, config, tp_group)
+    _add_biases(parts, config)
+    if own_field(config, "norm_placement") != "before" or own_field(config, "residual_multiplier") != 1.0:
+        parts.self_attn_bda = parts.mlp_bda = ModuleSpec(ResidualSum, {"config": config})
+    if own_field(config, "parallel_mlp"):
+        spec.module, parts.pre_mlp_layernorm = ParallelLayer, IdentityOp
+    if own_field(config, "activation") == "xielu":
+        parts.mlp = partial(XieluMLP.as_mlp_submodule, **parts.mlp.keywords)
+    if is_local and not is_megatrons_norm(config):
+        return TransformerBlockSubmodules([spec] * config.num_layers, layer_norm=norm)
+    return spec
+
+
+def _megatrons_spec(config: TransformerConfig, transformer_impl: str) -> ModuleSpec:
+    options = {
+        "num_experts": config.num_moe_experts,
+        "moe_grouped_gemm": config.moe_grouped_gemm,
+        "qk_layernorm": config.qk_layernorm,
+        "qk_l2_norm": config.qk_l2_norm,
+    }
+    if transformer_impl == "transformer_engine":
+        return get_gpt_layer_with_transformer_engine_spec(**options)
+    return get_gpt_layer_local_spec(normalization=config.normalization, **options)
+
+
+def _check_transformer_engine(config: TransformerConfig) -> None:
+    for name, value in _NOT_WITH_TRANSFORMER_ENGINE.items():
+        if own_field(config, name) == value:
+            raise ValueError(
+                f"TransformerEngine's layers do not compute {name}={value!r}: use the transformer "
+                "implementation local"
+            )
+
+
+def _place_norms(parts: TransformerLayerSubmodules, config: TransformerConfig, is_local: bool) -> None:
+    """Those of the residual stream that stand before attention and MLP, and of a head's query and key."""
+    if is_local and not is_megatrons_norm(config):
+        parts.input_layernorm = parts.pre_mlp_layernorm = norm
+        if config.qk_layernorm:
+            attention = parts.self_attention.submodules
+            attention.q_layernorm = attention.k_layernorm = norm
+    if own_field(config, "norm_placement") == "after":
+        parts.input_layernorm = parts.pre_mlp_layernorm = IdentityOp
+
+
+def _place_qk_norms(
+    attention: SelfAttentionSubmodules, config: TransformerConfig, tp_group: torch.distributed.ProcessGroup
+) -> None:
+    if not config.qk_layernorm:
+        return
+    if own_field(config, "qk_layernorm_span") == "all_heads":
+        build = partial(AllHeadsRMSNorm, tp_group=tp_group)
+        attention.q_layernorm = partial(build, num_heads=config.num_attention_heads)
+        attention.k_layernorm = partial(build, num_heads=config.num_query_groups)
+    elif own_field(config, "qk_layernorm_after_rotation"):
+        attention.q_layernorm = attention.k_layernorm = rms_norm_after_rotation
+
+
+def _add_biases(parts: TransformerLayerSubmodules, config: TransformerConfig) -> None:
+    attention = parts.self_attention.submodules
+    if own_field(config, "add_proj_bias"):
+        attention.linear_proj = _with_bias(attention.linear_proj)
+    if own_field(config, "add_mlp_bias"):
+        linears = parts.mlp.keywords["submodules"]
+        with_biases = replace(
+            linears, linear_fc1=_with_bias(linears.linear_fc1), linear_fc2=_with_bias(linears.linear_fc2)
+        )
+        parts.mlp = partial(parts.mlp.func, submodules=with_biases)
+
+
+def _with_bias(build: Callable[..., torch.nn.Module]) -> Callable[..., torch.nn.Module]:
+    """What builds a linear layer, with a bias whatever Megatron asks for."""
+
+    def build_with_bias(*args: Any, **options: Any) -> torch.nn.Module:
+        return build(*args, **options | {"bias": True})
+
+    return build_with_bias
