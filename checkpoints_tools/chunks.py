@@ -6,7 +6,7 @@ from math import prod
 from typing import Any, NamedTuple
 
 from checkpoints_tools.families.family import Family
-from checkpoints_tools.families.weight import QKV, VOCABULARY, Part, Place, Weight
+from checkpoints_tools.families.weight import QKV, TURNED, TURNED_PAIRS, VOCABULARY, Part, Place, Weight
 
 Shape = tuple[int, ...]
 
@@ -45,7 +45,7 @@ class Chunk(NamedTuple):
     @property
     def num_leading(self) -> int:
         """How many leading axes count layers and experts."""
-        return len(self.shape) - len(self.sources[0].shape)
+        return len(self.shape) - max(1, len(self.sources[0].shape))  # Megatron has no tensors without axes
 
     @property
     def weight_shape(self) -> Shape:
@@ -76,6 +76,8 @@ def axis_sizes(args: Mapping[str, Any]) -> dict[str, int]:
         "key_value": head * args["num_query_groups"],
         "query_key_value": head * (args["num_attention_heads"] + 2 * args["num_query_groups"]),
         "gate_up_ffn": 2 * args["ffn_hidden_size"],
+        "expert_gate_up_ffn": 2 * (args.get("moe_ffn_hidden_size") or 0),
+        "shared_ffn": args.get("moe_shared_expert_intermediate_size"),
         "one": 1,
     }
 
@@ -114,6 +116,8 @@ def _weight_chunks(
     groups = [weight.parts] if weight.layout == QKV else [(part,) for part in weight.parts]
     heights = [_height(weight.layout, group, args, sizes) for group in groups]
     columns = tuple(sizes[axis] for axis in weight.parts[0].axes[1:])
+    if weight.layout in (TURNED, TURNED_PAIRS):
+        columns = columns[::-1]
     for expert, (i, group) in product(range(num_experts or 1), enumerate(groups)):
         index = [n for n in (layer if stacked else None, expert if num_experts else None) if n is not None]
         yield Chunk(
@@ -131,7 +135,7 @@ def _weight_chunks(
 def _height(layout: str, parts: tuple[Part, ...], args: Mapping[str, Any], sizes: Mapping[str, int]) -> int:
     if layout == VOCABULARY:
         return args["padded_vocab_size"]
-    return sum(sizes[part.axes[0]] for part in parts)
+    return sum(sizes[part.axes[0]] if part.axes else 1 for part in parts)
 
 
 def _hf_tensor(part: Part, sizes: Mapping[str, int], layer: int | None, expert: int) -> HfTensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from checkpoints_tools.chunks import Shape
-from checkpoints_tools.families.weight import AS_IS, QKV, QKV_ROWS, VOCABULARY
+from checkpoints_tools.families.weight import AS_IS, PAIRS, QKV, QKV_ROWS, TURNED, TURNED_PAIRS, VOCABULARY
 
 
 class Heads(NamedTuple):
@@ -30,10 +30,13 @@ def fuse(layout: str, parts: list[Tensor], shape: Shape, heads: Heads) -> Tensor
 
     QKV: for each query group its query heads, its key head, its value head. QKV_ROWS: the same, of one part
     with the rows of all query heads, of all key heads, of all value heads. VOCABULARY: zero rows are added
-    up to `shape`.
+    up to `shape`. TURNED: of each expert the transpose, columns by rows. PAIRS: of each expert the even
+    values (of the gate), then the odd ones. TURNED_PAIRS: the transpose, the even rows, then the odd ones.
     """
     if layout == AS_IS:
         return parts[0]
+    if layout in (TURNED, TURNED_PAIRS, PAIRS):
+        return _of_experts(layout, parts[0])
     if layout == QKV_ROWS:
         return _by_group(_rows_of_each(parts[0], heads), heads)
     if layout == QKV:
@@ -49,13 +52,27 @@ def fuse(layout: str, parts: list[Tensor], shape: Shape, heads: Heads) -> Tensor
 def split(layout: str, fused: Tensor, shapes: list[Shape], heads: Heads) -> list[Tensor]:
     """The inverse of `fuse`: parts of the given shapes, contiguous."""
     if layout == AS_IS:
-        return [fused]
+        return [fused.view(shapes[0])]
+    if layout in (TURNED, TURNED_PAIRS, PAIRS):
+        return [_of_experts_back(layout, fused)]
     if layout == QKV_ROWS:
         return [torch.cat(_by_kind(fused, heads))]
     if layout == QKV:
         return _by_kind(fused, heads)
     assert layout == VOCABULARY
     return [fused[: shapes[0][0]]]
+
+
+def _of_experts(layout: str, part: Tensor) -> Tensor:
+    turned = part if layout == PAIRS else part.transpose(1, 2)
+    return turned.contiguous() if layout == TURNED else torch.cat((turned[:, ::2], turned[:, 1::2]), dim=1)
+
+
+def _of_experts_back(layout: str, fused: Tensor) -> Tensor:
+    """The inverse of `_of_experts`."""
+    if layout != TURNED:
+        fused = torch.stack(fused.chunk(2, dim=1), dim=2).flatten(1, 2)
+    return fused if layout == PAIRS else fused.transpose(1, 2).contiguous()
 
 
 def _rows_of_each(fused: Tensor, heads: Heads) -> list[Tensor]:

@@ -38,6 +38,7 @@ from torch.distributed.checkpoint.planner import (
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
 from checkpoints_tools.chunks import Chunk, Shape, key_of_layer
+from checkpoints_tools.families.weight import VOCABULARY
 from megatron_star.model.stored_weights import read_stored, without_torch_warnings
 
 _COMMON_STATE = ShardedObject("common_state", None, (1,), (0,)).unique_key
@@ -189,7 +190,7 @@ class MegatronWeights:
         return out.view(-1, *chunk.weight_shape[1:])
 
     def _check_size(self, key: str, found: Shape, expected: Shape, chunk: Chunk) -> None:
-        if chunk.sources[0].shape != chunk.weight_shape and len(chunk.sources) == 1:  # padded vocabulary
+        if chunk.layout == VOCABULARY:  # padded, or not
             rows = chunk.sources[0].shape[0]
             found, expected = (min(found[0], rows), *found[1:]), (rows, *expected[1:])
         if found != expected:
@@ -200,7 +201,7 @@ def _place(chunk: Chunk, *, without_layer: bool) -> tuple[Shape, Shape, Shape]:
     """Offsets and shape of the chunk's real data, and the whole tensor's shape, as they are stored."""
     rows_axis = chunk.num_leading
     shape = list(chunk.shape)
-    shape[rows_axis] = sum(source.shape[0] for source in chunk.sources)
+    shape[rows_axis] = sum(prod(source.shape[:1]) for source in chunk.sources)
     skip = 1 if without_layer else 0
     return chunk.offsets[skip:], tuple(shape[skip:]), chunk.global_shape[skip:]
 

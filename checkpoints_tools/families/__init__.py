@@ -1,6 +1,8 @@
 """The table of model families. A new one is an object in a file of its own, and a row here."""
 
+from checkpoints_tools.families.arcee import ARCEE
 from checkpoints_tools.families.cohere2 import COHERE2
+from checkpoints_tools.families.ernie4_5 import ERNIE4_5
 from checkpoints_tools.families.exaone import EXAONE
 from checkpoints_tools.families.exaone4 import EXAONE4
 from checkpoints_tools.families.family import Family
@@ -8,6 +10,7 @@ from checkpoints_tools.families.gemma2 import GEMMA2
 from checkpoints_tools.families.gemma3_text import GEMMA3_TEXT
 from checkpoints_tools.families.glm import GLM
 from checkpoints_tools.families.glm4 import GLM4
+from checkpoints_tools.families.gpt_oss import GPT_OSS
 from checkpoints_tools.families.helium import HELIUM
 from checkpoints_tools.families.iquestcoder import IQUESTCODER
 from checkpoints_tools.families.llama import LLAMA
@@ -17,6 +20,8 @@ from checkpoints_tools.families.mixtral import MIXTRAL
 from checkpoints_tools.families.qwen2 import QWEN2
 from checkpoints_tools.families.qwen3 import QWEN3
 from checkpoints_tools.families.qwen3_moe import QWEN3_MOE
+from checkpoints_tools.families.seed_oss import SEED_OSS
+from checkpoints_tools.families.starcoder2 import STARCODER2
 from megatron_star.checked_input import shown
 
 _TABLE = (
@@ -35,6 +40,11 @@ _TABLE = (
     EXAONE4,
     GLM,
     GLM4,
+    SEED_OSS,
+    ARCEE,
+    STARCODER2,
+    ERNIE4_5,
+    GPT_OSS,
 )
 FAMILIES: dict[str, Family] = {family.model_type: family for family in _TABLE}
 

@@ -99,6 +99,13 @@ def optional_numbers(values: CheckedValues, **keys: str) -> dict[str, float]:
     return {name: values.number(key) for name, key in keys.items() if values.any(key, None) is not None}
 
 
+def biases_by_keys(values: CheckedValues) -> dict[str, Any]:
+    """Where `attention_bias` is of queries, keys, values and the output, and `mlp_bias` of the whole MLP."""
+    of_attention = bool(values.boolean("attention_bias", None))
+    of_mlp = bool(values.boolean("mlp_bias", None))
+    return bias_arguments(query_key_value=of_attention, output=of_attention, mlp=of_mlp)
+
+
 def expert_arguments(values: CheckedValues, *, size: str, renormalised: bool) -> dict[str, Any]:
     """Experts in every layer, each of the size in the key `size`.
 

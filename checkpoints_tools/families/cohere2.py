@@ -4,7 +4,7 @@ from typing import Any
 
 from checkpoints_tools.families.arguments import (
     activation_arguments,
-    bias_arguments,
+    biases_by_keys,
     decoder_arguments,
 )
 from checkpoints_tools.families.family import IN_SOME_LAYERS, Family, neutral_but
@@ -13,11 +13,10 @@ from megatron_star.model.checked_values import CheckedValues
 
 
 def _arguments(values: CheckedValues) -> dict[str, Any]:
-    has_biases = values.boolean("attention_bias")
     return {
         **decoder_arguments(values, norm_epsilon="layer_norm_eps"),
         **activation_arguments(values, gated=True),
-        **bias_arguments(query_key_value=has_biases, output=has_biases, mlp=False),
+        **biases_by_keys(values),
         "normalization": "LayerNorm",
         "norm_bias": False,
         "parallel_mlp": True,

@@ -4,7 +4,7 @@ from typing import Any
 
 from checkpoints_tools.families.arguments import (
     activation_arguments,
-    bias_arguments,
+    biases_by_keys,
     decoder_arguments,
     optional_numbers,
 )
@@ -27,11 +27,10 @@ GEMMA_NEUTRAL = neutral_but("attention_bias") | {"use_bidirectional_attention": 
 
 def gemma_arguments(values: CheckedValues) -> dict[str, Any]:
     """What Gemma 2 and 3 share."""
-    has_biases = values.boolean("attention_bias")
     arguments = decoder_arguments(values)
     return arguments | {
         **activation_arguments(values, gated=True, key="hidden_activation"),
-        **bias_arguments(query_key_value=has_biases, output=has_biases, mlp=False),
+        **biases_by_keys(values),
         "apply_layernorm_1p": True,
         "norm_placement": "both",
         "softmax_scale": values.number("query_pre_attn_scalar") ** -0.5,

@@ -54,7 +54,7 @@ OUTPUT_LAYER = Weight(
 def norms(
     *,
     before_attention: str = "input_layernorm",
-    before_mlp: str = "post_attention_layernorm",
+    before_mlp: str | None = "post_attention_layernorm",
     after_attention: str | None = None,
     after_mlp: str | None = None,
 ) -> tuple[Weight, ...]:
@@ -176,6 +176,11 @@ def _mlp(first: tuple[tuple[str, str], ...], down: str, block: str = "mlp") -> t
     )
 
 
+NORM_BEFORE_EXPERTS = layer_weight(
+    "pre_mlp_layernorm.weight", ("post_attention_layernorm.weight", ("hidden",))
+)
+
+
 def experts(block: str, gate: str, up: str, down: str) -> tuple[Weight, ...]:
     """Of a block under `mlp` in transformers 5, which may store all experts of a layer as one tensor.
 
@@ -184,7 +189,7 @@ def experts(block: str, gate: str, up: str, down: str) -> tuple[Weight, ...]:
     expert = block + ".experts.{expert}."
     fused = "mlp.experts."
     return (
-        layer_weight("pre_mlp_layernorm.weight", ("post_attention_layernorm.weight", ("hidden",))),
+        NORM_BEFORE_EXPERTS,
         layer_weight(
             "mlp.router.weight",
             (block + ".gate.weight", ("experts", "hidden"), _in_layer("mlp.gate.weight")),

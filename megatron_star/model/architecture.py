@@ -35,6 +35,11 @@ _SAME_NAME = (
     "moe_router_pre_softmax",
     "moe_router_load_balancing_type",
     "moe_token_dispatcher_type",
+    "moe_router_score_function",
+    "moe_apply_probs_on_input",
+    "moe_shared_expert_intermediate_size",
+    "activation_func_clamp_value",
+    "glu_linear_offset",
     *OWN_FIELDS,
 )
 _RENAMED = {
@@ -72,6 +77,9 @@ def transformer_config(
         values["window_size"] = tuple(window)
     if args.get("swiglu"):
         values |= {"activation_func": F.silu, "gated_linear_unit": True}
+    if args.get("num_experts") and args.get("add_bias_linear"):
+        # Megatron has biases of experts only where each is whole on its rank; ours, see `layer_spec.py`.
+        values["expert_tensor_parallel_size"] = 1
     config = StarTransformerConfig(
         **values,
         tensor_model_parallel_size=tp_size,
@@ -86,6 +94,7 @@ def transformer_config(
         gradient_accumulation_fusion=False,
         masked_softmax_fusion=False,
     )
+    config.expert_tensor_parallel_size = tp_size
     if args["position_embedding_type"] == "yarn":
         # GPTModel reads these as plain attributes of the configuration; it declares no fields for them.
         for name, attribute in _YARN.items():

@@ -154,6 +154,12 @@ class StarCoreAttention(torch.nn.Module):
 class StarSelfAttention(SelfAttention):
     """Megatron's SelfAttention, whose KV belongs to the forward pass instead of to a buffer of Megatron's."""
 
+    def __init__(self, config: TransformerConfig, *args: Any, **options: Any) -> None:
+        super().__init__(config, *args, **options)
+        is_unrotated = config.no_rope_freq and config.no_rope_freq[self.layer_number - 1]
+        if is_unrotated and own_field(config, "qk_norm_of_rotated_only"):
+            self.q_layernorm = self.k_layernorm = None
+
     def _adjust_key_value_for_inference(
         self,
         inference_context: ForwardPass,

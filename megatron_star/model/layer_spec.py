@@ -18,6 +18,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules
 
 from megatron_star.model.activations import XieluMLP
+from megatron_star.model.experts import with_biases_added_once
 from megatron_star.model.norms import AllHeadsRMSNorm, is_megatrons_norm, norm, rms_norm_after_rotation
 from megatron_star.model.residual import ParallelLayer, ResidualSum
 from megatron_star.model.transformer_config import own_field
@@ -109,6 +110,8 @@ def _add_biases(parts: TransformerLayerSubmodules, config: TransformerConfig) ->
             linears, linear_fc1=_with_bias(linears.linear_fc1), linear_fc2=_with_bias(linears.linear_fc2)
         )
         parts.mlp = partial(parts.mlp.func, submodules=with_biases)
+    if config.num_moe_experts and config.add_bias_linear:
+        parts.mlp = with_biases_added_once(parts.mlp)
 
 
 def _with_bias(build: Callable[..., torch.nn.Module]) -> Callable[..., torch.nn.Module]:

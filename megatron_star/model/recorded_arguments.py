@@ -60,8 +60,13 @@ def _window(values: CheckedValues, name: str) -> None:
 
 
 OPTIONAL: dict[str, Check] = {
+    "activation_func_clamp_value": CheckedValues.number,
     "apply_layernorm_1p": CheckedValues.boolean,
     "attention_output_gate": CheckedValues.boolean,
+    "glu_linear_offset": partial(CheckedValues.number, above=-float("inf")),
+    "moe_apply_probs_on_input": CheckedValues.boolean,
+    "moe_router_score_function": partial(CheckedValues.one_of, allowed=("softmax", "sigmoid")),
+    "moe_shared_expert_intermediate_size": CheckedValues.integer,
     "no_rope_freq": one_per_layer,
     "qk_l2_norm": CheckedValues.boolean,
     "rotary_seq_len_interpolation_factor": CheckedValues.number,
@@ -208,7 +213,7 @@ def _check_yarn(values: CheckedValues) -> None:
 
 def _check_experts(values: CheckedValues, layers: int) -> None:
     experts = values.integer("num_experts", most=MOST_LAYERS)
-    values.integer("moe_router_topk", most=experts)
+    values.integer("moe_router_topk", most=1 if values.any("moe_apply_probs_on_input", None) else experts)
     values.integer("moe_ffn_hidden_size")
     values.boolean(_EXPERTS_SWITCH)
     values.one_of(_ROUTING_TYPE, _ROUTING_TYPES, "aux_loss")

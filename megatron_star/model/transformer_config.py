@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 import torch.nn.functional as F
-from megatron.core.activations import squared_relu
+from megatron.core.activations import quick_gelu, squared_relu
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
@@ -30,6 +30,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
     "relu2": squared_relu,
+    "quick_gelu": quick_gelu,
     "xielu": _learned,
 }
 
@@ -62,6 +63,7 @@ class StarTransformerConfig(TransformerConfig):
         norm_bias: whether a LayerNorm has a bias.
         parallel_mlp: attention and MLP both read the output of the layer's one norm.
         qk_layernorm_span: queries and keys are normalised by head, or over all heads together.
+        qk_norm_of_rotated_only: layers of `no_rope_freq` do not normalise queries and keys.
         qk_layernorm_after_rotation: and not before it.
         add_proj_bias, add_mlp_bias: biases of attention's output, and of the MLP, where not all have one.
         activation: of the MLP, by name; None leaves `activation_func` and `gated_linear_unit` as they are.
@@ -79,6 +81,7 @@ class StarTransformerConfig(TransformerConfig):
     norm_bias: bool = _own(True, CheckedValues.boolean)
     parallel_mlp: bool = _own(False, CheckedValues.boolean)
     qk_layernorm_span: str = _own("head", _one_of("head", "all_heads"), "qk_layernorm")
+    qk_norm_of_rotated_only: bool = _own(False, CheckedValues.boolean, "no_rope_freq")
     qk_layernorm_after_rotation: bool = _own(False, CheckedValues.boolean, "qk_layernorm")
     add_proj_bias: bool = _own(False, CheckedValues.boolean)
     add_mlp_bias: bool = _own(False, CheckedValues.boolean)

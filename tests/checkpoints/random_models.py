@@ -4,14 +4,17 @@ from pathlib import Path
 
 import torch
 from transformers import (
+    ArceeConfig,
     AutoModelForCausalLM,
     Cohere2Config,
+    Ernie4_5Config,
     Exaone4Config,
     ExaoneConfig,
     Gemma2Config,
     Gemma3TextConfig,
     Glm4Config,
     GlmConfig,
+    GptOssConfig,
     HeliumConfig,
     IQuestCoderConfig,
     LlamaConfig,
@@ -21,9 +24,12 @@ from transformers import (
     Qwen2Config,
     Qwen3Config,
     Qwen3MoeConfig,
+    SeedOssConfig,
+    Starcoder2Config,
 )
 
 VOCAB_SIZE = 259
+_WINDOW = 13  # tokens; as tests/families/cases.py says
 _SIZES = {
     "vocab_size": VOCAB_SIZE,
     "hidden_size": 72,
@@ -107,8 +113,28 @@ CONFIGS: dict[str, PreTrainedConfig] = {
     ),
     "exaone4": Exaone4Config(**_SIZES, layer_types=[_SLIDING, _FULL, _SLIDING], sliding_window=_WINDOW),
     "exaone4_without_windows": Exaone4Config(**_SIZES, layer_types=[_FULL] * 3, sliding_window=None),
-    "glm": GlmConfig(**_SIZES, **_HEAD,),
-    "glm4": Glm4Config(**_SIZES, **_HEAD,),
+    "glm": GlmConfig(
+        **_SIZES,
+        **_HEAD,
+    ),
+    "glm4": Glm4Config(
+        **_SIZES,
+        **_HEAD,
+    ),
+    "llama_biases": LlamaConfig(**_SIZES, **_HEAD, attention_bias=True, mlp_bias=True),
+    "seed_oss": SeedOssConfig(**_SIZES, **_HEAD, attention_out_bias=True),
+    "arcee": ArceeConfig(**_SIZES, **_HEAD, rope_parameters=_YARN),
+    "starcoder2": Starcoder2Config(**_SIZES, sliding_window=_WINDOW),
+    "ernie4_5": Ernie4_5Config(**_SIZES, **_HEAD, use_bias=True),
+    "gpt_oss": GptOssConfig(
+        **_SIZES,
+        **_HEAD,
+        sliding_window=_WINDOW,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        swiglu_limit=0.8,
+        rope_parameters=_YARN | {"truncate": False},
+    ),
 }
 
 

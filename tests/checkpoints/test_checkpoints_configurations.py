@@ -112,6 +112,13 @@ REFUSED = {
     "no heads": ("llama2", {"num_attention_heads": 0}, "num_attention_heads=0"),
     "a number that is none": ("llama2", {"rms_norm_eps": float("nan")}, "rms_norm_eps=nan"),
     "an odd head": ("qwen3", {"head_dim": 15}, "head_dim"),
+    "a gate of another slope": ("gpt_oss", {"swiglu_alpha": 1.5}, "swiglu_alpha=1.5"),
+    "experts with biases and attention without": (
+        "gpt_oss",
+        {"attention_bias": False},
+        "attention_bias=False",
+    ),
+    "an activation": ("arcee", {"hidden_act": "tanh"}, "hidden_act='tanh'"),
     "text for a size": ("llama2", {"hidden_size": "72"}, "hidden_size='72'"),
     "a base of null": ("llama2", {"rope_scaling": {"rope_theta": None}}, "rope_theta=None"),
     "layers without end": ("llama2", {"num_hidden_layers": 2**30}, "num_hidden_layers"),
@@ -169,7 +176,9 @@ def test_layers_have_the_windows_that_transformers_gives_them(name, changes, exp
 
 # What is for training, for generating, or what transformers has resolved into another key.
 WITHOUT_EFFECT = {
-    *("attention_dropout", "initializer_range", "router_aux_loss_coef", "router_jitter_noise"),
+    *("attention_dropout", "residual_dropout", "embedding_dropout", "initializer_range", "eod_token_id"),
+    *("no_rope_layer_interval", "interleave_moe_layer_step"),  # into no_rope_layers and moe_layers
+    *("router_aux_loss_coef", "router_jitter_noise"),
     *("bos_token_id", "eos_token_id", "pad_token_id", "use_cache", "output_router_logits", "pretraining_tp"),
     *("max_window_layers", "use_sliding_window", "sliding_window"),  # into layer_types; else it is read
     "sliding_window_pattern",  # into layer_types

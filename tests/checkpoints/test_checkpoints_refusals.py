@@ -51,8 +51,8 @@ ROPE = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_facto
         ({"model_type": None}, ["None", "supported: llama"]),
         ({"model_type": "phi4_multimodal"}, ["phi4_multimodal", "LoRA adapters", "supported: llama"]),
         ({"sliding_window": 128}, ["sliding_window=128", "llama"]),
-        ({"attention_bias": True}, ["attention_bias"]),
-        ({"mlp_bias": True}, ["mlp_bias"]),
+        ({"attention_bias": True}, ["q_proj.bias is not in the checkpoint"]),
+        ({"mlp_bias": True}, ["gate_proj.bias is not in the checkpoint"]),
         ({"hidden_act": "gelu"}, ["hidden_act='gelu'"]),
         ({"quantization_config": {"quant_method": "fp8"}}, ["quantization_config"]),
         (

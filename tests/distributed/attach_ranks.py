@@ -10,6 +10,7 @@ from unittest.mock import patch
 import torch
 import torch.distributed as dist
 from megatron.core import tensor_parallel
+from megatron.core.fusions import fused_softmax
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.transformer.dot_product_attention import DotProductAttention
@@ -23,6 +24,15 @@ SMALL = {"num_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "use_cpu_
 VOCAB_SIZE = 96
 
 
+def _window_mask(sq: int, sk: int, window_size: tuple[int, int]) -> Tensor:
+    """True where a query does not see a key; Megatron makes it on a GPU."""
+    seen = torch.ones(sq, sk, dtype=torch.bool).triu(sk - sq - window_size[0]).tril(sk - sq + window_size[1])
+    return ~seen
+
+
+_WINDOW_MASK_ON_CPU = (fused_softmax, "get_sliding_window_causal_mask", _window_mask)
+
+
 def gpt_model(
     groups: star.StarGroups,
     swap: Callable[[ModuleSpec], Any] = star.with_star_attention,
@@ -30,7 +40,6 @@ def gpt_model(
     **config: Any,
 ) -> GPTModel:
     """A small model as anybody builds it, with the same random weights for the same configuration."""
-    torch.manual_seed(1)
     with_norms = config.get("qk_layernorm", False)
     model = GPTModel(
         TransformerConfig(**SMALL | config),
@@ -40,6 +49,7 @@ def gpt_model(
         pg_collection=groups.model,
         **{"position_embedding_type": "rope"} | (options or {}),
     )
+    torch.manual_seed(1)
     for parameter in model.parameters():
         parameter.data.normal_(std=0.2)
     return model.eval()
@@ -123,6 +133,6 @@ def logits_of_both(
     without_rng = patch.object(
         tensor_parallel, "get_cuda_rng_tracker", lambda: SimpleNamespace(fork=nullcontext)
     )
-    with torch.inference_mode(), without_rng:
+    with torch.inference_mode(), without_rng, patch.object(*_WINDOW_MASK_ON_CPU):
         theirs = own(torch.tensor([token_ids]), torch.arange(length)[None], future)[0]
     return ours, theirs[-3:].float()

@@ -21,7 +21,7 @@ from megatron_star.model.checkpoint import read_checkpoint_info
 
 TOLERANCE = 1e-4
 GRIDS = {"CP 1": (1, 1), "CP 2": (1, 2), "CP 3": (1, 3), "TP 2, CP 2": (2, 2)}
-WITH_EXPERTS = ("mixtral", "qwen3_moe")
+WITH_EXPERTS = ("mixtral", "qwen3_moe", "gpt_oss")
 NOT_COMPILED = dict.fromkeys(WITH_EXPERTS, "layers cannot be compiled for token generation with experts")
 """By `model_type`, what compiling its layers is refused with."""
 SEVERAL_KINDS = [name for name, config in CONFIGS.items() if {*kinds_of_layers(config)} != {FULL}]

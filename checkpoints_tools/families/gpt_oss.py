@@ -1,0 +1,70 @@
+"""gpt-oss: every second layer has a window, softmax has sinks, all linear layers and the router have biases.
+
+An expert computes (up + 1) * gate * sigmoid(1.702 * gate), both clamped: Megatron's quick GELU with an offset
+and a clamp. What transformers stores of all experts of a layer is turned around, and of `gate_up_proj` every
+second value is the gate's.
+"""
+
+from typing import Any
+
+from checkpoints_tools.families.arguments import decoder_arguments, expert_arguments
+from checkpoints_tools.families.family import IN_SOME_LAYERS, Family, neutral_but
+from checkpoints_tools.families.weight import PAIRS, TURNED, TURNED_PAIRS
+from checkpoints_tools.families.weights import NORM_BEFORE_EXPERTS, attention, layer_weight, norms
+from megatron_star.model.checked_values import CheckedValues
+
+
+def _arguments(values: CheckedValues) -> dict[str, Any]:
+    return (
+        decoder_arguments(values)
+        | expert_arguments(values, size="intermediate_size", renormalised=True)
+        | {
+            "add_bias_linear": True,
+            "softmax_type": "learnable",
+            "swiglu": False,
+            "activation": "quick_gelu",
+            "gated_mlp": True,
+            "glu_linear_offset": 1.0,
+            "activation_func_clamp_value": values.number("swiglu_limit"),
+        }
+    )
+
+
+_EXPERTS = (
+    layer_weight("mlp.router.weight", ("mlp.router.weight", ("experts", "hidden"))),
+    layer_weight("mlp.router.bias", ("mlp.router.bias", ("experts",))),
+    layer_weight(
+        "mlp.experts.experts.linear_fc1.weight",
+        ("mlp.experts.gate_up_proj", ("experts", "hidden", "expert_gate_up_ffn")),
+        layout=TURNED_PAIRS,
+        split_axis=1,
+    ),
+    layer_weight(
+        "mlp.experts.experts.linear_fc1.bias",
+        ("mlp.experts.gate_up_proj_bias", ("experts", "expert_gate_up_ffn")),
+        layout=PAIRS,
+        split_axis=1,
+    ),
+    layer_weight(
+        "mlp.experts.experts.linear_fc2.weight",
+        ("mlp.experts.down_proj", ("experts", "expert_ffn", "hidden")),
+        layout=TURNED,
+        split_axis=2,
+    ),
+    layer_weight(
+        "mlp.experts.experts.linear_fc2.bias", ("mlp.experts.down_proj_bias", ("experts", "hidden"))
+    ),
+)
+
+GPT_OSS = Family(
+    "gpt_oss",
+    bridge_provider="GPTOSS",
+    arguments=_arguments,
+    neutral={
+        **neutral_but("attention_bias"),
+        "attention_bias": (True,),
+        "swiglu_alpha": (1.702,),
+    },
+    windows=IN_SOME_LAYERS,
+    layer=(*norms(before_mlp=None), *attention(), NORM_BEFORE_EXPERTS, *_EXPERTS),
+)
