@@ -6,6 +6,7 @@ from checkpoints_tools.families.ernie4_5 import ERNIE4_5
 from checkpoints_tools.families.exaone import EXAONE
 from checkpoints_tools.families.exaone4 import EXAONE4
 from checkpoints_tools.families.family import Family
+from checkpoints_tools.families.gemma2 import GEMMA2
 from checkpoints_tools.families.gpt_oss import GPT_OSS
 from checkpoints_tools.families.helium import HELIUM
 from checkpoints_tools.families.iquestcoder import IQUESTCODER
@@ -28,10 +29,11 @@ _TABLE = (
     EXAONE,
     IQUESTCODER,
     HELIUM,
-    MIXTRAL,
-    QWEN3_MOE,
+    GEMMA2,
     COHERE2,
     EXAONE4,
+    MIXTRAL,
+    QWEN3_MOE,
     SEED_OSS,
     ARCEE,
     STARCODER2,

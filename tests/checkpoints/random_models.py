@@ -11,9 +11,6 @@ from transformers import (
     Exaone4Config,
     ExaoneConfig,
     Gemma2Config,
-    Gemma3TextConfig,
-    Glm4Config,
-    GlmConfig,
     GptOssConfig,
     HeliumConfig,
     IQuestCoderConfig,
@@ -55,7 +52,6 @@ _LLAMA3 = {
     "original_max_position_embeddings": 8192,
 }
 _YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 32}
-_WINDOW = 13  # see tests/families/cases.py
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 _GEMMA = {"sliding_window": _WINDOW, "final_logit_softcapping": 11.0, "query_pre_attn_scalar": 24}
 
@@ -73,6 +69,22 @@ CONFIGS: dict[str, PreTrainedConfig] = {
     "exaone": ExaoneConfig(**_FEW),
     "iquestcoder": IQuestCoderConfig(**_FEW, **_HEAD),
     "helium": HeliumConfig(**_FEW, **_HEAD | {"head_dim": 18}),
+    "gemma2": Gemma2Config(
+        **_SIZES | {"tie_word_embeddings": True},
+        **_HEAD,
+        **_GEMMA,
+        layer_types=[_SLIDING, _FULL, _SLIDING],
+        attn_logit_softcapping=3.0,
+    ),
+    "cohere2": Cohere2Config(
+        **_SIZES | {"tie_word_embeddings": True},
+        layer_types=[_SLIDING, _FULL, _SLIDING],
+        sliding_window=_WINDOW,
+        attention_bias=True,
+        logit_scale=0.25,
+    ),
+    "exaone4": Exaone4Config(**_SIZES, layer_types=[_SLIDING, _FULL, _SLIDING], sliding_window=_WINDOW),
+    "exaone4_without_windows": Exaone4Config(**_SIZES, layer_types=[_FULL] * 3, sliding_window=None),
     "mixtral": MixtralConfig(
         **_SIZES, **_HEAD, num_local_experts=4, num_experts_per_tok=2, sliding_window=None
     ),
@@ -86,40 +98,6 @@ CONFIGS: dict[str, PreTrainedConfig] = {
         num_experts_per_tok=2,
         moe_intermediate_size=40,
         norm_topk_prob=False,
-    ),
-    "gemma2": Gemma2Config(
-        **_SIZES | {"tie_word_embeddings": True},
-        **_HEAD,
-        **_GEMMA,
-        layer_types=[_SLIDING, _FULL, _SLIDING],
-        attn_logit_softcapping=3.0,
-    ),
-    "gemma3_text": Gemma3TextConfig(
-        **_SIZES | {"tie_word_embeddings": True},
-        **_HEAD,
-        **_GEMMA,
-        layer_types=[_SLIDING, _FULL, _SLIDING],
-        rope_parameters={
-            _FULL: {"rope_type": "linear", "factor": 8.0, "rope_theta": 1000.0},
-            _SLIDING: {"rope_type": "default", "rope_theta": 100.0},
-        },
-    ),
-    "cohere2": Cohere2Config(
-        **_SIZES | {"tie_word_embeddings": True},
-        layer_types=[_SLIDING, _SLIDING, _FULL],
-        sliding_window=_WINDOW,
-        attention_bias=True,
-        logit_scale=0.25,
-    ),
-    "exaone4": Exaone4Config(**_SIZES, layer_types=[_SLIDING, _FULL, _SLIDING], sliding_window=_WINDOW),
-    "exaone4_without_windows": Exaone4Config(**_SIZES, layer_types=[_FULL] * 3, sliding_window=None),
-    "glm": GlmConfig(
-        **_SIZES,
-        **_HEAD,
-    ),
-    "glm4": Glm4Config(
-        **_SIZES,
-        **_HEAD,
     ),
     "llama_biases": LlamaConfig(**_SIZES, **_HEAD, attention_bias=True, mlp_bias=True),
     "seed_oss": SeedOssConfig(**_SIZES, **_HEAD, attention_out_bias=True),
