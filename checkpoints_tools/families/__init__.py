@@ -7,6 +7,9 @@ from checkpoints_tools.families.exaone import EXAONE
 from checkpoints_tools.families.exaone4 import EXAONE4
 from checkpoints_tools.families.family import Family
 from checkpoints_tools.families.gemma2 import GEMMA2
+from checkpoints_tools.families.gemma3_text import GEMMA3_TEXT
+from checkpoints_tools.families.glm import GLM
+from checkpoints_tools.families.glm4 import GLM4
 from checkpoints_tools.families.gpt_oss import GPT_OSS
 from checkpoints_tools.families.helium import HELIUM
 from checkpoints_tools.families.iquestcoder import IQUESTCODER
@@ -30,8 +33,11 @@ _TABLE = (
     IQUESTCODER,
     HELIUM,
     GEMMA2,
+    GEMMA3_TEXT,
     COHERE2,
     EXAONE4,
+    GLM,
+    GLM4,
     MIXTRAL,
     QWEN3_MOE,
     SEED_OSS,

@@ -22,9 +22,7 @@ GEMMA_LAYER = (
         after_mlp="post_feedforward_layernorm",
     ),
 )
-GEMMA_NEUTRAL = neutral_but("attention_bias", "hidden_act") | {
-    "use_bidirectional_attention": (False, None)
-}
+GEMMA_NEUTRAL = neutral_but("attention_bias", "hidden_act") | {"use_bidirectional_attention": (False, None)}
 
 
 def gemma_arguments(values: CheckedValues) -> dict[str, Any]:

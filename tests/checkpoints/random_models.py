@@ -11,6 +11,9 @@ from transformers import (
     Exaone4Config,
     ExaoneConfig,
     Gemma2Config,
+    Gemma3TextConfig,
+    Glm4Config,
+    GlmConfig,
     GptOssConfig,
     HeliumConfig,
     IQuestCoderConfig,
@@ -76,6 +79,16 @@ CONFIGS: dict[str, PreTrainedConfig] = {
         layer_types=[_SLIDING, _FULL, _SLIDING],
         attn_logit_softcapping=3.0,
     ),
+    "gemma3_text": Gemma3TextConfig(
+        **_SIZES | {"tie_word_embeddings": True},
+        **_HEAD,
+        **_GEMMA,
+        layer_types=[_SLIDING, _FULL, _SLIDING],
+        rope_parameters={
+            _FULL: {"rope_type": "linear", "factor": 8.0, "rope_theta": 1000.0},
+            _SLIDING: {"rope_type": "default", "rope_theta": 100.0},
+        },
+    ),
     "cohere2": Cohere2Config(
         **_SIZES | {"tie_word_embeddings": True},
         layer_types=[_SLIDING, _FULL, _SLIDING],
@@ -85,6 +98,8 @@ CONFIGS: dict[str, PreTrainedConfig] = {
     ),
     "exaone4": Exaone4Config(**_SIZES, layer_types=[_SLIDING, _FULL, _SLIDING], sliding_window=_WINDOW),
     "exaone4_without_windows": Exaone4Config(**_SIZES, layer_types=[_FULL] * 3, sliding_window=None),
+    "glm": GlmConfig(**_FEW, **_HEAD),
+    "glm4": Glm4Config(**_FEW, **_HEAD),
     "mixtral": MixtralConfig(
         **_SIZES, **_HEAD, num_local_experts=4, num_experts_per_tok=2, sliding_window=None
     ),
