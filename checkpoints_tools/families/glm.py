@@ -11,7 +11,7 @@ from megatron_star.model.checked_values import CheckedValues
 def glm_arguments(values: CheckedValues) -> dict[str, Any]:
     """What GLM-4 and GLM-4-0414 share; their `attention_bias` is not of the output."""
     biases = {"add_qkv_bias": values.boolean("attention_bias")}
-    return decoder_arguments(values) | biases | {"rotary_interleaved": True}
+    return decoder_arguments(values, reads_partial=True) | biases | {"rotary_interleaved": True}
 
 
 GLM = Family(
