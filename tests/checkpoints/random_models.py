@@ -12,22 +12,27 @@ from transformers import (
     GptOssConfig,
     GraniteConfig,
     GraniteMoeHybridConfig,
+    GraniteSWAConfig,
     HeliumConfig,
     HyperCLOVAXConfig,
     InternLM3Config,
     IQuestCoderConfig,
     Jais2Config,
     LlamaConfig,
+    Ministral3Config,
     MinistralConfig,
     MistralConfig,
     MixtralConfig,
     Olmo2Config,
+    Olmo3Config,
+    Phi3Config,
     PreTrainedConfig,
     Qwen2Config,
     Qwen3Config,
     Qwen3MoeConfig,
     SeedOssConfig,
     SmolLM3Config,
+    StableLmConfig,
     Starcoder2Config,
 )
 
@@ -48,7 +53,9 @@ _SIZES = {
     "pad_token_id": None,
 }
 _FEW = _SIZES | {"num_hidden_layers": 2}
+_PHI3 = {"hidden_size": 64}  # whose heads are a part of it, and whose factors fit them
 _HEAD = {"head_dim": 16}  # not hidden_size / num_attention_heads
+_DEFAULT = {"rope_type": "default", "rope_theta": 1000.0}
 _LLAMA3 = {
     "rope_type": "llama3",
     "rope_theta": 1000.0,
@@ -99,6 +106,35 @@ CONFIGS: dict[str, PreTrainedConfig] = {
         use_sliding_window=True,
         sliding_window=_WINDOW,
         layer_types=[_SLIDING, _FULL, _SLIDING],
+    ),
+    "ministral3": Ministral3Config(
+        **_FEW,
+        **_HEAD,
+        rope_parameters=_YARN | {"llama_4_scaling_beta": 0.7, "mscale": 1.0, "mscale_all_dim": 1.0},
+    ),
+    "phi3": Phi3Config(
+        **_FEW | _PHI3,
+        sliding_window=_WINDOW,
+        rope_parameters=_DEFAULT | {"partial_rotary_factor": 0.5},
+    ),
+    "olmo3": Olmo3Config(
+        **_SIZES,
+        sliding_window=_WINDOW,
+        layer_types=[_SLIDING, _FULL, _SLIDING],
+        rope_parameters={
+            _SLIDING: _DEFAULT,
+            _FULL: _YARN | {"attention_factor": 1.2},
+        },
+    ),
+    "granite_swa": GraniteSWAConfig(
+        **_SIZES | {"tie_word_embeddings": True},
+        **_GRANITE,
+        sliding_window=_WINDOW,
+        layer_types=[_FULL, _SLIDING, _SLIDING],
+        layer_rope_theta=[10000.0, 500.0, 0],
+    ),
+    "stablelm": StableLmConfig(
+        **_FEW, use_qkv_bias=True, rope_parameters=_DEFAULT | {"partial_rotary_factor": 0.25}
     ),
     "smollm3": SmolLM3Config(
         **_SIZES | {"tie_word_embeddings": True, "num_hidden_layers": 4},

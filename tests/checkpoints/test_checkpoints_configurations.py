@@ -94,6 +94,38 @@ def test_an_empty_quantization_config_says_nothing():
 
 
 REFUSED = {
+    "several rotary bases in layers of a kind": (
+        "granite_swa",
+        {"layer_rope_theta": [10000.0, 500.0, 400.0]},
+        "layer_rope_theta=[10000.0, 500.0, 400.0]",
+    ),
+    "rotary bases for other layers": ("granite_swa", {"layer_rope_theta": [500.0]}, "layer_rope_theta"),
+    "scaling beside several rotary bases": (
+        "granite_swa",
+        {"rope_scaling": _YARN | {"rope_theta": 1e4}},
+        "rope_parameters",
+    ),
+    "dynamic scaling of Phi-3": (
+        "phi3",
+        {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}},
+        "transformers does not accept it",
+    ),
+    "queries that are not scaled": (
+        "ministral3",
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
+        "llama_4_scaling_beta",
+    ),
+    "scaling in the window layers of OLMo 3": (
+        "olmo3",
+        {
+            "rope_parameters": {
+                "sliding_attention": _YARN | {"rope_theta": 1e4},
+                "full_attention": {"rope_type": "default", "rope_theta": 1e4},
+            }
+        },
+        "sliding_attention",
+    ),
+    "norms of each head of StableLM": ("stablelm", {"qk_layernorm": True}, "qk_layernorm=True"),
     "a hybrid of Granite 4": (
         "granite4_dense",
         {"layer_types": ["full_attention", "linear_attention"]},
