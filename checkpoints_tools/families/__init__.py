@@ -1,10 +1,12 @@
 """The table of model families. A new one is an object in a file of its own, and a row here."""
 
 from checkpoints_tools.families.arcee import ARCEE
+from checkpoints_tools.families.cohere import COHERE
 from checkpoints_tools.families.cwm import CWM
 from checkpoints_tools.families.ernie4_5 import ERNIE4_5
 from checkpoints_tools.families.exaone import EXAONE
 from checkpoints_tools.families.family import Family
+from checkpoints_tools.families.gemma import GEMMA
 from checkpoints_tools.families.gpt_oss import GPT_OSS
 from checkpoints_tools.families.granite import GRANITE
 from checkpoints_tools.families.granite_swa import GRANITE_SWA
@@ -54,6 +56,8 @@ _TABLE = (
     HELIUM,
     JAIS2,
     STABLELM,
+    GEMMA,
+    COHERE,
     MIXTRAL,
     QWEN3_MOE,
     SEED_OSS,

@@ -6,9 +6,11 @@ import torch
 from transformers import (
     ArceeConfig,
     AutoModelForCausalLM,
+    CohereConfig,
     CwmConfig,
     Ernie4_5Config,
     ExaoneConfig,
+    GemmaConfig,
     GptOssConfig,
     GraniteConfig,
     GraniteMoeHybridConfig,
@@ -133,6 +135,8 @@ CONFIGS: dict[str, PreTrainedConfig] = {
         layer_types=[_FULL, _SLIDING, _SLIDING],
         layer_rope_theta=[10000.0, 500.0, 0],
     ),
+    "gemma": GemmaConfig(**_FEW | {"tie_word_embeddings": True}, **_HEAD),
+    "cohere": CohereConfig(**_FEW | {"tie_word_embeddings": True}, logit_scale=0.4),
     "stablelm": StableLmConfig(
         **_FEW, use_qkv_bias=True, rope_parameters=_DEFAULT | {"partial_rotary_factor": 0.25}
     ),
