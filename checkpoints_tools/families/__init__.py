@@ -2,11 +2,17 @@
 
 from checkpoints_tools.families.arcee import ARCEE
 from checkpoints_tools.families.cohere import COHERE
+from checkpoints_tools.families.cohere2 import COHERE2
 from checkpoints_tools.families.cwm import CWM
 from checkpoints_tools.families.ernie4_5 import ERNIE4_5
 from checkpoints_tools.families.exaone import EXAONE
+from checkpoints_tools.families.exaone4 import EXAONE4
 from checkpoints_tools.families.family import Family
 from checkpoints_tools.families.gemma import GEMMA
+from checkpoints_tools.families.gemma2 import GEMMA2
+from checkpoints_tools.families.gemma3_text import GEMMA3_TEXT
+from checkpoints_tools.families.glm import GLM
+from checkpoints_tools.families.glm4 import GLM4
 from checkpoints_tools.families.gpt_oss import GPT_OSS
 from checkpoints_tools.families.granite import GRANITE
 from checkpoints_tools.families.granite_swa import GRANITE_SWA
@@ -32,6 +38,7 @@ from checkpoints_tools.families.seed_oss import SEED_OSS
 from checkpoints_tools.families.smollm3 import SMOLLM3
 from checkpoints_tools.families.stablelm import STABLELM
 from checkpoints_tools.families.starcoder2 import STARCODER2
+from checkpoints_tools.families.vaultgemma import VAULTGEMMA
 from megatron_star.checked_input import shown
 
 _TABLE = (
@@ -58,6 +65,13 @@ _TABLE = (
     STABLELM,
     GEMMA,
     COHERE,
+    GEMMA2,
+    GEMMA3_TEXT,
+    VAULTGEMMA,
+    COHERE2,
+    EXAONE4,
+    GLM,
+    GLM4,
     MIXTRAL,
     QWEN3_MOE,
     SEED_OSS,
