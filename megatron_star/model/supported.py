@@ -6,16 +6,20 @@ Megatron's inference would do, and ours does not; and what makes a token's resul
 are in the same forward pass, since segments, waves and batches decide that.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields
+from typing import Any
 
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear
 from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.moe.moe_layer import MoELayer
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_star.model.attention import StarCoreAttention, StarSelfAttention
-from megatron_star.model.transformer_config import StarTransformerConfig
+from megatron_star.model.norms import AllHeadsRMSNorm, RMSNormAfterRotation
+from megatron_star.model.residual import ParallelLayer, ResidualSum
+from megatron_star.model.transformer_config import OWN_FIELDS, own_field
 
 PARALLELISM = (
     "context_parallel_size",
@@ -54,8 +58,19 @@ DEPENDS_ON_OTHER_TOKENS = (
 REFUSED = (*PARALLELISM, *CORE_ATTENTION, *OTHER_LAYERS, *INFERENCE, *DEPENDS_ON_OTHER_TOKENS)
 """Fields of Megatron's `TransformerConfig` that must have the value that they have by default."""
 
-NOT_YET = ("window_rotary_base",)
-"""Fields that a model is built with and `attach` refuses, until what computes them has landed (issue 20)."""
+_MODULES_OF: dict[str, Callable[[Any], bool]] = {
+    "norm_placement": lambda layer: isinstance(layer.mlp_bda, ResidualSum),
+    "residual_multiplier": lambda layer: isinstance(layer.mlp_bda, ResidualSum),
+    "norm_bias": lambda layer: getattr(layer.input_layernorm, "bias", None) is None,
+    "parallel_mlp": lambda layer: isinstance(layer, ParallelLayer),
+    "qk_layernorm_span": lambda layer: isinstance(layer.self_attention.q_layernorm, AllHeadsRMSNorm),
+    "qk_layernorm_after_rotation": lambda layer: isinstance(
+        layer.self_attention.q_layernorm, RMSNormAfterRotation
+    ),
+    "add_proj_bias": lambda layer: layer.self_attention.linear_proj.bias is not None,
+    "add_mlp_bias": lambda layer: isinstance(layer.mlp, MoELayer) or layer.mlp.linear_fc1.bias is not None,
+}
+"""Our fields that modules of a layer compute, and how to see that a layer has them."""
 
 POSITION_EMBEDDINGS = ("rope", "yarn", "learned_absolute", "none")
 
@@ -66,13 +81,9 @@ def check_supported(config: TransformerConfig) -> None:
     Raises:
         ValueError: a field of `REFUSED` has another value than by default.
     """
-    _check_defaults(config, REFUSED)
-
-
-def _check_defaults(config: TransformerConfig, names: Iterable[str]) -> None:
-    defaults = {field.name: field.default for field in fields(StarTransformerConfig)}
-    for name in names:
-        value = getattr(config, name, defaults[name])
+    defaults = {field.name: field.default for field in fields(TransformerConfig)}
+    for name in REFUSED:
+        value = getattr(config, name)
         if value != defaults[name] and (value or defaults[name]):
             raise ValueError(f"Star Attention does not support {name}={value!r}")
 
@@ -87,7 +98,6 @@ def check_model(model: GPTModel) -> None:
     if not isinstance(model, GPTModel):
         raise ValueError(f"Star Attention runs Megatron's GPTModel, not {type(model).__name__}")
     check_supported(model.config)
-    _check_defaults(model.config, NOT_YET)
     for obstacle in _obstacles(model):
         raise ValueError(f"Star Attention does not support {obstacle}")
     for layer in model.decoder.layers:
@@ -116,6 +126,10 @@ def _obstacles(model: GPTModel) -> Iterator[str]:
         yield f"position_embedding_type={model.position_embedding_type!r}"
     if type(model.output_layer) is not ColumnParallelLinear:
         yield f"an output layer of {type(model.output_layer).__name__}"
+    for name, is_built in _MODULES_OF.items():
+        value = own_field(model.config, name)
+        if value != OWN_FIELDS[name].default and not all(map(is_built, model.decoder.layers)):
+            yield f"{name}={value!r} without our modules: build the model with its layer_spec"
     for layer in model.decoder.layers:
         if not hasattr(layer, "self_attention"):
             yield f"layers of {type(layer).__name__}"

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 import torch.nn.functional as F
-from megatron.core.activations import quick_gelu, squared_relu
+from megatron.core.activations import quick_gelu
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
@@ -19,6 +19,11 @@ from megatron_star.model.checked_values import CheckedValues
 
 Check = Callable[[CheckedValues, str], object]
 """Looks at the value of a name; raises ValueError."""
+
+
+def _squared_relu(values: Tensor) -> Tensor:
+    """Megatron's is compiled by itself, so that a layer that calls it cannot be."""
+    return F.relu(values).square()
 
 
 def _learned(_: Tensor) -> Tensor:
@@ -29,7 +34,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "gelu": F.gelu,
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
-    "relu2": squared_relu,
+    "relu2": _squared_relu,
     "quick_gelu": quick_gelu,
     "xielu": _learned,
 }
@@ -70,6 +75,10 @@ class StarTransformerConfig(TransformerConfig):
         gated_mlp: activation(gate) * up; only together with `activation`.
         embedding_multiplier, logits_multiplier: through Megatron's MuP, nothing else of which is used.
         residual_multiplier: of what attention and MLP add to the residual stream.
+        rope_low_freq_factor, rope_high_freq_factor, rope_original_max_position_embeddings: of Llama-3
+            scaling; Megatron has 1, 4 and 8192 built in.
+        query_scale_beta, query_scale_floor, query_scale_offset: see `query_scale.py`.
+        query_scale_layers: 1 for each layer that scales its queries, else 0; None for all.
     """
 
     attention_chunk_size: int | None = _own(None, CheckedValues.integer, "chunked_layers")
@@ -89,6 +98,13 @@ class StarTransformerConfig(TransformerConfig):
     gated_mlp: bool = _own(False, CheckedValues.boolean, "activation")
     embedding_multiplier: float = _own(1.0, CheckedValues.number)
     residual_multiplier: float = _own(1.0, CheckedValues.number)
+    rope_low_freq_factor: float = _own(1.0, CheckedValues.number, "use_rope_scaling")
+    rope_high_freq_factor: float = _own(4.0, CheckedValues.number, "use_rope_scaling")
+    rope_original_max_position_embeddings: int = _own(8192, CheckedValues.integer, "use_rope_scaling")
+    query_scale_beta: float | None = _own(None, CheckedValues.number, "query_scale_floor")
+    query_scale_floor: int | None = _own(None, CheckedValues.integer, "query_scale_beta")
+    query_scale_offset: int = _own(0, _one_of(0, 1), "query_scale_beta")
+    query_scale_layers: list[int] | None = _own(None, one_per_layer, "query_scale_beta")
     logits_multiplier: float = _own(1.0, CheckedValues.number)
 
     def __post_init__(self) -> None:
