@@ -1,10 +1,16 @@
 """The table of model families. A new one is an object in a file of its own, and a row here."""
 
 from checkpoints_tools.families.arcee import ARCEE
+from checkpoints_tools.families.cohere2 import COHERE2
 from checkpoints_tools.families.cwm import CWM
 from checkpoints_tools.families.ernie4_5 import ERNIE4_5
 from checkpoints_tools.families.exaone import EXAONE
+from checkpoints_tools.families.exaone4 import EXAONE4
 from checkpoints_tools.families.family import Family
+from checkpoints_tools.families.gemma2 import GEMMA2
+from checkpoints_tools.families.gemma3_text import GEMMA3_TEXT
+from checkpoints_tools.families.glm import GLM
+from checkpoints_tools.families.glm4 import GLM4
 from checkpoints_tools.families.gpt_oss import GPT_OSS
 from checkpoints_tools.families.granite import GRANITE
 from checkpoints_tools.families.granitemoehybrid import GRANITEMOEHYBRID
@@ -44,6 +50,12 @@ _TABLE = (
     CWM,
     HELIUM,
     JAIS2,
+    GEMMA2,
+    GEMMA3_TEXT,
+    COHERE2,
+    EXAONE4,
+    GLM,
+    GLM4,
     MIXTRAL,
     QWEN3_MOE,
     SEED_OSS,

@@ -6,9 +6,15 @@ import torch
 from transformers import (
     ArceeConfig,
     AutoModelForCausalLM,
+    Cohere2Config,
     CwmConfig,
     Ernie4_5Config,
+    Exaone4Config,
     ExaoneConfig,
+    Gemma2Config,
+    Gemma3TextConfig,
+    Glm4Config,
+    GlmConfig,
     GptOssConfig,
     GraniteConfig,
     GraniteMoeHybridConfig,
@@ -75,6 +81,7 @@ _GRANITE_DENSE = {
     "layer_types": [_FULL] * 2,
     "mamba_n_heads": 2,
 }
+_GEMMA = {"sliding_window": _WINDOW, "final_logit_softcapping": 11.0, "query_pre_attn_scalar": 24}
 
 CONFIGS: dict[str, PreTrainedConfig] = {
     "llama2": LlamaConfig(**_SIZES | {"num_key_value_heads": 4}, **_HEAD),
@@ -128,6 +135,34 @@ CONFIGS: dict[str, PreTrainedConfig] = {
     ),
     "helium": HeliumConfig(**_FEW, **_HEAD | {"head_dim": 18}),
     "jais2": Jais2Config(**_FEW),
+    "gemma2": Gemma2Config(
+        **_SIZES | {"tie_word_embeddings": True},
+        **_HEAD,
+        **_GEMMA,
+        layer_types=[_SLIDING, _FULL, _SLIDING],
+        attn_logit_softcapping=3.0,
+    ),
+    "gemma3_text": Gemma3TextConfig(
+        **_SIZES | {"tie_word_embeddings": True},
+        **_HEAD,
+        **_GEMMA,
+        layer_types=[_SLIDING, _FULL, _SLIDING],
+        rope_parameters={
+            _FULL: {"rope_type": "linear", "factor": 8.0, "rope_theta": 1000.0},
+            _SLIDING: {"rope_type": "default", "rope_theta": 100.0},
+        },
+    ),
+    "cohere2": Cohere2Config(
+        **_SIZES | {"tie_word_embeddings": True},
+        layer_types=[_SLIDING, _FULL, _SLIDING],
+        sliding_window=_WINDOW,
+        attention_bias=True,
+        logit_scale=0.25,
+    ),
+    "exaone4": Exaone4Config(**_SIZES, layer_types=[_SLIDING, _FULL, _SLIDING], sliding_window=_WINDOW),
+    "exaone4_without_windows": Exaone4Config(**_SIZES, layer_types=[_FULL] * 3, sliding_window=None),
+    "glm": GlmConfig(**_FEW, **_HEAD),
+    "glm4": Glm4Config(**_FEW, **_HEAD),
     "mixtral": MixtralConfig(
         **_SIZES, **_HEAD, num_local_experts=4, num_experts_per_tok=2, sliding_window=None
     ),
