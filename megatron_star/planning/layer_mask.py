@@ -125,9 +125,9 @@ def layer_masks(config: Any) -> tuple[LayerMask | None, ...]:
 
 
 def _window(config: Any) -> Window | None:
-    """Of Megatron's `window_size`: how many tokens before and after its own one sees."""
+    """Of Megatron's `window_size`: how many tokens before and after its own one sees; -1 means all."""
     window_size = getattr(config, "window_size", None)
-    if window_size is None:
+    if window_size is None or tuple(window_size) in ((-1, 0), (-1, -1)):
         return None
     before, after = window_size
     if before < 0 or after != 0:
@@ -144,10 +144,15 @@ def _chunk(config: Any) -> Chunk | None:
 
 
 def _layers_with(config: Any, field: str, mask: LayerMask | None) -> list[LayerMask | None]:
-    """For each layer, the mask where the field has a 1; everywhere without the field."""
-    chosen = getattr(config, field, None)
+    """For each layer, the mask where the field has a 1; everywhere without the field.
+
+    A number is Megatron's way to say that every so manieth layer has no mask of its own.
+    """
+    chosen, numbers = getattr(config, field, None), range(1, config.num_layers + 1)
     if mask is None or chosen is None:
         return [mask] * config.num_layers
+    if isinstance(chosen, int) and chosen > 0:
+        chosen = [number % chosen for number in numbers]
     if isinstance(chosen, int) or len(chosen) != config.num_layers:
         raise ValueError(f"{field} is {chosen}: it must be a list of {config.num_layers}, one for each layer")
     return [mask if one else None for one in chosen]

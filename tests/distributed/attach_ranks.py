@@ -19,6 +19,7 @@ from torch import Tensor
 
 import megatron_star as star
 
+_make_ones = torch.ones
 SMALL = {"num_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "use_cpu_initialization": True}
 VOCAB_SIZE = 96
 
@@ -30,7 +31,6 @@ def gpt_model(
     **config: Any,
 ) -> GPTModel:
     """A small model as anybody builds it, with the same random weights for the same configuration."""
-    torch.manual_seed(1)
     with_norms = config.get("qk_layernorm", False)
     model = GPTModel(
         TransformerConfig(**SMALL | config),
@@ -40,8 +40,9 @@ def gpt_model(
         pg_collection=groups.model,
         **{"position_embedding_type": "rope"} | (options or {}),
     )
-    for parameter in model.parameters():
-        parameter.data.normal_(std=0.2)
+    torch.manual_seed(1)  # now, since Megatron's own layers and ours do not draw alike when they are built
+    for name, parameter in model.named_parameters():
+        parameter.data.normal_(std=2.0 if name.endswith("softmax_offset") else 0.2)
     return model.eval()
 
 
@@ -103,6 +104,11 @@ def _refusal(action: Callable[[], object]) -> str:
     return "accepted"
 
 
+def _ones_on_cpu(*args: Any, device: object = None, **kwargs: Any) -> Tensor:
+    """Stands in for `torch.ones`: Megatron's own layers with a window make their mask on `cuda`."""
+    return _make_ones(*args, device=None if device == "cuda" else device, **kwargs)
+
+
 def logits_of_both(
     config: dict[str, Any], options: dict[str, Any], token_ids: list[int], num_context: int, fast: bool
 ) -> tuple[Tensor, Tensor]:
@@ -123,6 +129,6 @@ def logits_of_both(
     without_rng = patch.object(
         tensor_parallel, "get_cuda_rng_tracker", lambda: SimpleNamespace(fork=nullcontext)
     )
-    with torch.inference_mode(), without_rng:
+    with torch.inference_mode(), without_rng, patch.object(torch, "ones", _ones_on_cpu):
         theirs = own(torch.tensor([token_ids]), torch.arange(length)[None], future)[0]
     return ours, theirs[-3:].float()
