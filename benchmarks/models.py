@@ -4,7 +4,7 @@ from argparse import Namespace
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from benchmarks.random_models import random_hugging_face_model
@@ -33,6 +33,32 @@ LLAMA = {
     "rotary_base": 500000,
     "use_rope_scaling": True,
 }
+GEMMA_3_270M = LLAMA | {
+    "num_layers": 18,
+    "hidden_size": 640,
+    "ffn_hidden_size": 2048,
+    "num_attention_heads": 4,
+    "num_query_groups": 1,
+    "kv_channels": 256,
+    "norm_epsilon": 1e-6,
+    "max_position_embeddings": 32768,
+    # Of its 262,144 tokens, which would take as long as all of its layers.
+    "vocab_size": 32768,
+    "padded_vocab_size": 32768,
+    "untie_embeddings_and_output_weights": False,
+    "rotary_base": 1000000,
+    "use_rope_scaling": False,
+    "window_rotary_base": 10000,
+    "window_size": [511, 0],
+    "window_attn_skip_freq": ([1] * 5 + [0]) * 3,
+    "qk_layernorm": True,
+    "norm_placement": "both",
+    "apply_layernorm_1p": True,
+    "swiglu": False,
+    "activation": "gelu_tanh",
+    "gated_mlp": True,
+    "embedding_multiplier": 640**0.5,
+}
 Shape = dict[str, Any]
 SHAPES: dict[str, Shape] = {
     "tiny": LLAMA
@@ -45,6 +71,10 @@ SHAPES: dict[str, Shape] = {
     | {"num_layers": 32, "hidden_size": 4096, "ffn_hidden_size": 14336, "num_attention_heads": 32},
     "llama-3.1-70b": LLAMA
     | {"num_layers": 80, "hidden_size": 8192, "ffn_hidden_size": 28672, "num_attention_heads": 64},
+    "gemma-3-270m": GEMMA_3_270M,
+    "tiny-gemma-3": GEMMA_3_270M
+    | {"num_layers": 6, "hidden_size": 64, "ffn_hidden_size": 96, "kv_channels": 32, "window_size": [63, 0]}
+    | {"window_attn_skip_freq": [1] * 5 + [0], "vocab_size": 512, "padded_vocab_size": 512},
 }
 
 
@@ -103,7 +133,8 @@ def hugging_face_model(args: Namespace, device: torch.device) -> PreTrainedModel
     """The same model for transformers: of `--hf`, or with random weights in the shape of `--random-model`."""
     transformers_logging.disable_progress_bar()
     if args.random_model:
-        return random_llama(SHAPES[args.random_model], device=device, dtype=args.dtype or torch.bfloat16)
+        random = random_gemma if "window_size" in SHAPES[args.random_model] else random_llama
+        return random(SHAPES[args.random_model], device=device, dtype=args.dtype or torch.bfloat16)
     model = AutoModelForCausalLM.from_pretrained(
         args.hf, dtype=args.dtype or torch.float32, attn_implementation="sdpa"
     )
@@ -112,16 +143,31 @@ def hugging_face_model(args: Namespace, device: torch.device) -> PreTrainedModel
 
 def random_llama(shape: Shape, *, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
     """A model of this shape for transformers with SDPA, with random weights."""
-    config = LlamaConfig(
-        num_hidden_layers=shape["num_layers"],
-        hidden_size=shape["hidden_size"],
-        intermediate_size=shape["ffn_hidden_size"],
-        num_attention_heads=shape["num_attention_heads"],
-        num_key_value_heads=shape["num_query_groups"],
-        head_dim=shape["kv_channels"],
-        vocab_size=shape["vocab_size"],
-        tie_word_embeddings=not shape["untie_embeddings_and_output_weights"],
-        max_position_embeddings=shape["max_position_embeddings"],
-        attn_implementation="sdpa",
+    config = LlamaConfig(**_hugging_face_sizes(shape))
+    return random_hugging_face_model(config, device=device, dtype=dtype)
+
+
+def random_gemma(shape: Shape, *, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+    """The same of a shape with windows."""
+    kinds = ("full_attention", "sliding_attention")
+    config = Gemma3TextConfig(
+        **_hugging_face_sizes(shape),
+        sliding_window=shape["window_size"][0] + 1,
+        layer_types=[kinds[windowed] for windowed in shape["window_attn_skip_freq"]],
     )
     return random_hugging_face_model(config, device=device, dtype=dtype)
+
+
+def _hugging_face_sizes(shape: Shape) -> dict[str, Any]:
+    return {
+        "num_hidden_layers": shape["num_layers"],
+        "hidden_size": shape["hidden_size"],
+        "intermediate_size": shape["ffn_hidden_size"],
+        "num_attention_heads": shape["num_attention_heads"],
+        "num_key_value_heads": shape["num_query_groups"],
+        "head_dim": shape["kv_channels"],
+        "vocab_size": shape["vocab_size"],
+        "tie_word_embeddings": not shape["untie_embeddings_and_output_weights"],
+        "max_position_embeddings": shape["max_position_embeddings"],
+        "attn_implementation": "sdpa",
+    }

@@ -44,6 +44,12 @@ PARTS = {
     "decode-1b-fp32": BenchmarkPart(
         "decode", "--random-model llama-3.2-1b --fp32 --num-tokens 8K --num-steps 4 --compile"
     ),
+    **{
+        f"windows-8k{name}": BenchmarkPart(
+            "window_layers", "--random-model gemma-3-270m --fp32 --num-tokens 8K", ranks, threads
+        )
+        for name, ranks, threads in (("", 2, 1), ("-one-rank", 1, 2))
+    },
     "bandwidth": BenchmarkPart("memory_bandwidth", "--repeats 9"),
     **{
         f"memory-{tokens}-{ranks}": BenchmarkPart(

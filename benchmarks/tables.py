@@ -38,6 +38,15 @@ def _first_token_to_transformers(summary: dict[str, Any]) -> float:
     return summary["transformers, SDPA"]["to_ours"]
 
 
+def _full_to_windows(summary: dict[str, Any]) -> float:
+    """How many times as long exact encoding takes where all layers have full attention."""
+    return summary[f"full, {EXACT}"]["to_windows"]
+
+
+def _transformers_to_windows(summary: dict[str, Any]) -> float:
+    return summary["transformers"]["to_windows"]
+
+
 AIMS = (
     Aim("16K in 16 blocks: exact / star", "encoding-16k", lambda s: s[EXACT]["to_broadcast"], 2.4),
     Aim("32K in 32 blocks: exact / star", "encoding-32k", lambda s: s[EXACT]["to_broadcast"], 3.6),
@@ -60,6 +69,13 @@ AIMS = (
             ("1.2B in bf16", "decode-1b"),
         )
         for variant, at_least in (("sliced, compiled", 1.5), ("sliced", 1.5), ("whole", 1.0))
+    ),
+    Aim("8K, 5 of 6 layers windows: full / windows, exact", "windows-8k", _full_to_windows, 1.0),
+    Aim(
+        "8K, 5 of 6 layers windows: transformers / one rank",
+        "windows-8k-one-rank",
+        _transformers_to_windows,
+        1.0,
     ),
     Aim("broadcast hidden at 1 GB/s", "overlap", lambda s: s["overlapped"]["hidden"], 0.8),
 )

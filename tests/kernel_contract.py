@@ -12,7 +12,7 @@ from megatron_star.attention.partial import AttentionKernel, Partial
 
 SHAPES = [(1, 1), (6, 1), (1, 37), (37, 37), (5, 129), (65, 3), (100, 41), (70, 70)]
 """Query rows and keys: fewer, as many, more; one key; odd sizes; below and above the limit of folded rows."""
-BANDS = [
+BANDS: list[tuple[int, int, int | None]] = [
     (37, 37, 1),
     (37, 37, 5),
     (37, 70, None),
@@ -26,6 +26,8 @@ BANDS = [
 before the first row."""
 HEADS = [(9, 3), (4, 4), (8, 1)]
 EMPTY = [(0, 5), (5, 0), (0, 0)]
+SOFTCAP = 1.5
+"""Lower than some of the scores of `tensors` at the scale of the checks."""
 TOLERANCE = {torch.float32: 5e-5, torch.float16: 3e-3, torch.bfloat16: 2e-2}
 
 
@@ -68,14 +70,24 @@ def nan_in_fresh_memory() -> Iterator[None]:
 
 
 def check_equals_reference(
-    kernel: AttentionKernel, query: Tensor, key: Tensor, value: Tensor, *, tolerance: float
+    kernel: AttentionKernel,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    tolerance: float,
+    softcap: float | None = None,
 ) -> None:
-    """The kernel equals attention in float64: without a mask, and causal where it is square."""
+    """The kernel equals attention in float64: without a mask, and causal where it is square.
+
+    Args:
+        softcap: that the kernel was chosen with.
+    """
     for causal in [False, True] if query.size(0) == key.size(0) else [False]:
         with nan_in_fresh_memory():
             part = kernel(query, key, value, causal=causal, softmax_scale=0.3)
-        out, lse = reference.attention(query, key, value, causal=causal, softmax_scale=0.3)
-        assert_same_partial(part, out, lse, tolerance)
+        expected = reference.attention(query, key, value, causal=causal, softmax_scale=0.3, softcap=softcap)
+        assert_same_partial(part, *expected, tolerance)
 
 
 def check_band(
@@ -86,11 +98,14 @@ def check_band(
     *,
     window: int | None,
     tolerance: float,
+    softcap: float | None = None,
 ) -> None:
-    """Causal with keys before the first row's, and with a window."""
+    """Likewise, causal with keys before the first row's, and with a window."""
     with nan_in_fresh_memory():
         part = kernel(query, key, value, causal=True, softmax_scale=0.3, window=window)
-    expected = reference.attention(query, key, value, causal=True, softmax_scale=0.3, window=window)
+    expected = reference.attention(
+        query, key, value, causal=True, softmax_scale=0.3, window=window, softcap=softcap
+    )
     assert_same_partial(part, *expected, tolerance)
 
 

@@ -16,13 +16,31 @@ from torch import Tensor
 HALF = (torch.float16, torch.bfloat16)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, *, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
-    """[b, s, h, hn] each to out [b, s, h, hn] in q's dtype and LSE [b, h, s]; causal is bottom-right."""
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    causal: bool,
+    scale: float,
+    window_size: tuple[int | None, int | None] = (-1, -1),
+    softcap: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """[b, s, h, hn] each to out [b, s, h, hn] in q's dtype and LSE [b, h, s]; causal is bottom-right.
+
+    `window_size`: keys to the left and to the right of a row's own that it sees; -1 or None is no bound.
+    """
+    left, right = (-1 if side is None else side for side in window_size)
+    assert (left, right) in ((-1, -1), (-1, 0)) or (causal and left >= 0 and right == 0)
     assert q.dtype == k.dtype == v.dtype and k.shape == v.shape
     assert q.size(0) == k.size(0) and q.size(3) == k.size(3) and q.size(2) % k.size(2) == 0
     assert 0 not in (*q.shape, *k.shape), "no library agrees with another about empty input"
     out, lse = reference.attention(
-        *(t.transpose(0, 1) for t in (q, k, v)), causal=causal, softmax_scale=scale
+        *(t.transpose(0, 1) for t in (q, k, v)),
+        causal=causal,
+        softmax_scale=scale,
+        window=None if left == -1 else left + 1,
+        softcap=softcap or None,
     )
     return out.transpose(1, 2).to(q.dtype).contiguous(), lse.float()
 
@@ -42,7 +60,7 @@ def flash_attn_func(
 ):
     """flash-attn 2, dense."""
     check_half(q, k, v)
-    out, lse = attend(q, k, v, causal=causal, scale=softmax_scale)
+    out, lse = attend(q, k, v, causal=causal, scale=softmax_scale, window_size=window_size, softcap=softcap)
     return (out, lse.masked_fill(lse == -torch.inf, torch.inf), None) if return_attn_probs else out
 
 
@@ -68,7 +86,7 @@ def flash_attn_varlen_func(
     check_half(q, k, v)
     q, k, v = _unpacked(q, cu_seqlens_q), _unpacked(k, cu_seqlens_k), _unpacked(v, cu_seqlens_k)
     assert (q.size(1), k.size(1)) == (max_seqlen_q, max_seqlen_k)
-    out, lse = attend(q, k, v, causal=causal, scale=softmax_scale)
+    out, lse = attend(q, k, v, causal=causal, scale=softmax_scale, window_size=window_size, softcap=softcap)
     packed_lse = lse.transpose(0, 1).flatten(1)
     return (out.flatten(0, 1), packed_lse, None) if return_attn_probs else out.flatten(0, 1)
 
@@ -97,7 +115,9 @@ def flash_attn_with_kvcache(
     """flash-attn 2 against a KV cache."""
     check_half(q, k_cache, v_cache)
     assert k is None and v is None, "the adapter adds nothing to the cache"
-    out, lse = attend(q, k_cache, v_cache, causal=causal, scale=softmax_scale)
+    out, lse = attend(
+        q, k_cache, v_cache, causal=causal, scale=softmax_scale, window_size=window_size, softcap=softcap
+    )
     return (out, lse) if return_softmax_lse else out
 
 
@@ -128,7 +148,7 @@ def flash_attn_func_4(
 ):
     """flash-attn 4, dense. Without `return_lse` the LSE is left out."""
     check_half(q, k, v)
-    out, lse = attend(q, k, v, causal=causal, scale=softmax_scale)
+    out, lse = attend(q, k, v, causal=causal, scale=softmax_scale, window_size=window_size, softcap=softcap)
     return out, lse if return_lse else None
 
 
@@ -153,7 +173,10 @@ def flash_attn_3_fwd(q, k, v, *others, **named):
     given = {option.name: option.default_value for option in options}
     given |= dict(zip(given, others, strict=False)) | named
     assert given["num_splits"] in (0, 1)
-    out, lse = attend(q, k, v, causal=given["is_causal"], scale=given["softmax_scale"])
+    assert given["window_size_left"] == given["window_size_right"] == -1, "it is built without windows"
+    out, lse = attend(
+        q, k, v, causal=given["is_causal"], scale=given["softmax_scale"], softcap=given["softcap"]
+    )
     return out, lse, torch.empty(0), torch.empty(0)
 
 
@@ -204,7 +227,9 @@ def fused_attn_fwd(
     assert qkv_layout == f"{layout}_{layout}_{layout}" and o_format == layout
     assert fake_dtype == q.dtype in HALF and fused_attention_backend == 1
     assert all(tensor.is_contiguous() for tensor in (q, k, v)), "strides are made from the layout"
-    masks = ("padding", "padding_causal") if layout == "thd" else ("no_mask", "causal")
+    masks = {"no_mask": False, "causal": True, "causal_bottom_right": True}
+    if layout == "thd":
+        masks = {"padding": False, "padding_causal": True, "padding_causal_bottom_right": True}
     assert attn_mask_type in masks, f"{attn_mask_type} with {layout}"
     if layout == "thd":
         assert cu_seqlens_q_padded is not None and cu_seqlens_kv_padded is not None
@@ -214,7 +239,8 @@ def fused_attn_fwd(
     assert (q.size(1), k.size(1)) == (max_seqlen_q, max_seqlen_kv)
     for lengths, tensor in ((cu_seqlens_q, q), (cu_seqlens_kv, k)):
         assert lengths.dtype == torch.int32 and lengths.tolist() == _starts(tensor)
-    out, lse = attend(q, k, v, causal="causal" in attn_mask_type, scale=attn_scale)
+    assert q.size(1) == k.size(1) or not attn_mask_type.endswith("causal"), "top-left"
+    out, lse = attend(q, k, v, causal=masks[attn_mask_type], scale=attn_scale, window_size=window_size)
     out = {"thd": out.flatten(0, 1), "sbhd": out.transpose(0, 1).contiguous(), "bshd": out}[layout]
     if layout == "thd" and fused_attn_fwd.packed_lse:
         lse = lse.transpose(1, 2).flatten(0, 1)

@@ -10,16 +10,34 @@ from torch import Tensor
 
 def install_torch_stubs(library: torch.library.Library) -> None:
     """Register CPU kernels for torch's CUDA attention; arguments go through torch's own schemas."""
-    library.impl("_scaled_dot_product_flash_attention", _torch_flash, "CPU")
+    library.impl("_flash_attention_forward", _torch_flash, "CPU")
     library.impl("_scaled_dot_product_cudnn_attention", _torch_cudnn, "CPU")
     library.impl("_scaled_dot_product_efficient_attention", _torch_efficient, "CPU")
 
 
-def _torch_flash(query, key, value, dropout_p=0.0, is_causal=False, return_debug_mask=False, *, scale=None):
+def _torch_flash(
+    query,
+    key,
+    value,
+    cum_seq_q,
+    cum_seq_k,
+    max_q,
+    max_k,
+    dropout_p,
+    is_causal,
+    return_debug_mask,
+    *,
+    scale=None,
+    window_size_left=None,
+    window_size_right=None,
+):
+    """[b, s, h, hn], without `cum_seq_q`; of its further arguments torch leaves out what has its default."""
     check_half(query, key, value)
-    out, lse = _heads_first(query, key, value, is_causal, scale)
+    assert cum_seq_q is cum_seq_k is None and (max_q, max_k) == (query.size(1), key.size(1))
+    window_size = (window_size_left, window_size_right)
+    out, lse = attend(query, key, value, causal=is_causal, scale=scale, window_size=window_size)
     nothing = torch.empty(0)
-    return out, lse, nothing, nothing, query.size(2), key.size(2), nothing, nothing, nothing
+    return out, lse, nothing, nothing, nothing
 
 
 def _torch_cudnn(
@@ -36,6 +54,7 @@ def _torch_cudnn(
 ):
     check_half(query, key, value)
     assert key.size(2) > 1, "cuDNN takes no single key"
+    assert not is_causal or query.size(2) == key.size(2), "top-left"
     out, lse = _heads_first(query, key, value, is_causal, scale)
     lse = lse.unsqueeze(-1) if compute_log_sumexp else torch.empty(0)
     nothing = torch.empty(0)
@@ -46,6 +65,7 @@ def _torch_efficient(
     query, key, value, attn_bias, compute_log_sumexp, dropout_p=0.0, is_causal=False, *, scale=None
 ):
     assert query.size(1) == key.size(1), "it has no grouped heads"
+    assert not is_causal or query.size(2) == key.size(2), "top-left"
     out, lse = _heads_first(query, key, value, is_causal, scale)
     rows = -(-query.size(2) // 32) * 32
     padded = lse.new_full((*lse.shape[:2], rows), torch.inf)

@@ -23,14 +23,17 @@ _ACTIVATIONS = {
 }
 
 
-def decoder_arguments(values: CheckedValues, *, norm_epsilon: str = "rms_norm_eps") -> dict[str, Any]:
+def decoder_arguments(
+    values: CheckedValues, *, norm_epsilon: str = "rms_norm_eps", **rotary_options: bool
+) -> dict[str, Any]:
     """Without biases, without norms of query and key, without experts: a family changes what is otherwise.
 
     Args:
         norm_epsilon: the key that has it.
+        rotary_options: of `rotary_arguments`.
     """
     heads, groups, head_size = _attention_sizes(values)
-    rotary = rotary_arguments(values)
+    rotary = rotary_arguments(values, **rotary_options)
     vocab_size = values.integer("vocab_size")
     divisor = math.lcm(_VOCAB_DIVISOR, heads)  # so that every TP size that divides the heads divides it
     return {

@@ -5,47 +5,96 @@ from typing import Any
 
 from megatron_star.checked_input import shown
 from megatron_star.model.checked_values import LARGEST_SIZE, CheckedValues
+from megatron_star.model.transformer_config import OWN_FIELDS
 
 _SOURCE = "config.json: rope_parameters"
+_FULL, _WINDOW = "full_attention", "sliding_attention"
+_TYPES = ("default", "linear", "llama3", "yarn")
+_WHY_NOT = {"dynamic": "; its base changes with every token, for keys that are kept as well"}
 _LLAMA3_CONSTANTS = {
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192,
+    "low_freq_factor": "rope_low_freq_factor",
+    "high_freq_factor": "rope_high_freq_factor",
+    "original_max_position_embeddings": "rope_original_max_position_embeddings",
 }
-_TYPES = ("default", "llama3", "yarn")
 
 
-def rotary_arguments(values: CheckedValues) -> dict[str, Any]:
+def rotary_arguments(
+    values: CheckedValues, *, reads_partial: bool = False, reads_alpha: bool = False
+) -> dict[str, Any]:
     """Megatron's arguments; `max_position_embeddings` among them.
 
     Args:
         values: of a configuration that transformers has resolved: `rope_parameters` has all that counts.
+        reads_partial: whether transformers' model rotates a part of each head if nothing is scaled. (If
+            something is, all do.)
+        reads_alpha: whether it takes `dynamic` with an `alpha` as another base, the same for all lengths.
 
     Raises:
-        ValueError: Megatron cannot rotate in the same way.
+        ValueError: we cannot rotate in the same way.
     """
-    found = values.any("rope_parameters", None)
-    if not isinstance(found, dict) or any(isinstance(value, dict) for value in found.values()):
-        raise ValueError(f"{_SOURCE}={shown(found)}: one rotary embedding for all layers is supported")
-    rope = CheckedValues(found, _SOURCE)
-    rope_type = rope.any("rope_type")
-    if rope_type not in _TYPES:
+    rope, of_windows = _by_kind(values)
+    arguments = _arguments(values, rope, reads_partial, reads_alpha)
+    if of_windows is None:
+        return arguments
+    window = _arguments(values, of_windows, reads_partial, reads_alpha)
+    if window == arguments:
+        return arguments
+    same = ("rotary_percent", "max_position_embeddings")
+    plain = _plain_arguments(window["rotary_base"]) | {name: arguments[name] for name in same}
+    if window != plain | {"max_position_embeddings": window["max_position_embeddings"]}:
+        rope_type = shown(of_windows.any("rope_type"))
         raise ValueError(
-            f"config.json: rope_type {shown(rope_type)} is not supported; {', '.join(_TYPES)} are"
+            f"{_SOURCE}: {_WINDOW}: rope_type {rope_type} is not supported; default is, where it is not as "
+            f"{_FULL}"
         )
-    if rope.any("partial_rotary_factor", 1.0) != 1.0:
+    return arguments | {"window_rotary_base": window["rotary_base"]}
+
+
+def _by_kind(values: CheckedValues) -> tuple[CheckedValues, CheckedValues | None]:
+    """The parameters of all layers; or of those without a window, and of those with one."""
+    found, kinds = values.any("rope_parameters", None), values.any("layer_types", None)
+    by_kind = found if isinstance(found, dict) else {}
+    if by_kind and not any(isinstance(value, dict) for value in by_kind.values()):
+        return CheckedValues(by_kind, _SOURCE), None
+    kinds = sorted({*map(str, kinds)}) if isinstance(kinds, list) else []  # full before sliding
+    if not kinds or not all(
+        kind in (_FULL, _WINDOW) and isinstance(by_kind.get(kind), dict) for kind in kinds
+    ):
         raise ValueError(
-            f"config.json: partial_rotary_factor={shown(rope.any('partial_rotary_factor'))} is not supported"
+            f"{_SOURCE}={shown(found)}: one rotary embedding for all layers is supported, or one for "
+            f"{_FULL} and one for {_WINDOW}"
         )
-    base = rope.number("rope_theta")
-    arguments = {
+    parameters = [CheckedValues(by_kind[kind], f"{_SOURCE}: {kind}") for kind in kinds]
+    return parameters[0], parameters[1] if len(parameters) > 1 else None
+
+
+def _plain_arguments(base: float) -> dict[str, Any]:
+    return {
         "position_embedding_type": "rope",
         "rotary_base": int(base) if base == int(base) else base,
         "rotary_percent": 1.0,
         "rotary_interleaved": False,
         "use_rope_scaling": False,
-        "max_position_embeddings": values.integer("max_position_embeddings"),
     }
+
+
+def _arguments(
+    values: CheckedValues, rope: CheckedValues, reads_partial: bool, reads_alpha: bool
+) -> dict[str, Any]:
+    rope_type, base = rope.any("rope_type"), rope.number("rope_theta")
+    if reads_alpha and rope_type == "dynamic" and rope.any("alpha", None):
+        head_size = values.integer("head_dim", least=4)
+        rope_type, base = "default", base * rope.number("alpha") ** (head_size / (head_size - 2))
+    if rope_type not in _TYPES:
+        raise ValueError(
+            f"config.json: rope_type {shown(rope_type)} is not supported; {', '.join(_TYPES)} are"
+            + _WHY_NOT.get(str(rope_type), "")
+        )
+    arguments = _plain_arguments(base)
+    arguments["rotary_percent"] = _rotary_percent(rope, reads_partial or rope_type != "default")
+    arguments["max_position_embeddings"] = values.integer("max_position_embeddings")
+    if rope_type == "linear":
+        return arguments | {"rotary_seq_len_interpolation_factor": rope.number("factor")}
     if rope_type == "llama3":
         return arguments | _llama3_arguments(rope)
     if rope_type == "yarn":
@@ -53,13 +102,22 @@ def rotary_arguments(values: CheckedValues) -> dict[str, Any]:
     return arguments
 
 
+def _rotary_percent(rope: CheckedValues, is_read: bool) -> float:
+    if rope.any("partial_rotary_factor", 1.0) == 1.0:
+        return 1.0
+    factor = rope.number("partial_rotary_factor")
+    if factor > 1 or not is_read:
+        raise ValueError(f"config.json: partial_rotary_factor={shown(factor)} is not supported")
+    return factor
+
+
 def _llama3_arguments(rope: CheckedValues) -> dict[str, Any]:
-    for key, constant in _LLAMA3_CONSTANTS.items():
-        if rope.any(key, None) != constant:
-            raise ValueError(
-                f"config.json: {key}={shown(rope.any(key, None))}; Megatron's scaling has {constant} built in"
-            )
-    return {"use_rope_scaling": True, "rope_scaling_factor": rope.number("factor")}
+    """Megatron's, and its constants where they are others."""
+    constants = {name: rope.number(key) for key, name in _LLAMA3_CONSTANTS.items()}
+    rope.integer("original_max_position_embeddings")
+    rope.number("high_freq_factor", above=rope.number("low_freq_factor"))  # their difference divides
+    others = {name: value for name, value in constants.items() if value != OWN_FIELDS[name].default}
+    return {"use_rope_scaling": True, "rope_scaling_factor": rope.number("factor"), **others}
 
 
 def _yarn_arguments(rope: CheckedValues, max_position_embeddings: int) -> dict[str, Any]:
@@ -106,3 +164,12 @@ def _mscales_of_attention_factor(rope: CheckedValues, factor: float) -> tuple[fl
     if attention_factor != 1:
         raise rope.wrong("attention_factor", f"1 beside a factor of {factor:g}: Megatron has no other")
     return None, None
+
+
+def query_scale_arguments(values: CheckedValues) -> dict[str, Any]:
+    """Of Ministral 3, whose `rope_parameters` say by how much queries grow with their position."""
+    rope = CheckedValues(values.any("rope_parameters"), _SOURCE)
+    return {
+        "query_scale_beta": rope.number("llama_4_scaling_beta"),
+        "query_scale_floor": rope.integer("original_max_position_embeddings"),
+    }

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,9 +19,10 @@ from torch.nn.functional import pad
 from megatron_star.attention.band import attend_in_pieces
 from megatron_star.attention.partial import Partial, empty_partial
 
-Attend = Callable[[Tensor, Tensor, Tensor, bool, float], Partial]
-"""query, key, value, causal, softmax_scale as in `AttentionKernel`; there are rows and keys, and as many of
-both if causal."""
+Attend = Callable[..., Partial]
+"""query, key, value, causal, softmax_scale, as in `AttentionKernel`; there are rows and keys, and 2 or more
+of both if causal. Then there are as many of both, unless its `KernelInfo` says `bottom_right` or `windows`;
+with the latter, a window may follow as a sixth argument, smaller than the number of keys."""
 
 ALL_ROWS = sys.maxsize
 HALF_PRECISION = (torch.float16, torch.bfloat16)
@@ -34,6 +36,8 @@ class KernelInfo:
         load: imports the library and returns the kernel.
         load_capped: likewise, one whose scores are softcap * tanh(score / softcap); None if it has none.
         min_capability, below_capability: compute capability of the GPU, for kernels on CUDA.
+        bottom_right: whether a causal mask may have more keys than rows.
+        windows: whether a causal mask may have a window, and then more keys than rows too.
         max_head_size, head_size_multiple: limits on the head size.
         other_value_sizes: whether values may have another head size than keys. Otherwise they are padded.
         folded_rows: up to so many query rows that see all keys, the query heads of a group are folded into
@@ -50,6 +54,8 @@ class KernelInfo:
     dtypes: tuple[torch.dtype, ...] = HALF_PRECISION
     min_capability: tuple[int, int] = (8, 0)
     below_capability: tuple[float, int] = (math.inf, 0)
+    bottom_right: bool = False
+    windows: bool = False
     max_head_size: int = 256
     head_size_multiple: int = 8
     other_value_sizes: bool = False
@@ -117,6 +123,13 @@ class KernelInfo:
         return LoadedKernel(self, attend)
 
 
+class Mask(NamedTuple):
+    """What rows see: all keys, or those up to their own, of which a window may leave the last ones."""
+
+    causal: bool
+    window: int | None
+
+
 @dataclass(frozen=True)
 class LoadedKernel:
     """An `AttentionKernel`: gives a library's kernel only what that can take."""
@@ -145,47 +158,49 @@ class LoadedKernel:
         assert window is None or (causal and window >= 1)
         if sq == 0 or sk == 0:
             return empty_partial(query, value.size(3))
-        if causal and (sq < sk or window is not None):
-            return self._attend_in_band(query, key, value, softmax_scale, window)
-        return self._attend(query, key, value, causal, softmax_scale)
-
-    def _attend_in_band(
-        self, query: Tensor, key: Tensor, value: Tensor, softmax_scale: float, window: int | None
-    ) -> Partial:
-        """Causal, with keys before that of the first row, or a window."""
-        sq, sk = query.size(0), key.size(0)
         if window is not None:
-            unseen = max(0, sk - sq - window + 1)
-            key, value = key[unseen:], value[unseen:]
-        if sq == 1:
-            return self._attend(query, key, value, False, softmax_scale)
-
-        def attend(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Partial:
-            return self._attend(query, key, value, causal, softmax_scale)
-
-        return attend_in_pieces(attend, query, key, value, window)
-
-    def _attend(
-        self, query: Tensor, key: Tensor, value: Tensor, causal: bool, softmax_scale: float
-    ) -> Partial:
-        """Rows that see all keys, or a causal square."""
-        sq, sk = query.size(0), key.size(0)
-        if sk < self.info.min_keys:
-            return attend_one_key(query, key, value, softmax_scale)
+            first_seen = max(0, sk - (sq - 1) - window)
+            key, value = key[first_seen:], value[first_seen:]
+        mask = Mask(causal and sq > 1, None if sq == 1 or window is None or window >= key.size(0) else window)
         if query.size(3) != value.size(3) and not self.info.other_value_sizes:
-            return self._attend_padded(query, key, value, causal, softmax_scale)
-        if not causal and sq <= self.info.folded_rows and query.size(2) > key.size(2):
-            return self._attend_with_folded_groups(query, key, value, softmax_scale)
-        return self.attend(query, key, value, causal, softmax_scale)
+            return self._attend_padded(query, key, value, softmax_scale, mask)
+        return self._attend_masked(query, key, value, softmax_scale, mask)
 
     def _attend_padded(
-        self, query: Tensor, key: Tensor, value: Tensor, causal: bool, softmax_scale: float
+        self, query: Tensor, key: Tensor, value: Tensor, softmax_scale: float, mask: Mask
     ) -> Partial:
         """With zeros behind each head of query and key, or of value, so that all have the same size."""
         size = max(query.size(3), value.size(3))
         query, key, padded = (pad(tensor, (0, size - tensor.size(3))) for tensor in (query, key, value))
-        out, lse = self._attend(query, key, padded, causal, softmax_scale)
+        out, lse = self._attend_masked(query, key, padded, softmax_scale, mask)
         return Partial(out[..., : value.size(3)], lse)
+
+    def _attend_masked(
+        self, query: Tensor, key: Tensor, value: Tensor, softmax_scale: float, mask: Mask
+    ) -> Partial:
+        """Natively where the library can, otherwise in pieces."""
+        if not mask.causal:
+            return self._attend_to_all(query, key, value, softmax_scale)
+        if mask.window is not None and self.info.windows:
+            return self.attend(query, key, value, True, softmax_scale, mask.window)
+        is_square = query.size(0) == key.size(0)
+        if mask.window is None and (is_square or self.info.bottom_right):
+            return self.attend(query, key, value, True, softmax_scale)
+
+        def attend_piece(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Partial:
+            if causal and query.size(0) > 1:
+                return self.attend(query, key, value, True, softmax_scale)
+            return self._attend_to_all(query, key, value, softmax_scale)
+
+        return attend_in_pieces(attend_piece, query, key, value, mask.window)
+
+    def _attend_to_all(self, query: Tensor, key: Tensor, value: Tensor, softmax_scale: float) -> Partial:
+        """Every row sees every key."""
+        if key.size(0) < self.info.min_keys:
+            return attend_one_key(query, key, value, softmax_scale)
+        if query.size(0) <= self.info.folded_rows and query.size(2) > key.size(2):
+            return self._attend_with_folded_groups(query, key, value, softmax_scale)
+        return self.attend(query, key, value, False, softmax_scale)
 
     def _attend_with_folded_groups(
         self, query: Tensor, key: Tensor, value: Tensor, softmax_scale: float

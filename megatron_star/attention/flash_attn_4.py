@@ -12,14 +12,29 @@ from megatron_star.attention.adapter import Attend, KernelInfo
 from megatron_star.attention.partial import Partial
 
 
-def load() -> Attend:
+def load(softcap: float = 0.0) -> Attend:
     """`flash_attn.cute.flash_attn_func`."""
     from flash_attn.cute import flash_attn_func  # noqa: PLC0415
 
-    def attend(query: Tensor, key: Tensor, value: Tensor, causal: bool, softmax_scale: float) -> Partial:
+    def attend(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        causal: bool,
+        softmax_scale: float,
+        window: int | None = None,
+    ) -> Partial:
         q, k, v = (tensor.transpose(0, 1) for tensor in (query, key, value))
         out, lse = flash_attn_func(
-            q, k, v, softmax_scale=softmax_scale, causal=causal, num_splits=0, return_lse=True
+            q,
+            k,
+            v,
+            softmax_scale=softmax_scale,
+            causal=causal,
+            window_size=(None, None) if window is None else (window - 1, 0),
+            softcap=softcap,
+            num_splits=0,
+            return_lse=True,
         )
         return Partial(out.transpose(1, 2), lse)
 
@@ -29,6 +44,9 @@ def load() -> Attend:
 FLASH_ATTN_4 = KernelInfo(
     name="flash-attn-4",
     load=load,
+    load_capped=load,
+    bottom_right=True,
+    windows=True,
     min_capability=(10, 0),
     max_head_size=128,
     distribution="flash-attn-4",

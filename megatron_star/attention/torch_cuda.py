@@ -1,6 +1,7 @@
 """torch's three fused attentions on CUDA, with the LSE that `scaled_dot_product_attention` throws away.
 
-They take [b, np, s, hn] of any strides, and differ in the shape of the LSE and in grouped heads.
+They take any strides but the last, and differ in layout, in the shape of the LSE and in grouped heads. The
+first is called below its `_scaled_dot_product_flash_attention`, which does the same, but without windows.
 """
 
 import torch
@@ -10,13 +11,32 @@ from megatron_star.attention.adapter import ALL_ROWS, HALF_PRECISION, KernelInfo
 from megatron_star.attention.partial import Partial
 
 
-def attend_flash(query: Tensor, key: Tensor, value: Tensor, causal: bool, softmax_scale: float) -> Partial:
-    """See `Attend`. LSE [b, np, sq]."""
-    q, k, v = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
-    out, lse, *_ = torch.ops.aten._scaled_dot_product_flash_attention(
-        q, k, v, dropout_p=0.0, is_causal=causal, return_debug_mask=False, scale=softmax_scale
+def attend_flash(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    causal: bool,
+    softmax_scale: float,
+    window: int | None = None,
+) -> Partial:
+    """See `Attend`. FlashAttention 2 as torch builds it, [b, s, h, hn]: LSE [b, np, sq]."""
+    q, k, v = (tensor.transpose(0, 1) for tensor in (query, key, value))
+    out, lse, *_ = torch.ops.aten._flash_attention_forward(
+        q,
+        k,
+        v,
+        None,
+        None,
+        query.size(0),
+        key.size(0),
+        dropout_p=0.0,
+        is_causal=causal,
+        return_debug_mask=False,
+        scale=softmax_scale,
+        window_size_left=None if window is None else window - 1,
+        window_size_right=None if window is None else 0,
     )
-    return Partial(out, lse)
+    return Partial(out.transpose(1, 2), lse)
 
 
 def attend_cudnn(query: Tensor, key: Tensor, value: Tensor, causal: bool, softmax_scale: float) -> Partial:
@@ -42,7 +62,9 @@ def attend_efficient(
     return Partial(out, lse[:, :, : query.size(0)])
 
 
-FLASH = KernelInfo(name="torch-flash", load=lambda: attend_flash, folded_rows=64)
+FLASH = KernelInfo(
+    name="torch-flash", load=lambda: attend_flash, bottom_right=True, windows=True, folded_rows=64
+)
 CUDNN = KernelInfo(name="torch-cudnn", load=lambda: attend_cudnn, min_keys=2)
 EFFICIENT = KernelInfo(
     name="torch-efficient",

@@ -12,9 +12,10 @@ from torch import Tensor
 from megatron_star.attention.adapter import Attend, KernelInfo, cumulative_lengths, pack
 from megatron_star.attention.partial import Partial
 
-DENSE_MASKS = {False: "no_mask", True: "causal"}
-PACKED_MASKS = {False: "padding", True: "padding_causal"}
-"""Square masks only, where `causal` and `causal_bottom_right` are the same."""
+DENSE_MASKS = ("no_mask", "causal", "causal_bottom_right")
+PACKED_MASKS = ("padding", "padding_causal", "padding_causal_bottom_right")
+"""Without a mask, of a square, and of more keys than rows: on a square, where the last two are the same, more
+versions of cuDNN have the second."""
 
 
 def load_sbhd() -> Attend:
@@ -42,8 +43,15 @@ def _load(
 
     masks = PACKED_MASKS if layout == "thd" else DENSE_MASKS
 
-    def attend(query: Tensor, key: Tensor, value: Tensor, causal: bool, softmax_scale: float) -> Partial:
-        sq, b, np, _ = query.shape
+    def attend(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        causal: bool,
+        softmax_scale: float,
+        window: int | None = None,
+    ) -> Partial:
+        sq, b = query.shape[:2]
         query_starts, key_starts = cumulative_lengths(query), cumulative_lengths(key)
         q, k, v = (to_layout(tensor).contiguous() for tensor in (query, key, value))
         out, (lse, *_) = fused_attn_fwd(
@@ -62,7 +70,8 @@ def _load(
             attn_scale=softmax_scale,
             qkv_layout=f"{layout}_{layout}_{layout}",
             o_format=layout,
-            attn_mask_type=masks[causal],
+            attn_mask_type=masks[causal + (causal and sq != key.size(0))],
+            window_size=(-1 if window is None else window - 1, 0 if causal else -1),
         )
         return Partial(to_sbhd(out, b).permute(1, 2, 0, 3), _dense_lse(lse, b))
 
@@ -77,6 +86,8 @@ def _dense_lse(lse: Tensor, b: int) -> Tensor:
 
 
 _PACKAGE = {
+    "bottom_right": True,
+    "windows": True,
     "min_keys": 2,  # of cuDNN; torch refuses a single one to it as well
     "distribution": "transformer-engine",
     "install": "see docs/kernels.md, or use NVIDIA's PyTorch container, which has it",

@@ -5,7 +5,8 @@ heads of this TP rank, hn head size.
 """
 
 from abc import abstractmethod
-from typing import Any, NamedTuple
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from megatron.core.dist_checkpointing.mapping import ShardedStateDict
@@ -21,9 +22,12 @@ from torch import Tensor
 
 from megatron_star.attention.merge import with_sinks
 from megatron_star.attention.partial import Partial
-from megatron_star.model.rotary import cosines_and_sines, rotate
+from megatron_star.model.query_scale import QueryScale
+from megatron_star.model.rotary import angles_of_values, cosines_and_sines, rotate
 from megatron_star.model.transformer_config import own_field
 from megatron_star.planning.layer_mask import LayerMask, layer_masks
+
+T = TypeVar("T")
 
 
 class LayerAttention(NamedTuple):
@@ -38,6 +42,19 @@ class LayerAttention(NamedTuple):
     number: int
     softmax_scale: float
     mask: LayerMask | None = None
+
+
+class ByPosition(NamedTuple):
+    """What a layer does to queries and keys by their positions; None where it does not.
+
+    Attributes:
+        cos, sin: [sq, 1, 1, r], what `rotate` takes.
+        query_scale: [sq, 1, 1, 1], factor on the queries.
+    """
+
+    cos: Tensor | None
+    sin: Tensor | None
+    query_scale: Tensor | None
 
 
 class PassIsComplete(Exception):
@@ -56,15 +73,13 @@ class ForwardPass(BaseInferenceContext):
         """position_ids: [sq], int64, position of each packed token in its sequence."""
         super().__init__(InferenceConfig(materialize_only_last_token_logits=True))
         self.position_ids = position_ids
-        self._rotation: tuple[Tensor, Tensor] | None = None
+        self._made: dict[Hashable, Any] = {}
 
-    def rotation(
-        self, angles: Tensor, scale: float, dtype: torch.dtype, interleaved: bool
-    ) -> tuple[Tensor, Tensor]:
-        """See `cosines_and_sines`; made once for all layers."""
-        if self._rotation is None:
-            self._rotation = cosines_and_sines(angles, scale, dtype, interleaved)
-        return self._rotation
+    def once(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What `make` returns: made for the first of the layers that have this key, the same for all."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
 
     def is_static_batching(self) -> bool:
         """True: Megatron then hands query, key and value to the core attention."""
@@ -152,13 +167,28 @@ class StarCoreAttention(torch.nn.Module):
 
 
 class StarSelfAttention(SelfAttention):
-    """Megatron's SelfAttention, whose KV belongs to the forward pass instead of to a buffer of Megatron's."""
+    """Megatron's SelfAttention, whose KV belongs to the forward pass instead of to a buffer of Megatron's.
+
+    Attributes:
+        rotary_index: of this layer's angles among the two of `RotaryAtPositions`; None if it has none.
+        query_scale: how queries are scaled by position; None if they are not.
+    """
 
     def __init__(self, config: TransformerConfig, *args: Any, **options: Any) -> None:
         super().__init__(config, *args, **options)
-        is_unrotated = config.no_rope_freq and config.no_rope_freq[self.layer_number - 1]
-        if is_unrotated and own_field(config, "qk_norm_of_rotated_only"):
-            self.q_layernorm = self.k_layernorm = None
+        layer = self.layer_number - 1
+        has_mask = self.core_attention.layer.mask is not None
+        self.rotary_index: int | None = int(has_mask and own_field(config, "window_rotary_base") is not None)
+        if self.rotary_index:
+            self._yarn_concentration_factor = 1.0  # of the scaling that the other layers have
+        if config.no_rope_freq and config.no_rope_freq[layer]:
+            self.rotary_index = None
+            if own_field(config, "qk_norm_of_rotated_only"):
+                self.q_layernorm = self.k_layernorm = None
+        self.query_scale = QueryScale.of_layer(config, layer)
+        self._position_kind = self.rotary_index, self.query_scale
+        self._has_norms_after_rotation = own_field(config, "qk_layernorm_after_rotation")
+        self._megatron_rotates = config.apply_rope_fusion and not self._has_norms_after_rotation
 
     def _adjust_key_value_for_inference(
         self,
@@ -170,27 +200,48 @@ class StarSelfAttention(SelfAttention):
         *_: object,
         **__: object,
     ) -> tuple[Tensor, Tensor, Tensor, object, AttnMaskType, None]:
-        """Query and key rotated, or with the angles by which Megatron rotates them; the value as it came.
-
-        The angles are already those of its positions.
-        """
+        """Query and key rotated, or with the angles by which Megatron rotates them; the value as it came."""
         self.core_attention.forward_pass = inference_context
-        if rotary_pos_emb is not None and not self.config.apply_rope_fusion:
-            cos, sin = self.rotation(inference_context, rotary_pos_emb[0], query.dtype)
+        cos, sin, scale = self.by_position(inference_context, rotary_pos_emb, query.dtype)
+        if cos is not None:
             interleaved, rotary_pos_emb = self.config.rotary_interleaved, None
             query, key = (self.rotate(each, cos, sin, interleaved=interleaved) for each in (query, key))
-        if own_field(self.config, "qk_layernorm_after_rotation"):
-            assert rotary_pos_emb is None, "Megatron would rotate after the norms"
+        elif rotary_pos_emb is not None:
+            rotary_pos_emb = self._angles_for_megatron(inference_context, rotary_pos_emb)
+        if self._has_norms_after_rotation:
             query, key = self.q_layernorm.after_rotation(query), self.k_layernorm.after_rotation(key)
+        if scale is not None:
+            query = query * scale
         return query, key, value, rotary_pos_emb, self.attn_mask_type, None
 
     rotate = staticmethod(rotate)
 
-    def rotation(
-        self, forward_pass: ForwardPass, angles: Tensor | None, dtype: torch.dtype
-    ) -> tuple[Tensor, ...]:
-        """The forward pass's cosines and sines, of Megatron's angles; nothing without angles."""
-        if angles is None:
-            return ()
-        scale, interleaved = self._yarn_concentration_factor, self.config.rotary_interleaved
-        return forward_pass.rotation(angles, scale, dtype, interleaved)
+    def by_position(
+        self, forward_pass: ForwardPass, angles: tuple[Tensor, Tensor] | None, dtype: torch.dtype
+    ) -> ByPosition:
+        """Made once in a forward pass for all layers that do the same; angles as of `RotaryAtPositions`."""
+        return forward_pass.once(
+            self._position_kind, lambda: self.make_by_position(forward_pass.position_ids, angles, dtype)
+        )
+
+    def make_by_position(
+        self, position_ids: Tensor, angles: tuple[Tensor, Tensor] | None, dtype: torch.dtype
+    ) -> ByPosition:
+        """Of these positions [sq]."""
+        rotation, scale = (None, None), None
+        if angles is not None and self.rotary_index is not None and not self._megatron_rotates:
+            own = angles[self.rotary_index]
+            rotation = cosines_and_sines(own, self._yarn_concentration_factor, dtype)
+        if self.query_scale is not None:
+            scale = self.query_scale(position_ids).to(dtype)
+        return ByPosition(*rotation, scale)
+
+    def _angles_for_megatron(
+        self, forward_pass: ForwardPass, angles: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """For its fused kernel, which has an angle for each value."""
+        own, interleaved = angles[self.rotary_index], self.config.rotary_interleaved
+        of_values = forward_pass.once(
+            ("fused", self.rotary_index), lambda: angles_of_values(own, interleaved)
+        )
+        return of_values, of_values

@@ -10,6 +10,7 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron_star.model.architecture import gpt_model_arguments, transformer_config
 from megatron_star.model.layer_spec import layer_spec
 from megatron_star.model.rotary import rotate_at_positions
+from megatron_star.model.rotary_frequencies import ROTARY_TYPES, rotary_frequencies
 from megatron_star.model.spec import with_star_attention
 
 
@@ -32,11 +33,14 @@ def build_gpt_model(
         ValueError: something in `args` that Star Attention does not support, or heads that do not divide.
     """
     config = transformer_config(args, tp_size=groups.tp.size(), dtype=dtype, device=device)
+    arguments = gpt_model_arguments(args)
+    is_rotary = args["position_embedding_type"] in ROTARY_TYPES
     model = GPTModel(
         config=config,
         transformer_layer_spec=with_star_attention(layer_spec(config, transformer_impl, groups.tp)),
         pg_collection=groups,
-        **gpt_model_arguments(args),
+        **arguments | ({"position_embedding_type": "rope"} if is_rotary else {}),
     )
-    rotate_at_positions(model)
+    if is_rotary:
+        rotate_at_positions(model, rotary_frequencies(args))
     return model.to(device=device, dtype=dtype).eval().requires_grad_(False)

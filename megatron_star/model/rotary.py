@@ -1,10 +1,17 @@
-"""Rotary embedding at given positions, with the angles of any of Megatron's rotary embedding classes."""
+"""Rotary embedding at given positions, and the one place where queries and keys are rotated.
+
+Shapes: sq tokens of a forward pass, r pairs of a head's values that are rotated, hn values of a head.
+"""
 
 from typing import Any
 
 import torch
+from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 from megatron.core.models.gpt.gpt_model import GPTModel
 from torch import Tensor
+
+from megatron_star.model.rotary_frequencies import plain_frequencies
+from megatron_star.model.transformer_config import own_field
 
 
 class RotaryAtPositions(torch.nn.Module):
@@ -12,45 +19,69 @@ class RotaryAtPositions(torch.nn.Module):
 
     Megatron asks its rotary module for a table over the maximum length (512 MB at 1M positions) and slices
     it. A wave holds pieces from anywhere in a context, so the angles are made for its positions instead.
-    They are linear in the position for every class that Megatron has (default, interpolated, Llama-3
-    scaled, YaRN): angle(p) = p * angle(1), so the wrapped module is only asked for position 1.
     """
 
-    def __init__(self, rotary_pos_emb: torch.nn.Module) -> None:
+    def __init__(self, frequencies: Tensor, window_frequencies: Tensor | None = None) -> None:
+        """Angles for one position, [r], float32.
+
+        Args:
+            window_frequencies: of the layers with a window, where they have a rotary embedding of their own.
+        """
         super().__init__()
-        self.rotary_pos_emb = rotary_pos_emb
+        # Plain attributes: as buffers they would be cast with the model.
+        self.frequencies = frequencies
+        self.window_frequencies = window_frequencies
 
     def get_rotary_seq_len(self, inference_context: Any, *args: object) -> Tensor:
         """The positions [sq] of this pass's tokens. Megatron passes them on to `forward` as a length."""
         return inference_context.position_ids
 
-    def forward(self, position_ids: Tensor, **_: object) -> Tensor | tuple[Tensor, float]:
-        """Angles [sq, 1, 1, rotary dim], float32; with YaRN's scale beside them, as its class returns."""
-        unit = self.rotary_pos_emb.get_emb(1, offset=1)
+    def forward(self, position_ids: Tensor, **_: object) -> tuple[Tensor, Tensor]:
+        """Angles of all layers but those with windows, and of these: each [sq, 1, 1, r], float32."""
         positions = position_ids.to(torch.float32)[:, None, None, None]
-        if isinstance(unit, tuple):
-            return unit[0] * positions, unit[1]
-        return unit * positions
+        self.frequencies = self.frequencies.to(positions.device)
+        angles = positions * self.frequencies
+        if self.window_frequencies is None:
+            return angles, angles
+        self.window_frequencies = self.window_frequencies.to(positions.device)
+        return angles, positions * self.window_frequencies
 
 
-def rotate_at_positions(model: GPTModel) -> None:
-    """Replace a model's `rotary_pos_emb`, if it has one, by its `RotaryAtPositions`."""
-    rotary_pos_emb = getattr(model, "rotary_pos_emb", None)
-    if rotary_pos_emb and not isinstance(rotary_pos_emb, RotaryAtPositions):
-        model.rotary_pos_emb = RotaryAtPositions(rotary_pos_emb)
-
-
-def cosines_and_sines(
-    angles: Tensor, scale: float, dtype: torch.dtype, interleaved: bool = False
-) -> tuple[Tensor, Tensor]:
-    """What `rotate` takes, of Megatron's angles [sq, 1, 1, 2 * r], one for each value of a pair.
+def rotate_at_positions(model: GPTModel, frequencies: Tensor | None = None) -> None:
+    """Replace a model's `rotary_pos_emb`, if it has one, by its `RotaryAtPositions`.
 
     Args:
-        scale: YaRN's (arXiv 2309.00071).
-        interleaved: see `rotate`.
+        frequencies: [r]; those of the replaced module unless given. Angles are linear in the position in
+            every class that Megatron has: default, interpolated, Llama-3 scaled, YaRN.
     """
-    once = angles[..., ::2] if interleaved else angles[..., : angles.size(-1) // 2]
-    return (once.cos() * scale).to(dtype), (once.sin() * scale).to(dtype)
+    rotary = getattr(model, "rotary_pos_emb", None)
+    if rotary is None or isinstance(rotary, RotaryAtPositions):
+        return
+    if frequencies is None:
+        frequencies = _frequencies_of(rotary)
+    window_base, window_frequencies = own_field(model.config, "window_rotary_base"), None
+    if window_base is not None:
+        window_frequencies = plain_frequencies(2 * frequencies.numel(), window_base)
+    model.rotary_pos_emb = RotaryAtPositions(frequencies, window_frequencies)
+    # GPTModel then takes what the module returns as it is, also where it would expect YaRN's scale beside it.
+    model.position_embedding_type = "rope"
+
+
+def _frequencies_of(rotary: RotaryEmbedding) -> Tensor:
+    """Of one of Megatron's modules, which has each angle twice."""
+    angles = rotary.get_emb(1, offset=1)
+    angles = (angles[0] if isinstance(angles, tuple) else angles).flatten()
+    return angles[::2] if rotary.rotary_interleaved else angles[: angles.numel() // 2]
+
+
+def angles_of_values(angles: Tensor, interleaved: bool) -> Tensor:
+    """Angles [sq, 1, 1, r] as Megatron has them: [sq, 1, 1, 2 * r], one for each value of a pair."""
+    return angles.repeat_interleave(2, dim=-1) if interleaved else torch.cat((angles, angles), dim=-1)
+
+
+def cosines_and_sines(angles: Tensor, scale: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """What `rotate` takes, of angles [sq, 1, 1, r]; `scale` is YaRN's (arXiv 2309.00071)."""
+    return (angles.cos() * scale).to(dtype), (angles.sin() * scale).to(dtype)
 
 
 def rotate(

@@ -6,7 +6,7 @@ Megatron's inference would do, and ours does not; and what makes a token's resul
 are in the same forward pass, since segments, waves and batches decide that.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import fields
 
 from megatron.core.models.gpt.gpt_model import GPTModel
@@ -15,7 +15,6 @@ from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_star.model.attention import StarCoreAttention, StarSelfAttention
-from megatron_star.model.transformer_config import StarTransformerConfig
 
 PARALLELISM = (
     "context_parallel_size",
@@ -54,9 +53,6 @@ DEPENDS_ON_OTHER_TOKENS = (
 REFUSED = (*PARALLELISM, *CORE_ATTENTION, *OTHER_LAYERS, *INFERENCE, *DEPENDS_ON_OTHER_TOKENS)
 """Fields of Megatron's `TransformerConfig` that must have the value that they have by default."""
 
-NOT_YET = ("window_rotary_base",)
-"""Fields that a model is built with and `attach` refuses, until what computes them has landed (issue 20)."""
-
 POSITION_EMBEDDINGS = ("rope", "yarn", "learned_absolute", "none")
 
 
@@ -66,13 +62,9 @@ def check_supported(config: TransformerConfig) -> None:
     Raises:
         ValueError: a field of `REFUSED` has another value than by default.
     """
-    _check_defaults(config, REFUSED)
-
-
-def _check_defaults(config: TransformerConfig, names: Iterable[str]) -> None:
-    defaults = {field.name: field.default for field in fields(StarTransformerConfig)}
-    for name in names:
-        value = getattr(config, name, defaults[name])
+    defaults = {field.name: field.default for field in fields(TransformerConfig)}
+    for name in REFUSED:
+        value = getattr(config, name)
         if value != defaults[name] and (value or defaults[name]):
             raise ValueError(f"Star Attention does not support {name}={value!r}")
 
@@ -87,7 +79,6 @@ def check_model(model: GPTModel) -> None:
     if not isinstance(model, GPTModel):
         raise ValueError(f"Star Attention runs Megatron's GPTModel, not {type(model).__name__}")
     check_supported(model.config)
-    _check_defaults(model.config, NOT_YET)
     for obstacle in _obstacles(model):
         raise ValueError(f"Star Attention does not support {obstacle}")
     for layer in model.decoder.layers:

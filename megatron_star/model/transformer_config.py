@@ -70,6 +70,10 @@ class StarTransformerConfig(TransformerConfig):
         gated_mlp: activation(gate) * up; only together with `activation`.
         embedding_multiplier, logits_multiplier: through Megatron's MuP, nothing else of which is used.
         residual_multiplier: of what attention and MLP add to the residual stream.
+        rope_low_freq_factor, rope_high_freq_factor, rope_original_max_position_embeddings: of Llama-3
+            scaling; Megatron has 1, 4 and 8192 built in.
+        query_scale_beta, query_scale_floor, query_scale_offset: see `query_scale.py`.
+        query_scale_layers: 1 for each layer that scales its queries, else 0; None for all.
     """
 
     attention_chunk_size: int | None = _own(None, CheckedValues.integer, "chunked_layers")
@@ -89,6 +93,13 @@ class StarTransformerConfig(TransformerConfig):
     gated_mlp: bool = _own(False, CheckedValues.boolean, "activation")
     embedding_multiplier: float = _own(1.0, CheckedValues.number)
     residual_multiplier: float = _own(1.0, CheckedValues.number)
+    rope_low_freq_factor: float = _own(1.0, CheckedValues.number, "use_rope_scaling")
+    rope_high_freq_factor: float = _own(4.0, CheckedValues.number, "use_rope_scaling")
+    rope_original_max_position_embeddings: int = _own(8192, CheckedValues.integer, "use_rope_scaling")
+    query_scale_beta: float | None = _own(None, CheckedValues.number, "query_scale_floor")
+    query_scale_floor: int | None = _own(None, CheckedValues.integer, "query_scale_beta")
+    query_scale_offset: int = _own(0, _one_of(0, 1), "query_scale_beta")
+    query_scale_layers: list[int] | None = _own(None, one_per_layer, "query_scale_beta")
     logits_multiplier: float = _own(1.0, CheckedValues.number)
 
     def __post_init__(self) -> None:

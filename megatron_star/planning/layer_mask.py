@@ -125,11 +125,13 @@ def layer_masks(config: Any) -> tuple[LayerMask | None, ...]:
 
 
 def _window(config: Any) -> Window | None:
-    """Of Megatron's `window_size`: how many tokens before and after its own one sees; -1 means all."""
+    """Of Megatron's `window_size`: how many tokens before and after its own one sees."""
     window_size = getattr(config, "window_size", None)
-    if window_size is None or tuple(window_size) in ((-1, 0), (-1, -1)):
+    if window_size is None:
         return None
     before, after = window_size
+    if before == -1 and after in (-1, 0):
+        return None  # Megatron's way of saying so
     if before < 0 or after != 0:
         raise ValueError(f"window_size is {[before, after]}: it must be some tokens before and 0 after")
     return Window(before + 1)
@@ -146,13 +148,13 @@ def _chunk(config: Any) -> Chunk | None:
 def _layers_with(config: Any, field: str, mask: LayerMask | None) -> list[LayerMask | None]:
     """For each layer, the mask where the field has a 1; everywhere without the field.
 
-    A number is Megatron's way to say that every so manieth layer has no mask of its own.
+    A number n in the field is Megatron's: every n-th layer has no mask of its own.
     """
-    chosen, numbers = getattr(config, field, None), range(1, config.num_layers + 1)
+    chosen, layers = getattr(config, field, None), range(1, config.num_layers + 1)
     if mask is None or chosen is None:
-        return [mask] * config.num_layers
-    if isinstance(chosen, int) and chosen > 0:
-        chosen = [number % chosen for number in numbers]
-    if isinstance(chosen, int) or len(chosen) != config.num_layers:
+        return [mask for _ in layers]
+    if isinstance(chosen, int):
+        chosen = [layer % chosen != 0 for layer in layers]
+    if len(chosen) != config.num_layers:
         raise ValueError(f"{field} is {chosen}: it must be a list of {config.num_layers}, one for each layer")
     return [mask if one else None for one in chosen]

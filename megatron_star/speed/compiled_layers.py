@@ -8,9 +8,10 @@ between these operations are compiled by torch's inductor. Layers with the same 
 """
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import replace
 from time import perf_counter
+from typing import Any
 
 import torch
 import torch._inductor
@@ -24,7 +25,7 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from megatron_star.attention.partial import Partial
-from megatron_star.model.attention import ForwardPass, LayerAttention
+from megatron_star.model.attention import ByPosition, ForwardPass, LayerAttention
 from megatron_star.parallel.exchange import Exchange, merge_gathered
 from megatron_star.speed.fast_model import FastStarModel
 from megatron_star.speed.pieces import Compiler, RunningLayer, compiled_in_pieces, first_line
@@ -51,13 +52,18 @@ class _RecordedExchange(Exchange):
 
 
 class _RecordedPass(ForwardPass):
-    """The step of a program that is being recorded: its rotation is an input, its attention an operation."""
+    """The step of a program that is being recorded.
 
-    def __init__(
-        self, exchange: Exchange, position_ids: Tensor, rotation: tuple[Tensor, ...] | None = None
-    ) -> None:
+    What depends on positions is an input of the program, attention is an operation in it.
+    """
+
+    def __init__(self, exchange: Exchange, position_ids: Tensor, by_position: ByPosition) -> None:
         super().__init__(position_ids)
-        self.exchange, self._rotation = exchange, rotation
+        self.exchange, self.by_position = exchange, by_position
+
+    def once(self, key: Hashable, make: Callable[[], Any]) -> ByPosition:
+        """See `ForwardPass.once`; of one layer, which asks for nothing else."""
+        return self.by_position
 
     def attend(self, layer: LayerAttention, query: Tensor, key: Tensor, value: Tensor) -> Partial:
         """See `ForwardPass.attend`; what the layer's attention is, is not part of a program."""
@@ -136,33 +142,28 @@ def _weights(layer: ProgrammedLayer) -> dict[str, Tensor]:
     return dict(layer.named_parameters()) | dict(layer.named_buffers())
 
 
-def _example_inputs(star_model: FastStarModel, layer: ProgrammedLayer, step: ForwardPass) -> list[Tensor]:
-    """Hidden states, and the step's rotation, if the layer rotates."""
-    config, model, device = star_model.model.config, star_model.model, star_model.device
-    num_rows, angles = step.position_ids.numel(), None
-    hidden_states = torch.zeros(num_rows, 1, config.hidden_size, dtype=config.params_dtype, device=device)
-    if hasattr(model, "rotary_pos_emb"):
-        angles = model.rotary_pos_emb(step.position_ids)
-        angles = angles[0] if isinstance(angles, tuple) else angles
-    return [hidden_states, *layer.self_attention.rotation(step, angles, config.params_dtype)]
+def _inputs(by_position: ByPosition) -> list[Tensor]:
+    """Of a program, besides hidden states and weights."""
+    return [tensor for tensor in by_position if tensor is not None]
 
 
 def _record(star_model: FastStarModel, layer: ProgrammedLayer, num_rows: int) -> GraphModule:
     """A layer's program. Its tensors are recorded without their values; nothing is computed or sent."""
     exchange = _RecordedExchange(star_model.exchange)
-    slicing = star_model.slicing
+    model, slicing, weights = star_model.model, star_model.slicing, _weights(layer)
+    dtype, size = model.config.params_dtype, (num_rows, 1, model.config.hidden_size)
     positions = torch.zeros(num_rows, dtype=torch.int64, device=star_model.device)
-    inputs, weights = _example_inputs(star_model, layer, _RecordedPass(exchange, positions)), _weights(layer)
+    angles = model.rotary_pos_emb(positions) if hasattr(model, "rotary_pos_emb") else None
+    example = layer.self_attention.make_by_position(positions, angles, dtype)
+    inputs = [torch.zeros(size, dtype=dtype, device=star_model.device), *_inputs(example)]
 
     def run(*tensors: Tensor) -> Tensor:
-        hidden_states, *rotation = tensors[: len(inputs)]
-        step = _RecordedPass(exchange, positions, tuple(rotation))
-        options = {
-            "attention_mask": None,
-            "rotary_pos_emb": tuple(rotation) or None,
-            "inference_context": step,
-        }
-        state = dict(zip(weights, tensors[len(inputs) :], strict=True))
+        hidden_states, *rest = tensors
+        given = iter(rest)
+        by_position = ByPosition(*(None if tensor is None else next(given) for tensor in example))
+        step = _RecordedPass(exchange, positions, by_position)
+        options = {"attention_mask": None, "rotary_pos_emb": None, "inference_context": step}
+        state = dict(zip(weights, given, strict=True))
         with slicing.step(star_model.sliced_parts, exchange), InferenceMode.active():
             return functional_call(layer, state, hidden_states, options)[0]
 
@@ -186,8 +187,8 @@ def _program(compiled: Callable[..., Tensor], layer: ProgrammedLayer) -> LayerPr
     attention = layer.self_attention
     described = attention.core_attention.layer
 
-    def run(step: ProgramStep, hidden_states: Tensor, angles: Tensor | None) -> Tensor:
-        rotation = attention.rotation(step, angles, hidden_states.dtype)
-        return compiled(RunningLayer(step, described), hidden_states, *rotation, *weights)
+    def run(step: ProgramStep, hidden_states: Tensor, angles: tuple[Tensor, Tensor] | None) -> Tensor:
+        by_position = _inputs(attention.by_position(step, angles, hidden_states.dtype))
+        return compiled(RunningLayer(step, described), hidden_states, *by_position, *weights)
 
     return run

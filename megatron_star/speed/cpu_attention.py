@@ -18,8 +18,17 @@ ROWS_IN_BFLOAT16 = range(17) if MULTIPLIES_BFLOAT16 and not IS_AMD else range(0)
 docs/journal.md, "Few query rows over many keys"."""
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, causal: bool, softmax_scale: float) -> Partial:
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    causal: bool,
+    softmax_scale: float,
+    window: int | None = None,
+) -> Partial:
     """See `Attend`; the same as `torch_cpu.attend`."""
+    if window is not None:
+        return torch_cpu.attend(query, key, value, causal, softmax_scale, window)
     if query.dtype == torch.bfloat16 and query.size(0) in ROWS_IN_BFLOAT16:
         tensors = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
         return Partial(*torch_cpu.FUSED(*tensors, 0.0, causal, scale=softmax_scale))

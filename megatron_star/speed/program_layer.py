@@ -60,8 +60,8 @@ class ProgramStep(ForwardPass):
         return self.exchange.merge(self.attend_locally(layer, query, key, value))
 
 
-LayerProgram = Callable[[ProgramStep, Tensor, Tensor | None], Tensor]
-"""Of one layer: step, hidden states [sq, 1, h] and Megatron's rotary angles to hidden states."""
+LayerProgram = Callable[[ProgramStep, Tensor, tuple[Tensor, Tensor] | None], Tensor]
+"""Of one layer: step, hidden states [sq, 1, h] and the angles of `RotaryAtPositions` to hidden states."""
 
 
 class ProgrammedLayer(TransformerLayer):
@@ -73,7 +73,7 @@ class ProgrammedLayer(TransformerLayer):
         self,
         hidden_states: Tensor,
         *args: Any,
-        rotary_pos_emb: Tensor | None = None,
+        rotary_pos_emb: tuple[Tensor, Tensor] | None = None,
         inference_context: ForwardPass | None = None,
         **options: Any,
     ) -> tuple[Tensor, Tensor | None]:

@@ -50,6 +50,15 @@ def test_one_rank_is_compared_with_transformers_alone_and_not_with_itself(tmp_pa
     assert list(result["summary"]) == ["one rank", "hugging face"] and len(result["rounds"]) == 2
 
 
+def test_window_layers_are_compared_with_full_attention_and_with_transformers(tmp_path):
+    output = tmp_path / "windows.json"
+    load = ["--load", "-", "--random-model", "tiny-gemma-3", "--fp32", "--output", output]
+    arguments = ["--num-tokens", 600, "--block-size", 100, "--repeats", 1]
+    summary = result_of(python("benchmarks/window_layers.py", *load, *arguments), output)["summary"]
+    assert len(summary) == 5 and summary["transformers"]["to_windows"] > 0
+    assert summary["windows, exact"]["kv_mb"] < 0.4 * summary["full, exact"]["kv_mb"]
+
+
 def test_a_link_of_no_speed_hides_nothing_when_it_blocks(checkpoints, tmp_path):
     output = tmp_path / "overlap.json"
     arguments = ["--num-tokens", 512, "--block-size", 64, "--gigabytes-per-second", 0.0005, "--repeats", 1]

@@ -7,9 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from distributed import run_ranks
-from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 from megatron.core.models.common.embeddings.yarn_rotary_pos_embedding import (
-    YarnRotaryEmbedding,
     _yarn_get_concentration_factor,
 )
 from megatron_ranks import logits_of
@@ -23,9 +21,15 @@ from checkpoints_tools.families import FAMILIES
 from checkpoints_tools.families.missing import MISSING
 from checkpoints_tools.hf_config import model_arguments
 from megatron_star.model.checked_values import CheckedValues
+from megatron_star.model.rotary_frequencies import rotary_frequencies
 
 ABSENT = object()
 _YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+_TWO_KINDS = {
+    "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+    "use_sliding_window": True,
+    "sliding_window": 9,
+}
 
 
 def edit_config(hf: Path, changes: dict) -> None:
@@ -100,8 +104,27 @@ REFUSED = {
         {"rope_scaling": _YARN | {"factor": 1.0, "attention_factor": 1.3}},
         "attention_factor=1.3",
     ),
-    "a rotary embedding for each kind of layer": (
+    "no rotary embedding for a kind of layer": (
         "qwen3",
+        {
+            **_TWO_KINDS,
+            "rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4}},
+        },
+        "rope_parameters",
+    ),
+    "windows whose rotary embedding is scaled in another way": (
+        "qwen3",
+        {
+            **_TWO_KINDS,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "default", "rope_theta": 1e4},
+                "sliding_attention": _YARN | {"rope_theta": 1e4},
+            },
+        },
+        "rope_parameters: sliding_attention: rope_type 'yarn'",
+    ),
+    "rotary embeddings for kinds of layers that nobody names": (
+        "llama2",
         {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4}}},
         "rope_parameters",
     ),
@@ -202,7 +225,7 @@ def test_every_key_of_a_family_is_read_or_refused_or_has_no_effect(monkeypatch, 
 
 def random_rope(draw: random.Random) -> dict:
     """Keys of a rotary embedding at random places, in random spellings."""
-    rope = {draw.choice(["rope_type", "type"]): draw.choice(["default", "yarn", "llama3"])}
+    rope = {draw.choice(["rope_type", "type"]): draw.choice(["default", "linear", "yarn", "llama3"])}
     values = {
         "factor": (2.0, 8.0, 1.0, 0.5, None),
         "original_max_position_embeddings": (8192, 64),
@@ -213,8 +236,9 @@ def random_rope(draw: random.Random) -> dict:
         "mscale": (0.7, 1.0, 0),
         "mscale_all_dim": (1.2, 0.0),
         "truncate": (False, True),
-        "low_freq_factor": (1.0,),
-        "high_freq_factor": (4.0, 4),
+        "low_freq_factor": (1.0, 0.5),
+        "high_freq_factor": (4.0, 4, 7.5),
+        "partial_rotary_factor": (1.0, 0.5, 0.3),
     }
     rope |= {key: draw.choice(of_key) for key, of_key in values.items() if draw.random() < 0.6}
     config = {draw.choice(["rope_parameters", "rope_scaling"]): rope}
@@ -224,34 +248,6 @@ def random_rope(draw: random.Random) -> dict:
         if draw.random() < 0.3:
             config[key] = draw.choice(of_key)
     return config
-
-
-def megatron_rotation(args: dict) -> tuple[torch.Tensor, float]:
-    """Megatron's angles of one position, and what it multiplies cosines and sines with."""
-    common = {"kv_channels": 16, "rotary_percent": 1.0, "rotary_base": args["rotary_base"]}
-    if args["position_embedding_type"] == "rope":
-        scaling = {key: args.get(key) for key in ("use_rope_scaling", "rope_scaling_factor")}
-        embedding = RotaryEmbedding(
-            **common,
-            rope_scaling=scaling["use_rope_scaling"],
-            rope_scaling_factor=scaling["rope_scaling_factor"] or 8.0,
-            use_cpu_initialization=True,
-        )
-        return embedding.get_freqs_non_repeated(2)[1], 1.0
-    factor, scales = args["rotary_scaling_factor"], (args["mscale"], args["mscale_all_dim"])
-    embedding = YarnRotaryEmbedding(
-        **common,
-        scaling_factor=factor,
-        original_max_position_embeddings=args["yarn_original_max_position_embeddings"],
-        beta_fast=args["yarn_beta_fast"],
-        beta_slow=args["yarn_beta_slow"],
-        mscale=scales[0],
-        mscale_all_dim=scales[1],
-        correction_range_round_to_int=args["yarn_correction_range_round_to_int"],
-        use_cpu_initialization=True,
-    )
-    freqs, _ = embedding(2)
-    return freqs[1, 0, 0, :8], _yarn_get_concentration_factor(factor, *scales)
 
 
 def test_random_rotary_configurations_rotate_as_transformers_rotates(monkeypatch):
@@ -269,7 +265,10 @@ def test_random_rotary_configurations_rotate_as_transformers_rotates(monkeypatch
             continue
         accepted += 1
         theirs = LlamaRotaryEmbedding(AutoConfig.for_model(**config))
-        angles, scale = megatron_rotation(args)
-        torch.testing.assert_close(angles.flatten(), theirs.inv_freq, rtol=1e-5, atol=0, msg=str(config))
+        assert torch.equal(rotary_frequencies(args), theirs.inv_freq), config
+        scale = 1.0
+        if args["position_embedding_type"] == "yarn":
+            scales = (args[name] for name in ("rotary_scaling_factor", "mscale", "mscale_all_dim"))
+            scale = _yarn_get_concentration_factor(*scales)
         assert scale == pytest.approx(theirs.attention_scaling, rel=1e-9), config
     assert accepted > 100

@@ -59,14 +59,13 @@ ROPE = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_facto
             {"rope_parameters": {"rope_type": "longrope", "short_factor": [1.0], "long_factor": [2.0]}},
             ["rope_type 'longrope'", "yarn"],
         ),
-        ({"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2.0}}, ["'linear'"]),
         (
-            {"rope_parameters": ROPE | {"high_freq_factor": 4.0, "original_max_position_embeddings": 4096}},
-            ["original_max_position_embeddings=4096", "8192"],
+            {"rope_parameters": None, "rope_scaling": {"type": "dynamic", "factor": 2.0, "alpha": 1e3}},
+            ["rope_type 'dynamic'", "its base changes with every token"],
         ),
         (
-            {"rope_parameters": ROPE | {"high_freq_factor": 2.0, "original_max_position_embeddings": 8192}},
-            ["high_freq_factor=2.0", "4.0"],
+            {"rope_parameters": ROPE | {"high_freq_factor": 1.0, "original_max_position_embeddings": 4096}},
+            ["high_freq_factor=1.0", "larger than 1"],
         ),
         ({"rope_parameters": {"partial_rotary_factor": 0.5}}, ["partial_rotary_factor=0.5"]),
         ({"hidden_size": None}, ["hidden_size is missing"]),

@@ -10,6 +10,7 @@ from unittest.mock import patch
 import torch
 import torch.distributed as dist
 from megatron.core import tensor_parallel
+from megatron.core.fusions import fused_softmax
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.transformer.dot_product_attention import DotProductAttention
@@ -19,9 +20,17 @@ from torch import Tensor
 
 import megatron_star as star
 
-_make_ones = torch.ones
 SMALL = {"num_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "use_cpu_initialization": True}
 VOCAB_SIZE = 96
+
+
+def _window_mask(sq: int, sk: int, window_size: tuple[int, int]) -> Tensor:
+    """True where a query does not see a key; Megatron makes it on a GPU."""
+    seen = torch.ones(sq, sk, dtype=torch.bool).triu(sk - sq - window_size[0]).tril(sk - sq + window_size[1])
+    return ~seen
+
+
+_WINDOW_MASK_ON_CPU = (fused_softmax, "get_sliding_window_causal_mask", _window_mask)
 
 
 def gpt_model(
@@ -40,7 +49,7 @@ def gpt_model(
         pg_collection=groups.model,
         **{"position_embedding_type": "rope"} | (options or {}),
     )
-    torch.manual_seed(1)  # now, since Megatron's own layers and ours do not draw alike when they are built
+    torch.manual_seed(1)
     for name, parameter in model.named_parameters():
         parameter.data.normal_(std=2.0 if name.endswith("softmax_offset") else 0.2)
     return model.eval()
@@ -104,11 +113,6 @@ def _refusal(action: Callable[[], object]) -> str:
     return "accepted"
 
 
-def _ones_on_cpu(*args: Any, device: object = None, **kwargs: Any) -> Tensor:
-    """Stands in for `torch.ones`: Megatron's own layers with a window make their mask on `cuda`."""
-    return _make_ones(*args, device=None if device == "cuda" else device, **kwargs)
-
-
 def logits_of_both(
     config: dict[str, Any], options: dict[str, Any], token_ids: list[int], num_context: int, fast: bool
 ) -> tuple[Tensor, Tensor]:
@@ -129,6 +133,6 @@ def logits_of_both(
     without_rng = patch.object(
         tensor_parallel, "get_cuda_rng_tracker", lambda: SimpleNamespace(fork=nullcontext)
     )
-    with torch.inference_mode(), without_rng, patch.object(torch, "ones", _ones_on_cpu):
+    with torch.inference_mode(), without_rng, patch.object(*_WINDOW_MASK_ON_CPU):
         theirs = own(torch.tensor([token_ids]), torch.arange(length)[None], future)[0]
     return ours, theirs[-3:].float()

@@ -63,8 +63,19 @@ def test_biases_are_recorded_too(name):
 
 @pytest.mark.parametrize("compiler", ["recorded", pytest.param("inductor", marks=NEEDS_COMPILER)])
 def test_each_layer_keeps_its_own_way_with_positions(compiler):
-    """Interleaved pairs of a part of the head, a layer that rotates nothing."""
-    positions = {"rotary_interleaved": True, "rotary_percent": 0.5, "no_rope_freq": [0, 1]}
+    """Interleaved pairs of a part of the head, two bases, a layer that rotates nothing and scales queries."""
+    positions = {
+        "num_layers": 3,
+        "rotary_interleaved": True,
+        "rotary_percent": 0.5,
+        "no_rope_freq": [0, 0, 1],
+        "window_size": [4, 0],
+        "window_attn_skip_freq": [0, 1, 0],
+        "window_rotary_base": 20.0,
+        "query_scale_beta": 0.5,
+        "query_scale_floor": 8,
+        "query_scale_layers": [0, 0, 1],
+    }
     assert_same(RANDOM["biased"] | positions, 1, [1, 8], compiler, [CONTEXT], A_QUERY_THEN_TOKENS)
 
 

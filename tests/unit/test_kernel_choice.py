@@ -32,8 +32,8 @@ def machine(monkeypatch):
         yield pretend
 
 
-def chosen(device=CUDA, dtype=torch.bfloat16, head_size=128, name="auto") -> str:
-    return select_kernel(name, device=device, dtype=dtype, head_size=head_size).name
+def chosen(device=CUDA, dtype=torch.bfloat16, head_size=128, name="auto", **further) -> str:
+    return select_kernel(name, device=device, dtype=dtype, head_size=head_size, **further).name
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -71,6 +71,34 @@ def test_auto_goes_by_dtype_head_size_and_gpu(machine):
         assert chosen() == "flash-attn-2"
     machine("flash-attn-4", capability=(7, 5))
     assert chosen(dtype=torch.float16) == "torch-efficient"
+
+
+def test_auto_takes_a_kernel_that_has_a_soft_cap(machine):
+    machine("flash-attn-4")
+    assert chosen(softcap=50.0) == "flash-attn-4"
+    machine("fa3-fwd", "flash-attn", capability=(9, 0))
+    assert chosen(softcap=50.0) == "flash-attn-3"
+    assert chosen(softcap=50.0, dtype=torch.float16) == "flash-attn-2"
+    assert chosen(CPU, softcap=50.0) == "torch-cpu"
+    machine()
+    with pytest.raises(ValueError, match="torch-flash: it has no soft cap; torch-efficient: it has no soft"):
+        chosen(softcap=50.0)
+
+
+@pytest.mark.parametrize("name", [name for name, info in KERNELS.items() if not info.load_capped])
+def test_a_kernel_without_a_soft_cap_is_refused_where_one_is_needed(machine, name):
+    machine("transformer-engine")
+    assert chosen(name=name) == name
+    with pytest.raises(ValueError, match=f"'{name}' cannot be used here: it has no soft cap"):
+        chosen(name=name, softcap=50.0)
+
+
+def test_the_head_size_of_values_has_the_same_limit(machine):
+    machine()
+    assert chosen(head_size=192, value_size=128) == "torch-flash"
+    assert chosen(head_size=192, value_size=512) == "torch-efficient"
+    with pytest.raises(ValueError, match="head sizes up to 256 that 8 divides, not 20"):
+        chosen(name="torch-flash", value_size=20)
 
 
 def test_where_nothing_fits_each_reason_is_named(machine):

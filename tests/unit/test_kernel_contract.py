@@ -12,12 +12,14 @@ import pytest
 import reference
 import torch
 import torch_kernel_stubs
-from kernel_contract import BANDS, EMPTY, HEADS, SHAPES, TOLERANCE, tensors
+from kernel_contract import BANDS, EMPTY, HEADS, SHAPES, SOFTCAP, TOLERANCE, tensors
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from megatron_star.attention import torch_cpu_capped
 from megatron_star.attention.kernels import KERNELS
 from megatron_star.speed import cpu_attention
 
+CAPPED = [name for name, info in KERNELS.items() if info.load_capped]
 NAMES_AND_DTYPES = [
     pytest.param(name, dtype, id=f"{name}-{dtype}".replace("torch.", ""))
     for name, info in KERNELS.items()
@@ -45,19 +47,63 @@ def test_a_kernel_equals_the_reference(name, dtype, np, ng, sq, sk):
     contract.check_equals_reference(KERNELS[name].loaded(), *qkv, tolerance=TOLERANCE[dtype])
 
 
-@pytest.mark.parametrize(("name", "dtype"), NAMES_AND_DTYPES)
+@pytest.mark.parametrize("name", KERNELS)
 @pytest.mark.parametrize(("sq", "sk", "window"), BANDS)
-def test_rows_see_the_last_keys_up_to_their_own(name, dtype, sq, sk, window):
+def test_rows_see_the_last_keys_up_to_their_own(name, sq, sk, window):
+    dtype = KERNELS[name].dtypes[0]
     qkv = tensors(sq, sk, b=2, dtype=dtype)
     contract.check_band(KERNELS[name].loaded(), *qkv, window=window, tolerance=TOLERANCE[dtype])
 
 
-@pytest.mark.parametrize(("name", "dtype"), NAMES_AND_DTYPES)
+@pytest.mark.parametrize("name", CAPPED)
+@pytest.mark.parametrize(("sq", "sk"), SHAPES)
+def test_a_soft_cap_bounds_the_scores(name, sq, sk):
+    dtype = KERNELS[name].dtypes[0]
+    contract.check_equals_reference(
+        KERNELS[name].loaded(SOFTCAP),
+        *tensors(sq, sk, b=2, dtype=dtype),
+        tolerance=TOLERANCE[dtype],
+        softcap=SOFTCAP,
+    )
+
+
+@pytest.mark.parametrize("name", CAPPED)
+@pytest.mark.parametrize(("sq", "sk", "window"), BANDS)
+def test_a_soft_cap_comes_before_the_mask(name, sq, sk, window):
+    dtype = KERNELS[name].dtypes[-1]
+    contract.check_band(
+        KERNELS[name].loaded(SOFTCAP),
+        *tensors(sq, sk, b=2, dtype=dtype),
+        window=window,
+        tolerance=TOLERANCE[dtype],
+        softcap=SOFTCAP,
+    )
+
+
+@pytest.mark.parametrize("scores_at_once", [1, 9 * 70 * 5])
+@pytest.mark.parametrize(("sq", "sk", "window"), BANDS)
+def test_a_cpu_takes_a_few_rows_of_capped_scores_at_a_time(monkeypatch, scores_at_once, sq, sk, window):
+    """Down to one; values of another head size need no padding."""
+    monkeypatch.setattr(torch_cpu_capped, "SCORES_AT_ONCE", scores_at_once)
+    kernel = KERNELS["torch-cpu"].loaded(SOFTCAP)
+    qkv = tensors(sq, sk, b=2, hn=16, hv=24)
+    contract.check_band(kernel, *qkv, window=window, tolerance=5e-5, softcap=SOFTCAP)
+
+
+@pytest.mark.parametrize("softcap", [1e-3, 50.0, 1e4])
+def test_a_cpu_caps_scores_of_any_size(softcap):
+    query, key, value = tensors(5, 37)
+    part = KERNELS["torch-cpu"].loaded(softcap)(query * 300, key, value, causal=True, softmax_scale=1.0)
+    expected = reference.attention(query * 300, key, value, causal=True, softmax_scale=1.0, softcap=softcap)
+    contract.assert_same_partial(part, *expected, 2e-3)
+
+
+@pytest.mark.parametrize("name", KERNELS)
 @pytest.mark.parametrize(("hn", "hv"), [(24, 16), (16, 24)])
 @pytest.mark.parametrize(("sq", "sk", "window"), [(1, 37, None), (5, 37, None), (70, 101, 37), (7, 1, None)])
-def test_values_may_have_another_head_size(name, dtype, hn, hv, sq, sk, window):
+def test_values_may_have_another_head_size(name, hn, hv, sq, sk, window):
+    kernel, dtype = KERNELS[name].loaded(), KERNELS[name].dtypes[-1]
     qkv = tensors(sq, sk, hn=hn, hv=hv, b=2, dtype=dtype)
-    kernel = KERNELS[name].loaded()
     if window:
         contract.check_band(kernel, *qkv, window=window, tolerance=TOLERANCE[dtype])
     else:

@@ -7,15 +7,21 @@ import torch
 from megatron.core.models.common.embeddings.rope_utils import apply_rotary_pos_emb
 from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 from megatron.core.models.common.embeddings.yarn_rotary_pos_embedding import YarnRotaryEmbedding
+from megatron.core.transformer.transformer_config import TransformerConfig
 
-from megatron_star.model.attention import ForwardPass
 from megatron_star.model.cpu import use_cpu_where_cuda_is_absent
-from megatron_star.model.rotary import RotaryAtPositions, rotate
+from megatron_star.model.rotary import (
+    angles_of_values,
+    cosines_and_sines,
+    rotate,
+    rotate_at_positions,
+)
 from megatron_star.speed import cache
 
 ROTARY = {
     "default": lambda: RotaryEmbedding(16, 1.0, rotary_base=500000, use_cpu_initialization=True),
     "half of the head": lambda: RotaryEmbedding(16, 0.5, use_cpu_initialization=True),
+    "interleaved": lambda: RotaryEmbedding(16, 1.0, rotary_interleaved=True, use_cpu_initialization=True),
     "interpolated": lambda: RotaryEmbedding(
         16, 1.0, seq_len_interpolation_factor=4.0, use_cpu_initialization=True
     ),
@@ -29,13 +35,18 @@ def test_rotary_angles_at_positions_are_rows_of_megatrons_table(kind):
     use_cpu_where_cuda_is_absent()
     rotary = ROTARY[kind]()
     positions = torch.tensor([0, 5, 3, 2999, 1])
-    ours = RotaryAtPositions(rotary)
+    model = SimpleNamespace(
+        rotary_pos_emb=rotary, config=TransformerConfig(num_layers=1, hidden_size=16, num_attention_heads=1)
+    )
+    rotate_at_positions(model)
+    ours = model.rotary_pos_emb
     length = ours.get_rotary_seq_len(SimpleNamespace(position_ids=positions), None, None, None, None)
-    angles, table = ours(length, packed_seq=False, cp_group=None), rotary.get_emb(3000)
-    if isinstance(table, tuple):
-        assert angles[1] == table[1]
-        angles, table = angles[0], table[0]
-    torch.testing.assert_close(angles, table[positions], atol=1e-4, rtol=1e-6)
+    angles, of_windows = ours(length, packed_seq=False, cp_group=None)
+    assert of_windows is angles
+    table = rotary.get_emb(3000)
+    table = table[0] if isinstance(table, tuple) else table
+    found = angles_of_values(angles, rotary.rotary_interleaved)
+    torch.testing.assert_close(found, table[positions], atol=1e-4, rtol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -48,12 +59,13 @@ def test_rotation_is_megatrons_and_the_same_bits_in_pieces(
     monkeypatch.setattr(cache, "CACHE_BYTES", cache_bytes)
     use_cpu_where_cuda_is_absent()
     angles = torch.randn(5, 1, 1, rotary_size // 2)
-    angles = angles.repeat_interleave(2, -1) if interleaved else angles.repeat(1, 1, 1, 2)
     packed = torch.randn(5, 1, 6, 16).to(dtype)
     query = packed[:, :, 1:4]  # strided, as queries are
     config = SimpleNamespace(apply_rope_fusion=False, rotary_interleaved=interleaved)
-    expected = apply_rotary_pos_emb(query, angles, config, mscale=1.3, cp_group=object())
-    cos, sin = ForwardPass.rotation(SimpleNamespace(_rotation=None), angles, 1.3, dtype, interleaved)
+    expected = apply_rotary_pos_emb(
+        query, angles_of_values(angles, interleaved), config, mscale=1.3, cp_group=object()
+    )
+    cos, sin = cosines_and_sines(angles, 1.3, dtype)
     tolerance = 1e-6 if dtype == torch.float32 else 4e-2  # Megatron rounds the two products before their sum
     rotated = rotate(query, cos, sin, interleaved=interleaved)
     torch.testing.assert_close(rotated, expected, atol=tolerance, rtol=tolerance)
