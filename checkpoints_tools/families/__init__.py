@@ -1,16 +1,20 @@
 """The table of model families. A new one is an object in a file of its own, and a row here."""
 
+from checkpoints_tools.families.apertus import APERTUS
 from checkpoints_tools.families.arcee import ARCEE
 from checkpoints_tools.families.ernie4_5 import ERNIE4_5
 from checkpoints_tools.families.exaone import EXAONE
 from checkpoints_tools.families.family import Family
 from checkpoints_tools.families.gpt_oss import GPT_OSS
 from checkpoints_tools.families.helium import HELIUM
+from checkpoints_tools.families.hunyuan_v1_dense import HUNYUAN_V1_DENSE
 from checkpoints_tools.families.iquestcoder import IQUESTCODER
 from checkpoints_tools.families.llama import LLAMA
+from checkpoints_tools.families.llama4_text import LLAMA4_TEXT
 from checkpoints_tools.families.missing import MISSING
 from checkpoints_tools.families.mistral import MISTRAL
 from checkpoints_tools.families.mixtral import MIXTRAL
+from checkpoints_tools.families.nemotron import NEMOTRON
 from checkpoints_tools.families.qwen2 import QWEN2
 from checkpoints_tools.families.qwen3 import QWEN3
 from checkpoints_tools.families.qwen3_moe import QWEN3_MOE
@@ -33,6 +37,10 @@ _TABLE = (
     STARCODER2,
     ERNIE4_5,
     GPT_OSS,
+    NEMOTRON,
+    HUNYUAN_V1_DENSE,
+    APERTUS,
+    LLAMA4_TEXT,
 )
 FAMILIES: dict[str, Family] = {family.model_type: family for family in _TABLE}
 

@@ -4,16 +4,20 @@ from pathlib import Path
 
 import torch
 from transformers import (
+    ApertusConfig,
     ArceeConfig,
     AutoModelForCausalLM,
     Ernie4_5Config,
     ExaoneConfig,
     GptOssConfig,
     HeliumConfig,
+    HunYuanDenseV1Config,
     IQuestCoderConfig,
+    Llama4TextConfig,
     LlamaConfig,
     MistralConfig,
     MixtralConfig,
+    NemotronConfig,
     PreTrainedConfig,
     Qwen2Config,
     Qwen3Config,
@@ -48,7 +52,18 @@ _LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
 }
+_NTK_ALPHA = {"rope_type": "dynamic", "rope_theta": 10000.0, "alpha": 50.0, "factor": 1.0}
 _YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 32}
+_LLAMA4 = {
+    **_SIZES,
+    **_HEAD,
+    "intermediate_size_mlp": 56,
+    "no_rope_layers": [1, 0, 1],
+    "attention_chunk_size": _WINDOW,
+    "num_local_experts": 3,
+    "floor_scale": 7,
+    "attn_scale": 0.6,
+}
 
 CONFIGS: dict[str, PreTrainedConfig] = {
     "llama2": LlamaConfig(**_SIZES | {"num_key_value_heads": 4}, **_HEAD),
@@ -83,6 +98,18 @@ CONFIGS: dict[str, PreTrainedConfig] = {
     "arcee": ArceeConfig(**_SIZES, **_HEAD, rope_parameters=_YARN),
     "starcoder2": Starcoder2Config(**_SIZES, sliding_window=_WINDOW),
     "ernie4_5": Ernie4_5Config(**_SIZES, **_HEAD, use_bias=True),
+    "nemotron": NemotronConfig(**_SIZES, **_HEAD, mlp_bias=True),
+    "hunyuan_v1_dense": HunYuanDenseV1Config(**_SIZES, **_HEAD, rope_parameters=_NTK_ALPHA),
+    "apertus": ApertusConfig(
+        **_SIZES, **_HEAD, rope_parameters=_LLAMA3 | {"factor": 4.0, "original_max_position_embeddings": 64}
+    ),
+    "llama4_text_experts": Llama4TextConfig(**_LLAMA4),
+    "llama4_text": Llama4TextConfig(
+        **_LLAMA4,
+        moe_layers=[],
+        attention_bias=True,
+        rope_parameters=_LLAMA3 | {"high_freq_factor": 1.0, "original_max_position_embeddings": 64},
+    ),
     "gpt_oss": GptOssConfig(
         **_SIZES,
         **_HEAD,
