@@ -14,7 +14,7 @@ from checkpoints_tools.chunks import Chunk, chunks
 from checkpoints_tools.command_line import command_parser, run_command
 from checkpoints_tools.describe import describe
 from checkpoints_tools.families import family_named
-from checkpoints_tools.hf_checkpoint import common_dtype, open_hf_checkpoint
+from checkpoints_tools.hf_checkpoint import common_dtype, notes, open_hf_checkpoint
 from checkpoints_tools.torch_dist import MegatronWeights
 from megatron_star.model.architecture import transformer_config
 from megatron_star.model.checkpoint import DESCRIPTION_FILE, CheckpointInfo, weights_directory
@@ -25,7 +25,7 @@ _TP_SIZES = range(1, 9)
 
 def inspect(directory: Path, hf_config: Path | None = None) -> str:
     """A report of some lines on the checkpoint."""
-    info, pieces = _read(directory, hf_config)
+    info, pieces, not_as_they_are = _read(directory, hf_config)
     args = info.args
     parameters = sum(_num_real_elements(piece) for piece in pieces)
     lines = {
@@ -45,19 +45,20 @@ def inspect(directory: Path, hf_config: Path | None = None) -> str:
     report = [f"{name:<26}{value}" for name, value in lines.items()]
     report += ["", "TP  weights per rank  KV per token and rank"]
     report += [_tp_line(args, info.dtype, pieces, tp_size) for tp_size in _TP_SIZES]
+    report += ["", *(f"note: {note}" for note in not_as_they_are)] if not_as_they_are else []
     return "\n".join(report)
 
 
-def _read(directory: Path, hf_config: Path | None) -> tuple[CheckpointInfo, list[Chunk]]:
-    """What the checkpoint is, and its pieces, all of which are in it."""
+def _read(directory: Path, hf_config: Path | None) -> tuple[CheckpointInfo, list[Chunk], list[str]]:
+    """What the checkpoint is, its pieces, all of which are in it, and what is converted otherwise."""
     if (directory / "config.json").is_file() and not (directory / DESCRIPTION_FILE).is_file():
         checkpoint = open_hf_checkpoint(directory)
         dtype = common_dtype(checkpoint)
         info = CheckpointInfo(directory, checkpoint.args, checkpoint.family, dtype, directory)
-        return info, checkpoint.pieces
+        return info, checkpoint.pieces, notes(checkpoint)
     info = describe(directory, hf_config)
     weights = MegatronWeights(weights_directory(directory))
-    return info, weights.check(chunks(family_named(info.family), info.args))
+    return info, weights.check(chunks(family_named(info.family), info.args)), []
 
 
 def _num_real_elements(piece: Chunk) -> int:

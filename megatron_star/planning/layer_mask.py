@@ -125,9 +125,9 @@ def layer_masks(config: Any) -> tuple[LayerMask | None, ...]:
 
 
 def _window(config: Any) -> Window | None:
-    """Of Megatron's `window_size`: how many tokens before and after its own one sees."""
+    """Of Megatron's `window_size`: how many tokens before and after its own one sees; (-1, -1) is all."""
     window_size = getattr(config, "window_size", None)
-    if window_size is None:
+    if window_size is None or tuple(window_size) == (-1, -1):
         return None
     before, after = window_size
     if before == -1 and after in (-1, 0):

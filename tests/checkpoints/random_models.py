@@ -7,22 +7,31 @@ from transformers import (
     ApertusConfig,
     ArceeConfig,
     AutoModelForCausalLM,
+    CwmConfig,
     Ernie4_5Config,
     ExaoneConfig,
     GptOssConfig,
+    GraniteConfig,
+    GraniteMoeHybridConfig,
     HeliumConfig,
     HunYuanDenseV1Config,
+    HyperCLOVAXConfig,
+    InternLM3Config,
     IQuestCoderConfig,
+    Jais2Config,
     Llama4TextConfig,
     LlamaConfig,
+    MinistralConfig,
     MistralConfig,
     MixtralConfig,
     NemotronConfig,
+    Olmo2Config,
     PreTrainedConfig,
     Qwen2Config,
     Qwen3Config,
     Qwen3MoeConfig,
     SeedOssConfig,
+    SmolLM3Config,
     Starcoder2Config,
 )
 
@@ -65,6 +74,23 @@ _LLAMA4 = {
     "attn_scale": 0.6,
 }
 
+_WINDOW = 13  # see tests/families/cases.py
+_FULL, _SLIDING = "full_attention", "sliding_attention"
+_GRANITE = {
+    "embedding_multiplier": 2.5,
+    "attention_multiplier": 0.11,
+    "residual_multiplier": 0.6,
+    "logits_scaling": 1.7,
+}
+_GRANITE_DENSE = {
+    **_GRANITE,
+    "num_local_experts": 0,
+    "num_experts_per_tok": 0,
+    "shared_intermediate_size": 56,
+    "layer_types": [_FULL] * 2,
+    "mamba_n_heads": 2,
+}
+
 CONFIGS: dict[str, PreTrainedConfig] = {
     "llama2": LlamaConfig(**_SIZES | {"num_key_value_heads": 4}, **_HEAD),
     "llama_tied": LlamaConfig(**_SIZES | {"tie_word_embeddings": True}, **_HEAD),
@@ -76,9 +102,47 @@ CONFIGS: dict[str, PreTrainedConfig] = {
     "qwen3_yarn_attention_factor": Qwen3Config(
         **_SIZES, **_HEAD, rope_parameters=_YARN | {"attention_factor": 1.3, "truncate": False}
     ),
+    "mistral_window": MistralConfig(**_FEW, **_HEAD, sliding_window=_WINDOW),
+    "ministral": MinistralConfig(**_FEW, **_HEAD, sliding_window=_WINDOW, layer_types=[_FULL, _SLIDING]),
+    "qwen2_windows": Qwen2Config(
+        **_SIZES, use_sliding_window=True, sliding_window=_WINDOW, max_window_layers=1
+    ),
+    "qwen3_windows": Qwen3Config(
+        **_SIZES,
+        **_HEAD,
+        attention_bias=True,
+        use_sliding_window=True,
+        sliding_window=_WINDOW,
+        layer_types=[_SLIDING, _FULL, _SLIDING],
+    ),
+    "smollm3": SmolLM3Config(
+        **_SIZES | {"tie_word_embeddings": True, "num_hidden_layers": 4},
+        attention_bias=True,
+        mlp_bias=True,
+        no_rope_layers=[1, 0, 1, 0],
+        use_sliding_window=True,
+        sliding_window=_WINDOW,
+        layer_types=[_FULL, _SLIDING, _SLIDING, _FULL],
+    ),
+    "olmo2": Olmo2Config(**_FEW, attention_bias=True),
+    "granite": GraniteConfig(**_FEW, **_GRANITE, attention_bias=True, mlp_bias=True),
+    "granite4_dense": GraniteMoeHybridConfig(**_FEW, **_GRANITE_DENSE, position_embedding_type="rope"),
+    "granite4_dense_nope": GraniteMoeHybridConfig(
+        **_FEW | {"tie_word_embeddings": True}, **_GRANITE_DENSE, position_embedding_type="nope"
+    ),
+    "hyperclovax": HyperCLOVAXConfig(**_FEW, **_GRANITE),
     "exaone": ExaoneConfig(**_FEW),
+    "internlm3": InternLM3Config(**_FEW, **_HEAD, attention_bias=True, mlp_bias=True),
     "iquestcoder": IQuestCoderConfig(**_FEW, **_HEAD),
+    "cwm": CwmConfig(
+        **_FEW | {"bos_token_id": 0},
+        **_HEAD,
+        sliding_window=_WINDOW,
+        layer_types=[_FULL, _SLIDING],
+        rope_parameters=_LLAMA3,
+    ),
     "helium": HeliumConfig(**_FEW, **_HEAD | {"head_dim": 18}),
+    "jais2": Jais2Config(**_FEW),
     "mixtral": MixtralConfig(
         **_SIZES, **_HEAD, num_local_experts=4, num_experts_per_tok=2, sliding_window=None
     ),

@@ -94,6 +94,24 @@ def test_an_empty_quantization_config_says_nothing():
 
 
 REFUSED = {
+    "a hybrid of Granite 4": (
+        "granite4_dense",
+        {"layer_types": ["full_attention", "linear_attention"]},
+        "layer_types has 'linear_attention'",
+    ),
+    "experts of Granite 4": ("granite4_dense", {"num_local_experts": 4}, "num_local_experts=4"),
+    "positions of Granite 4": (
+        "granite4_dense",
+        {"position_embedding_type": "learned"},
+        "position_embedding_type='learned'",
+    ),
+    "rotated layers of another number": ("smollm3", {"no_rope_layers": [1, 0]}, "no_rope_layers=[1, 0]"),
+    "windows that some of transformers' kernels do not see": (
+        "smollm3",
+        {"use_sliding_window": False},
+        "use_sliding_window=False",
+    ),
+    "a multiplier of nothing": ("granite", {"residual_multiplier": 0.0}, "residual_multiplier=0.0"),
     "a kind of layer": (
         "qwen3",
         {"layer_types": ["full_attention", "linear_attention", "full_attention"]},
@@ -217,6 +235,11 @@ WITHOUT_EFFECT = {
     *("router_aux_loss_coef", "router_jitter_noise"),
     *("bos_token_id", "eos_token_id", "pad_token_id", "use_cache", "output_router_logits", "pretraining_tp"),
     *("max_window_layers", "use_sliding_window", "sliding_window"),  # into layer_types; else it is read
+    *("resid_pdrop", "embd_pdrop", "hidden_dropout", "no_rope_layer_interval"),
+    "original_max_position_embeddings",  # into rope_parameters
+    *("layers_block_type", "num_experts_per_tok", "time_step_limit"),  # of no layer that is supported
+    *(f"mamba_{what}" for what in ("n_heads", "n_groups", "d_state", "d_head", "d_conv", "expand")),
+    *(f"mamba_{what}" for what in ("chunk_size", "conv_bias", "proj_bias")),
 }
 
 
