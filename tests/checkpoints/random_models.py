@@ -67,7 +67,7 @@ _LLAMA4 = {
     **_SIZES,
     **_HEAD,
     "intermediate_size_mlp": 56,
-    "no_rope_layers": [1, 0, 1],
+    "no_rope_layers": [0, 1, 0],
     "attention_chunk_size": _WINDOW,
     "num_local_experts": 3,
     "floor_scale": 7,
