@@ -7,12 +7,21 @@ from transformers import (
     ApertusConfig,
     ArceeConfig,
     AutoModelForCausalLM,
+    Cohere2Config,
+    CohereConfig,
     CwmConfig,
     Ernie4_5Config,
+    Exaone4Config,
     ExaoneConfig,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GemmaConfig,
+    Glm4Config,
+    GlmConfig,
     GptOssConfig,
     GraniteConfig,
     GraniteMoeHybridConfig,
+    GraniteSWAConfig,
     HeliumConfig,
     HunYuanDenseV1Config,
     HyperCLOVAXConfig,
@@ -21,18 +30,23 @@ from transformers import (
     Jais2Config,
     Llama4TextConfig,
     LlamaConfig,
+    Ministral3Config,
     MinistralConfig,
     MistralConfig,
     MixtralConfig,
     NemotronConfig,
     Olmo2Config,
+    Olmo3Config,
+    Phi3Config,
     PreTrainedConfig,
     Qwen2Config,
     Qwen3Config,
     Qwen3MoeConfig,
     SeedOssConfig,
     SmolLM3Config,
+    StableLmConfig,
     Starcoder2Config,
+    VaultGemmaConfig,
 )
 
 VOCAB_SIZE = 259
@@ -52,7 +66,9 @@ _SIZES = {
     "pad_token_id": None,
 }
 _FEW = _SIZES | {"num_hidden_layers": 2}
+_PHI3 = {"hidden_size": 64}  # whose heads are a part of it, and whose factors fit them
 _HEAD = {"head_dim": 16}  # not hidden_size / num_attention_heads
+_DEFAULT = {"rope_type": "default", "rope_theta": 1000.0}
 _LLAMA3 = {
     "rope_type": "llama3",
     "rope_theta": 1000.0,
@@ -90,6 +106,7 @@ _GRANITE_DENSE = {
     "layer_types": [_FULL] * 2,
     "mamba_n_heads": 2,
 }
+_GEMMA = {"sliding_window": _WINDOW, "final_logit_softcapping": 11.0, "query_pre_attn_scalar": 24}
 
 CONFIGS: dict[str, PreTrainedConfig] = {
     "llama2": LlamaConfig(**_SIZES | {"num_key_value_heads": 4}, **_HEAD),
@@ -114,6 +131,46 @@ CONFIGS: dict[str, PreTrainedConfig] = {
         use_sliding_window=True,
         sliding_window=_WINDOW,
         layer_types=[_SLIDING, _FULL, _SLIDING],
+    ),
+    "ministral3": Ministral3Config(
+        **_FEW,
+        **_HEAD,
+        rope_parameters=_YARN | {"llama_4_scaling_beta": 0.7, "mscale": 1.0, "mscale_all_dim": 1.0},
+    ),
+    "phi3": Phi3Config(
+        **_FEW | _PHI3,
+        sliding_window=_WINDOW,
+        rope_parameters=_DEFAULT | {"partial_rotary_factor": 0.5},
+    ),
+    "olmo3": Olmo3Config(
+        **_SIZES,
+        sliding_window=_WINDOW,
+        layer_types=[_SLIDING, _FULL, _SLIDING],
+        rope_parameters={
+            _SLIDING: _DEFAULT,
+            _FULL: _YARN | {"attention_factor": 1.2},
+        },
+    ),
+    "granite_swa": GraniteSWAConfig(
+        **_SIZES | {"tie_word_embeddings": True},
+        **_GRANITE,
+        sliding_window=_WINDOW,
+        layer_types=[_FULL, _SLIDING, _SLIDING],
+        layer_rope_theta=[10000.0, 500.0, 0],
+    ),
+    "vaultgemma": VaultGemmaConfig(
+        **_FEW | {"tie_word_embeddings": True},
+        **_HEAD,
+        sliding_window=_WINDOW,
+        layer_types=[_FULL, _SLIDING],
+        query_pre_attn_scalar=20,
+        attn_logit_softcapping=3.0,
+        final_logit_softcapping=5.0,
+    ),
+    "gemma": GemmaConfig(**_FEW | {"tie_word_embeddings": True}, **_HEAD),
+    "cohere": CohereConfig(**_FEW | {"tie_word_embeddings": True}, logit_scale=0.4),
+    "stablelm": StableLmConfig(
+        **_FEW, use_qkv_bias=True, rope_parameters=_DEFAULT | {"partial_rotary_factor": 0.25}
     ),
     "smollm3": SmolLM3Config(
         **_SIZES | {"tie_word_embeddings": True, "num_hidden_layers": 4},
@@ -143,6 +200,34 @@ CONFIGS: dict[str, PreTrainedConfig] = {
     ),
     "helium": HeliumConfig(**_FEW, **_HEAD | {"head_dim": 18}),
     "jais2": Jais2Config(**_FEW),
+    "gemma2": Gemma2Config(
+        **_SIZES | {"tie_word_embeddings": True},
+        **_HEAD,
+        **_GEMMA,
+        layer_types=[_SLIDING, _FULL, _SLIDING],
+        attn_logit_softcapping=3.0,
+    ),
+    "gemma3_text": Gemma3TextConfig(
+        **_SIZES | {"tie_word_embeddings": True},
+        **_HEAD,
+        **_GEMMA,
+        layer_types=[_SLIDING, _FULL, _SLIDING],
+        rope_parameters={
+            _FULL: {"rope_type": "linear", "factor": 8.0, "rope_theta": 1000.0},
+            _SLIDING: {"rope_type": "default", "rope_theta": 100.0},
+        },
+    ),
+    "cohere2": Cohere2Config(
+        **_SIZES | {"tie_word_embeddings": True},
+        layer_types=[_SLIDING, _FULL, _SLIDING],
+        sliding_window=_WINDOW,
+        attention_bias=True,
+        logit_scale=0.25,
+    ),
+    "exaone4": Exaone4Config(**_SIZES, layer_types=[_SLIDING, _FULL, _SLIDING], sliding_window=_WINDOW),
+    "exaone4_without_windows": Exaone4Config(**_SIZES, layer_types=[_FULL] * 3, sliding_window=None),
+    "glm": GlmConfig(**_FEW, **_HEAD),
+    "glm4": Glm4Config(**_FEW, **_HEAD),
     "mixtral": MixtralConfig(
         **_SIZES, **_HEAD, num_local_experts=4, num_experts_per_tok=2, sliding_window=None
     ),
@@ -184,6 +269,8 @@ CONFIGS: dict[str, PreTrainedConfig] = {
         rope_parameters=_YARN | {"truncate": False},
     ),
 }
+LLAMAS = ("exaone", "internlm3", "iquestcoder")
+"""Of CONFIGS, what transformers builds as Llama: its own are a configuration, and names of tensors."""
 
 
 def random_token_ids(count: int = 45) -> list[int]:

@@ -11,8 +11,14 @@ from megatron.core.models.common.embeddings.yarn_rotary_pos_embedding import (
     _yarn_get_concentration_factor,
 )
 from megatron_ranks import logits_of
-from random_models import CONFIGS, hf_logits, random_token_ids
-from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+from random_models import CONFIGS, LLAMAS, hf_logits, random_token_ids
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    LlamaForCausalLM,
+    PreTrainedConfig,
+)
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from benchmarks.random_models import save_random_model
@@ -71,6 +77,19 @@ ODD = {
     ),
     "a sliding window as long as the context": ("mistral", {"sliding_window": 512}),
     "swish is silu": ("llama_tied", {"hidden_act": "swish"}),
+    "gemma 2 has its activation under another name": ("gemma2", {"hidden_act": "gelu"}),
+    "gemma 3 in the spelling of its authors": (
+        "gemma3_text",
+        {
+            "rope_parameters": ABSENT,
+            "rope_theta": 1000.0,
+            "rope_local_base_freq": 100.0,
+            "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+            "layer_types": ABSENT,
+            "sliding_window_pattern": 2,
+            "_sliding_window_pattern": ABSENT,
+        },
+    ),
     "qwen3 without head_dim has heads of 128": ("qwen3", {"head_dim": ABSENT}),
 }
 
@@ -94,6 +113,38 @@ def test_an_empty_quantization_config_says_nothing():
 
 
 REFUSED = {
+    "several rotary bases in layers of a kind": (
+        "granite_swa",
+        {"layer_rope_theta": [10000.0, 500.0, 400.0]},
+        "layer_rope_theta=[10000.0, 500.0, 400.0]",
+    ),
+    "rotary bases for other layers": ("granite_swa", {"layer_rope_theta": [500.0]}, "layer_rope_theta"),
+    "scaling beside several rotary bases": (
+        "granite_swa",
+        {"rope_scaling": _YARN | {"rope_theta": 1e4}},
+        "rope_parameters",
+    ),
+    "dynamic scaling of Phi-3": (
+        "phi3",
+        {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}},
+        "transformers does not accept it",
+    ),
+    "queries that are not scaled": (
+        "ministral3",
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
+        "llama_4_scaling_beta",
+    ),
+    "scaling in the window layers of OLMo 3": (
+        "olmo3",
+        {
+            "rope_parameters": {
+                "sliding_attention": _YARN | {"rope_theta": 1e4},
+                "full_attention": {"rope_type": "default", "rope_theta": 1e4},
+            }
+        },
+        "sliding_attention",
+    ),
+    "norms of each head of StableLM": ("stablelm", {"qk_layernorm": True}, "qk_layernorm=True"),
     "a hybrid of Granite 4": (
         "granite4_dense",
         {"layer_types": ["full_attention", "linear_attention"]},
@@ -175,6 +226,16 @@ REFUSED = {
     "text for a size": ("llama2", {"hidden_size": "72"}, "hidden_size='72'"),
     "a base of null": ("llama2", {"rope_scaling": {"rope_theta": None}}, "rope_theta=None"),
     "layers without end": ("llama2", {"num_hidden_layers": 2**30}, "num_hidden_layers"),
+    "a model that sees what comes after": (
+        "gemma3_text",
+        {"use_bidirectional_attention": True},
+        "use_bidirectional_attention=True",
+    ),
+    "a soft cap that transformers does not use": (
+        "gemma3_text",
+        {"attn_logit_softcapping": 50.0},
+        "attn_logit_softcapping=50.0",
+    ),
 }
 
 
@@ -235,12 +296,18 @@ WITHOUT_EFFECT = {
     *("router_aux_loss_coef", "router_jitter_noise"),
     *("bos_token_id", "eos_token_id", "pad_token_id", "use_cache", "output_router_logits", "pretraining_tp"),
     *("max_window_layers", "use_sliding_window", "sliding_window"),  # into layer_types; else it is read
+    *("sliding_window_pattern", "_sliding_window_pattern"),  # the same
     *("resid_pdrop", "embd_pdrop", "hidden_dropout", "no_rope_layer_interval"),
     "original_max_position_embeddings",  # into rope_parameters
     *("layers_block_type", "num_experts_per_tok", "time_step_limit"),  # of no layer that is supported
     *(f"mamba_{what}" for what in ("n_heads", "n_groups", "d_state", "d_head", "d_conv", "expand")),
     *(f"mamba_{what}" for what in ("chunk_size", "conv_bias", "proj_bias")),
 }
+
+
+@pytest.mark.parametrize("name", LLAMAS)
+def test_what_is_not_run_since_it_is_llama_is_llama(name):
+    assert MODEL_FOR_CAUSAL_LM_MAPPING[type(CONFIGS[name])] is LlamaForCausalLM
 
 
 def test_no_family_is_both_supported_and_refused():
