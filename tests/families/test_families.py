@@ -12,8 +12,11 @@ import pytest
 import torch
 from cases import CASES, FOR_SPEED, NUM_CONTEXT, WINDOW, Case
 from dense import CHUNK, FULL, case_logits, kinds_of_layers, masked_logits
+from distributed import run_ranks
+from family_ranks import half_precision_embeddings
 from random_models import CONFIGS, LLAMAS
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from checkpoints_tools import verify
 from megatron_star.config import StarConfig
@@ -79,6 +82,15 @@ def test_verify_finds_the_tensors_and_arguments_of_transformers(converted, name)
     info = read_checkpoint_info(pair.megatron)
     assert verify.compare_arguments(pair.hf, info) == []
     assert verify.compare_tensors(pair.hf, info).size == 0
+
+
+@pytest.mark.parametrize("name", ["gemma", "gemma2", "gemma3_text"])
+def test_embeddings_in_half_precision_are_those_of_transformers(converted, name):
+    """The factor on them is rounded to their dtype first: 8.5 for 8.485."""
+    token_ids = CASES["exact"].token_ids
+    [found] = run_ranks(1, half_precision_embeddings, str(converted(name).megatron), token_ids)
+    model = AutoModelForCausalLM.from_pretrained(converted(name).hf, dtype=torch.bfloat16)
+    assert torch.equal(found, model.get_input_embeddings()(torch.tensor(token_ids)))
 
 
 @pytest.mark.parametrize("name", NAMES)
