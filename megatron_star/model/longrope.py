@@ -1,4 +1,4 @@
-"""longrope: two rotary embeddings, of which a sequence has one by its length (arXiv 2402.13753; Phi-3, Phi-4).
+"""longrope: two rotary embeddings; a sequence has one of them, by its length (arXiv 2402.13753; Phi-3, 4).
 
 A sequence of up to the original length is rotated with the short factors, a longer one with the long ones,
 all of its tokens alike. Keys that are kept stay as they were rotated. So what a sequence begins with must do
