@@ -4,6 +4,7 @@ python -m checkpoints_tools.convert_hf_to_megatron --hf DIR --output DIR [--dtyp
 """
 
 import hashlib
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from checkpoints_tools.command_line import (
     run_command,
 )
 from checkpoints_tools.describe import write_description
-from checkpoints_tools.hf_checkpoint import common_dtype, open_hf_checkpoint
+from checkpoints_tools.hf_checkpoint import common_dtype, notes, open_hf_checkpoint
 from checkpoints_tools.layouts import Heads, fuse, heads_of
 from checkpoints_tools.megatron_args import args_for_megatron
 from checkpoints_tools.output import new_directory
@@ -50,6 +51,8 @@ def convert(
     """
     source = open_hf_checkpoint(hf)
     dtype = dtype or common_dtype(source)
+    for note in notes(source):
+        print(f"note: {note}", file=sys.stderr)
     num_bytes = sum(piece.num_elements for piece in source.pieces) * dtype.itemsize
     with new_directory(output, inputs=[hf], force=force, num_bytes=num_bytes) as temporary:
         tokenizer = copy_tokenizer(hf, temporary / TOKENIZER_DIRECTORY)

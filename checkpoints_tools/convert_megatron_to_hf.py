@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from checkpoints_tools.casting import cast
 from checkpoints_tools.chunks import Chunk, HfTensor, chunks
@@ -22,7 +23,7 @@ from checkpoints_tools.command_line import (
 )
 from checkpoints_tools.describe import describe
 from checkpoints_tools.families import family_named
-from checkpoints_tools.hf_config import model_arguments, read_hf_config
+from checkpoints_tools.hf_config import model_arguments, read_hf_config, read_whole_config
 from checkpoints_tools.layouts import heads_of, split
 from checkpoints_tools.output import check_can_write, new_directory
 from checkpoints_tools.safetensors_files import write_hf_weights
@@ -95,14 +96,20 @@ def _cast(
 
 
 def _write_config(directory: Path, args: Mapping[str, Any], dtype: torch.dtype) -> None:
-    """Make config.json name the weights' dtype and whether they are tied; leave it as it is if it does."""
-    config = read_hf_config(directory)
+    """Make config.json name the weights' dtype and whether they are tied; leave it as it is if it does.
+
+    What was quantised no longer is, and what was multimodal is the language model alone.
+    """
+    whole, config = read_whole_config(directory), read_hf_config(directory)
     key = "torch_dtype" if "torch_dtype" in config else "dtype"
-    changed = config | {key: next(name for name, value in DTYPES.items() if value == dtype)}
+    changed = {name: value for name, value in config.items() if name != "quantization_config"}
+    changed |= {key: next(name for name, value in DTYPES.items() if value == dtype)}
     tied = not args["untie_embeddings_and_output_weights"]
     if model_arguments(config)["untie_embeddings_and_output_weights"] == tied:
         changed["tie_word_embeddings"] = tied
-    if changed != config:
+    if config is not whole:
+        changed["architectures"] = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config["model_type"]]]
+    if changed != whole:
         (directory / "config.json").write_text(json.dumps(changed, indent=2) + "\n")
 
 

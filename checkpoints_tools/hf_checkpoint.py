@@ -12,7 +12,9 @@ import torch
 from checkpoints_tools.chunks import Chunk, HfTensor, chunks
 from checkpoints_tools.families import family_named
 from checkpoints_tools.families.family import Family
-from checkpoints_tools.hf_config import model_arguments, read_hf_config
+from checkpoints_tools.hf_config import model_arguments, read_hf_config, read_whole_config
+from checkpoints_tools.multimodal import surroundings_of, text_config
+from checkpoints_tools.quantisation import quantisation_of
 from checkpoints_tools.safetensors_files import HfWeights
 from checkpoints_tools.safetensors_header import DTYPES_IN_FILES
 from megatron_star.checked_input import shown
@@ -47,11 +49,21 @@ def open_hf_checkpoint(directory: Path) -> HfCheckpoint:
     config = read_hf_config(directory)
     args = model_arguments(config)
     family = family_named(config["model_type"])
-    weights = HfWeights(directory)
+    weights = open_hf_weights(directory)
     if not args["untie_embeddings_and_output_weights"] and _has_an_output_layer_of_its_own(weights, family):
         args["untie_embeddings_and_output_weights"] = True
     pieces = check_names_and_shapes(weights, family, args)
     return HfCheckpoint(directory, family.model_type, args, weights, pieces)
+
+
+def open_hf_weights(directory: Path) -> HfWeights:
+    """Its tensors, as its config.json says that they are stored.
+
+    Raises:
+        ValueError, FileNotFoundError: they cannot be read.
+    """
+    config = read_whole_config(directory)
+    return HfWeights(directory, quantisation_of(text_config(config)), surroundings_of(config))
 
 
 def _has_an_output_layer_of_its_own(weights: HfWeights, family: Family) -> bool:
@@ -66,8 +78,24 @@ def _has_an_output_layer_of_its_own(weights: HfWeights, family: Family) -> bool:
     return not torch.equal(embedding, output)
 
 
+def notes(checkpoint: HfCheckpoint) -> list[str]:
+    """What of the checkpoint is not converted as it is."""
+    weights, found = checkpoint.weights, []
+    if weights.quantised:
+        described = next(iter(weights.quantised.values())).quantisation.described
+        found.append(f"{len(weights.quantised)} tensors are stored as {described}, and decoded")
+    if weights.left_out:
+        num_bytes = sum(entry.end - entry.begin for entry in weights.left_out.values())
+        modules = {name.removeprefix("model.").partition(".")[0] for name in weights.left_out}
+        found.append(
+            f"{len(weights.left_out)} tensors ({num_bytes / 1e9:.3f} GB) are no part of the language model, "
+            f"and left out: {', '.join(sorted(modules))}"
+        )
+    return found
+
+
 def check_names_and_shapes(weights: HfWeights, family: Family, args: Mapping[str, Any]) -> list[Chunk]:
-    """The tensors are those of the family, all and only, of a float type, in the shapes of config.json.
+    """The tensors are those of the family, all and only, of a known type, in the shapes of config.json.
 
     Returns the pieces, which are drawn one by one: a configuration may name more than would fit in memory.
 
@@ -96,26 +124,29 @@ def _check_tensor(weights: HfWeights, source: HfTensor) -> None:
         raise ValueError(
             f"{entry.file}: {source.name} has shape {entry.shape}, config.json says {source.shape}"
         )
-    if entry.dtype not in DTYPES_IN_FILES:
+    if entry.dtype not in DTYPES_IN_FILES and source.name not in weights.quantised:
         raise ValueError(
             f"{entry.file}: {source.name} has dtype {shown(entry.dtype)}; {', '.join(DTYPES_IN_FILES)} are "
-            "supported (a quantised checkpoint must be dequantised first)"
+            "supported, and what quantization_config of config.json explains, with its scales"
         )
 
 
 def common_dtype(checkpoint: HfCheckpoint) -> torch.dtype:
-    """The dtype that all tensors have.
+    """The dtype that all tensors have which are not quantised; bfloat16 if all are.
 
     Raises:
         ValueError: they have several.
     """
-    entries = checkpoint.weights.entries
+    weights = checkpoint.weights
     names = [source.name for piece in checkpoint.pieces for source in piece.sources]
-    common = Counter(entries[name].dtype for name in names).most_common(1)[0][0]
-    for name in names:
-        if entries[name].dtype != common:
+    dtypes = {name: weights.entries[name].dtype for name in names if name not in weights.quantised}
+    if not dtypes:
+        return torch.bfloat16
+    common = Counter(dtypes.values()).most_common(1)[0][0]
+    for name, dtype in dtypes.items():
+        if dtype != common:
             raise ValueError(
-                f"{entries[name].file}: {name} has dtype {entries[name].dtype}, most tensors {common}; "
+                f"{weights.entries[name].file}: {name} has dtype {dtype}, most tensors {common}; "
                 "choose one with --dtype (float32, bfloat16 or float16)"
             )
     return DTYPES_IN_FILES[common]

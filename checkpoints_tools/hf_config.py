@@ -13,6 +13,8 @@ from transformers import CONFIG_MAPPING
 from checkpoints_tools.families import family_named
 from checkpoints_tools.families.family import Family
 from checkpoints_tools.families.layer_kinds import layer_kind_arguments
+from checkpoints_tools.multimodal import text_config
+from checkpoints_tools.quantisation import quantisation_of
 from megatron_star.checked_input import read_json_object, shown
 from megatron_star.model.checked_values import CheckedValues
 
@@ -29,11 +31,20 @@ _SIZES = (
     "max_position_embeddings",
 )
 # What no family may have; an empty one says nothing.
-_NEVER = ("quantization_config", "per_layer_config", "transformers_weights")
+_NEVER = ("per_layer_config", "transformers_weights")
 
 
 def read_hf_config(directory: Path) -> Config:
-    """config.json of a Hugging Face directory.
+    """config.json of a Hugging Face directory; of a multimodal model the part that is of its language model.
+
+    Raises:
+        FileNotFoundError, ValueError: it is missing or cannot be read.
+    """
+    return text_config(read_whole_config(directory))
+
+
+def read_whole_config(directory: Path) -> Config:
+    """config.json of a Hugging Face directory, as it is.
 
     Raises:
         FileNotFoundError, ValueError: it is missing or not a JSON object.
@@ -51,6 +62,7 @@ def model_arguments(config: Config) -> Config:
         ValueError: the configuration uses something that the Megatron model would not compute the same way.
     """
     family = family_named(config.get("model_type"))
+    quantisation_of(config)
     values = _resolved(family, config)
     _refuse_what_differs(family, values)
     args = family.arguments(values)

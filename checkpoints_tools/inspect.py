@@ -14,7 +14,8 @@ from checkpoints_tools.chunks import Chunk, chunks
 from checkpoints_tools.command_line import command_parser, run_command
 from checkpoints_tools.describe import describe
 from checkpoints_tools.families import family_named
-from checkpoints_tools.hf_checkpoint import common_dtype, open_hf_checkpoint
+from checkpoints_tools.hf_checkpoint import common_dtype, notes, open_hf_checkpoint
+from checkpoints_tools.kinds_of_layers import kinds_of_layers, positions
 from checkpoints_tools.torch_dist import MegatronWeights
 from megatron_star.model.architecture import transformer_config
 from megatron_star.model.checkpoint import DESCRIPTION_FILE, CheckpointInfo, weights_directory
@@ -25,7 +26,7 @@ _TP_SIZES = range(1, 9)
 
 def inspect(directory: Path, hf_config: Path | None = None) -> str:
     """A report of some lines on the checkpoint."""
-    info, pieces = _read(directory, hf_config)
+    info, pieces, not_as_they_are = _read(directory, hf_config)
     args = info.args
     parameters = sum(_num_real_elements(piece) for piece in pieces)
     lines = {
@@ -33,31 +34,33 @@ def inspect(directory: Path, hf_config: Path | None = None) -> str:
         "dtype": str(info.dtype).removeprefix("torch."),
         "parameters": f"{parameters:,}",
         "layers": args["num_layers"],
+        **kinds_of_layers(args, info.dtype.itemsize),
         "hidden, feed-forward size": f"{args['hidden_size']}, {args['ffn_hidden_size']}{_experts(args)}",
         "heads": f"{args['num_attention_heads']} query, {args['num_query_groups']} key-value, "
         f"of {args['kv_channels']}",
         "vocabulary": f"{args['vocab_size']:,} (padded to {args['padded_vocab_size']:,}), "
         f"{'untied' if args['untie_embeddings_and_output_weights'] else 'tied'} output layer",
-        "positions": f"{_rotary(args)}, up to {args['max_position_embeddings']:,} tokens",
-        "KV cache": f"{_kv_bytes_per_token(args, info.dtype, tp_size=1):,} bytes per token",
+        "positions": f"{positions(args)}, up to {args['max_position_embeddings']:,} tokens",
+        "KV cache": _kv(args, info.dtype, tp_size=1),
         "Star Attention": "star, exact and neighbor blocks; shared contexts; CP x TP",
     }
     report = [f"{name:<26}{value}" for name, value in lines.items()]
-    report += ["", "TP  weights per rank  KV per token and rank"]
+    report += ["", "TP  weights per rank  KV of a rank"]
     report += [_tp_line(args, info.dtype, pieces, tp_size) for tp_size in _TP_SIZES]
+    report += ["", *(f"note: {note}" for note in not_as_they_are)] if not_as_they_are else []
     return "\n".join(report)
 
 
-def _read(directory: Path, hf_config: Path | None) -> tuple[CheckpointInfo, list[Chunk]]:
-    """What the checkpoint is, and its pieces, all of which are in it."""
+def _read(directory: Path, hf_config: Path | None) -> tuple[CheckpointInfo, list[Chunk], list[str]]:
+    """What the checkpoint is, its pieces, all of which are in it, and what is converted otherwise."""
     if (directory / "config.json").is_file() and not (directory / DESCRIPTION_FILE).is_file():
         checkpoint = open_hf_checkpoint(directory)
         dtype = common_dtype(checkpoint)
         info = CheckpointInfo(directory, checkpoint.args, checkpoint.family, dtype, directory)
-        return info, checkpoint.pieces
+        return info, checkpoint.pieces, notes(checkpoint)
     info = describe(directory, hf_config)
     weights = MegatronWeights(weights_directory(directory))
-    return info, weights.check(chunks(family_named(info.family), info.args))
+    return info, weights.check(chunks(family_named(info.family), info.args)), []
 
 
 def _num_real_elements(piece: Chunk) -> int:
@@ -71,19 +74,12 @@ def _experts(args: Mapping[str, Any]) -> str:
     return f"; {args['num_experts']} experts of {args['moe_ffn_hidden_size']}, {chosen} per token"
 
 
-def _rotary(args: Mapping[str, Any]) -> str:
-    scaling = ""
-    if args["use_rope_scaling"]:
-        scaling = f", Llama-3 scaling by {args['rope_scaling_factor']:g}"
-    if args["position_embedding_type"] == "yarn":
-        scaling = f", YaRN scaling by {args['rotary_scaling_factor']:g}"
-    return f"rotary, base {args['rotary_base']:,}{scaling}"
-
-
-def _kv_bytes_per_token(args: Mapping[str, Any], dtype: torch.dtype, *, tp_size: int) -> int:
-    shape = SimpleNamespace(**args)
-    layers = kv_layers(shape, tp_size=tp_size, bytes_per_value=dtype.itemsize)
-    return len(layers.masks) * layers.bytes_per_token
+def _kv(args: Mapping[str, Any], dtype: torch.dtype, *, tp_size: int) -> str:
+    """Of each token of a context, and what layers with a mask of their own keep of its end at most."""
+    layers = kv_layers(SimpleNamespace(**args), tp_size=tp_size, bytes_per_value=dtype.itemsize)
+    of_all = layers.num_bytes(lambda mask: 0 if mask else 1)
+    of_end = layers.num_bytes(lambda mask: mask.size - 1 if mask else 0)
+    return f"{of_all:,} bytes per token" + (f", and at most {of_end:,} more in all" if of_end else "")
 
 
 def weight_bytes_per_rank(pieces: list[Chunk], dtype: torch.dtype, *, tp_size: int) -> int:
@@ -96,8 +92,7 @@ def _tp_line(args: Mapping[str, Any], dtype: torch.dtype, pieces: list[Chunk], t
     if problem := _why_not(args, dtype, tp_size):
         return f"{tp_size:<4}no: {problem}"
     weights = weight_bytes_per_rank(pieces, dtype, tp_size=tp_size)
-    kv = _kv_bytes_per_token(args, dtype, tp_size=tp_size)
-    return f"{tp_size:<4}{weights / 1e9:>13.3f} GB  {kv:>15,} bytes"
+    return f"{tp_size:<4}{weights / 1e9:>13.3f} GB    {_kv(args, dtype, tp_size=tp_size)}"
 
 
 def _why_not(args: Mapping[str, Any], dtype: torch.dtype, tp_size: int) -> str | None:

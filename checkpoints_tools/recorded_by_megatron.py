@@ -3,6 +3,7 @@
 import argparse
 import re
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from checkpoints_tools.families import FAMILIES
 from megatron_star.checked_input import shown
 from megatron_star.model.recorded_arguments import OPTIONAL, is_every_layer, not_understood
 from megatron_star.model.stored_weights import without_torch_warnings
-from megatron_star.model.transformer_config import OWN_FIELDS
+from megatron_star.model.transformer_config import OWN_FIELDS, StarTransformerConfig
 
 _BRIDGE_FILE = "run_config.yaml"
 # Names of TransformerConfig and GPTModel, which Megatron Bridge has and newer versions of Megatron-LM.
@@ -68,12 +69,9 @@ _COMPARED = {
 }
 _YARN_SCALES = {"mscale": 1.0, "mscale_all_dim": 0.0}  # which Megatron takes where we say nothing
 _MEANT_BY_NONE = {
+    **{field.name: field.default for field in fields(StarTransformerConfig)},
     "apply_layernorm_1p": False,
-    "attention_output_gate": False,
-    "qk_l2_norm": False,
     "rotary_seq_len_interpolation_factor": 1.0,
-    "softmax_type": "vanilla",
-    **{name: own.default for name, own in OWN_FIELDS.items()},
 }
 # What programs put among the arguments that no parser declares, or that earlier versions declared.
 _DERIVED = frozenset(
@@ -127,6 +125,8 @@ def recorded_arguments(weights: Path) -> dict[str, Any]:
         raise ValueError(
             f"{weights}: its common state cannot be read ({type(error).__name__}: {error})"
         ) from error
+    if recorded.get("swiglu") is False:
+        recorded["activation"] = "relu2" if recorded.pop("squared_relu", False) else "gelu"
     _refuse(recorded, weights, _parsed_names() | _DERIVED)
     return recorded
 
@@ -190,13 +190,6 @@ def _has_effect(name: str, args: Mapping[str, Any]) -> bool:
 
 def check_agreement(directory: Path, recorded: Mapping[str, Any], model_args: Mapping[str, Any]) -> None:
     """Raises ValueError, naming it, if something was recorded that is not what `model_args` say."""
-    layers = model_args["num_layers"]
-    for name in (
-        *OPTIONAL.keys() - {"window_attn_skip_freq"},
-        *OWN_FIELDS,
-    ):  # it is part of a window's meaning
-        if name in recorded and _meaning(name, recorded, layers) != _meaning(name, model_args, layers):
-            raise _disagreement(directory, name, recorded, model_args.get(name))
     for name in _COMPARED:
         if recorded.get(name) is None or not _has_effect(name, model_args):
             continue
@@ -209,6 +202,17 @@ def check_agreement(directory: Path, recorded: Mapping[str, Any], model_args: Ma
             continue
         if found != expected and not (name == "num_experts" and not found and not expected):
             raise _disagreement(directory, name, {name: found}, expected)
+    for name in _optional_names(recorded, bool(model_args.get("num_experts"))):
+        if _meaning(name, recorded, model_args) != _meaning(name, model_args, model_args):
+            raise _disagreement(directory, name, recorded, model_args.get(name))
+
+
+def _optional_names(recorded: Mapping[str, Any], with_experts: bool) -> list[str]:
+    """Of arguments that a description may lack, those that were recorded and have an effect by themselves."""
+    names = [
+        name for name in (*OPTIONAL, *OWN_FIELDS) if name in recorded and name != "window_attn_skip_freq"
+    ]
+    return [name for name in names if with_experts or not name.startswith("moe_")]
 
 
 def _disagreement(directory: Path, name: str, recorded: Mapping[str, Any], expected: Any) -> ValueError:
@@ -216,13 +220,17 @@ def _disagreement(directory: Path, name: str, recorded: Mapping[str, Any], expec
     return ValueError(f"{directory}: {name} is {found} in the checkpoint, {shown(expected)} in --hf-config")
 
 
-def _meaning(name: str, args: Mapping[str, Any], num_layers: int) -> Any:
+def _meaning(name: str, args: Mapping[str, Any], model_args: Mapping[str, Any]) -> Any:
     """The value of an argument that may be missing, however it is written."""
-    value, layers = args.get(name), range(1, num_layers + 1)
+    value, layers = args.get(name), range(1, model_args["num_layers"] + 1)
     if name == "window_size":
         window, pattern = tuple(args.get("window_size") or (-1, -1)), args.get("window_attn_skip_freq")
         has_window = [is_layer_window_attention(window, pattern, layer) for layer in layers]
         return window != (-1, -1) and any(has_window) and (window, has_window)
     if name == "no_rope_freq" and not isinstance(value, list):
         return [int(bool(value) and layer % value == 0) for layer in layers]
+    if name == "softmax_scale":
+        return value or model_args["kv_channels"] ** -0.5
+    if name == "activation" and value == "gelu_tanh":
+        return "gelu"  # which of the two Megatron computes depends on a fusion
     return _MEANT_BY_NONE.get(name) if value is None else value

@@ -9,7 +9,16 @@ import torch
 from torch import Tensor
 
 from checkpoints_tools.chunks import HfTensor
-from checkpoints_tools.safetensors_header import DTYPES_IN_FILES, TOOL_KEY, Entry, read_header
+from checkpoints_tools.multimodal import Surroundings
+from checkpoints_tools.quantisation import Quantisation
+from checkpoints_tools.quantised_tensor import QuantisedTensor, find_quantised
+from checkpoints_tools.safetensors_header import (
+    DTYPES_IN_FILES,
+    STORED_DTYPES,
+    TOOL_KEY,
+    Entry,
+    read_header,
+)
 from megatron_star.checked_input import read_json_object, shown
 
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES_IN_FILES.items()}
@@ -23,27 +32,65 @@ _MAX_FILE_BYTES = 5_000_000_000
 class HfWeights:
     """The tensors of a Hugging Face directory, of the files that transformers reads. Opening reads headers.
 
+    Args:
+        quantisation: what config.json says of it. Quantised tensors are decoded when they are read.
+        surroundings: of a language model inside a multimodal one, whose tensors get the names of it alone.
+
+    Attributes:
+        taken: stored tensors that others are made of.
+        quantised: by the names of what they are decoded to.
+        left_out: what is no part of the language model.
+
     Raises:
         FileNotFoundError: no safetensors, or a file that the index lists is missing.
         ValueError: a file is truncated or not safetensors, or a tensor is in two files.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        quantisation: Quantisation | None = None,
+        surroundings: Surroundings | None = None,
+    ) -> None:
         self.directory = directory
         self.entries: dict[str, Entry] = {}
         self.taken: set[str] = set()
+        self.quantised: dict[str, QuantisedTensor] = {}
+        self.left_out: dict[str, Entry] = {}
+        self._quantisation = quantisation
+        self._surroundings = surroundings
         for file in _weight_files(directory):
-            entries = read_header(file)
+            entries = self._of_language_model(read_header(file))
             if twice := self.entries.keys() & entries.keys():
                 raise ValueError(f"{file}: {min(twice)} is in {self.entries[min(twice)].file} as well")
             self.entries |= entries
+
+    def _of_language_model(self, entries: dict[str, Entry]) -> dict[str, Entry]:
+        if self._surroundings is None:
+            return entries
+        found = {}
+        for name, entry in entries.items():
+            alone = self._surroundings.name_alone(name)
+            if alone is None:
+                self.left_out[name] = entry
+            elif alone in found:
+                raise ValueError(f"{entry.file}: {alone} is in it twice, under {name} and another name")
+            else:
+                found[alone] = entry
+        return found
 
     def take(self, tensor: HfTensor) -> Entry | None:
         """Where the tensor lies, under its own name from now on; None if it is not there.
 
         Raises:
-            ValueError: it is a piece of another, whose shape is not what it must be.
+            ValueError: it is a piece of another that has not the right shape, or its scales do not fit.
         """
+        if self._quantisation and (found := find_quantised(self.entries, tensor.name, self._quantisation)):
+            self.quantised[tensor.name] = found
+            self.taken |= found.names
+            self.entries[tensor.name] = found.values._replace(
+                dtype=self._quantisation.format, shape=found.shape
+            )
         slab = tensor.elsewhere
         if tensor.name not in self.entries and slab and slab.name in self.entries:
             whole = self.entries[slab.name]
@@ -61,12 +108,17 @@ class HfWeights:
 
     def read(self, name: str) -> Tensor:
         """The tensor, in memory of its own."""
-        entry = self.entries[name]
-        data = torch.empty(entry.end - entry.begin, dtype=torch.uint8)
-        with entry.file.open("rb", buffering=0) as file:
-            file.seek(entry.begin)
-            _read_into(file, memoryview(data.numpy()), entry.file)
-        return data.view(DTYPES_IN_FILES[entry.dtype]).view(entry.shape)
+        if name in self.quantised:
+            return self.quantised[name].decode(_read)
+        return _read(self.entries[name])
+
+
+def _read(entry: Entry) -> Tensor:
+    data = torch.empty(entry.end - entry.begin, dtype=torch.uint8)
+    with entry.file.open("rb", buffering=0) as file:
+        file.seek(entry.begin)
+        _read_into(file, memoryview(data.numpy()), entry.file)
+    return data.view(STORED_DTYPES[entry.dtype]).view(entry.shape)
 
 
 def _read_into(file: object, buffer: memoryview, path: Path) -> None:

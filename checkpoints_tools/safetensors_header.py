@@ -15,6 +15,13 @@ from checkpoints_tools.chunks import Shape
 from megatron_star.checked_input import shown
 
 DTYPES_IN_FILES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+# Of quantised tensors and their scales, which are decoded when they are read.
+STORED_DTYPES = {
+    **DTYPES_IN_FILES,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E8M0": torch.float8_e8m0fnu,
+    "U8": torch.uint8,
+}
 TOOL_KEY = "written_by"  # in the metadata of files that we write
 _LARGEST_HEADER = 100_000_000  # bytes, as the format says
 _MOST_AXES = 16
@@ -82,7 +89,7 @@ def _entry(path: Path, name: str, value: Any, start: int) -> Entry:
     if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise wrong(f"the data_offsets {shown(offsets)}")
     num_bytes = offsets[1] - offsets[0]
-    if dtype in DTYPES_IN_FILES and prod(shape) * DTYPES_IN_FILES[dtype].itemsize != num_bytes:
+    if dtype in STORED_DTYPES and prod(shape) * STORED_DTYPES[dtype].itemsize != num_bytes:
         raise wrong(f"{num_bytes:,} bytes for {dtype} of shape {shown(tuple(shape))}")
     return Entry(path, dtype, tuple(shape), start + offsets[0], start + offsets[1])
 

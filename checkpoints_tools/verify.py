@@ -11,14 +11,22 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedModel,
+)
 
 from checkpoints_tools.command_line import EXIT_MISMATCH, command_parser, progress_bar, run_command
 from checkpoints_tools.convert_megatron_to_hf import hf_tensors
 from checkpoints_tools.describe import describe, stored_dtype
 from checkpoints_tools.families import family_named
-from checkpoints_tools.hf_checkpoint import check_names_and_shapes, open_hf_checkpoint
-from checkpoints_tools.safetensors_files import HfWeights
+from checkpoints_tools.hf_checkpoint import check_names_and_shapes, open_hf_checkpoint, open_hf_weights
+from checkpoints_tools.hf_config import read_hf_config
+from checkpoints_tools.quantisation import quantisation_of
 from checkpoints_tools.torch_dist import MegatronWeights
 from checkpoints_tools.whole_sequence import megatron_logits
 from megatron_star.model.checkpoint import CheckpointInfo, weights_directory
@@ -46,7 +54,7 @@ def compare_tensors(hf: Path, info: CheckpointInfo) -> Difference:
     Raises:
         ValueError: names, shapes or dtypes are not those of the table.
     """
-    source, weights = HfWeights(hf), MegatronWeights(weights_directory(info.directory))
+    source, weights = open_hf_weights(hf), MegatronWeights(weights_directory(info.directory))
     pieces = weights.check(check_names_and_shapes(source, family_named(info.family), info.args))
     dtype = stored_dtype(weights, pieces)
     if dtype != info.dtype:
@@ -118,14 +126,40 @@ def _token_ids(info: CheckpointInfo) -> list[int]:
 def _hf_logits(hf: Path, token_ids: list[int], dtype: torch.dtype) -> Tensor:
     """[tokens, vocabulary], float32."""
     try:
-        config = AutoConfig.from_pretrained(hf, trust_remote_code=False)
-        if not getattr(config, "quantization_config", True):
-            del config.quantization_config  # an empty one, of which transformers asks the method
-        model = AutoModelForCausalLM.from_pretrained(hf, config=config, dtype=dtype, trust_remote_code=False)
+        model = _hf_model(hf, dtype)
     except Exception as error:  # whatever transformers makes of this checkpoint is about it
         raise ValueError(f"{hf}: transformers cannot load it ({type(error).__name__}: {error})") from error
     with torch.inference_mode():
         return model.float().eval()(torch.tensor([token_ids])).logits[0]
+
+
+def _hf_model(hf: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """transformers' model; quantised weights are decoded to `dtype`, by transformers where it can."""
+    config = AutoConfig.from_pretrained(hf, trust_remote_code=False)
+    quantisation = quantisation_of(read_hf_config(hf))
+    model_class = AutoModelForImageTextToText if hasattr(config, "text_config") else AutoModelForCausalLM
+    if quantisation and not quantisation.by_transformers:
+        print(f"note: transformers does not decode {quantisation.described} here; its model has our weights")
+        return _hf_model_of_decoded(hf, dtype)
+    if quantisation:
+        config.quantization_config["dequantize"] = True
+    elif hasattr(config, "quantization_config"):
+        del config.quantization_config  # an empty one, of which transformers asks the method
+    return model_class.from_pretrained(hf, config=config, dtype=dtype, trust_remote_code=False)
+
+
+def _hf_model_of_decoded(hf: Path, dtype: torch.dtype) -> PreTrainedModel:
+    checkpoint = open_hf_checkpoint(hf)
+    names = {source.name for piece in checkpoint.pieces for source in piece.sources}
+    weights = {name: checkpoint.weights.read(name).to(dtype) for name in names}
+    described = {name: value for name, value in read_hf_config(hf).items() if name != "quantization_config"}
+    config = CONFIG_MAPPING[checkpoint.family].from_dict(described)
+    model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    model, found = model_class.from_pretrained(
+        None, config=config, state_dict=weights, dtype=dtype, output_loading_info=True
+    )
+    assert not any(found.values()), found
+    return model
 
 
 def tolerance(logits: Tensor) -> float:

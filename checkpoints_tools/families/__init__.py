@@ -1,20 +1,35 @@
 """The table of model families. A new one is an object in a file of its own, and a row here."""
 
 from checkpoints_tools.families.arcee import ARCEE
+from checkpoints_tools.families.cohere2 import COHERE2
+from checkpoints_tools.families.cwm import CWM
 from checkpoints_tools.families.ernie4_5 import ERNIE4_5
 from checkpoints_tools.families.exaone import EXAONE
+from checkpoints_tools.families.exaone4 import EXAONE4
 from checkpoints_tools.families.family import Family
+from checkpoints_tools.families.gemma2 import GEMMA2
+from checkpoints_tools.families.gemma3_text import GEMMA3_TEXT
+from checkpoints_tools.families.glm import GLM
+from checkpoints_tools.families.glm4 import GLM4
 from checkpoints_tools.families.gpt_oss import GPT_OSS
+from checkpoints_tools.families.granite import GRANITE
+from checkpoints_tools.families.granitemoehybrid import GRANITEMOEHYBRID
 from checkpoints_tools.families.helium import HELIUM
+from checkpoints_tools.families.hyperclovax import HYPERCLOVAX
+from checkpoints_tools.families.internlm3 import INTERNLM3
 from checkpoints_tools.families.iquestcoder import IQUESTCODER
+from checkpoints_tools.families.jais2 import JAIS2
 from checkpoints_tools.families.llama import LLAMA
+from checkpoints_tools.families.ministral import MINISTRAL
 from checkpoints_tools.families.missing import MISSING
 from checkpoints_tools.families.mistral import MISTRAL
 from checkpoints_tools.families.mixtral import MIXTRAL
+from checkpoints_tools.families.olmo2 import OLMO2
 from checkpoints_tools.families.qwen2 import QWEN2
 from checkpoints_tools.families.qwen3 import QWEN3
 from checkpoints_tools.families.qwen3_moe import QWEN3_MOE
 from checkpoints_tools.families.seed_oss import SEED_OSS
+from checkpoints_tools.families.smollm3 import SMOLLM3
 from checkpoints_tools.families.starcoder2 import STARCODER2
 from megatron_star.checked_input import shown
 
@@ -23,9 +38,24 @@ _TABLE = (
     MISTRAL,
     QWEN2,
     QWEN3,
+    MINISTRAL,
+    SMOLLM3,
+    OLMO2,
+    GRANITE,
+    GRANITEMOEHYBRID,
+    HYPERCLOVAX,
     EXAONE,
+    INTERNLM3,
     IQUESTCODER,
+    CWM,
     HELIUM,
+    JAIS2,
+    GEMMA2,
+    GEMMA3_TEXT,
+    COHERE2,
+    EXAONE4,
+    GLM,
+    GLM4,
     MIXTRAL,
     QWEN3_MOE,
     SEED_OSS,
@@ -42,7 +72,7 @@ def family_named(model_type: object) -> Family:
     if isinstance(model_type, str) and model_type in FAMILIES:
         return FAMILIES[model_type]
     missing = MISSING.get(model_type) if isinstance(model_type, str) else None
-    reason = f" ({missing} is missing)" if missing else ""
+    reason = f" (missing here: {missing})" if missing else ""
     raise ValueError(
         f"model_type {shown(model_type)} is not supported{reason}; supported: {', '.join(FAMILIES)}"
     )

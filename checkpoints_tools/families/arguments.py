@@ -97,6 +97,11 @@ def bias_arguments(*, query_key_value: bool, output: bool, mlp: bool) -> dict[st
     return {"add_qkv_bias": query_key_value} | {name: True for name, has_it in ours.items() if has_it}
 
 
+def optional_numbers(values: CheckedValues, **keys: str) -> dict[str, float]:
+    """By argument, the number in its key of config.json; without those where null means none."""
+    return {name: values.number(key) for name, key in keys.items() if values.any(key, None) is not None}
+
+
 def biases_by_keys(values: CheckedValues) -> dict[str, Any]:
     """Where `attention_bias` is of queries, keys, values and the output, and `mlp_bias` of the whole MLP."""
     of_attention = bool(values.boolean("attention_bias", None))

@@ -2,14 +2,13 @@
 
 from typing import Any
 
-from checkpoints_tools.families.arguments import bias_arguments, decoder_arguments
+from checkpoints_tools.families.arguments import biases_by_keys, decoder_arguments
 from checkpoints_tools.families.family import IN_SOME_LAYERS, Family, neutral_but
 from megatron_star.model.checked_values import CheckedValues
 
 
 def _arguments(values: CheckedValues) -> dict[str, Any]:
-    biases = bias_arguments(query_key_value=False, output=False, mlp=values.boolean("mlp_bias"))
-    return decoder_arguments(values) | biases
+    return decoder_arguments(values) | biases_by_keys(values)
 
 
 CWM = Family("cwm", arguments=_arguments, neutral=neutral_but("mlp_bias"), windows=IN_SOME_LAYERS)

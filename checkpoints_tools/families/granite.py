@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from checkpoints_tools.families.arguments import bias_arguments, decoder_arguments
+from checkpoints_tools.families.arguments import biases_by_keys, decoder_arguments
 from checkpoints_tools.families.family import Family, neutral_but
 from megatron_star.model.checked_values import CheckedValues
 
@@ -19,9 +19,7 @@ def multipliers(values: CheckedValues) -> dict[str, Any]:
 
 def granite_arguments(values: CheckedValues) -> dict[str, Any]:
     """Also of what was made of Granite 3."""
-    of_attention = values.boolean("attention_bias")
-    biases = bias_arguments(query_key_value=of_attention, output=of_attention, mlp=values.boolean("mlp_bias"))
-    return decoder_arguments(values) | biases | multipliers(values)
+    return decoder_arguments(values) | biases_by_keys(values) | multipliers(values)
 
 
 GRANITE = Family("granite", arguments=granite_arguments, neutral=neutral_but("attention_bias", "mlp_bias"))

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from checkpoints_tools.families.arguments import bias_arguments, decoder_arguments
+from checkpoints_tools.families.arguments import biases_by_keys, decoder_arguments
 from checkpoints_tools.families.family import Family, neutral_but
 from checkpoints_tools.families.granite import multipliers
 from checkpoints_tools.families.weights import attention, gated_mlp, norms
@@ -14,19 +14,20 @@ def _arguments(values: CheckedValues) -> dict[str, Any]:
     for kind in values.any("layer_types"):
         if kind != "full_attention":
             raise ValueError(f"config.json: layer_types has {shown(kind)}: only attention is supported")
-    has_biases = values.boolean("attention_bias")
     return {
         **decoder_arguments(values),
-        **bias_arguments(query_key_value=has_biases, output=has_biases, mlp=False),
+        **biases_by_keys(values),
         **multipliers(values),
         "ffn_hidden_size": values.integer("shared_intermediate_size"),
-        **_positions(values),
+        **_unrotated_layers(values),
     }
 
 
-def _positions(values: CheckedValues) -> dict[str, Any]:
-    kind = values.one_of("position_embedding_type", ("rope", "nope", None))
-    return {} if kind == "rope" else {"position_embedding_type": "none"}
+def _unrotated_layers(values: CheckedValues) -> dict[str, Any]:
+    """All of them, or none."""
+    if values.one_of("position_embedding_type", ("rope", "nope", None)) == "rope":
+        return {}
+    return {"no_rope_freq": [1] * values.integer("num_hidden_layers")}
 
 
 GRANITEMOEHYBRID = Family(

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from checkpoints_tools.families.arguments import bias_arguments, decoder_arguments
+from checkpoints_tools.families.arguments import biases_by_keys, decoder_arguments
 from checkpoints_tools.families.family import Family, neutral_but
 from checkpoints_tools.families.weights import attention, gated_mlp, norms
 from megatron_star.model.checked_values import CheckedValues
@@ -10,10 +10,9 @@ from megatron_star.model.checked_values import CheckedValues
 
 def olmo_arguments(values: CheckedValues) -> dict[str, Any]:
     """Also of OLMo 3, whose windows and rotary embeddings are elsewhere."""
-    has_biases = values.boolean("attention_bias")
     return {
         **decoder_arguments(values),
-        **bias_arguments(query_key_value=has_biases, output=has_biases, mlp=False),
+        **biases_by_keys(values),
         "norm_placement": "after",
         "qk_layernorm": True,
         "qk_layernorm_span": "all_heads",

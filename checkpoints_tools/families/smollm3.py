@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from checkpoints_tools.families.arguments import bias_arguments, decoder_arguments
+from checkpoints_tools.families.arguments import biases_by_keys, decoder_arguments
 from checkpoints_tools.families.family import IN_SOME_LAYERS, Family, neutral_but
+from checkpoints_tools.families.layer_kinds import unrotated_layers
 from megatron_star.model.checked_values import CheckedValues
 
 
@@ -11,15 +12,7 @@ def _arguments(values: CheckedValues) -> dict[str, Any]:
     if "sliding_attention" in values.any("layer_types") and not values.boolean("use_sliding_window"):
         # transformers' masks have a window then, but not what it tells FlashAttention.
         raise values.wrong("use_sliding_window", "true, where layer_types has 'sliding_attention'")
-    of_attention = values.boolean("attention_bias")
-    biases = bias_arguments(query_key_value=of_attention, output=of_attention, mlp=values.boolean("mlp_bias"))
-    return decoder_arguments(values) | biases | _unrotated_layers(values)
-
-
-def _unrotated_layers(values: CheckedValues) -> dict[str, Any]:
-    """Of transformers 1 means that a layer is rotated, of Megatron that it is not."""
-    rotated = values.flags("no_rope_layers", values.integer("num_hidden_layers"))
-    return {} if all(rotated) else {"no_rope_freq": [1 - has_rope for has_rope in rotated]}
+    return decoder_arguments(values) | biases_by_keys(values) | unrotated_layers(values)
 
 
 SMOLLM3 = Family(

@@ -8,7 +8,7 @@ from megatron_star.model.checked_values import CheckedValues
 
 
 def _arguments(values: CheckedValues) -> dict[str, Any]:
-    return decoder_arguments(values, norm_epsilon="layer_norm_eps") | {
+    return decoder_arguments(values, norm_epsilon="layer_norm_eps", reads_partial=True) | {
         "normalization": "LayerNorm",
         "add_qkv_bias": values.boolean("use_qkv_bias"),
         "parallel_mlp": values.boolean("use_parallel_residual"),

@@ -50,7 +50,7 @@ class RecentTail:
             self._begin_buffer([seen.cut(kept_from, self.end)] if kept_from < self.end else [], like=new)
             return seen
         if self._buffer is None or self.end - self._first == self._buffer[0].size(0):
-            self._begin_buffer(self._stored(first_seen), like=new)
+            self._begin_buffer(self._stored(first_seen), like=new, num_new=1)
         row = self.end - self._first
         self._buffer[0][row], self._buffer[1][row] = key[0], value[0]
         self.end = new.end
@@ -64,9 +64,11 @@ class RecentTail:
             KvPiece(self._first, self._first + self._buffer[0].size(0), *self._buffer).cut(first, self.end)
         ]
 
-    def _begin_buffer(self, kept: list[KvPiece], like: KvPiece) -> None:
+    def _begin_buffer(self, kept: list[KvPiece], like: KvPiece, num_new: int = 0) -> None:
+        """With what is kept, and room for so many new tokens or more."""
         num_kept = sum(piece.end - piece.start for piece in kept)
-        keys, values = (empty_kv(recent_tail_capacity(num_kept), tensor) for tensor in like[2:])
+        capacity = recent_tail_capacity(num_kept + num_new, self.mask)
+        keys, values = (empty_kv(capacity, tensor) for tensor in like[2:])
         for piece in kept:
             keys[:num_kept], values[:num_kept] = piece.key, piece.value
         self._first, self._buffer = self.end - num_kept, (keys, values)

@@ -92,7 +92,7 @@ def _stored_key(key: str, stored: Mapping[str, ShardedTensor]) -> str:
 
     Its TransformerEngine specification, which checkpoints are made with, does not.
     """
-    with_experts = key.replace("mlp.linear_fc1.layer_norm_weight", "pre_mlp_layernorm.weight")
+    with_experts = key.replace("mlp.linear_fc1.layer_norm_", "pre_mlp_layernorm.")
     return key if key in stored else with_experts
 
 

@@ -6,15 +6,20 @@ Megatron's inference would do, and ours does not; and what makes a token's resul
 are in the same forward pass, since segments, waves and batches decide that.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields
+from typing import Any
 
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear
 from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.moe.moe_layer import MoELayer
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_star.model.attention import StarCoreAttention, StarSelfAttention
+from megatron_star.model.norms import AllHeadsRMSNorm, RMSNormAfterRotation
+from megatron_star.model.residual import ParallelLayer, ResidualSum
+from megatron_star.model.transformer_config import OWN_FIELDS, own_field
 
 PARALLELISM = (
     "context_parallel_size",
@@ -52,6 +57,20 @@ DEPENDS_ON_OTHER_TOKENS = (
 )
 REFUSED = (*PARALLELISM, *CORE_ATTENTION, *OTHER_LAYERS, *INFERENCE, *DEPENDS_ON_OTHER_TOKENS)
 """Fields of Megatron's `TransformerConfig` that must have the value that they have by default."""
+
+_MODULES_OF: dict[str, Callable[[Any], bool]] = {
+    "norm_placement": lambda layer: isinstance(layer.mlp_bda, ResidualSum),
+    "residual_multiplier": lambda layer: isinstance(layer.mlp_bda, ResidualSum),
+    "norm_bias": lambda layer: getattr(layer.input_layernorm, "bias", None) is None,
+    "parallel_mlp": lambda layer: isinstance(layer, ParallelLayer),
+    "qk_layernorm_span": lambda layer: isinstance(layer.self_attention.q_layernorm, AllHeadsRMSNorm),
+    "qk_layernorm_after_rotation": lambda layer: isinstance(
+        layer.self_attention.q_layernorm, RMSNormAfterRotation
+    ),
+    "add_proj_bias": lambda layer: layer.self_attention.linear_proj.bias is not None,
+    "add_mlp_bias": lambda layer: isinstance(layer.mlp, MoELayer) or layer.mlp.linear_fc1.bias is not None,
+}
+"""Our fields that modules of a layer compute, and how to see that a layer has them."""
 
 POSITION_EMBEDDINGS = ("rope", "yarn", "learned_absolute", "none")
 
@@ -107,6 +126,10 @@ def _obstacles(model: GPTModel) -> Iterator[str]:
         yield f"position_embedding_type={model.position_embedding_type!r}"
     if type(model.output_layer) is not ColumnParallelLinear:
         yield f"an output layer of {type(model.output_layer).__name__}"
+    for name, is_built in _MODULES_OF.items():
+        value = own_field(model.config, name)
+        if value != OWN_FIELDS[name].default and not all(map(is_built, model.decoder.layers)):
+            yield f"{name}={value!r} without our modules: build the model with its layer_spec"
     for layer in model.decoder.layers:
         if not hasattr(layer, "self_attention"):
             yield f"layers of {type(layer).__name__}"

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 import torch.nn.functional as F
-from megatron.core.activations import quick_gelu, squared_relu
+from megatron.core.activations import quick_gelu
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
@@ -19,6 +19,11 @@ from megatron_star.model.checked_values import CheckedValues
 
 Check = Callable[[CheckedValues, str], object]
 """Looks at the value of a name; raises ValueError."""
+
+
+def _squared_relu(values: Tensor) -> Tensor:
+    """Megatron's is compiled by itself, so that a layer that calls it cannot be."""
+    return F.relu(values).square()
 
 
 def _learned(_: Tensor) -> Tensor:
@@ -29,7 +34,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "gelu": F.gelu,
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
-    "relu2": squared_relu,
+    "relu2": _squared_relu,
     "quick_gelu": quick_gelu,
     "xielu": _learned,
 }

@@ -18,12 +18,15 @@ def tail_capacity(num_tokens: int) -> int:
     return -(-num_tokens // TAIL_CHUNK_TOKENS) * TAIL_CHUNK_TOKENS
 
 
-def recent_tail_capacity(num_kept: int) -> int:
-    """Tokens that a layer with a mask of its own takes memory for, when it keeps so many of a tail.
+def recent_tail_capacity(num_tokens: int, mask: LayerMask) -> int:
+    """The same in a layer with a mask of its own, which keeps only what later tokens can see.
 
-    It has room for about as many again, at most a chunk: so what is kept is moved seldom.
+    As long as that is all, the tail grows as any other. Then there is room for a chunk more, so that what is
+    kept is moved seldom.
     """
-    return tail_capacity(num_kept + min(num_kept, TAIL_CHUNK_TOKENS) + 1)
+    if num_tokens < mask.size:
+        return tail_capacity(num_tokens)
+    return tail_capacity(mask.size - 1 + TAIL_CHUNK_TOKENS)
 
 
 def spare_capacity(num_tokens: int) -> int:
@@ -71,17 +74,24 @@ class KvLayers:
         Args:
             spare: with the capacity that is left for a tail.
         """
-        tokens = {mask: _most_held(plan, mask) for mask in self.num_layers}
-        if spare and None in tokens:
-            tokens[None] = [n + spare_capacity(n) for n in tokens[None]]
-        return [self.num_bytes(lambda mask, rank=rank: tokens[mask][rank]) for rank in range(plan.cp_size)]
+        full = [n + spare * spare_capacity(n) for n in plan.owned_tokens]
+        recent = [self._recent_tokens(plan, wave[-1].end) for wave in plan.waves]
+        most = [max((held[rank] for held in recent), default=0) for rank in range(plan.cp_size)]
+        of_a_layer = self.bytes_per_token
+        return [of_a_layer * (self.num_layers[None] * f + m) for f, m in zip(full, most, strict=True)]
+
+    def _recent_tokens(self, plan: ContextPlan, end: int) -> Counter[int]:
+        """`recent_tokens` of all layers with a mask of their own together."""
+        held: Counter[int] = Counter()
+        for mask, count in self.num_layers.items():
+            if mask:
+                held.update({rank: count * n for rank, n in recent_tokens(plan, mask, end).items()})
+        return held
 
     def of_tail(self, num_tokens: int) -> int:
         """A tail that may become so long, on its rank."""
         return self.num_bytes(
-            lambda mask: (
-                recent_tail_capacity(mask.most_kept(num_tokens)) if mask else tail_capacity(num_tokens)
-            )
+            lambda mask: recent_tail_capacity(num_tokens, mask) if mask else tail_capacity(num_tokens)
         )
 
     def of_tokens(self, num_tokens: int, num_ranks: int = 1) -> int:
@@ -92,11 +102,3 @@ class KvLayers:
         return self.num_bytes(
             lambda mask: mask.most_kept(num_tokens) if mask else -(-num_tokens // num_ranks)
         )
-
-
-def _most_held(plan: ContextPlan, mask: LayerMask | None) -> list[int]:
-    """Tokens of which each rank holds the KV, after the wave with which it holds most."""
-    if mask is None:
-        return list(plan.owned_tokens)
-    waves = [recent_tokens(plan, mask, wave[-1].end) for wave in plan.waves]
-    return [max((held[rank] for held in waves), default=0) for rank in range(plan.cp_size)]

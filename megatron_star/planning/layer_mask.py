@@ -125,13 +125,13 @@ def layer_masks(config: Any) -> tuple[LayerMask | None, ...]:
 
 
 def _window(config: Any) -> Window | None:
-    """Of Megatron's `window_size`: how many tokens before and after its own one sees."""
+    """Of Megatron's `window_size`: how many tokens before and after its own one sees; -1 is all."""
     window_size = getattr(config, "window_size", None)
     if window_size is None:
         return None
     before, after = window_size
     if before == -1 and after in (-1, 0):
-        return None  # Megatron's way of saying so
+        return None
     if before < 0 or after != 0:
         raise ValueError(f"window_size is {[before, after]}: it must be some tokens before and 0 after")
     return Window(before + 1)

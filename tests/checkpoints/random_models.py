@@ -6,19 +6,34 @@ import torch
 from transformers import (
     ArceeConfig,
     AutoModelForCausalLM,
+    Cohere2Config,
+    CwmConfig,
     Ernie4_5Config,
+    Exaone4Config,
     ExaoneConfig,
+    Gemma2Config,
+    Gemma3TextConfig,
+    Glm4Config,
+    GlmConfig,
     GptOssConfig,
+    GraniteConfig,
+    GraniteMoeHybridConfig,
     HeliumConfig,
+    HyperCLOVAXConfig,
+    InternLM3Config,
     IQuestCoderConfig,
+    Jais2Config,
     LlamaConfig,
+    MinistralConfig,
     MistralConfig,
     MixtralConfig,
+    Olmo2Config,
     PreTrainedConfig,
     Qwen2Config,
     Qwen3Config,
     Qwen3MoeConfig,
     SeedOssConfig,
+    SmolLM3Config,
     Starcoder2Config,
 )
 
@@ -50,6 +65,24 @@ _LLAMA3 = {
 }
 _YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 32}
 
+_WINDOW = 13  # see tests/families/cases.py
+_FULL, _SLIDING = "full_attention", "sliding_attention"
+_GRANITE = {
+    "embedding_multiplier": 2.5,
+    "attention_multiplier": 0.11,
+    "residual_multiplier": 0.6,
+    "logits_scaling": 1.7,
+}
+_GRANITE_DENSE = {
+    **_GRANITE,
+    "num_local_experts": 0,
+    "num_experts_per_tok": 0,
+    "shared_intermediate_size": 56,
+    "layer_types": [_FULL] * 2,
+    "mamba_n_heads": 2,
+}
+_GEMMA = {"sliding_window": _WINDOW, "final_logit_softcapping": 11.0, "query_pre_attn_scalar": 24}
+
 CONFIGS: dict[str, PreTrainedConfig] = {
     "llama2": LlamaConfig(**_SIZES | {"num_key_value_heads": 4}, **_HEAD),
     "llama_tied": LlamaConfig(**_SIZES | {"tie_word_embeddings": True}, **_HEAD),
@@ -61,9 +94,75 @@ CONFIGS: dict[str, PreTrainedConfig] = {
     "qwen3_yarn_attention_factor": Qwen3Config(
         **_SIZES, **_HEAD, rope_parameters=_YARN | {"attention_factor": 1.3, "truncate": False}
     ),
+    "mistral_window": MistralConfig(**_FEW, **_HEAD, sliding_window=_WINDOW),
+    "ministral": MinistralConfig(**_FEW, **_HEAD, sliding_window=_WINDOW, layer_types=[_FULL, _SLIDING]),
+    "qwen2_windows": Qwen2Config(
+        **_SIZES, use_sliding_window=True, sliding_window=_WINDOW, max_window_layers=1
+    ),
+    "qwen3_windows": Qwen3Config(
+        **_SIZES,
+        **_HEAD,
+        attention_bias=True,
+        use_sliding_window=True,
+        sliding_window=_WINDOW,
+        layer_types=[_SLIDING, _FULL, _SLIDING],
+    ),
+    "smollm3": SmolLM3Config(
+        **_SIZES | {"tie_word_embeddings": True, "num_hidden_layers": 4},
+        attention_bias=True,
+        mlp_bias=True,
+        no_rope_layers=[1, 0, 1, 0],
+        use_sliding_window=True,
+        sliding_window=_WINDOW,
+        layer_types=[_FULL, _SLIDING, _SLIDING, _FULL],
+    ),
+    "olmo2": Olmo2Config(**_FEW, attention_bias=True),
+    "granite": GraniteConfig(**_FEW, **_GRANITE, attention_bias=True, mlp_bias=True),
+    "granite4_dense": GraniteMoeHybridConfig(**_FEW, **_GRANITE_DENSE, position_embedding_type="rope"),
+    "granite4_dense_nope": GraniteMoeHybridConfig(
+        **_FEW | {"tie_word_embeddings": True}, **_GRANITE_DENSE, position_embedding_type="nope"
+    ),
+    "hyperclovax": HyperCLOVAXConfig(**_FEW, **_GRANITE),
     "exaone": ExaoneConfig(**_FEW),
+    "internlm3": InternLM3Config(**_FEW, **_HEAD, attention_bias=True, mlp_bias=True),
     "iquestcoder": IQuestCoderConfig(**_FEW, **_HEAD),
+    "cwm": CwmConfig(
+        **_FEW | {"bos_token_id": 0},
+        **_HEAD,
+        sliding_window=_WINDOW,
+        layer_types=[_FULL, _SLIDING],
+        rope_parameters=_LLAMA3,
+    ),
     "helium": HeliumConfig(**_FEW, **_HEAD | {"head_dim": 18}),
+    "jais2": Jais2Config(**_FEW),
+    "gemma2": Gemma2Config(
+        **_SIZES | {"tie_word_embeddings": True},
+        **_HEAD,
+        **_GEMMA,
+        layer_types=[_SLIDING, _FULL, _SLIDING],
+        attn_logit_softcapping=3.0,
+    ),
+    "gemma3_text": Gemma3TextConfig(
+        **_SIZES | {"tie_word_embeddings": True},
+        **_HEAD,
+        **_GEMMA,
+        layer_types=[_SLIDING, _FULL, _SLIDING],
+        rope_parameters={
+            _FULL: {"rope_type": "linear", "factor": 8.0, "rope_theta": 1000.0},
+            _SLIDING: {"rope_type": "default", "rope_theta": 100.0},
+        },
+    ),
+    "cohere2": Cohere2Config(
+        **_SIZES | {"tie_word_embeddings": True},
+        layer_types=[_SLIDING, _FULL, _SLIDING],
+        sliding_window=_WINDOW,
+        attention_bias=True,
+        logit_scale=0.25,
+    ),
+    "exaone4": Exaone4Config(**_SIZES, layer_types=[_SLIDING, _FULL, _SLIDING], sliding_window=_WINDOW),
+    "exaone4_without_windows": Exaone4Config(**_SIZES, layer_types=[_FULL] * 3, sliding_window=None),
+    "glm": GlmConfig(**_FEW, **_HEAD),
+    "glm4": Glm4Config(**_FEW, **_HEAD),
     "mixtral": MixtralConfig(
         **_SIZES, **_HEAD, num_local_experts=4, num_experts_per_tok=2, sliding_window=None
     ),

@@ -71,6 +71,19 @@ ODD = {
     ),
     "a sliding window as long as the context": ("mistral", {"sliding_window": 512}),
     "swish is silu": ("llama_tied", {"hidden_act": "swish"}),
+    "gemma 2 has its activation under another name": ("gemma2", {"hidden_act": "gelu"}),
+    "gemma 3 in the spelling of its authors": (
+        "gemma3_text",
+        {
+            "rope_parameters": ABSENT,
+            "rope_theta": 1000.0,
+            "rope_local_base_freq": 100.0,
+            "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+            "layer_types": ABSENT,
+            "sliding_window_pattern": 2,
+            "_sliding_window_pattern": ABSENT,
+        },
+    ),
     "qwen3 without head_dim has heads of 128": ("qwen3", {"head_dim": ABSENT}),
 }
 
@@ -94,6 +107,24 @@ def test_an_empty_quantization_config_says_nothing():
 
 
 REFUSED = {
+    "a hybrid of Granite 4": (
+        "granite4_dense",
+        {"layer_types": ["full_attention", "linear_attention"]},
+        "layer_types has 'linear_attention'",
+    ),
+    "experts of Granite 4": ("granite4_dense", {"num_local_experts": 4}, "num_local_experts=4"),
+    "positions of Granite 4": (
+        "granite4_dense",
+        {"position_embedding_type": "learned"},
+        "position_embedding_type='learned'",
+    ),
+    "rotated layers of another number": ("smollm3", {"no_rope_layers": [1, 0]}, "no_rope_layers=[1, 0]"),
+    "windows that some of transformers' kernels do not see": (
+        "smollm3",
+        {"use_sliding_window": False},
+        "use_sliding_window=False",
+    ),
+    "a multiplier of nothing": ("granite", {"residual_multiplier": 0.0}, "residual_multiplier=0.0"),
     "a kind of layer": (
         "qwen3",
         {"layer_types": ["full_attention", "linear_attention", "full_attention"]},
@@ -145,6 +176,16 @@ REFUSED = {
     "text for a size": ("llama2", {"hidden_size": "72"}, "hidden_size='72'"),
     "a base of null": ("llama2", {"rope_scaling": {"rope_theta": None}}, "rope_theta=None"),
     "layers without end": ("llama2", {"num_hidden_layers": 2**30}, "num_hidden_layers"),
+    "a model that sees what comes after": (
+        "gemma3_text",
+        {"use_bidirectional_attention": True},
+        "use_bidirectional_attention=True",
+    ),
+    "a soft cap that transformers does not use": (
+        "gemma3_text",
+        {"attn_logit_softcapping": 50.0},
+        "attn_logit_softcapping=50.0",
+    ),
 }
 
 
@@ -204,6 +245,13 @@ WITHOUT_EFFECT = {
     *("router_aux_loss_coef", "router_jitter_noise"),
     *("bos_token_id", "eos_token_id", "pad_token_id", "use_cache", "output_router_logits", "pretraining_tp"),
     *("max_window_layers", "use_sliding_window", "sliding_window"),  # into layer_types; else it is read
+    *("sliding_window_pattern", "_sliding_window_pattern"),  # the same
+    "ignore_keys_at_rope_validation",
+    *("resid_pdrop", "embd_pdrop", "hidden_dropout", "no_rope_layer_interval"),
+    "original_max_position_embeddings",  # into rope_parameters
+    *("layers_block_type", "num_experts_per_tok", "time_step_limit"),  # of no layer that is supported
+    *(f"mamba_{what}" for what in ("n_heads", "n_groups", "d_state", "d_head", "d_conv", "expand")),
+    *(f"mamba_{what}" for what in ("chunk_size", "conv_bias", "proj_bias")),
 }
 
 

@@ -54,7 +54,7 @@ ROPE = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_facto
         ({"attention_bias": True}, ["q_proj.bias is not in the checkpoint"]),
         ({"mlp_bias": True}, ["gate_proj.bias is not in the checkpoint"]),
         ({"hidden_act": "gelu"}, ["hidden_act='gelu'"]),
-        ({"quantization_config": {"quant_method": "fp8"}}, ["quantization_config"]),
+        ({"quantization_config": {"quant_method": "awq", "bits": 4}}, ["quant_method 'awq'", "mxfp4"]),
         (
             {"rope_parameters": {"rope_type": "longrope", "short_factor": [1.0], "long_factor": [-2.0]}},
             ["long_factor=[-2.0]", "larger than 0"],

@@ -61,10 +61,10 @@ def one_rank() -> star.StarGroups:
     return star.initialize_groups(tp_size=1, cp_size=dist.get_world_size())
 
 
-def refusals(fields: dict[str, Any]) -> dict[str, str]:
+def refusals(fields: dict[str, Any], config: dict[str, Any] | None = None) -> dict[str, str]:
     """For each of these fields of a model's configuration with this value: what `attach` says."""
     groups = one_rank()
-    model, said = gpt_model(groups), {}
+    model, said = gpt_model(groups, **config or {}), {}
     config = model.config
     for name, value in fields.items():
         model.config = copy(config)

@@ -49,9 +49,22 @@ VALUES = {
 }
 
 
+OWN_VALUES = {
+    "norm_placement": "both",
+    "residual_multiplier": 0.3,
+    "norm_bias": False,
+    "parallel_mlp": True,
+    "qk_layernorm_span": "all_heads",
+    "qk_layernorm_after_rotation": True,
+    "add_proj_bias": True,
+    "add_mlp_bias": True,
+}
+
+
 @cache
 def said() -> dict[str, str]:
-    return run_ranks(1, refusals, VALUES)[0] | run_ranks(1, refused_modules)[0]
+    (own,) = run_ranks(1, refusals, OWN_VALUES, {"add_bias_linear": False})
+    return own | run_ranks(1, refusals, VALUES)[0] | run_ranks(1, refused_modules)[0]
 
 
 def test_every_refused_field_has_a_value_here_and_a_model_without_them_is_accepted():
@@ -62,6 +75,11 @@ def test_every_refused_field_has_a_value_here_and_a_model_without_them_is_accept
 @pytest.mark.parametrize("field", VALUES)
 def test_a_setting_that_cannot_be_run_is_refused_by_its_name(field):
     assert said()[field] == f"Star Attention does not support {field}={VALUES[field]!r}"
+
+
+@pytest.mark.parametrize("field", OWN_VALUES)
+def test_a_model_without_the_modules_that_our_field_asks_for_is_refused_by_its_name(field):
+    assert re.match(f"Star Attention does not support {field}=.* without our modules", said()[field])
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,25 @@ def test_the_hidden_mass_is_that_of_the_dense_models_attention(checkpoints, worl
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
+def test_the_hidden_mass_of_a_model_with_windows_is_that_of_its_other_layers(converted, world_size):
+    hf, megatron = converted("gpt_oss")
+    tokens, positions = random_tokens(70), [0, 3, 25, 48, 69]
+    found = run_ranks(world_size, masses, str(megatron), tokens, SETTINGS, positions)
+
+    model = AutoModelForCausalLM.from_pretrained(hf, dtype=torch.float32, attn_implementation="eager").eval()
+    with torch.inference_mode():
+        layers = model(torch.tensor([tokens]), output_attentions=True).attentions
+    full = [kind == "full_attention" for kind in model.config.layer_types]
+    weights = torch.cat([layer for layer, is_full in zip(layers, full, strict=True) if is_full])
+    # What a sink takes is left out, as it hides nothing.
+    attention = (weights / weights.sum(-1, keepdim=True)).mean(dim=(0, 1))[positions]
+    for setting, *of_ranks in zip(SETTINGS, *found, strict=True):
+        mask = star_mask(70, setting.block_size, setting.anchor_size, setting.neighbor_blocks)
+        expected = attention.masked_fill(mask[positions], 0.0).sum(1).mean().item()
+        assert of_ranks == pytest.approx([expected] * world_size, abs=1e-5)
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
 def test_a_comparison_is_that_of_two_dense_models(checkpoints, world_size):
     hf, megatron = checkpoints("qwen3")
     prompt = ComparedPrompt(random_tokens(60, seed=1), random_tokens(5, seed=2), None, 6)

@@ -1,7 +1,12 @@
 """Every test in this folder needs a GPU; docs/gpu.md says which of them have run, and where."""
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
+
+sys.path.append(str(Path(__file__).parents[1] / "families"))  # cases, dense
 
 
 @pytest.fixture(autouse=True)

@@ -3,6 +3,8 @@
 import gpu_ranks
 import pytest
 import torch
+from cases import CASES
+from dense import case_logits
 from distributed import run_ranks
 from models import dense_logits, random_tokens
 
@@ -79,3 +81,16 @@ def test_only_the_kv_stays_in_memory_after_encoding(checkpoints, num_ranks):
     arguments = (str(megatron), random_tokens(4_000), StarConfig(block_size=512))
     for kept, kv in run_ranks(num_ranks, gpu_ranks.encoding_memory, *arguments):
         assert kv <= kept <= kv * 1.05 + (1 << 20)
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+@pytest.mark.parametrize("name", ["gpt_oss", "gemma3_text"])
+def test_windows_sinks_and_two_rotary_bases_give_the_logits_of_transformers(converted, name, num_ranks):
+    case = CASES["star, one neighbor, in waves"]
+    pair, (num_context,) = converted(name), case.turns
+    arguments = (str(pair.megatron), case.token_ids, num_context, case.star, torch.float32)
+    expected = case_logits(pair.hf, case)
+    for logits in run_ranks(num_ranks, gpu_ranks.star_logits, *arguments):
+        found = logits[-len(expected) :]
+        torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
+        assert torch.equal(found.argmax(-1), expected.argmax(-1))

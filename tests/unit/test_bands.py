@@ -1,5 +1,6 @@
 """Bands of rows over pieces of keys are attention with the mask, token by token."""
 
+import itertools
 from functools import partial
 
 import pytest
@@ -82,14 +83,24 @@ def test_a_recent_tail_gives_what_its_new_tokens_see(mask, sizes):
         end += size
 
 
-def test_a_recent_tail_takes_memory_for_what_can_be_seen_however_long_it_grows():
-    mask, token = Window(100), torch.zeros(1, 1, 2, 8)
-    tail = RecentTail(mask, 0)
-    for _ in range(3 * TAIL_CHUNK_TOKENS):
+@pytest.mark.parametrize("mask", [Window(1), Window(100), Window(256), Window(700), Chunk(300)], ids=str)
+@pytest.mark.parametrize("query", [0, 1, 5, 99, 255, 256, 1000])
+def test_a_recent_tail_takes_at_most_the_memory_that_is_reserved_for_its_length(mask, query):
+    """And so never more than for what can be seen and a chunk or two, however long it grows."""
+    tail, token = RecentTail(mask, 11), torch.zeros(1, 1, 1, 1)
+    for size in [query] * (query > 0) + [1] * 3 * TAIL_CHUNK_TOKENS + [70, 1, 1]:
+        tail.append(*torch.zeros(2, size, 1, 1, 1))
+        assert tail.num_bytes <= 2 * recent_tail_capacity(tail.end - 11, mask) * token.nbytes
+    assert tail.num_bytes <= 2 * (mask.size + 2 * TAIL_CHUNK_TOKENS) * token.nbytes
+
+
+def test_what_a_recent_tail_keeps_is_moved_once_in_a_chunk():
+    tail, token = RecentTail(Window(256), 0), torch.zeros(1, 1, 1, 1)
+    places = []
+    for _ in range(10 * TAIL_CHUNK_TOKENS):
         tail.append(token, token)
-        assert tail.num_bytes <= 2 * recent_tail_capacity(99) * token.nbytes
-    tail.append(*torch.zeros(2, 1000, 1, 2, 8))
-    assert tail.num_bytes <= 2 * recent_tail_capacity(99) * token.nbytes
+        places.append(tail._buffer[0].data_ptr())
+    assert sum(a != b for a, b in itertools.pairwise(places)) <= 10
 
 
 def test_pieces_are_joined_in_the_order_of_the_context_and_copied_apart():

@@ -67,12 +67,20 @@ def test_a_rank_keeps_what_it_owns_and_later_tokens_can_see_and_no_more(mask):
             kept = [rank for rank, token in owned if token < end and sees(mask, end, token)]
             held.append([kept.count(rank) for rank in range(plan.cp_size)])
             assert [recent_tokens(plan, mask, end)[rank] for rank in range(plan.cp_size)] == held[-1]
-        most = [max(of_rank) for of_rank in zip(*held, strict=True)] or [0] * plan.cp_size
-        full = [n + spare_capacity(n) for n in plan.owned_tokens]
-        layers = KvLayers((mask, None, mask), bytes_per_token=10)
-        assert layers.of_context(plan) == [10 * (2 * m + f) for m, f in zip(most, full, strict=True)]
-        without = layers.of_context(plan, spare=False)
-        assert without == [10 * (2 * m + n) for m, n in zip(most, plan.owned_tokens, strict=True)]
+
+
+def test_a_context_takes_the_memory_of_the_wave_after_which_a_rank_holds_most():
+    """In all layers together: not each of them after the same wave."""
+    layers = KvLayers((Window(9), None, Window(9), Chunk(12)), bytes_per_token=10)
+    for plan in (plan for chain in CHAINS for plan in chain):
+        ends = [wave[-1].end for wave in plan.waves]
+        for rank, owned in enumerate(plan.owned_tokens):
+            windows, chunks = (
+                [recent_tokens(plan, m, e)[rank] for e in ends] for m in (Window(9), Chunk(12))
+            )
+            recent = max(2 * w + c for w, c in zip(windows, chunks, strict=True))
+            assert layers.of_context(plan)[rank] == 10 * (owned + spare_capacity(owned) + recent)
+            assert layers.of_context(plan, spare=False)[rank] == 10 * (owned + recent)
 
 
 @pytest.mark.parametrize("mask", MASKS, ids=str)
@@ -85,8 +93,9 @@ def test_a_tail_keeps_at_most_what_later_tokens_can_see_of_it(mask):
         full = KvLayers((None,), 10).of_tail(num_tokens)
         both = KvLayers((mask, None, mask), 10).of_tail(num_tokens)
         assert most <= mask.most_kept(num_tokens)
-        assert both - full == 2 * 10 * recent_tail_capacity(mask.most_kept(num_tokens))
-        assert both - full <= 2 * 10 * (mask.size + 512)
+        assert both - full == 2 * 10 * recent_tail_capacity(num_tokens, mask)
+        assert both - full >= 2 * 10 * most
+        assert both - full <= 2 * (full if num_tokens < mask.size else 10 * (mask.size + 510))
 
 
 @pytest.mark.parametrize("mask", MASKS, ids=str)
@@ -145,7 +154,7 @@ def test_gemma_3_costs_the_operations_that_were_counted_by_hand():
     assert costs.attention_of_masks == ((Window(1024), 4 * 28 * 2048),)
 
 
-@pytest.mark.parametrize("cp_size", [1, 2, 4])
+@pytest.mark.parametrize("cp_size", [1, 2, 4, 8])
 @pytest.mark.parametrize("name", GEMMA_3)
 def test_at_64k_gemma_3_takes_at_most_three_tenths_of_the_kv_of_full_layers(name, cp_size):
     """The fullest rank, with what it has for an answer of 256 tokens; of all ranks together, a fifth."""

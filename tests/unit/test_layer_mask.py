@@ -134,6 +134,7 @@ def config_with(**fields: object) -> SimpleNamespace:
 def test_the_masks_of_layers_are_those_of_the_configuration():
     none = (None, None, None)
     assert layer_masks(config_with()) == layer_masks(config_with(window_size=None)) == none
+    assert layer_masks(config_with(window_size=[-1, -1], window_attn_skip_freq=[1, 0, 1])) == none
     windows = config_with(window_size=[7, 0], window_attn_skip_freq=[1, 0, 1])
     assert layer_masks(windows) == (Window(8), None, Window(8))
     assert layer_masks(config_with(window_size=(0, 0))) == (Window(1),) * 3

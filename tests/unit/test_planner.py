@@ -7,6 +7,7 @@ from math import inf
 
 import pytest
 from mutations import with_a_wrong_value
+from random_models import CONFIGS as CONFIGS_OF_FAMILIES
 
 from megatron_star.planning.estimates import Workload, default_block_size, estimate, estimates, tp_sizes
 from megatron_star.planning.hardware import (
@@ -16,6 +17,7 @@ from megatron_star.planning.hardware import (
     Cluster,
     Gpu,
 )
+from megatron_star.planning.layer_mask import Window, layer_masks
 from megatron_star.programs import plan_cluster as plan
 from megatron_star.programs.plan_cluster import main, model_size, parse_arguments, read_model, run
 
@@ -187,6 +189,38 @@ def test_the_ranking_is_that_of_the_benchmark_on_two_cores(write_config):
     asked = workload(write_config(**SMOLLM2), 4 * K, block_size=512, bytes_per_value=4)
     times = estimate(asked, Cluster(GPUS["cpu-core"], 2, 2), 1).ttft_s
     assert sorted(times, key=times.get) == ["broadcast", "exact", "recompute"]
+
+
+def mistral_7b(write_config, window):
+    """Llama 8B's sizes, each layer with a window."""
+    values = LLAMA | CONFIGS["8B"] | {"model_type": "mistral", "sliding_window": window}
+    return write_config(**values)
+
+
+def test_layers_with_windows_take_the_operations_and_memory_that_were_counted_by_hand(write_config):
+    """Pairs: 4,096 a token, fewer at the beginning. KV: 4,095 tokens of the context, and 256 of the tail."""
+    asked = workload(mistral_7b(write_config, 4 * K), 128 * K)
+    found = estimate(asked, gpus(1, attention_flops_per_s=1e15), 1)
+    pairs = 128 * K * 4 * K - 4 * K * (4 * K - 1) // 2
+    for mode in ("exact", "broadcast"):
+        assert found.ttft_s[mode] == pytest.approx(pairs * 31 * 4 * 4096 / 1e15, rel=1e-6)
+    assert found.kv_bytes == (4095 + 256) * 128 * K
+
+
+def test_a_slow_network_shows_what_windows_send(write_config):
+    """Two waves of exact attention, each in pieces of ranks 0, 1 and 0: four seams of a window."""
+    asked = workload(mistral_7b(write_config, 4 * K), 128 * K)
+    slow = estimate(asked, gpus(2, network_link_bytes_per_s=inf, node_link_bytes_per_s=0.1e9), 1).ttft_s
+    fast = estimate(asked, gpus(2), 1).ttft_s
+    assert slow["exact"] - fast["exact"] == pytest.approx(4 * 4095 * 128 * K / 0.1e9, rel=0.005)
+
+
+@pytest.mark.parametrize("name", ["gpt_oss", "starcoder2", "mixtral"])
+def test_the_masks_of_layers_are_read_from_the_model(write_config, name):
+    config = CONFIGS_OF_FAMILIES[name].to_dict()
+    masks = layer_masks(model_size(read_model(write_config(**config))))
+    kinds = {"gpt_oss": (Window(13), None, Window(13)), "starcoder2": (Window(13),) * 3}
+    assert masks == kinds.get(name, (None,) * 3)
 
 
 def test_tp_stays_inside_a_node_and_divides_the_heads(write_config):

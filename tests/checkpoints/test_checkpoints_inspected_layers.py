@@ -1,0 +1,75 @@
+"""`inspect` says which kinds of layers a checkpoint has, and what each of them sends and keeps."""
+
+from checkpoints_tools.inspect import inspect
+from checkpoints_tools.kinds_of_layers import kinds_of_layers, positions
+
+GEMMA_LIKE = {
+    "num_layers": 6,
+    "num_query_groups": 4,
+    "kv_channels": 256,
+    "window_size": [1023, 0],
+    "window_attn_skip_freq": [1, 1, 1, 1, 1, 0],
+    "attention_softcap": 50.0,
+    "softmax_scale": 0.0625,
+    "position_embedding_type": "rope",
+    "rotary_base": 1000000,
+    "window_rotary_base": 10000,
+    "rotary_seq_len_interpolation_factor": 8.0,
+}
+LLAMA_4_LIKE = {
+    "num_layers": 4,
+    "num_query_groups": 1,
+    "kv_channels": 8,
+    "attention_chunk_size": 8192,
+    "chunked_layers": [1, 1, 1, 0],
+    "no_rope_freq": [0, 0, 0, 1],
+    "softmax_type": "off-by-one",
+    "position_embedding_type": "yarn",
+    "rotary_scaling_factor": 4.0,
+    "rotary_base": 500000,
+    "rotary_percent": 0.5,
+}
+
+
+def test_each_kind_of_layer_has_a_line_with_what_crosses_ranks_and_is_kept():
+    lines = kinds_of_layers(GEMMA_LIKE, bytes_per_value=2)
+    assert [*lines] == ["5 windows of 1,024", "1 full", "softmax"]
+    assert lines["5 windows of 1,024"] == (
+        "exact; the KV of 1,023 tokens before a segment crosses ranks; "
+        "KV: 20,480 bytes per token, of at most the last 1,023"
+    )
+    assert "anchor" in lines["1 full"] and lines["1 full"].endswith("KV: 4,096 bytes per token, of all")
+    assert lines["softmax"] == "scores capped at 50, scale 0.0625"
+
+
+def test_chunks_and_sinks_are_named():
+    lines = kinds_of_layers(LLAMA_4_LIKE, bytes_per_value=4)
+    assert [*lines] == ["3 chunks of 8,192", "1 full", "softmax"]
+    assert "its chunk's tokens before a segment" in lines["3 chunks of 8,192"]
+    assert lines["softmax"] == "a sink of 0 for each head"
+
+
+def test_layers_know_positions_in_ways_that_are_named():
+    assert positions(GEMMA_LIKE) == ("rotary, base 1,000,000, linear scaling by 8, base 10,000 in windows")
+    assert positions(LLAMA_4_LIKE) == (
+        "rotary, base 500,000, YaRN scaling by 4, of 50% of a head, none in 1 of 4 layers"
+    )
+
+
+def test_a_checkpoint_with_windows_and_sinks_says_the_same_in_both_formats(converted):
+    """Three layers with two KV heads of 16 in float32, of which two have a window of 13."""
+    made = converted("gpt_oss")
+    report = inspect(made.megatron)
+    assert report == inspect(made.hf)
+    assert "\n2 windows of 13           exact; the KV of 12 tokens before a segment" in report
+    assert "\nsoftmax                   a learned sink for each head\n" in report
+    assert (
+        f"\nKV cache                  256 bytes per token, and at most {2 * 12 * 256:,} more in all\n"
+        in report
+    )
+
+
+def test_a_checkpoint_of_full_layers_has_one_kind(converted):
+    report = inspect(converted("llama_tied").megatron)
+    assert "\n3 full  " in report and "\nKV cache                  768 bytes per token\n" in report
+    assert "softmax" not in report

@@ -1,0 +1,144 @@
+"""The language model inside a multimodal checkpoint is converted and comes back alone; the rest is named."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from random_models import VOCAB_SIZE, hf_logits, random_token_ids
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForImageTextToText, LlavaConfig, Mistral3Config, SmolVLMConfig
+
+from checkpoints_tools import convert_hf_to_megatron, convert_megatron_to_hf, verify
+from checkpoints_tools.hf_config import model_arguments
+from checkpoints_tools.inspect import inspect
+from checkpoints_tools.multimodal import text_config
+
+_TEXT = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 72,
+    "intermediate_size": 88,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.15,
+}
+_VISION = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
+CONFIGS = {
+    "mistral3": Mistral3Config(
+        text_config={"model_type": "mistral", "sliding_window": None, **_TEXT},
+        vision_config={"model_type": "pixtral", **_VISION},
+        image_token_index=5,
+    ),
+    "llava": LlavaConfig(
+        text_config={"model_type": "llama", **_TEXT},
+        vision_config={"model_type": "clip_vision_model", **_VISION},
+        image_token_index=5,
+    ),
+    "smolvlm": SmolVLMConfig(
+        text_config={"model_type": "llama", **_TEXT}, vision_config=_VISION, image_token_id=5
+    ),
+}
+
+
+def save_multimodal(config: Any, directory: Path) -> torch.Tensor:
+    """Write a random checkpoint; its logits of the random token ids."""
+    torch.manual_seed(0)
+    model = AutoModelForImageTextToText.from_config(config).eval()
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 1:
+            torch.nn.init.normal_(parameter, mean=0.0 if name.endswith("bias") else 1.0, std=0.3)
+    model.save_pretrained(directory)
+    with torch.inference_mode():
+        return model(input_ids=torch.tensor([random_token_ids()])).logits[0]
+
+
+def rename(hf: Path, *rules: tuple[str, str]) -> None:
+    tensors = load_file(hf / "model.safetensors")
+    for old, new in rules:
+        tensors = {re.sub(old, new, name): value for name, value in tensors.items()}
+    save_file(tensors, hf / "model.safetensors", {"format": "pt"})
+
+
+# As transformers 4 had it in memory, and 5 has.
+_NEWER = (
+    (r"^language_model\.model\.", "model.language_model."),
+    (r"^language_model\.lm_head\.", "lm_head."),
+    (r"^(vision_tower|multi_modal_projector)", r"model.\1"),
+)
+
+
+@pytest.mark.parametrize("names", ["as saved", "newer"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_language_model_is_converted_and_comes_back_alone(tmp_path, capsys, monkeypatch, name, names):
+    hf, megatron, back = (tmp_path / directory for directory in ("hf", "megatron", "back"))
+    expected = save_multimodal(CONFIGS[name], hf)
+    if names == "newer":
+        rename(hf, *_NEWER)
+    convert_hf_to_megatron.convert(hf, megatron)
+    note = re.search(r"note: (\d+) tensors \(0\.000 GB\) are no part of .*", capsys.readouterr().err)
+    stored = load_file(hf / "model.safetensors")
+    left_out = [each for each in stored if re.match(r"(model\.)?(vision|multi_modal|connector)", each)]
+    assert int(note[1]) == len(left_out) > 10 and "vision" in note[0]
+    assert note[0] in inspect(hf) and "left out" not in inspect(megatron)
+
+    convert_megatron_to_hf.convert(megatron, back)
+    config = json.loads((back / "config.json").read_text())
+    text_type = CONFIGS[name].text_config.model_type
+    assert config["model_type"] == text_type and "vision_config" not in config
+    assert config["architectures"] == [
+        {"mistral": "MistralForCausalLM", "llama": "LlamaForCausalLM"}[text_type]
+    ]
+    assert torch.equal(hf_logits(back, random_token_ids()), expected)
+    assert len(load_file(back / "model.safetensors")) == len(stored) - len(left_out)
+
+    monkeypatch.setattr("sys.argv", ["verify", "--hf", str(hf), "--megatron", str(megatron)])
+    assert verify.main() == 0
+
+
+def test_what_is_neither_text_nor_known_to_surround_it_is_refused_by_name(tmp_path):
+    save_multimodal(CONFIGS["llava"], tmp_path / "hf")
+    rename(tmp_path / "hf", (r"^vision_tower\.post_layernorm", "audio_tower.post_layernorm"))
+    with pytest.raises(ValueError, match=r"audio_tower\.post_layernorm\.\w+ is not a tensor of this family"):
+        convert_hf_to_megatron.convert(tmp_path / "hf", tmp_path / "megatron")
+
+
+def test_a_tensor_under_both_spellings_is_refused(tmp_path):
+    save_multimodal(CONFIGS["llava"], tmp_path / "hf")
+    tensors = load_file(tmp_path / "hf/model.safetensors")
+    tensors["model.language_model.norm.weight"] = tensors["language_model.model.norm.weight"] + 1
+    save_file(tensors, tmp_path / "hf/model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"model\.norm\.weight is in it twice"):
+        convert_hf_to_megatron.convert(tmp_path / "hf", tmp_path / "megatron")
+
+
+REFUSED = {
+    "a text model of no family": ({"model_type": "bert"}, "model_type 'bert' is not supported"),
+    "no text model": (None, "text_config=None"),
+    "a text model that is none": ([1], r"text_config=\[1\]"),
+    "a text model of an unknown type": ({"model_type": "nobody"}, "transformers does not accept it"),
+    "what the family refuses": ({"model_type": "llama", **_TEXT, "is_causal": False}, "is_causal=False"),
+}
+
+
+@pytest.mark.parametrize("text, message", REFUSED.values(), ids=REFUSED)
+def test_a_configuration_whose_language_model_cannot_be_converted(text, message):
+    config = json.loads(CONFIGS["llava"].to_json_string()) | {"text_config": text}
+    with pytest.raises(ValueError, match=message):
+        model_arguments(text_config(config))
+
+
+def test_a_multimodal_model_that_is_not_in_the_table_is_refused():
+    with pytest.raises(ValueError, match="model_type 'qwen2_vl' is not supported"):
+        model_arguments(text_config({"model_type": "qwen2_vl", "text_config": {"model_type": "qwen2"}}))

@@ -1,0 +1,119 @@
+"""KV of layers with a mask of their own: what ranks hold and send is what the planner and the engine say."""
+
+import pytest
+from distributed import run_ranks
+from kv_ranks import encode_chain, engine_memory, question
+from models import random_tokens
+
+from megatron_star.config import StarConfig
+from megatron_star.planning.cost_model import broadcast_bytes
+from megatron_star.planning.kv_memory import KvLayers, recent_tokens, spare_capacity
+from megatron_star.planning.layer_mask import Chunk, Window
+from megatron_star.planning.plan import ContextPlan
+
+MODEL = {
+    "hidden_size": 24,
+    "ffn_hidden_size": 32,
+    "num_attention_heads": 3,
+    "group_query_attention": True,
+    "num_query_groups": 1,
+    "kv_channels": 8,
+    "normalization": "RMSNorm",
+    "norm_epsilon": 1e-5,
+    "swiglu": True,
+    "add_bias_linear": False,
+    "padded_vocab_size": 257,
+    "max_position_embeddings": 512,
+    "untie_embeddings_and_output_weights": True,
+    "position_embedding_type": "rope",
+}
+BYTES = 2 * 8 * 4
+"""Of KV of a token in a layer: one KV head of 8, float32."""
+WINDOW, CHUNK = 13, 10
+KINDS = MODEL | {
+    "num_layers": 5,
+    "window_size": [WINDOW - 1, 0],
+    "window_attn_skip_freq": [1, 0, 0, 1, 1],
+    "attention_chunk_size": CHUNK,
+    "chunked_layers": [0, 0, 1, 0, 0],
+}
+LAYERS = KvLayers((Window(WINDOW), None, Chunk(CHUNK), Window(WINDOW), Window(WINDOW)), BYTES)
+TOKENS = random_tokens(120)
+
+CHAINS = {
+    "shorter than the window": ([7], StarConfig(block_size=4)),
+    "star": ([60], StarConfig(block_size=9)),
+    "several waves, a small anchor": ([97], StarConfig(block_size=20, anchor_size=5, wave_tokens=11)),
+    "a recomputed anchor": ([61], StarConfig(block_size=31, anchor="recompute")),
+    "neighbors, turns of fewer tokens than the window": (
+        [30, 36, 61, 62],
+        StarConfig(block_size=9, neighbor_blocks=1),
+    ),
+    "exact, turns in waves": ([39, 97], StarConfig(mode="exact", wave_tokens=17)),
+}
+
+
+@pytest.mark.parametrize("cp_size", [1, 2, 3])
+@pytest.mark.parametrize("name", CHAINS)
+def test_ranks_hold_and_send_the_bytes_that_are_planned(name, cp_size):
+    """After each wave what later tokens see, and never more than is reserved."""
+    edges, star = CHAINS[name]
+    results = run_ranks(cp_size, encode_chain, KINDS, TOKENS, edges, star)
+    for of_ranks in zip(*results, strict=True):
+        plan = of_ranks[0].plan
+        assert all(encoded.plan.waves == plan.waves for encoded in of_ranks)
+        assert sum(encoded.sent for encoded in of_ranks) == broadcast_bytes(plan, LAYERS)
+        assert [max(encoded.held) for encoded in of_ranks] == LAYERS.of_context(plan)
+        for index, wave in enumerate(plan.waves):
+            assert [encoded.held[index] for encoded in of_ranks] == held_after(plan, wave[-1].end)
+
+
+def held_after(plan: ContextPlan, end: int) -> list[int]:
+    """Bytes on each rank once the tokens before `end` are encoded; a full layer's buffer comes at once."""
+    begun = {segment.owner for segment in plan.segments() if segment.start < end}
+    full = [n + spare_capacity(n) if rank in begun else 0 for rank, n in enumerate(plan.owned_tokens)]
+    recent = [recent_tokens(plan, mask, end) for mask in LAYERS.masks if mask]
+    return [BYTES * (full[rank] + sum(held[rank] for held in recent)) for rank in range(plan.cp_size)]
+
+
+@pytest.mark.parametrize("cp_size", [1, 3])
+def test_the_engine_reserves_what_the_ranks_come_to_hold(cp_size):
+    """Contexts exactly, whoever shares and extends them; tails, at most what is reserved on their rank."""
+    star = StarConfig(block_size=9, wave_tokens=11)
+    turns = (30, 36)
+    requests = [
+        question(TOKENS[:61], TOKENS[:5], star, 20, turns),
+        question(TOKENS[:36], TOKENS[:40], star, 3),
+        question(TOKENS[:62], TOKENS * 3, star, 10, (61,)),
+        question(TOKENS[:61], [1], star, 3, turns),
+        question(TOKENS[5:9], TOKENS[:2], star, 20),
+        question([], TOKENS[:20], star, 20),
+    ]
+    results = run_ranks(cp_size, engine_memory, KINDS, requests)
+    reserved = results[0][1]
+    steps = [[of_rank[0][i] for of_rank in results] for i in range(len(reserved))]
+    most_held: dict[int, list[int]] = {}
+    for memory, (contexts, tails, _) in zip(steps, reserved, strict=True):
+        for number, bytes_per_rank in contexts.items():
+            held = [of_rank.contexts.get(number, 0) for of_rank in memory]
+            assert all(one <= most for one, most in zip(held, bytes_per_rank, strict=True))
+            most_held[number] = [max(p) for p in zip(held, most_held.get(number, held), strict=True)]
+        for rank, of_rank in enumerate(memory):
+            for number, held in of_rank.tails.items():
+                tail_rank, tail_bytes = tails[number]
+                assert held <= (tail_bytes if rank == tail_rank else 0)
+    assert most_held == reserved[-1].contexts and len(most_held) == 8
+    assert reserved[-1].used == [sum(of_rank) for of_rank in zip(*most_held.values(), strict=True)]
+
+
+@pytest.mark.parametrize("cp_size", [1, 2])
+def test_a_model_of_gemma_3s_proportions_holds_at_most_three_tenths_of_the_kv_of_full_layers(cp_size):
+    """Of six layers, five have windows; a window is to the context as 1,024 tokens are to 64K."""
+    windows = {"window_size": [15, 0], "window_attn_skip_freq": [1, 1, 1, 1, 1, 0]}
+    held = []
+    for kinds in (windows, {}):
+        model, star = MODEL | {"num_layers": 6} | kinds, StarConfig(block_size=128)
+        results = run_ranks(cp_size, encode_chain, model, random_tokens(1024), [1024], star)
+        held.append([of_rank[0].held[-1] for of_rank in results])
+    assert max(held[0]) <= 0.3 * max(held[1])
+    assert sum(held[0]) <= 0.2 * sum(held[1])
