@@ -32,6 +32,7 @@ LLAMA = {
     "position_embedding_type": "rope",
     "rotary_base": 500000,
     "use_rope_scaling": True,
+    "rope_scaling_factor": 8.0,
 }
 GEMMA_3_270M = LLAMA | {
     "num_layers": 18,

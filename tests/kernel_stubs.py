@@ -25,6 +25,7 @@ def attend(
     scale: float,
     window_size: tuple[int | None, int | None] = (-1, -1),
     softcap: float = 0.0,
+    any_value_size: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """[b, s, h, hn] each to out [b, s, h, hn] in q's dtype and LSE [b, h, s]; causal is bottom-right.
 
@@ -32,7 +33,8 @@ def attend(
     """
     left, right = (-1 if side is None else side for side in window_size)
     assert (left, right) in ((-1, -1), (-1, 0)) or (causal and left >= 0 and right == 0)
-    assert q.dtype == k.dtype == v.dtype and k.shape == v.shape
+    assert q.dtype == k.dtype == v.dtype and k.shape[:3] == v.shape[:3]
+    assert any_value_size or k.size(3) == v.size(3)
     assert q.size(0) == k.size(0) and q.size(3) == k.size(3) and q.size(2) % k.size(2) == 0
     assert 0 not in (*q.shape, *k.shape), "no library agrees with another about empty input"
     out, lse = reference.attention(

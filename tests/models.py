@@ -20,14 +20,6 @@ _COMMON = {
     "bos_token_id": None,
     "eos_token_id": None,
 }
-LLAMA3_SCALING = {
-    "rope_type": "llama3",
-    "rope_theta": 500000.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192,
-}
 YARN = {
     "rope_type": "yarn",
     "rope_theta": 10000.0,
@@ -46,8 +38,6 @@ def _heads(num_attention_heads: int, num_key_value_heads: int, head_dim: int) ->
 
 MODELS: dict[str, PreTrainedConfig] = {
     "llama": LlamaConfig(**_COMMON, **_heads(9, 3, 16)),
-    "llama_tied": LlamaConfig(**_COMMON, **_heads(6, 2, 8), tie_word_embeddings=True),
-    "llama3_scaled": LlamaConfig(**_COMMON, **_heads(4, 2, 16), rope_parameters=LLAMA3_SCALING),
     "llama_one_kv_head": LlamaConfig(**_COMMON, **_heads(4, 1, 16)),
     "qwen2": Qwen2Config(**_COMMON, **{k: v for k, v in _heads(6, 2, 8).items() if k != "head_dim"}),
     "qwen2_yarn": Qwen2Config(

@@ -88,5 +88,6 @@ def flash_attn_3_operator() -> Iterator[None]:
 
 
 def _heads_first(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
-    out, lse = attend(*(t.transpose(1, 2) for t in (q, k, v)), causal=causal, scale=scale)
+    tensors = (tensor.transpose(1, 2) for tensor in (q, k, v))
+    out, lse = attend(*tensors, causal=causal, scale=scale, any_value_size=True)
     return out.transpose(1, 2), lse

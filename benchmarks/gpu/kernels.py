@@ -1,8 +1,9 @@
 """The stages about attention alone: the contract of every kernel, the merge, and how fast each is."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from time import monotonic
+from typing import NamedTuple
 
 import kernel_contract as contract  # of tests/, which scripts/gpu_check.py puts on the path
 import torch
@@ -25,42 +26,70 @@ SECONDS_OF_CALLS = 0.02
 """Calls behind each other that are timed as one, so that starting them does not show."""
 
 
+class Shape(NamedTuple):
+    """One attention call."""
+
+    rows: int
+    keys: int
+    causal: bool = False
+    window: int | None = None
+    softcap: float | None = None
+
+    def __str__(self) -> str:
+        """What a table calls it."""
+        parts = [f"{written(self.rows)} x {written(self.keys)}", "causal" if self.causal else ""]
+        parts.append(f"window {written(self.window)}" if self.window else "")
+        parts.append("soft cap" if self.softcap else "")
+        return " ".join(part for part in parts if part)
+
+    @property
+    def flops(self) -> float:
+        """Of both products, without what the mask hides, but for the corner of a window."""
+        pairs = self.rows * min(self.keys, self.window or self.keys)
+        return 4.0 * pairs * NUM_HEADS * HEAD_SIZE / (2 if self.causal and not self.window else 1)
+
+
 def kernels(bench: Bench) -> None:
     """Every kernel that is here keeps the contract, in each of its dtypes."""
     for name in bench.kernels():
         for dtype in KERNELS[name].dtypes:
             with bench.figure("kernels", f"{name}, {str(dtype).removeprefix('torch.')}") as found:
                 start = monotonic()
-                kernel = select_kernel(name, device=bench.device, dtype=dtype, head_size=HEAD_SIZE)
+                shapes = _contract_shapes(name, bench.device)
                 failures = [
                     failure
-                    for shape in _contract_shapes(name, bench.device)
+                    for shape in shapes
                     for heads in HEADS
-                    if (failure := _broken_contract(kernel, shape, heads, dtype, bench.device))
+                    if (failure := _broken_contract(name, shape, heads, dtype, bench.device))
                 ]
-                cases = len(HEADS) * len(_contract_shapes(name, bench.device))
+                cases = len(HEADS) * len(shapes)
                 found |= {"cases": cases, "failed": len(failures), "first": failures[:3]}
                 found["s"] = monotonic() - start
 
 
-def _contract_shapes(name: str, device: torch.device) -> Sequence[tuple[int, int]]:
+def _contract_shapes(name: str, device: torch.device) -> list[Shape]:
+    bands = [Shape(sq, sk, True, window) for sq, sk, window in contract.BANDS]
     if KERNELS[name].min_keys > 1:
-        return NEW_PLAN_SHAPES
-    return contract.SHAPES + (SPLIT_KEYS if device.type == "cuda" else [])
+        return [Shape(*sizes) for sizes in NEW_PLAN_SHAPES] + bands[:3]
+    sizes = contract.SHAPES + (SPLIT_KEYS if device.type == "cuda" else [])
+    shapes = [Shape(*rows_and_keys) for rows_and_keys in sizes] + bands
+    if KERNELS[name].load_capped:
+        shapes += [shape._replace(softcap=contract.SOFTCAP) for shape in shapes]
+    return shapes
 
 
 def _broken_contract(
-    kernel: AttentionKernel,
-    shape: tuple[int, int],
-    heads: tuple[int, int, int],
-    dtype: torch.dtype,
-    device: torch.device,
+    name: str, shape: Shape, heads: tuple[int, int, int], dtype: torch.dtype, device: torch.device
 ) -> str | None:
     """What is wrong with the kernel's result for these rows and keys, in one line."""
     np, ng, hn = heads
-    qkv = contract.tensors(*shape, np=np, ng=ng, hn=hn, b=2, dtype=dtype, device=device.type)
+    qkv = contract.tensors(shape.rows, shape.keys, np=np, ng=ng, hn=hn, b=2, dtype=dtype, device=device.type)
+    check = contract.check_equals_reference
+    if shape.causal:
+        check = partial(contract.check_band, window=shape.window)
     try:
-        contract.check_equals_reference(kernel, *qkv, tolerance=contract.TOLERANCE[dtype])
+        kernel = select_kernel(name, device=device, dtype=dtype, head_size=hn, softcap=shape.softcap)
+        check(kernel, *qkv, tolerance=contract.TOLERANCE[dtype], softcap=shape.softcap)
     except Exception as error:  # an assertion of the contract, or whatever a library raises
         lines = str(error).strip().splitlines() or [""]
         return f"{shape} {heads}: {type(error).__name__} {' '.join(lines[:4])[:200]}"
@@ -103,33 +132,39 @@ def _merged_once(query: Tensor, part: Partial, function: Callable[..., None]) ->
 def attention(bench: Bench) -> None:
     """Each kernel, and torch's `scaled_dot_product_attention` beside it, in one layer of an 8B Llama."""
     n = bench.unit
-    shapes = [(n, n, True), (4 * n, 4 * n, True), (4 * n, 4 * n, False)]
-    shapes += [(1, 4 * n, False), (1, 16 * n, False), (8, 16 * n, False)]
-    for sizes in shapes:
-        shape = f"{written(sizes[0])} x {written(sizes[1])}" + (" causal" if sizes[2] else "")
-        query, key, value = _tensors(bench, *sizes[:2])
-        for name, call in _calls(bench, query, key, value, causal=sizes[2]).items():
-            if bench.has_time_for(12 * _attention_flops(*sizes)):
+    shapes = [Shape(n, n, causal=True), Shape(4 * n, 4 * n, causal=True), Shape(4 * n, 4 * n)]
+    shapes += [Shape(1, 4 * n), Shape(1, 16 * n), Shape(8, 16 * n)]
+    shapes += [Shape(4 * n, 4 * n, True, window=n // 4), Shape(4 * n, 4 * n, True, softcap=50.0)]
+    for shape in shapes:
+        query, key, value = _tensors(bench, shape.rows, shape.keys)
+        for name, call in _calls(bench, query, key, value, shape).items():
+            if bench.has_time_for(12 * shape.flops):
                 with bench.figure("attention", f"{name}: {shape}") as found:
-                    found |= _attention_figures(bench, call, sizes, key)
+                    found |= _attention_figures(bench, call, shape, key)
     growing(bench)
 
 
 def _calls(
-    bench: Bench, query: Tensor, key: Tensor, value: Tensor, *, causal: bool
+    bench: Bench, query: Tensor, key: Tensor, value: Tensor, shape: Shape
 ) -> dict[str, Callable[[], object]]:
-    """By kernel; the peers leave the LSE away."""
+    """By kernel; the peers leave the LSE away, and have neither windows nor a soft cap."""
     calls: dict[str, Callable[[], object]] = {}
+    chosen = {"device": bench.device, "dtype": bench.dtype, "head_size": HEAD_SIZE, "softcap": shape.softcap}
     for name in bench.kernels():
         if name == "torch-efficient" and query.size(0) > bench.unit:
             continue  # it repeats keys and values of grouped heads: gigabytes
-        kernel = select_kernel(name, device=bench.device, dtype=bench.dtype, head_size=HEAD_SIZE)
-        calls[name] = partial(kernel, query, key, value, causal=causal, softmax_scale=HEAD_SIZE**-0.5)
+        if shape.softcap and not KERNELS[name].load_capped:
+            continue
+        mask = {"causal": shape.causal, "window": shape.window}
+        kernel = select_kernel(name, **chosen)
+        calls[name] = partial(kernel, query, key, value, softmax_scale=HEAD_SIZE**-0.5, **mask)
+    if shape.window or shape.softcap:
+        return calls
     heads_first = [tensor.permute(1, 2, 0, 3) for tensor in (query, key, value)]
 
     def peer(backend: SDPBackend) -> None:
         with sdpa_kernel(backend):
-            scaled_dot_product_attention(*heads_first, is_causal=causal, enable_gqa=True)
+            scaled_dot_product_attention(*heads_first, is_causal=shape.causal, enable_gqa=True)
 
     backends = [SDPBackend.FLASH_ATTENTION]
     if bench.device.type == "cuda":
@@ -140,14 +175,14 @@ def _calls(
 
 
 def _attention_figures(
-    bench: Bench, call: Callable[[], object], sizes: tuple[int, int, bool], key: Tensor
+    bench: Bench, call: Callable[[], object], shape: Shape, key: Tensor
 ) -> dict[str, float]:
     once = bench.seconds(call, warm=1)
     calls = max(1, min(50, int(SECONDS_OF_CALLS / once)))
     seconds = bench.seconds(call, repeats=3, calls=calls)
     return {
         "ms": seconds * 1e3,
-        "tflops": _attention_flops(*sizes) / seconds / 1e12,
+        "tflops": shape.flops / seconds / 1e12,
         "kv_gb_per_s": 2 * key.nbytes / seconds / 1e9,
     }
 
@@ -174,7 +209,3 @@ def _tensors(bench: Bench, num_rows: int, num_keys: int) -> list[Tensor]:
         torch.randn(tokens, 1, heads, HEAD_SIZE, dtype=bench.dtype, device=bench.device)
         for tokens, heads in ((num_rows, NUM_HEADS), (num_keys, NUM_GROUPS), (num_keys, NUM_GROUPS))
     ]
-
-
-def _attention_flops(num_rows: int, num_keys: int, causal: bool) -> float:
-    return 4.0 * num_rows * num_keys * NUM_HEADS * HEAD_SIZE / (2 if causal else 1)

@@ -1,18 +1,21 @@
 """The table of model families. A new one is an object in a file of its own, and a row here."""
 
 from checkpoints_tools.families.arcee import ARCEE
+from checkpoints_tools.families.cohere import COHERE
 from checkpoints_tools.families.cohere2 import COHERE2
 from checkpoints_tools.families.cwm import CWM
 from checkpoints_tools.families.ernie4_5 import ERNIE4_5
 from checkpoints_tools.families.exaone import EXAONE
 from checkpoints_tools.families.exaone4 import EXAONE4
 from checkpoints_tools.families.family import Family
+from checkpoints_tools.families.gemma import GEMMA
 from checkpoints_tools.families.gemma2 import GEMMA2
 from checkpoints_tools.families.gemma3_text import GEMMA3_TEXT
 from checkpoints_tools.families.glm import GLM
 from checkpoints_tools.families.glm4 import GLM4
 from checkpoints_tools.families.gpt_oss import GPT_OSS
 from checkpoints_tools.families.granite import GRANITE
+from checkpoints_tools.families.granite_swa import GRANITE_SWA
 from checkpoints_tools.families.granitemoehybrid import GRANITEMOEHYBRID
 from checkpoints_tools.families.helium import HELIUM
 from checkpoints_tools.families.hyperclovax import HYPERCLOVAX
@@ -21,16 +24,21 @@ from checkpoints_tools.families.iquestcoder import IQUESTCODER
 from checkpoints_tools.families.jais2 import JAIS2
 from checkpoints_tools.families.llama import LLAMA
 from checkpoints_tools.families.ministral import MINISTRAL
+from checkpoints_tools.families.ministral3 import MINISTRAL3
 from checkpoints_tools.families.missing import MISSING
 from checkpoints_tools.families.mistral import MISTRAL
 from checkpoints_tools.families.mixtral import MIXTRAL
 from checkpoints_tools.families.olmo2 import OLMO2
+from checkpoints_tools.families.olmo3 import OLMO3
+from checkpoints_tools.families.phi3 import PHI3
 from checkpoints_tools.families.qwen2 import QWEN2
 from checkpoints_tools.families.qwen3 import QWEN3
 from checkpoints_tools.families.qwen3_moe import QWEN3_MOE
 from checkpoints_tools.families.seed_oss import SEED_OSS
 from checkpoints_tools.families.smollm3 import SMOLLM3
+from checkpoints_tools.families.stablelm import STABLELM
 from checkpoints_tools.families.starcoder2 import STARCODER2
+from checkpoints_tools.families.vaultgemma import VAULTGEMMA
 from megatron_star.checked_input import shown
 
 _TABLE = (
@@ -39,10 +47,14 @@ _TABLE = (
     QWEN2,
     QWEN3,
     MINISTRAL,
+    MINISTRAL3,
+    PHI3,
     SMOLLM3,
     OLMO2,
+    OLMO3,
     GRANITE,
     GRANITEMOEHYBRID,
+    GRANITE_SWA,
     HYPERCLOVAX,
     EXAONE,
     INTERNLM3,
@@ -50,8 +62,12 @@ _TABLE = (
     CWM,
     HELIUM,
     JAIS2,
+    STABLELM,
+    GEMMA,
+    COHERE,
     GEMMA2,
     GEMMA3_TEXT,
+    VAULTGEMMA,
     COHERE2,
     EXAONE4,
     GLM,

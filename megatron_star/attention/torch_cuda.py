@@ -65,12 +65,13 @@ def attend_efficient(
 FLASH = KernelInfo(
     name="torch-flash", load=lambda: attend_flash, bottom_right=True, windows=True, folded_rows=64
 )
-CUDNN = KernelInfo(name="torch-cudnn", load=lambda: attend_cudnn, min_keys=2)
+CUDNN = KernelInfo(name="torch-cudnn", load=lambda: attend_cudnn, other_value_sizes=True, min_keys=2)
 EFFICIENT = KernelInfo(
     name="torch-efficient",
     load=lambda: attend_efficient,
     dtypes=(torch.float32, *HALF_PRECISION),
     min_capability=(5, 0),
     max_head_size=1 << 16,
+    other_value_sizes=True,
     folded_rows=ALL_ROWS,
 )

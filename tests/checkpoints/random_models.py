@@ -7,34 +7,42 @@ from transformers import (
     ArceeConfig,
     AutoModelForCausalLM,
     Cohere2Config,
+    CohereConfig,
     CwmConfig,
     Ernie4_5Config,
     Exaone4Config,
     ExaoneConfig,
     Gemma2Config,
     Gemma3TextConfig,
+    GemmaConfig,
     Glm4Config,
     GlmConfig,
     GptOssConfig,
     GraniteConfig,
     GraniteMoeHybridConfig,
+    GraniteSWAConfig,
     HeliumConfig,
     HyperCLOVAXConfig,
     InternLM3Config,
     IQuestCoderConfig,
     Jais2Config,
     LlamaConfig,
+    Ministral3Config,
     MinistralConfig,
     MistralConfig,
     MixtralConfig,
     Olmo2Config,
+    Olmo3Config,
+    Phi3Config,
     PreTrainedConfig,
     Qwen2Config,
     Qwen3Config,
     Qwen3MoeConfig,
     SeedOssConfig,
     SmolLM3Config,
+    StableLmConfig,
     Starcoder2Config,
+    VaultGemmaConfig,
 )
 
 VOCAB_SIZE = 259
@@ -54,7 +62,9 @@ _SIZES = {
     "pad_token_id": None,
 }
 _FEW = _SIZES | {"num_hidden_layers": 2}
+_PHI3 = {"hidden_size": 64}  # whose heads are a part of it, and whose factors fit them
 _HEAD = {"head_dim": 16}  # not hidden_size / num_attention_heads
+_DEFAULT = {"rope_type": "default", "rope_theta": 1000.0}
 _LLAMA3 = {
     "rope_type": "llama3",
     "rope_theta": 1000.0,
@@ -106,6 +116,46 @@ CONFIGS: dict[str, PreTrainedConfig] = {
         use_sliding_window=True,
         sliding_window=_WINDOW,
         layer_types=[_SLIDING, _FULL, _SLIDING],
+    ),
+    "ministral3": Ministral3Config(
+        **_FEW,
+        **_HEAD,
+        rope_parameters=_YARN | {"llama_4_scaling_beta": 0.7, "mscale": 1.0, "mscale_all_dim": 1.0},
+    ),
+    "phi3": Phi3Config(
+        **_FEW | _PHI3,
+        sliding_window=_WINDOW,
+        rope_parameters=_DEFAULT | {"partial_rotary_factor": 0.5},
+    ),
+    "olmo3": Olmo3Config(
+        **_SIZES,
+        sliding_window=_WINDOW,
+        layer_types=[_SLIDING, _FULL, _SLIDING],
+        rope_parameters={
+            _SLIDING: _DEFAULT,
+            _FULL: _YARN | {"attention_factor": 1.2},
+        },
+    ),
+    "granite_swa": GraniteSWAConfig(
+        **_SIZES | {"tie_word_embeddings": True},
+        **_GRANITE,
+        sliding_window=_WINDOW,
+        layer_types=[_FULL, _SLIDING, _SLIDING],
+        layer_rope_theta=[10000.0, 500.0, 0],
+    ),
+    "vaultgemma": VaultGemmaConfig(
+        **_FEW | {"tie_word_embeddings": True},
+        **_HEAD,
+        sliding_window=_WINDOW,
+        layer_types=[_FULL, _SLIDING],
+        query_pre_attn_scalar=20,
+        attn_logit_softcapping=3.0,
+        final_logit_softcapping=5.0,
+    ),
+    "gemma": GemmaConfig(**_FEW | {"tie_word_embeddings": True}, **_HEAD),
+    "cohere": CohereConfig(**_FEW | {"tie_word_embeddings": True}, logit_scale=0.4),
+    "stablelm": StableLmConfig(
+        **_FEW, use_qkv_bias=True, rope_parameters=_DEFAULT | {"partial_rotary_factor": 0.25}
     ),
     "smollm3": SmolLM3Config(
         **_SIZES | {"tie_word_embeddings": True, "num_hidden_layers": 4},
@@ -192,6 +242,8 @@ CONFIGS: dict[str, PreTrainedConfig] = {
         rope_parameters=_YARN | {"truncate": False},
     ),
 }
+LLAMAS = ("exaone", "internlm3", "iquestcoder")
+"""Of CONFIGS, what transformers builds as Llama: its own are a configuration, and names of tensors."""
 
 
 def random_token_ids(count: int = 45) -> list[int]:

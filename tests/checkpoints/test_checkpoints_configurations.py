@@ -11,8 +11,14 @@ from megatron.core.models.common.embeddings.yarn_rotary_pos_embedding import (
     _yarn_get_concentration_factor,
 )
 from megatron_ranks import logits_of
-from random_models import CONFIGS, hf_logits, random_token_ids
-from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+from random_models import CONFIGS, LLAMAS, hf_logits, random_token_ids
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    LlamaForCausalLM,
+    PreTrainedConfig,
+)
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from benchmarks.random_models import save_random_model
@@ -107,6 +113,38 @@ def test_an_empty_quantization_config_says_nothing():
 
 
 REFUSED = {
+    "several rotary bases in layers of a kind": (
+        "granite_swa",
+        {"layer_rope_theta": [10000.0, 500.0, 400.0]},
+        "layer_rope_theta=[10000.0, 500.0, 400.0]",
+    ),
+    "rotary bases for other layers": ("granite_swa", {"layer_rope_theta": [500.0]}, "layer_rope_theta"),
+    "scaling beside several rotary bases": (
+        "granite_swa",
+        {"rope_scaling": _YARN | {"rope_theta": 1e4}},
+        "rope_parameters",
+    ),
+    "dynamic scaling of Phi-3": (
+        "phi3",
+        {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}},
+        "transformers does not accept it",
+    ),
+    "queries that are not scaled": (
+        "ministral3",
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
+        "llama_4_scaling_beta",
+    ),
+    "scaling in the window layers of OLMo 3": (
+        "olmo3",
+        {
+            "rope_parameters": {
+                "sliding_attention": _YARN | {"rope_theta": 1e4},
+                "full_attention": {"rope_type": "default", "rope_theta": 1e4},
+            }
+        },
+        "sliding_attention",
+    ),
+    "norms of each head of StableLM": ("stablelm", {"qk_layernorm": True}, "qk_layernorm=True"),
     "a hybrid of Granite 4": (
         "granite4_dense",
         {"layer_types": ["full_attention", "linear_attention"]},
@@ -253,6 +291,11 @@ WITHOUT_EFFECT = {
     *(f"mamba_{what}" for what in ("n_heads", "n_groups", "d_state", "d_head", "d_conv", "expand")),
     *(f"mamba_{what}" for what in ("chunk_size", "conv_bias", "proj_bias")),
 }
+
+
+@pytest.mark.parametrize("name", LLAMAS)
+def test_what_is_not_run_since_it_is_llama_is_llama(name):
+    assert MODEL_FOR_CAUSAL_LM_MAPPING[type(CONFIGS[name])] is LlamaForCausalLM
 
 
 def test_no_family_is_both_supported_and_refused():

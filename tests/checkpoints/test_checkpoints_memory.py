@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 
 from checkpoints_tools.chunks import chunks
 from checkpoints_tools.families import family_named
@@ -27,10 +28,11 @@ from pathlib import Path
 from checkpoints_tools import convert_hf_to_megatron, convert_megatron_to_hf
 def peak_bytes():
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-hf, megatron, back = map(Path, sys.argv[1:])
+hf, megatron, back, fp8, decoded = map(Path, sys.argv[1:])
 before = peak_bytes()
 convert_hf_to_megatron.convert(hf, megatron)
 convert_megatron_to_hf.convert(megatron, back)
+convert_hf_to_megatron.convert(fp8, decoded)
 print(peak_bytes() - before)
 """
 
@@ -45,9 +47,22 @@ def write_synthetic_checkpoint(directory: Path, config: dict) -> int:
     return (directory / "model.safetensors").stat().st_size
 
 
-def test_both_directions_grow_the_process_by_a_small_part_of_the_model(tmp_path):
+def store_as_fp8(hf: Path, directory: Path) -> None:
+    """A copy whose linear layers are float8, with scales of 1."""
+    tensors = {name: value.bfloat16() for name, value in load_file(hf / "model.safetensors").items()}
+    for name in [name for name in tensors if "_proj" in name]:
+        tensors[name] = tensors[name].to(torch.float8_e4m3fn)
+        tensors[f"{name}_scale_inv"] = torch.ones([size // 128 for size in tensors[name].shape])
+    directory.mkdir()
+    save_file(tensors, directory / "model.safetensors")
+    quantised = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    (directory / "config.json").write_text(json.dumps(_CONFIG | {"quantization_config": quantised}))
+
+
+def test_both_directions_and_decoding_grow_the_process_by_a_small_part_of_the_model(tmp_path):
     size = write_synthetic_checkpoint(tmp_path / "hf", _CONFIG)
-    paths = [str(tmp_path / name) for name in ("hf", "megatron", "back")]
+    store_as_fp8(tmp_path / "hf", tmp_path / "fp8")
+    paths = [str(tmp_path / name) for name in ("hf", "megatron", "back", "fp8", "decoded")]
     done = subprocess.run(
         [sys.executable, "-c", _MEASURED, *paths], capture_output=True, text=True, check=True
     )

@@ -1,25 +1,24 @@
 """Quantised checkpoints are decoded: to the values that the formats define, and that transformers decodes."""
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from random_models import hf_logits, random_token_ids
-from safetensors.torch import load_file, save_file
+from quantised_models import FORMATS, edit, mxfp4_checkpoint, of_tensor, quantised_copy
+from random_models import CONFIGS, hf_logits, random_token_ids
+from safetensors.torch import load_file
+from test_checkpoints_multimodal import save_multimodal
 from torch import Tensor
-from transformers import AutoModelForCausalLM, FineGrainedFP8Config
+from transformers import AutoModelForCausalLM, FineGrainedFP8Config, Mistral3Config
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from checkpoints_tools import convert_hf_to_megatron, convert_megatron_to_hf, verify
 from checkpoints_tools.decoding import decode_fp8, decode_mxfp4
+from checkpoints_tools.inspect import inspect
 from checkpoints_tools.safetensors_files import HfWeights
 from megatron_star.model.checkpoint import read_checkpoint_info
-
-_LARGEST = torch.finfo(torch.float8_e4m3fn).max
 
 
 def value_of_byte(byte: int) -> float:
@@ -73,116 +72,6 @@ def test_mxfp4_is_what_transformers_makes_of_it():
     assert torch.equal(decode_mxfp4(blocks, scales), convert_moe_packed_tensors(blocks, scales))
 
 
-def quantise(weight: Tensor, block: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """The weight as FP8 and the scale of each block."""
-    grid = [-(-size // of_block) for size, of_block in zip(weight.shape, block, strict=True)]
-    scales, values = torch.empty(grid), torch.empty(weight.shape, dtype=torch.float8_e4m3fn)
-    for i in range(grid[0]):
-        for j in range(grid[1]):
-            where = tuple(slice(n * size, (n + 1) * size) for n, size in zip((i, j), block, strict=True))
-            scales[i, j] = weight[where].abs().max() / _LARGEST
-            values[where] = (weight[where] / scales[i, j]).to(torch.float8_e4m3fn)
-    return values, scales
-
-
-def quantised_copy(
-    hf: Path, copy: Path, config: dict[str, Any], scale: str, store: Callable[[Tensor], tuple[Tensor, Tensor]]
-) -> Path:
-    """A copy whose linear layers are FP8, beside norms and embeddings in bfloat16."""
-    shutil.copytree(hf, copy)
-    tensors = {}
-    for name, value in load_file(hf / "model.safetensors").items():
-        tensors[name] = value.to(torch.bfloat16)
-        if "_proj.weight" in name:
-            tensors[name], tensors[name.removesuffix("weight") + scale] = store(value)
-    save_file(tensors, copy / "model.safetensors", {"format": "pt"})
-    described = json.loads((copy / "config.json").read_text()) | {"quantization_config": config}
-    (copy / "config.json").write_text(json.dumps(described))
-    return copy
-
-
-def of_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
-    return quantise(weight, (1, weight.shape[1]))
-
-
-def of_tensor(weight: Tensor) -> tuple[Tensor, Tensor]:
-    values, scale = quantise(weight, tuple(weight.shape))
-    return values, scale[0, 0].to(torch.bfloat16)
-
-
-def compressed(strategy: str, **weights: Any) -> dict[str, Any]:
-    """As llm-compressor writes it."""
-    return {
-        "quant_method": "compressed-tensors",
-        "format": "float-quantized",
-        "quantization_status": "compressed",
-        "config_groups": {
-            "group_0": {
-                "targets": ["Linear"],
-                "weights": {
-                    "num_bits": 8,
-                    "type": "float",
-                    "strategy": strategy,
-                    "symmetric": True,
-                    "dynamic": False,
-                    "observer": "minmax",
-                    "group_size": None,
-                    **weights,
-                },
-                "input_activations": {"num_bits": 8, "type": "float", "dynamic": True, "strategy": "token"},
-                "output_activations": None,
-            }
-        },
-        "ignore": ["lm_head"],
-        "kv_cache_scheme": None,
-        "sparsity_config": {},
-        "global_compression_ratio": 1.5,
-    }
-
-
-# 88 and 72 rows are no multiple of 64: the last blocks are smaller. transformers refuses those.
-FORMATS = {
-    "blocks": (
-        {"quant_method": "fp8", "activation_scheme": "dynamic", "fmt": "e4m3", "weight_block_size": [8, 8]},
-        "weight_scale_inv",
-        lambda weight: quantise(weight, (8, 8)),
-        (8, 8),
-    ),
-    "one scale a weight": (
-        {"quant_method": "fp8", "activation_scheme": "static", "weight_block_size": None},
-        "weight_scale_inv",
-        of_tensor,
-        (1000, 1000),
-    ),
-    "rows of FBGEMM": (
-        {"quant_method": "fbgemm_fp8", "activation_scale_ub": 1200.0},
-        "weight_scale",
-        of_rows,
-        (1, 1000),
-    ),
-    "channels": (compressed("channel"), "weight_scale", of_rows, (1, 1000)),
-    "tensors": (compressed("tensor"), "weight_scale", of_tensor, (1000, 1000)),
-    "uneven blocks": (
-        compressed("block", block_structure=[64, 64]),
-        "weight_scale",
-        lambda weight: quantise(weight, (64, 64)),
-        (64, 64),
-    ),
-    "ModelOpt": (
-        {
-            "quant_method": "modelopt",
-            "quant_algo": "FP8",
-            "producer": {"name": "modelopt", "version": "0.37.0"},
-            "config_groups": {"group_0": {"weights": {"dynamic": False, "num_bits": 8, "type": "float"}}},
-            "ignore": ["lm_head"],
-        },
-        "weight_scale",
-        of_tensor,
-        (1000, 1000),
-    ),
-}
-
-
 def run_verify(monkeypatch, hf: Path, megatron: Path) -> int:
     monkeypatch.setattr("sys.argv", ["verify", "--hf", str(hf), "--megatron", str(megatron)])
     return verify.main()
@@ -223,3 +112,58 @@ def test_transformers_own_decoding_has_the_same_logits(converted, tmp_path):
     with torch.inference_mode():
         expected = model.eval()(torch.tensor([random_token_ids()])).logits[0]
     assert torch.equal(hf_logits(tmp_path / "back", random_token_ids()), expected)
+
+
+def test_experts_in_mxfp4_are_decoded_and_come_back_as_bfloat16(tmp_path, monkeypatch, capsys):
+    stored = mxfp4_checkpoint(tmp_path / "hf")
+    convert_hf_to_megatron.convert(tmp_path / "hf", tmp_path / "megatron")
+    assert "note: 4 tensors are stored as MXFP4 (mxfp4), and decoded" in capsys.readouterr().err
+    convert_megatron_to_hf.convert(tmp_path / "megatron", tmp_path / "back")
+    back = HfWeights(tmp_path / "back")
+    for name in [name.removesuffix("_blocks") for name in stored if name.endswith("_blocks")]:
+        expected = convert_moe_packed_tensors(stored[f"{name}_blocks"], stored[f"{name}_scales"])
+        assert torch.equal(back.read(name), expected)
+    assert not any(name.endswith(("_blocks", "_scales")) for name in back.entries)
+    assert run_verify(monkeypatch, tmp_path / "hf", tmp_path / "megatron") == 0
+
+
+def test_fp8_inside_a_multimodal_checkpoint_is_decoded(tmp_path, monkeypatch, capsys):
+    config = Mistral3Config(
+        text_config={
+            **CONFIGS["mistral"].to_dict(),
+            "num_hidden_layers": 2,
+            "tie_word_embeddings": False,
+        },
+        vision_config={
+            "model_type": "pixtral",
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "image_size": 28,
+            "patch_size": 14,
+        },
+        image_token_index=5,
+        tie_word_embeddings=False,
+    )
+    save_multimodal(config, tmp_path / "whole")
+    described = {
+        "quant_method": "fp8",
+        "activation_scheme": "static",
+        "weight_block_size": None,
+        "modules_to_not_convert": ["model.vision_tower", "model.multi_modal_projector", "lm_head"],
+    }
+    hf = quantised_copy(tmp_path / "whole", tmp_path / "hf", described, "weight_scale_inv", of_tensor)
+    edit(hf, lambda t: t.update({name: t[name].bfloat16() for name in t if "vision_tower" in name}))
+    activations = "language_model.model.layers.0.self_attn.q_proj.activation_scale"
+    edit(hf, lambda t: t.update({activations: torch.tensor(0.5)}))
+    convert_hf_to_megatron.convert(hf, tmp_path / "megatron")
+    notes = capsys.readouterr().err
+    assert "14 tensors are stored as FP8 (fp8), and decoded" in notes and "vision_tower" in notes
+    assert run_verify(monkeypatch, hf, tmp_path / "megatron") == 0
+
+
+def test_inspect_says_how_a_quantised_checkpoint_is_stored(converted, tmp_path):
+    report = inspect(quantised_copy(converted("llama2").hf, tmp_path / "hf", *FORMATS["blocks"][:3]))
+    assert "note: 21 tensors are stored as FP8 in blocks of 8 x 8 (fp8), and decoded" in report
+    assert "dtype                     bfloat16" in report

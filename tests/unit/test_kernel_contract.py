@@ -138,6 +138,15 @@ def test_torchs_cuda_kernels_have_these_shapes_on_the_meta_device(name, sq, sk):
     part = KERNELS[name].loaded()(query, key, value, causal=sq == sk, softmax_scale=1.0)
     assert part.out.shape == (2, 9, sq, 16) and part.out.dtype == torch.float16
     assert part.softmax_lse.shape == (2, 9, sq) and part.softmax_lse.dtype == torch.float32
+    band = KERNELS[name].loaded()(query[:sk], key, value, causal=True, softmax_scale=1.0, window=5)
+    assert band.out.shape == (2, 9, min(sq, sk), 16)
+
+
+@pytest.mark.parametrize("name", ["torch-cudnn", "torch-efficient"])
+def test_torchs_cuda_kernels_take_values_of_another_size_on_the_meta_device(name):
+    query, key, value = tensors(5, 37, hn=16, hv=24, dtype=torch.float16, device="meta")
+    part = KERNELS[name].loaded()(query, key, value, causal=False, softmax_scale=1.0)
+    assert part.out.shape == (1, 9, 5, 24) and KERNELS[name].other_value_sizes
 
 
 @pytest.mark.parametrize("name", KERNELS)
