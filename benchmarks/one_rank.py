@@ -82,7 +82,7 @@ def megatron(directory: str, groups: StarGroups, device: torch.device) -> FirstT
     config = transformer_config(info.args, tp_size=1, dtype=torch.float32, device=device)
     model = GPTModel(
         config=config,
-        transformer_layer_spec=layer_spec(config, "local", groups.model.tp),
+        transformer_layer_spec=layer_spec(config, "local", groups.model),
         pg_collection=groups.model,
         **gpt_model_arguments(info.args),
     )

@@ -143,7 +143,7 @@ class Answer(ScheduledRequest):
         self._events.put(NewToken(token, logprob, self._text_to_emit(), self.likeliest[-1]))
         return token
 
-    def end(self, reason: str, kv_bytes_per_cp_rank: list[int]) -> None:
+    def end(self, reason: str, kv_bytes_per_cp_rank: list[int], kv_bytes_by_kind: dict[str, int]) -> None:
         """The one terminal state: `stop`, `length`, `cancelled`, `deadline` or `error`."""
         assert not self.ended.is_set()
         self.finish_reason = reason
@@ -160,6 +160,7 @@ class Answer(ScheduledRequest):
             num_cached_tokens=self.num_cached_tokens,
             timings=self._timings(),
             kv_bytes_per_rank=kv_bytes_per_cp_rank,
+            kv_bytes_by_kind=kv_bytes_by_kind,
             error=self.error,
         )
         self.stage, self.context = Stage.ENDED, None

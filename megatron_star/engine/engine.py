@@ -222,7 +222,8 @@ class StarEngine:
 
     def _end(self, answer: Answer, reason: str) -> None:
         self.scheduler.remove(answer)
-        answer.end(reason, self.scheduler.bytes_per_rank(answer))
+        kv_bytes = self.scheduler.bytes_per_rank(answer), self.scheduler.memory.by_kind(answer)
+        answer.end(reason, *kv_bytes)
 
     def _bounded_by_now(self, context: CachedContext) -> tuple[StarConfig, ContextPlan]:
         base = context.parent.plan if context.parent else None

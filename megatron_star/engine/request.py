@@ -133,7 +133,9 @@ class StarResult:
         mode: `star` or `exact`, as used.
         cache_hit: all of the context was encoded, or being encoded, for another request already.
         num_cached_tokens: context tokens of which that is so; fewer than all if the context extends another.
-        kv_bytes_per_rank: memory of the context and the tail on each CP rank (on each TP rank of it).
+        kv_bytes_per_rank: memory that was reserved for the context and the tail on each CP rank (on each TP
+            rank of it). Layers with a mask of their own may take some of it only while waves are encoded.
+        kv_bytes_by_kind: of all CP ranks together when all is encoded, by kind of layer.
     """
 
     text: str
@@ -147,5 +149,6 @@ class StarResult:
     cache_hit: bool
     timings: Timings
     kv_bytes_per_rank: list[int]
+    kv_bytes_by_kind: dict[str, int]
     num_cached_tokens: int = 0
     error: str | None = None

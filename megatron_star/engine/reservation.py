@@ -47,6 +47,11 @@ class KvMemory:
         """KV of query and generated tokens, on one rank."""
         return self.layers.of_tail(request.num_tail_tokens)
 
+    def by_kind(self, request: ScheduledRequest) -> dict[str, int]:
+        """KV of a request's context and tail on all ranks, by kind of layer; 0 before it is admitted."""
+        plans = [context.plan for context in request.context.chain()] if request.context else []
+        return self.layers.by_kind(plans, request.num_tail_tokens if request.context else 0)
+
     def with_tail(self, sizes: list[int], tail_bytes: int) -> tuple[int, int]:
         """The rank that holds least, which takes the tail; and the most that a rank then holds."""
         tail_rank = min(range(self.cp_size), key=sizes.__getitem__)

@@ -37,7 +37,7 @@ def build_gpt_model(
     is_rotary = args["position_embedding_type"] in ROTARY_TYPES
     model = GPTModel(
         config=config,
-        transformer_layer_spec=with_star_attention(layer_spec(config, transformer_impl, groups.tp)),
+        transformer_layer_spec=with_star_attention(layer_spec(config, transformer_impl, groups)),
         pg_collection=groups,
         **arguments | ({"position_embedding_type": "rope"} if is_rotary else {}),
     )

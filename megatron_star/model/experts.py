@@ -28,9 +28,7 @@ def with_biases_added_once(mlp: partial) -> partial:
 def _with_bias_on_first_rank(build: Callable[..., torch.nn.Module]) -> Callable[..., torch.nn.Module]:
     """Builds what `build` does: a linear layer that returns its output and, on later ranks no, bias."""
 
-    def build_with_bias_on_first_rank(
-        *sizes: int, tp_group: torch.distributed.ProcessGroup, **options: Any
-    ) -> torch.nn.Module:
+    def build_with_bias_on_first_rank(*sizes: int, tp_group: Any, **options: Any) -> torch.nn.Module:
         linear = build(*sizes, tp_group=tp_group, **options)
         if tp_group.rank() > 0:
             linear.register_forward_hook(lambda module, inputs, returned: (returned[0], None))

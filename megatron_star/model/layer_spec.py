@@ -10,6 +10,7 @@ from megatron.core.models.gpt.gpt_layer_specs import (
     get_gpt_layer_local_spec,
     get_gpt_layer_with_transformer_engine_spec,
 )
+from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.attention import SelfAttentionSubmodules
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.spec_utils import ModuleSpec
@@ -29,7 +30,7 @@ _NOT_WITH_TRANSFORMER_ENGINE = {"norm_placement": "after", "norm_bias": False, "
 
 
 def layer_spec(
-    config: TransformerConfig, transformer_impl: str, tp_group: torch.distributed.ProcessGroup
+    config: TransformerConfig, transformer_impl: str, groups: ProcessGroupCollection
 ) -> ModuleSpec | TransformerBlockSubmodules:
     """The specification of all layers for this configuration; `transformer_impl` as Megatron names it.
 
@@ -42,7 +43,7 @@ def layer_spec(
     spec = _megatrons_spec(config, transformer_impl)
     parts: TransformerLayerSubmodules = spec.submodules
     _place_norms(parts, config, is_local)
-    _place_qk_norms(parts.self_attention.submodules, config, tp_group)
+    _place_qk_norms(parts.self_attention.submodules, config, groups)
     _add_biases(parts, config)
     if own_field(config, "norm_placement") != "before" or own_field(config, "residual_multiplier") != 1.0:
         parts.self_attn_bda = parts.mlp_bda = ModuleSpec(ResidualSum, {"config": config})
@@ -88,12 +89,12 @@ def _place_norms(parts: TransformerLayerSubmodules, config: TransformerConfig, i
 
 
 def _place_qk_norms(
-    attention: SelfAttentionSubmodules, config: TransformerConfig, tp_group: torch.distributed.ProcessGroup
+    attention: SelfAttentionSubmodules, config: TransformerConfig, groups: ProcessGroupCollection
 ) -> None:
     if not config.qk_layernorm:
         return
     if own_field(config, "qk_layernorm_span") == "all_heads":
-        build = partial(AllHeadsRMSNorm, tp_group=tp_group)
+        build = partial(AllHeadsRMSNorm, groups=groups)
         attention.q_layernorm = partial(build, num_heads=config.num_attention_heads)
         attention.k_layernorm = partial(build, num_heads=config.num_query_groups)
     elif own_field(config, "qk_layernorm_after_rotation"):

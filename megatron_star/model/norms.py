@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
+from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel.mappings import reduce_from_tensor_model_parallel_region
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
@@ -68,12 +69,12 @@ class AllHeadsRMSNorm(torch.nn.Module):
         eps: float,
         *,
         num_heads: int,
-        tp_group: torch.distributed.ProcessGroup,
+        groups: ProcessGroupCollection,
     ) -> None:
         """hidden_size: of one head, as Megatron gives it; num_heads: on all TP ranks together."""
         super().__init__()
-        self.eps, self.tp_group = eps, tp_group
-        self.num_parts = min(tp_group.size(), num_heads)
+        self.eps, self.tp_group = eps, groups.tp
+        self.num_parts = min(self.tp_group.size(), num_heads)
         self.weight = torch.nn.Parameter(torch.ones(num_heads // self.num_parts * hidden_size))
 
     def forward(self, x: Tensor) -> Tensor:

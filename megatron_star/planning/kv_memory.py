@@ -2,7 +2,7 @@
 anything is allocated."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -90,9 +90,19 @@ class KvLayers:
 
     def of_tail(self, num_tokens: int) -> int:
         """A tail that may become so long, on its rank."""
-        return self.num_bytes(
-            lambda mask: recent_tail_capacity(num_tokens, mask) if mask else tail_capacity(num_tokens)
-        )
+        return self.num_bytes(lambda mask: _tail_tokens(num_tokens, mask))
+
+    def by_kind(self, plans: Collection[ContextPlan], num_tail_tokens: int) -> dict[str, int]:
+        """An encoded context and a tail, on all CP ranks together, by kind of layer: `full`, `window 1024`.
+
+        Args:
+            plans: of the context, and of those that it extends.
+        """
+        kinds = {}
+        for mask, count in self.num_layers.items():
+            tokens = sum(_context_tokens(plan, mask) for plan in plans) + _tail_tokens(num_tail_tokens, mask)
+            kinds[mask.name if mask else "full"] = count * tokens * self.bytes_per_token
+        return kinds
 
     def of_tokens(self, num_tokens: int, num_ranks: int = 1) -> int:
         """At most, of consecutive tokens that share their KV over so many ranks about evenly.
@@ -102,3 +112,15 @@ class KvLayers:
         return self.num_bytes(
             lambda mask: mask.most_kept(num_tokens) if mask else -(-num_tokens // num_ranks)
         )
+
+
+def _tail_tokens(num_tokens: int, mask: LayerMask | None) -> int:
+    """Tokens that a tail takes memory for in a layer."""
+    return recent_tail_capacity(num_tokens, mask) if mask else tail_capacity(num_tokens)
+
+
+def _context_tokens(plan: ContextPlan, mask: LayerMask | None) -> int:
+    """Tokens that all ranks take memory for in a layer, once a plan is run."""
+    if mask:
+        return recent_tokens(plan, mask, plan.num_tokens).total()
+    return sum(n + spare_capacity(n) for n in plan.owned_tokens)

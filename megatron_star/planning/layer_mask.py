@@ -36,6 +36,11 @@ class LayerMask(ABC):
     def __post_init__(self) -> None:
         assert self.size >= 1
 
+    @property
+    def name(self) -> str:
+        """Of this kind of layer, for people: `window 1024`."""
+        return f"{type(self).__name__.lower()} {self.size}"
+
     @abstractmethod
     def first_seen(self, position: int) -> int:
         """The token at `position` sees [first_seen(position), position]. Rises with the position."""

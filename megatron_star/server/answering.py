@@ -100,6 +100,7 @@ def star_report(result: StarResult, split: SplitPrompt) -> dict[str, Any]:
         "mode": result.mode,
         "cache_hit": result.cache_hit,
         "cached_tokens": result.num_cached_tokens,
+        "kv_bytes": result.kv_bytes_by_kind,
         "queue_seconds": timings.queue_s,
         "encode_seconds": timings.context_encoding_s if result.num_context_tokens else 0.0,
         "ttft_seconds": timings.queue_s + timings.ttft_s,

@@ -10,6 +10,7 @@ from megatron.core.transformer.mlp import MLP
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
+from megatron_star.model.norms import UnitOffsetRMSNorm
 from megatron_star.speed.cache import cache_sized_pieces
 
 
@@ -55,8 +56,26 @@ class CpuRMSNorm(torch.nn.RMSNorm):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """[.., h] to the same."""
-        if hidden_states.dtype != torch.float32 or hidden_states.device.type != "cpu":
+        if not _is_float32_on_cpu(hidden_states):
             return super().forward(hidden_states)
-        norm = torch.linalg.vector_norm(hidden_states, dim=-1, keepdim=True)
-        inverse_rms = norm.square_().div_(hidden_states.size(-1)).add_(self.eps).rsqrt_()
-        return torch.mul(hidden_states, inverse_rms).mul_(self.weight)
+        return _rms_norm(hidden_states, self.weight, self.eps)
+
+
+class CpuUnitOffsetRMSNorm(UnitOffsetRMSNorm):
+    """The same with a scale of 1 + weight."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """[.., h] to the same."""
+        if not _is_float32_on_cpu(hidden_states):
+            return super().forward(hidden_states)
+        return _rms_norm(hidden_states, 1.0 + self.weight, self.eps)
+
+
+def _is_float32_on_cpu(tensor: Tensor) -> bool:
+    return tensor.dtype == torch.float32 and tensor.device.type == "cpu"
+
+
+def _rms_norm(hidden_states: Tensor, scale: Tensor, eps: float) -> Tensor:
+    norm = torch.linalg.vector_norm(hidden_states, dim=-1, keepdim=True)
+    inverse_rms = norm.square_().div_(hidden_states.size(-1)).add_(eps).rsqrt_()
+    return torch.mul(hidden_states, inverse_rms).mul_(scale)

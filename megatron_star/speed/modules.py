@@ -13,9 +13,16 @@ from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParall
 from megatron.core.transformer.mlp import MLP
 from megatron.core.transformer.transformer_layer import TransformerLayer
 
+from megatron_star.model.activations import XieluMLP
 from megatron_star.model.attention import StarSelfAttention
+from megatron_star.model.norms import UnitOffsetRMSNorm
 from megatron_star.speed import cache
-from megatron_star.speed.elementwise import CpuRMSNorm, SwigluInPlaceMLP, is_plain_swiglu
+from megatron_star.speed.elementwise import (
+    CpuRMSNorm,
+    CpuUnitOffsetRMSNorm,
+    SwigluInPlaceMLP,
+    is_plain_swiglu,
+)
 from megatron_star.speed.program_layer import ProgrammedLayer
 from megatron_star.speed.sliced_linear import DividedLinear, GatheredLinear, SummedLinear, WeightSlicing
 
@@ -32,12 +39,13 @@ def speed_up_modules(model: GPTModel, device: torch.device) -> WeightSlicing:
     for layer in model.decoder.layers:
         _become(layer, TransformerLayer, ProgrammedLayer, programs={})
         _speed_up_attention(layer.self_attention, slicing)
-        if type(layer.mlp) in (MLP, SwigluInPlaceMLP):
+        if type(layer.mlp) in (MLP, SwigluInPlaceMLP, XieluMLP):
             _speed_up_mlp(layer.mlp, slicing)
         if device.type == "cpu":
             _become(layer.self_attention, StarSelfAttention, CachedRotation)
             for module in layer.modules():
                 _become(module, torch.nn.RMSNorm, CpuRMSNorm)
+                _become(module, UnitOffsetRMSNorm, CpuUnitOffsetRMSNorm)
     return slicing
 
 

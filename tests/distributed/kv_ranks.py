@@ -62,11 +62,16 @@ class Reserved(NamedTuple):
     used: list[int]
 
 
-def engine_memory(args: dict[str, Any], requests: list[StarRequest]) -> tuple[list[Memory], list[Reserved]]:
-    """What a rank holds, and on the driver what is reserved, after each command until all is answered."""
+def engine_memory(
+    args: dict[str, Any], requests: list[StarRequest]
+) -> tuple[list[Memory], list[Reserved], list[dict[str, int]]]:
+    """What a rank holds, and on the driver what is reserved, after each command until all is answered.
+
+    The last are the bytes by kind of layer that the results report.
+    """
     star_model, groups = random_star_model(args, 1)
     if dist.get_rank():
-        return _worker_memory(RankExecutor(star_model), groups.control), []
+        return _worker_memory(RankExecutor(star_model), groups.control), [], []
     limits = {"max_sequence_length": 4096, "budget_bytes_per_rank": 1 << 30}
     engine = StarEngine(star_model, NumbersAsText(), groups.control, **limits)
     answers = [engine.submit(request) for request in requests]
@@ -78,7 +83,7 @@ def engine_memory(args: dict[str, Any], requests: list[StarRequest]) -> tuple[li
         tails = {answer.id: (answer.tail_rank, answer.tail_bytes) for answer in answers}
         reserved.append(Reserved(contexts, tails, list(engine.scheduler.used)))
     engine.stop()
-    return held, reserved
+    return held, reserved, [answer.result().kv_bytes_by_kind for answer in answers]
 
 
 def _worker_memory(executor: RankExecutor, control: dist.ProcessGroup) -> list[Memory]:

@@ -40,7 +40,7 @@ def built(args: dict[str, Any], tp_size: int) -> GPTModel:
 def all_heads_norm(num_heads: int, weight: Tensor, x: Tensor) -> tuple[int, Tensor]:
     """The first head of this TP rank, and the norm of its heads of x [sq, b, heads, hn]; all are TP ranks."""
     groups = initialize_groups(tp_size=dist.get_world_size(), cp_size=1)
-    norm = AllHeadsRMSNorm(None, x.size(-1), 1e-3, num_heads=num_heads, tp_group=groups.model.tp)
+    norm = AllHeadsRMSNorm(None, x.size(-1), 1e-3, num_heads=num_heads, groups=groups.model)
     heads = num_heads // norm.num_parts
     part = dist.get_rank() * norm.num_parts // dist.get_world_size()
     norm.weight.data.copy_(weight.view(norm.num_parts, -1)[part])

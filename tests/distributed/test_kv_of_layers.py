@@ -90,7 +90,7 @@ def test_the_engine_reserves_what_the_ranks_come_to_hold(cp_size):
         question([], TOKENS[:20], star, 20),
     ]
     results = run_ranks(cp_size, engine_memory, KINDS, requests)
-    reserved = results[0][1]
+    _, reserved, reported = results[0]
     steps = [[of_rank[0][i] for of_rank in results] for i in range(len(reserved))]
     most_held: dict[int, list[int]] = {}
     for memory, (contexts, tails, _) in zip(steps, reserved, strict=True):
@@ -104,6 +104,11 @@ def test_the_engine_reserves_what_the_ranks_come_to_hold(cp_size):
                 assert held <= (tail_bytes if rank == tail_rank else 0)
     assert most_held == reserved[-1].contexts and len(most_held) == 8
     assert reserved[-1].used == [sum(of_rank) for of_rank in zip(*most_held.values(), strict=True)]
+    in_chain = sum(of_rank.contexts[number] for of_rank in steps[-1] for number in (0, 1, 2))
+    assert sum(reported[0].values()) == in_chain + reserved[-1].tails[0][1]
+    # Of 30, 36 and 61 tokens and of the tail, which has room for a chunk of 256 more.
+    assert reported[0]["window 13"] == 3 * BYTES * (12 + 6 + 12 + 512)
+    assert reported[0]["chunk 10"] == BYTES * (0 + 6 + 1 + 512)
 
 
 @pytest.mark.parametrize("cp_size", [1, 2])

@@ -141,8 +141,15 @@ def test_an_unknown_choice_of_weights_is_refused(checkpoints):
         ("biased, gated", {}, ("LayerNorm", "SwigluInPlaceMLP")),
         ("biased", {}, ("LayerNorm", "MLP")),
         ("experts, gated", {}, ("LayerNorm", "MoELayer")),
+        ("norms before and after, some biases, xielu", {}, ("CpuRMSNorm", "XieluMLP")),
+        (
+            "norms after with unit offset, gated gelu",
+            {"norm_placement": "both"},
+            ("CpuUnitOffsetRMSNorm", "MLP"),
+        ),
+        ("parallel, squared relu", {}, ("LayerNorm", "MLP")),
     ],
-    ids=["swiglu and rms norm", "swiglu", "gelu", "experts"],
+    ids=["swiglu and rms norm", "swiglu", "gelu", "experts", "xielu", "unit offset", "parallel"],
 )
 def test_a_model_on_a_cpu_has_our_rms_norm_and_plain_swiglu(name, other, expected):
     assert run_ranks(1, norms_and_mlps, RANDOM[name] | other) == [expected]

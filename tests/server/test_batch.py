@@ -24,6 +24,7 @@ def ended(reason: str, error: str | None = None) -> StarResult:
         cache_hit=False,
         timings=TIMINGS,
         kv_bytes_per_rank=[0],
+        kv_bytes_by_kind={"full": 0},
         error=error,
     )
 

@@ -8,9 +8,10 @@ import torch.nn.functional as F
 from megatron.core.transformer.torch_norm import WrappedTorchNorm
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from megatron_star.model.norms import UnitOffsetRMSNorm
 from megatron_star.speed import cache
 from megatron_star.speed.cache import cache_sized_pieces
-from megatron_star.speed.elementwise import CpuRMSNorm, is_plain_swiglu, swiglu_in_place
+from megatron_star.speed.elementwise import CpuRMSNorm, CpuUnitOffsetRMSNorm, is_plain_swiglu, swiglu_in_place
 
 CONFIG = TransformerConfig(
     num_layers=1,
@@ -73,12 +74,13 @@ def test_any_other_activation_stays_megatrons(other):
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])
 @pytest.mark.parametrize("shape", [(0, 1, 40), (1, 1, 40), (37, 1, 40), (5, 1, 3, 40)], ids=str)
-def test_rms_norm_divides_by_the_root_mean_square(shape, scale):
-    norm = CpuRMSNorm(40, eps=1e-5)
+@pytest.mark.parametrize(("norm_class", "offset"), [(CpuRMSNorm, 0.0), (CpuUnitOffsetRMSNorm, 1.0)])
+def test_rms_norm_divides_by_the_root_mean_square(norm_class, offset, shape, scale):
+    norm = norm_class(40, eps=1e-5)
     norm.weight.data.uniform_(0.5, 2.0)
     inputs = scale * torch.randn(shape)
     before, exact = inputs.clone(), inputs.double()
-    expected = exact / (exact.square().mean(-1, keepdim=True) + 1e-5).sqrt() * norm.weight.double()
+    expected = exact / (exact.square().mean(-1, keepdim=True) + 1e-5).sqrt() * (norm.weight.double() + offset)
     with torch.inference_mode():
         torch.testing.assert_close(norm(inputs).double(), expected, atol=1e-6, rtol=2e-6)
     assert torch.equal(inputs, before)
@@ -88,3 +90,5 @@ def test_rms_norm_in_bfloat16_is_torchs():
     inputs = torch.randn(7, 1, 40, dtype=torch.bfloat16)
     ours, torchs = CpuRMSNorm(40, eps=1e-5).bfloat16(), WrappedTorchNorm(CONFIG, 40).bfloat16()
     assert torch.equal(ours(inputs), torchs(inputs))
+    ours, slow = (made(40, eps=1e-5).bfloat16() for made in (CpuUnitOffsetRMSNorm, UnitOffsetRMSNorm))
+    assert torch.equal(ours(inputs), slow(inputs))
