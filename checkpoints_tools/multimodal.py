@@ -23,7 +23,7 @@ _OF_THE_WHOLE = (
     "pad_token_id",
 )
 _DECIDED_BY_THE_WHOLE = ("model_type", "tie_word_embeddings")
-# What a language model does to its logits by itself, and not inside transformers' multimodal models; else nothing.
+# What a language model does to its logits alone, and not inside of a multimodal model; else nothing.
 _OF_LOGITS = {"final_logit_softcapping": None, "logit_scale": 1.0, "logits_scaling": 1.0}
 
 
