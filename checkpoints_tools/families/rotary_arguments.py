@@ -117,7 +117,8 @@ def _llama3_arguments(rope: CheckedValues) -> dict[str, Any]:
     """Megatron's, and its constants where they are others."""
     constants = {name: rope.number(key) for key, name in _LLAMA3_CONSTANTS.items()}
     rope.integer("original_max_position_embeddings")
-    rope.number("high_freq_factor", above=rope.number("low_freq_factor"))  # their difference divides
+    if constants["rope_high_freq_factor"] < constants["rope_low_freq_factor"]:  # Llama 4 has twice the same
+        raise rope.wrong("high_freq_factor", f"at least low_freq_factor, {rope.any('low_freq_factor')}")
     others = {name: value for name, value in constants.items() if value != OWN_FIELDS[name].default}
     return {"use_rope_scaling": True, "rope_scaling_factor": rope.number("factor"), **others}
 

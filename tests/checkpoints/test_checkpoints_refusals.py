@@ -64,8 +64,8 @@ ROPE = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_facto
             ["rope_type 'dynamic'", "its base changes with every token"],
         ),
         (
-            {"rope_parameters": ROPE | {"high_freq_factor": 1.0, "original_max_position_embeddings": 4096}},
-            ["high_freq_factor=1.0", "larger than 1"],
+            {"rope_parameters": ROPE | {"high_freq_factor": 0.5, "original_max_position_embeddings": 4096}},
+            ["high_freq_factor=0.5", "at least low_freq_factor, 1.0"],
         ),
         ({"rope_parameters": {"partial_rotary_factor": 0.5}}, ["partial_rotary_factor=0.5"]),
         ({"hidden_size": None}, ["hidden_size is missing"]),
