@@ -21,6 +21,7 @@ BANDS: list[tuple[int, int, int | None]] = [
     (70, 101, 37),
     (70, 101, 400),
     (36, 37, 36),
+    (131, 140, 9),
 ]
 """Causal: query rows, keys and window; of one key, of more than there are, smaller and larger than the keys
 before the first row."""

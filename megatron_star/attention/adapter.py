@@ -21,10 +21,11 @@ from megatron_star.attention.partial import Partial, empty_partial
 
 Attend = Callable[..., Partial]
 """query, key, value, causal, softmax_scale, as in `AttentionKernel`; there are rows and keys, and 2 or more
-of both if causal. Then there are as many of both, unless its `KernelInfo` says `bottom_right` or `windows`;
-with the latter, a window may follow as a sixth argument, smaller than the number of keys."""
+of both if causal. Then there are as many of both, unless its `KernelInfo` says `bottom_right`. With
+`max_window`, a window may follow as a sixth argument, smaller than the number of keys."""
 
 ALL_ROWS = sys.maxsize
+ANY_WINDOW = sys.maxsize
 HALF_PRECISION = (torch.float16, torch.bfloat16)
 
 
@@ -37,7 +38,8 @@ class KernelInfo:
         load_capped: likewise, one whose scores are softcap * tanh(score / softcap); None if it has none.
         min_capability, below_capability: compute capability of the GPU, for kernels on CUDA.
         bottom_right: whether a causal mask may have more keys than rows.
-        windows: whether a causal mask may have a window, and then more keys than rows too.
+        max_window: the widest window that a causal mask may have, and then more keys than rows too; 0 for
+            none.
         max_head_size, head_size_multiple: limits on the head size.
         other_value_sizes: whether values may have another head size than keys. Otherwise they are padded.
         folded_rows: up to so many query rows that see all keys, the query heads of a group are folded into
@@ -55,7 +57,7 @@ class KernelInfo:
     min_capability: tuple[int, int] = (8, 0)
     below_capability: tuple[float, int] = (math.inf, 0)
     bottom_right: bool = False
-    windows: bool = False
+    max_window: int = 0
     max_head_size: int = 256
     head_size_multiple: int = 8
     other_value_sizes: bool = False
@@ -181,7 +183,7 @@ class LoadedKernel:
         """Natively where the library can, otherwise in pieces."""
         if not mask.causal:
             return self._attend_to_all(query, key, value, softmax_scale)
-        if mask.window is not None and self.info.windows:
+        if mask.window is not None and mask.window <= self.info.max_window:
             return self.attend(query, key, value, True, softmax_scale, mask.window)
         is_square = query.size(0) == key.size(0)
         if mask.window is None and (is_square or self.info.bottom_right):

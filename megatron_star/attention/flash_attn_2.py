@@ -6,7 +6,7 @@ bottom-right. The packed form gives the LSE as [np, b * sq].
 
 from torch import Tensor
 
-from megatron_star.attention.adapter import Attend, KernelInfo, cumulative_lengths, pack
+from megatron_star.attention.adapter import ANY_WINDOW, Attend, KernelInfo, cumulative_lengths, pack
 from megatron_star.attention.partial import Partial
 
 
@@ -103,7 +103,7 @@ def _window_size(window: int | None) -> tuple[int, int]:
 
 _PACKAGE = {
     "bottom_right": True,
-    "windows": True,
+    "max_window": ANY_WINDOW,
     "distribution": "flash-attn",
     "install": "pip install --no-build-isolation 'flash-attn>=2.7,<3'",
     "folded_rows": 64,

@@ -8,7 +8,7 @@ install one of the two.
 
 from torch import Tensor
 
-from megatron_star.attention.adapter import Attend, KernelInfo
+from megatron_star.attention.adapter import ANY_WINDOW, Attend, KernelInfo
 from megatron_star.attention.partial import Partial
 
 
@@ -46,7 +46,7 @@ FLASH_ATTN_4 = KernelInfo(
     load=load,
     load_capped=load,
     bottom_right=True,
-    windows=True,
+    max_window=ANY_WINDOW,
     min_capability=(10, 0),
     max_head_size=128,
     distribution="flash-attn-4",

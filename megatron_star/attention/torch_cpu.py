@@ -1,24 +1,21 @@
 """torch's fused attention on a CPU, with the LSE that `scaled_dot_product_attention` throws away.
 
 The kernel dies of SIGFPE on empty input and reads past head counts that do not divide. It has grouped heads.
-In half precision it is slow for many rows: it is given float32. Rows with a window are cut into tiles, whose
-masks are all the same: faster than square causal pieces, whose blocks of 512 keys are half hidden
-(docs/journal.md, "Windows on a CPU").
+In half precision it is slow for many rows: it is given float32. Its own causal mask hides keys in blocks of
+512. So windows are tiles of few rows, each with the keys that they see and a mask: docs/journal.md, "Windows
+on a CPU".
 """
 
 import torch
 from torch import Tensor
 
 from megatron_star.attention.adapter import KernelInfo
-from megatron_star.attention.band import attend_in_pieces
 from megatron_star.attention.partial import Partial
 from megatron_star.attention.torch_cpu_capped import load_capped
 
 FUSED = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
-ROWS_OF_A_TILE = 64
-FEW_KEYS = 128
-"""In windows of so few keys, tiles are half as large: of a tile's scores, rows / (rows + window) are hidden.
-"""
+MAX_WINDOW = 2048
+"""Of wider ones, reading a tile's mask costs more than attending in pieces."""
 
 
 def attend(
@@ -41,41 +38,44 @@ def attend(
 def _attend_in_window(
     query: Tensor, key: Tensor, value: Tensor, softmax_scale: float, window: int
 ) -> Partial:
-    """Causal, in float32: rows whose window reaches back beyond the first key, then tiles of the others."""
+    """Tiles whose window reaches back beyond the first key, one by one; the others; what is left of them."""
     sq, before = query.size(0), key.size(0) - query.size(0)
-    start = min(sq, max(0, window - 1 - before))
+    size = sq if sq <= 64 else 32 if window <= 1024 else 64
+    mask = _mask_of_a_tile(size, window)
+    end_of_first = min(sq, -(-max(0, window - 1 - before) // size) * size)
+    end_of_whole = sq - (sq - end_of_first) % size
+    tiles = [(start, min(start + size, sq)) for start in range(0, end_of_first, size)]
+    tiles += [(end_of_first, end_of_whole), (end_of_whole, sq)]
     parts = []
-    if start:
-
-        def attend_piece(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Partial:
-            return attend(query, key, value, causal, softmax_scale)
-
-        seen = before + start
-        parts.append(attend_in_pieces(attend_piece, query[:start], key[:seen], value[:seen], None))
-    tile = ROWS_OF_A_TILE if window > FEW_KEYS else ROWS_OF_A_TILE // 2
-    for rows in (tile, (sq - start) % tile):
-        end = start + (sq - start) // rows * rows if rows else start
+    for start, end in tiles:
         if start < end:
-            keys = slice(start + before - window + 1, end + before)
-            tiles = (query[start:end], key[keys], value[keys])
-            parts.append(_attend_in_tiles(*tiles, softmax_scale, rows))
-            start = end
-    return Partial(*(torch.cat(tensors, dim=2) for tensors in zip(*parts, strict=True)))
+            first = start + before - window + 1
+            rows, keys = min(size, end - start), slice(max(0, first), end + before)
+            seen = mask[:rows, max(0, -first) : rows + window - 1]
+            parts.append(_attend_in_tiles(query[start:end], key[keys], value[keys], softmax_scale, seen))
+    return (
+        parts[0]
+        if len(parts) == 1
+        else Partial(*(torch.cat(of_all, 2) for of_all in zip(*parts, strict=True)))
+    )
 
 
-def _attend_in_tiles(query: Tensor, key: Tensor, value: Tensor, softmax_scale: float, rows: int) -> Partial:
-    """Row i sees the keys i .. i + sk - sq. The tiles, of so many rows each, are a batch of the kernel."""
-    hidden_before = key.size(0) - query.size(0)
-    keys = rows + hidden_before
-    seen = torch.ones(rows, keys, dtype=torch.bool).tril_(hidden_before).triu_()
-    mask = torch.zeros(rows, keys).masked_fill_(~seen, -torch.inf)
-    parts = []
-    for q, k, v in zip(query.unbind(1), key.unbind(1), value.unbind(1), strict=True):
-        q = q.unflatten(0, (-1, rows)).transpose(1, 2)
-        k, v = (tensor.unfold(0, keys, rows).transpose(2, 3) for tensor in (k, v))  # overlapping views
-        out, lse = FUSED(q, k, v, 0.0, False, attn_mask=mask, scale=softmax_scale)
-        parts.append(Partial(out.transpose(0, 1).flatten(1, 2), lse.transpose(0, 1).flatten(1, 2)))
-    return Partial(*(torch.stack(tensors) for tensors in zip(*parts, strict=True)))
+def _mask_of_a_tile(rows: int, window: int) -> Tensor:
+    """[rows, rows + window - 1], to be added to scores: row i sees the columns i .. i + window - 1."""
+    hidden = torch.full((rows, rows + window - 1), -torch.inf)
+    return hidden.triu(window).add_(hidden.tril_(-1))
+
+
+def _attend_in_tiles(
+    query: Tensor, key: Tensor, value: Tensor, softmax_scale: float, mask: Tensor
+) -> Partial:
+    """Tiles with the same mask, [rows, keys] of each: a batch of the kernel, not copied where b = 1."""
+    b, (rows, keys) = query.size(1), mask.shape
+    q = query.unflatten(0, (-1, rows)).permute(0, 2, 3, 1, 4).flatten(0, 1)
+    k, v = (tensor.unfold(0, keys, rows).transpose(3, 4).flatten(0, 1) for tensor in (key, value))
+    part = FUSED(q, k, v, 0.0, False, attn_mask=mask, scale=softmax_scale)
+    out, lse = (tensor.unflatten(0, (-1, b)).movedim(0, 2).flatten(2, 3) for tensor in part)
+    return Partial(out, lse)
 
 
 TORCH_CPU = KernelInfo(
@@ -84,7 +84,7 @@ TORCH_CPU = KernelInfo(
     load_capped=load_capped,
     device_type="cpu",
     dtypes=(torch.float32, torch.bfloat16, torch.float16),
-    windows=True,
+    max_window=MAX_WINDOW,
     max_head_size=1 << 16,
     head_size_multiple=1,
     folded_rows=64,

@@ -7,7 +7,7 @@ first is called below its `_scaled_dot_product_flash_attention`, which does the 
 import torch
 from torch import Tensor
 
-from megatron_star.attention.adapter import ALL_ROWS, HALF_PRECISION, KernelInfo
+from megatron_star.attention.adapter import ALL_ROWS, ANY_WINDOW, HALF_PRECISION, KernelInfo
 from megatron_star.attention.partial import Partial
 
 
@@ -63,7 +63,7 @@ def attend_efficient(
 
 
 FLASH = KernelInfo(
-    name="torch-flash", load=lambda: attend_flash, bottom_right=True, windows=True, folded_rows=64
+    name="torch-flash", load=lambda: attend_flash, bottom_right=True, max_window=ANY_WINDOW, folded_rows=64
 )
 CUDNN = KernelInfo(name="torch-cudnn", load=lambda: attend_cudnn, other_value_sizes=True, min_keys=2)
 EFFICIENT = KernelInfo(

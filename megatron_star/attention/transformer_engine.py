@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from megatron_star.attention.adapter import Attend, KernelInfo, cumulative_lengths, pack
+from megatron_star.attention.adapter import ANY_WINDOW, Attend, KernelInfo, cumulative_lengths, pack
 from megatron_star.attention.partial import Partial
 
 DENSE_MASKS = ("no_mask", "causal", "causal_bottom_right")
@@ -87,7 +87,7 @@ def _dense_lse(lse: Tensor, b: int) -> Tensor:
 
 _PACKAGE = {
     "bottom_right": True,
-    "windows": True,
+    "max_window": ANY_WINDOW,
     "min_keys": 2,  # of cuDNN; torch refuses a single one to it as well
     "distribution": "transformer-engine",
     "install": "see docs/kernels.md, or use NVIDIA's PyTorch container, which has it",

@@ -15,7 +15,7 @@ import torch_kernel_stubs
 from kernel_contract import BANDS, EMPTY, HEADS, SHAPES, SOFTCAP, TOLERANCE, tensors
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from megatron_star.attention import torch_cpu_capped
+from megatron_star.attention import torch_cpu, torch_cpu_capped
 from megatron_star.attention.kernels import KERNELS
 from megatron_star.speed import cpu_attention
 
@@ -53,6 +53,16 @@ def test_rows_see_the_last_keys_up_to_their_own(name, sq, sk, window):
     dtype = KERNELS[name].dtypes[0]
     qkv = tensors(sq, sk, b=2, dtype=dtype)
     contract.check_band(KERNELS[name].loaded(), *qkv, window=window, tolerance=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize(("sq", "sk", "window"), BANDS)
+def test_a_window_wider_than_a_kernel_takes_comes_in_pieces(monkeypatch, sq, sk, window):
+    kernel = KERNELS["torch-cpu"].loaded()
+    narrow = replace(kernel, info=replace(kernel.info, max_window=4))
+    tiles = Mock(wraps=torch_cpu._attend_in_tiles)
+    monkeypatch.setattr(torch_cpu, "_attend_in_tiles", tiles)
+    contract.check_band(narrow, *tensors(sq, sk), window=window, tolerance=TOLERANCE[torch.float32])
+    assert tiles.called == (window in (1, 3))
 
 
 @pytest.mark.parametrize("name", CAPPED)
