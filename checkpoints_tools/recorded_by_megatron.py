@@ -126,9 +126,16 @@ def recorded_arguments(weights: Path) -> dict[str, Any]:
             f"{weights}: its common state cannot be read ({type(error).__name__}: {error})"
         ) from error
     if recorded.get("swiglu") is False:
-        recorded["activation"] = "relu2" if recorded.pop("squared_relu", False) else "gelu"
+        recorded |= _activation(recorded.pop("squared_relu", False), recorded.pop("quick_geglu", False))
     _refuse(recorded, weights, _parsed_names() | _DERIVED)
     return recorded
+
+
+def _activation(squared_relu: bool, quick_geglu: bool) -> dict[str, Any]:
+    """Of an MLP without SwiGLU, which Megatron-LM gates only with quick GELU."""
+    if quick_geglu:
+        return {"activation": "quick_gelu", "gated_mlp": True}
+    return {"activation": "relu2" if squared_relu else "gelu"}
 
 
 def _parsed_names() -> frozenset[str]:

@@ -129,6 +129,15 @@ def test_activations_without_a_gate_are_compared(agree):
         agree(GELU | {"activation": "relu2"}, {})
 
 
+def test_a_gate_of_quick_gelu_is_compared(agree):
+    quick = MODEL | {"swiglu": False, "activation": "quick_gelu", "gated_mlp": True, "glu_linear_offset": 1.0}
+    agree(quick, {"quick_geglu": True})
+    with pytest.raises(ValueError, match="activation is 'gelu' in the checkpoint, 'quick_gelu'"):
+        agree(quick, {})
+    with pytest.raises(ValueError, match="glu_linear_offset is 0.5 in the checkpoint, 1.0"):
+        agree(quick, {"quick_geglu": True, "glu_linear_offset": 0.5})
+
+
 def test_the_scale_that_megatron_takes_by_itself_may_be_written_out(agree):
     agree(MODEL | {"softmax_scale": MODEL["kv_channels"] ** -0.5}, {"softmax_scale": None})
     agree(MODEL, {"softmax_scale": MODEL["kv_channels"] ** -0.5})
