@@ -7,7 +7,7 @@ computes the same from text, whatever surrounds it: those with another mask or o
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from transformers import CONFIG_MAPPING
+from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 from megatron_star.checked_input import shown
 
@@ -23,6 +23,8 @@ _OF_THE_WHOLE = (
     "pad_token_id",
 )
 _DECIDED_BY_THE_WHOLE = ("model_type", "tie_word_embeddings")
+# What a language model does to its logits alone, and not inside of a multimodal model; else nothing.
+_OF_LOGITS = {"final_logit_softcapping": None, "logit_scale": 1.0, "logits_scaling": 1.0}
 
 
 class Surroundings(NamedTuple):
@@ -65,8 +67,6 @@ _IDEFICS = Surroundings(
     text=(("model.text_model.", "model."),), others=("model.vision_model.", "model.connector.")
 )
 SURROUNDINGS: Mapping[str, Surroundings] = {
-    "aya_vision": _LLAVA,
-    "cohere2_vision": _LLAVA,
     "gemma3": _LLAVA,
     "idefics3": _IDEFICS,
     "internvl": _LLAVA,
@@ -101,12 +101,23 @@ def text_config(config: Config) -> Config:
     except Exception as error:  # whatever transformers' code raises on this JSON is about this JSON
         said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise ValueError(f"config.json: transformers does not accept it: {said}") from error
+    _refuse_changed_logits(config["model_type"], resolved.text_config, of_text)
     return {
         **_only(config, _OF_THE_WHOLE),
         **of_text,
         "model_type": resolved.text_config.model_type,
         "tie_word_embeddings": bool(resolved.tie_word_embeddings),
     }
+
+
+def _refuse_changed_logits(model_type: str, resolved: PreTrainedConfig, of_text: Config) -> None:
+    """Alone, and inside of the whole, the language model would have other logits."""
+    for key, neutral in _OF_LOGITS.items():
+        value = of_text.get(key, getattr(resolved, key, neutral))
+        if value != neutral:
+            raise ValueError(
+                f"config.json: text_config: {key}={shown(value)} is not supported in {model_type}"
+            )
 
 
 def _only(config: Config, keys: tuple[str, ...]) -> Config:

@@ -1,5 +1,6 @@
 """The table of model families. A new one is an object in a file of its own, and a row here."""
 
+from checkpoints_tools.families.apertus import APERTUS
 from checkpoints_tools.families.arcee import ARCEE
 from checkpoints_tools.families.cohere import COHERE
 from checkpoints_tools.families.cohere2 import COHERE2
@@ -18,16 +19,19 @@ from checkpoints_tools.families.granite import GRANITE
 from checkpoints_tools.families.granite_swa import GRANITE_SWA
 from checkpoints_tools.families.granitemoehybrid import GRANITEMOEHYBRID
 from checkpoints_tools.families.helium import HELIUM
+from checkpoints_tools.families.hunyuan_v1_dense import HUNYUAN_V1_DENSE
 from checkpoints_tools.families.hyperclovax import HYPERCLOVAX
 from checkpoints_tools.families.internlm3 import INTERNLM3
 from checkpoints_tools.families.iquestcoder import IQUESTCODER
 from checkpoints_tools.families.jais2 import JAIS2
 from checkpoints_tools.families.llama import LLAMA
+from checkpoints_tools.families.llama4_text import LLAMA4_TEXT
 from checkpoints_tools.families.ministral import MINISTRAL
 from checkpoints_tools.families.ministral3 import MINISTRAL3
 from checkpoints_tools.families.missing import MISSING
 from checkpoints_tools.families.mistral import MISTRAL
 from checkpoints_tools.families.mixtral import MIXTRAL
+from checkpoints_tools.families.nemotron import NEMOTRON
 from checkpoints_tools.families.olmo2 import OLMO2
 from checkpoints_tools.families.olmo3 import OLMO3
 from checkpoints_tools.families.phi3 import PHI3
@@ -79,6 +83,10 @@ _TABLE = (
     STARCODER2,
     ERNIE4_5,
     GPT_OSS,
+    NEMOTRON,
+    HUNYUAN_V1_DENSE,
+    APERTUS,
+    LLAMA4_TEXT,
 )
 FAMILIES: dict[str, Family] = {family.model_type: family for family in _TABLE}
 

@@ -15,12 +15,12 @@ def _arguments(values: CheckedValues) -> dict[str, Any]:
         **biases_by_keys(values),
         "apply_layernorm_1p": True,
         "embedding_multiplier": arguments["hidden_size"] ** 0.5,
+        "round_embedding_multiplier": True,
     }
 
 
 GEMMA = Family(
     "gemma",
-    bridge_provider="Gemma",
     arguments=_arguments,
     neutral={
         **neutral_but("attention_bias", "hidden_act"),

@@ -35,6 +35,7 @@ def gemma_arguments(values: CheckedValues) -> dict[str, Any]:
         "norm_placement": "both",
         "softmax_scale": values.number("query_pre_attn_scalar") ** -0.5,
         "embedding_multiplier": arguments["hidden_size"] ** 0.5,
+        "round_embedding_multiplier": True,
         **optional_numbers(values, logits_softcap="final_logit_softcapping"),
     }
 
@@ -45,7 +46,6 @@ def _arguments(values: CheckedValues) -> dict[str, Any]:
 
 GEMMA2 = Family(
     "gemma2",
-    bridge_provider="Gemma2",
     arguments=_arguments,
     neutral=GEMMA_NEUTRAL,
     windows=IN_SOME_LAYERS,

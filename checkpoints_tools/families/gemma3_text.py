@@ -13,7 +13,6 @@ def _arguments(values: CheckedValues) -> dict[str, Any]:
 
 GEMMA3_TEXT = Family(
     "gemma3_text",
-    bridge_provider="Gemma3",
     arguments=_arguments,
     # transformers' attention of Gemma 3 has a soft cap, and does not use it.
     neutral=GEMMA_NEUTRAL | {"attn_logit_softcapping": (None,)},

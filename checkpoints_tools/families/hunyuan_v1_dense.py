@@ -10,7 +10,7 @@ from megatron_star.model.checked_values import CheckedValues
 
 def _arguments(values: CheckedValues) -> dict[str, Any]:
     norms_of_heads = {"qk_layernorm": True, "qk_layernorm_after_rotation": True}
-    return decoder_arguments(values) | biases_by_keys(values) | norms_of_heads
+    return decoder_arguments(values, reads_alpha=True) | biases_by_keys(values) | norms_of_heads
 
 
 HUNYUAN_V1_DENSE = Family(

@@ -23,14 +23,16 @@ def _arguments(values: CheckedValues) -> dict[str, Any]:
     if values.boolean("use_qk_norm"):
         arguments |= {"qk_l2_norm": True, "qk_norm_of_rotated_only": bool(unrotated)}
     if values.boolean("attn_temperature_tuning") and unrotated:
-        arguments |= _temperature_arguments(values)
+        arguments |= _query_scale(values, unrotated["no_rope_freq"])
     return arguments | _mlp_arguments(values, arguments["num_layers"])
 
 
-def _temperature_arguments(values: CheckedValues) -> dict[str, Any]:
+def _query_scale(values: CheckedValues, layers: list[int]) -> dict[str, Any]:
     return {
         "query_scale_beta": values.number("attn_scale"),
         "query_scale_floor": values.integer("floor_scale"),
+        "query_scale_offset": 1,  # positions count from 1 there
+        "query_scale_layers": layers,
     }
 
 

@@ -10,7 +10,7 @@ from megatron_star.model.checked_values import CheckedValues
 
 def _arguments(values: CheckedValues) -> dict[str, Any]:
     norm = {"normalization": "LayerNorm", "apply_layernorm_1p": True}
-    arguments = decoder_arguments(values, norm_epsilon="norm_eps")
+    arguments = decoder_arguments(values, norm_epsilon="norm_eps", reads_partial=True)
     return arguments | norm | activation_arguments(values, gated=False) | biases_by_keys(values)
 
 

@@ -9,12 +9,15 @@ from torch import Tensor
 
 
 class XIELU(torch.nn.Module):
-    """xIELU (arXiv 2411.13010): its slopes are learned; checkpoints hold its two constants, too."""
+    """xIELU (arXiv 2411.13010): its slopes are learned; checkpoints hold its two constants, too.
+
+    All are tensors of one value, of which Megatron stacks those of all layers.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.alpha_p, self.alpha_n = (torch.nn.Parameter(torch.zeros(1)) for _ in range(2))
-        self.beta, self.eps = torch.nn.Buffer(torch.tensor(0.5)), torch.nn.Buffer(torch.tensor(-1e-6))
+        self.beta, self.eps = torch.nn.Buffer(torch.tensor([0.5])), torch.nn.Buffer(torch.tensor([-1e-6]))
 
     def forward(self, x: Tensor) -> Tensor:
         """Of each value."""

@@ -20,7 +20,13 @@ from megatron.core.transformer.transformer_layer import TransformerLayerSubmodul
 
 from megatron_star.model.activations import XieluMLP
 from megatron_star.model.experts import with_biases_added_once
-from megatron_star.model.norms import AllHeadsRMSNorm, is_megatrons_norm, norm, rms_norm_after_rotation
+from megatron_star.model.norms import (
+    AllHeadsRMSNorm,
+    L2Norm,
+    is_megatrons_norm,
+    norm,
+    rms_norm_after_rotation,
+)
 from megatron_star.model.residual import ParallelLayer, ResidualSum
 from megatron_star.model.transformer_config import own_field
 
@@ -91,6 +97,8 @@ def _place_norms(parts: TransformerLayerSubmodules, config: TransformerConfig, i
 def _place_qk_norms(
     attention: SelfAttentionSubmodules, config: TransformerConfig, groups: ProcessGroupCollection
 ) -> None:
+    if config.qk_l2_norm:
+        attention.q_layernorm = attention.k_layernorm = L2Norm
     if not config.qk_layernorm:
         return
     if own_field(config, "qk_layernorm_span") == "all_heads":

@@ -118,6 +118,18 @@ def norm(config: TransformerConfig, hidden_size: int, eps: float) -> torch.nn.Mo
     return layer_norm(hidden_size, eps, bias=own_field(config, "norm_bias"))
 
 
+class L2Norm(torch.nn.Module):
+    """Megatron's, without its `torch.compile`: layers with that cannot be recorded."""
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float) -> None:
+        super().__init__()
+        self.shape, self.eps = (hidden_size,), eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[.., hidden_size] to the same."""
+        return F.rms_norm(x.float(), self.shape, eps=self.eps).type_as(x)
+
+
 def rms_norm_after_rotation(config: TransformerConfig, hidden_size: int, eps: float) -> RMSNormAfterRotation:
     """As Megatron builds a norm."""
     return RMSNormAfterRotation(hidden_size, eps)

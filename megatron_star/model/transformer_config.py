@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from megatron.core.activations import quick_gelu
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -74,9 +75,12 @@ class StarTransformerConfig(TransformerConfig):
         activation: of the MLP, by name; None leaves `activation_func` and `gated_linear_unit` as they are.
         gated_mlp: activation(gate) * up; only together with `activation`.
         embedding_multiplier, logits_multiplier: through Megatron's MuP, nothing else of which is used.
+        round_embedding_multiplier: to the dtype of the weights first, as Gemma's models do.
         residual_multiplier: of what attention and MLP add to the residual stream.
         rope_low_freq_factor, rope_high_freq_factor, rope_original_max_position_embeddings: of Llama-3
             scaling; Megatron has 1, 4 and 8192 built in.
+        longrope_short_factors, longrope_long_factors: see `longrope.py`; what divides each frequency.
+        longrope_attention_factor: of cosines and sines, as YaRN's concentration factor.
         query_scale_beta, query_scale_floor, query_scale_offset: see `query_scale.py`.
         query_scale_layers: 1 for each layer that scales its queries, else 0; None for all.
     """
@@ -97,10 +101,17 @@ class StarTransformerConfig(TransformerConfig):
     activation: str | None = _own(None, _one_of(*ACTIVATIONS))
     gated_mlp: bool = _own(False, CheckedValues.boolean, "activation")
     embedding_multiplier: float = _own(1.0, CheckedValues.number)
+    round_embedding_multiplier: bool = _own(False, CheckedValues.boolean, "embedding_multiplier")
     residual_multiplier: float = _own(1.0, CheckedValues.number)
     rope_low_freq_factor: float = _own(1.0, CheckedValues.number, "use_rope_scaling")
     rope_high_freq_factor: float = _own(4.0, CheckedValues.number, "use_rope_scaling")
     rope_original_max_position_embeddings: int = _own(8192, CheckedValues.integer, "use_rope_scaling")
+    longrope_short_factors: list[float] | None = _own(None, CheckedValues.numbers)
+    longrope_long_factors: list[float] | None = _own(None, CheckedValues.numbers, "longrope_short_factors")
+    longrope_original_max_position_embeddings: int | None = _own(
+        None, CheckedValues.integer, "longrope_short_factors"
+    )
+    longrope_attention_factor: float = _own(1.0, CheckedValues.number, "longrope_short_factors")
     query_scale_beta: float | None = _own(None, CheckedValues.number, "query_scale_floor")
     query_scale_floor: int | None = _own(None, CheckedValues.integer, "query_scale_beta")
     query_scale_offset: int = _own(0, _one_of(0, 1), "query_scale_beta")
@@ -115,9 +126,14 @@ class StarTransformerConfig(TransformerConfig):
         if self.embedding_multiplier != 1.0 or self.logits_multiplier != 1.0:
             self.use_mup = True
             self.mup_attn_scale_power = 0.5  # 1 / sqrt(head size), as without MuP
-            self.mup_embedding_mult = self.embedding_multiplier
+            self.mup_embedding_mult = self._embedding_multiplier()
             self.mup_output_mult = self.logits_multiplier
         super().__post_init__()
+
+    def _embedding_multiplier(self) -> float:
+        if not self.round_embedding_multiplier:
+            return self.embedding_multiplier
+        return torch.tensor(self.embedding_multiplier, dtype=self.params_dtype).item()
 
 
 OWN_FIELDS = {f.name: f for f in fields(StarTransformerConfig) if "check" in f.metadata}

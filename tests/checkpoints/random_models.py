@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 from transformers import (
+    ApertusConfig,
     ArceeConfig,
     AutoModelForCausalLM,
     Cohere2Config,
@@ -22,15 +23,18 @@ from transformers import (
     GraniteMoeHybridConfig,
     GraniteSWAConfig,
     HeliumConfig,
+    HunYuanDenseV1Config,
     HyperCLOVAXConfig,
     InternLM3Config,
     IQuestCoderConfig,
     Jais2Config,
+    Llama4TextConfig,
     LlamaConfig,
     Ministral3Config,
     MinistralConfig,
     MistralConfig,
     MixtralConfig,
+    NemotronConfig,
     Olmo2Config,
     Olmo3Config,
     Phi3Config,
@@ -73,7 +77,18 @@ _LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
 }
+_NTK_ALPHA = {"rope_type": "dynamic", "rope_theta": 10000.0, "alpha": 50.0, "factor": 1.0}
 _YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 32}
+_LLAMA4 = {
+    **_SIZES,
+    **_HEAD,
+    "intermediate_size_mlp": 56,
+    "no_rope_layers": [0, 1, 0],
+    "attention_chunk_size": _WINDOW,
+    "num_local_experts": 3,
+    "floor_scale": 7,
+    "attn_scale": 0.6,
+}
 
 _WINDOW = 13  # see tests/families/cases.py
 _FULL, _SLIDING = "full_attention", "sliding_attention"
@@ -232,6 +247,18 @@ CONFIGS: dict[str, PreTrainedConfig] = {
     "arcee": ArceeConfig(**_SIZES, **_HEAD, rope_parameters=_YARN),
     "starcoder2": Starcoder2Config(**_SIZES, sliding_window=_WINDOW),
     "ernie4_5": Ernie4_5Config(**_SIZES, **_HEAD, use_bias=True),
+    "nemotron": NemotronConfig(**_SIZES, **_HEAD, mlp_bias=True),
+    "hunyuan_v1_dense": HunYuanDenseV1Config(**_SIZES, **_HEAD, rope_parameters=_NTK_ALPHA),
+    "apertus": ApertusConfig(
+        **_SIZES, **_HEAD, rope_parameters=_LLAMA3 | {"factor": 4.0, "original_max_position_embeddings": 64}
+    ),
+    "llama4_text_experts": Llama4TextConfig(**_LLAMA4),
+    "llama4_text": Llama4TextConfig(
+        **_LLAMA4,
+        moe_layers=[],
+        attention_bias=True,
+        rope_parameters=_LLAMA3 | {"high_freq_factor": 1.0, "original_max_position_embeddings": 64},
+    ),
     "gpt_oss": GptOssConfig(
         **_SIZES,
         **_HEAD,

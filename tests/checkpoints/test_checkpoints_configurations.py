@@ -204,6 +204,18 @@ REFUSED = {
     "no heads": ("llama2", {"num_attention_heads": 0}, "num_attention_heads=0"),
     "a number that is none": ("llama2", {"rms_norm_eps": float("nan")}, "rms_norm_eps=nan"),
     "an odd head": ("qwen3", {"head_dim": 15}, "head_dim"),
+    "experts in some layers": ("llama4_text", {"moe_layers": [1]}, "moe_layers=[1]"),
+    "several experts with sigmoids": (
+        "llama4_text_experts",
+        {"num_experts_per_tok": 2},
+        "num_experts_per_tok=2",
+    ),
+    "another activation than xIELU": ("apertus", {"hidden_act": "silu"}, "hidden_act='silu'"),
+    "a base that changes with the length": (
+        "hunyuan_v1_dense",
+        {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
+        "rope_type 'dynamic'",
+    ),
     "a gate of another slope": ("gpt_oss", {"swiglu_alpha": 1.5}, "swiglu_alpha=1.5"),
     "experts with biases and attention without": (
         "gpt_oss",
@@ -279,12 +291,12 @@ def test_layers_have_the_windows_that_transformers_gives_them(name, changes, exp
 # What is for training, for generating, or what transformers has resolved into another key.
 WITHOUT_EFFECT = {
     *("attention_dropout", "residual_dropout", "embedding_dropout", "initializer_range", "eod_token_id"),
+    "ignore_keys_at_rope_validation",
     *("no_rope_layer_interval", "interleave_moe_layer_step"),  # into no_rope_layers and moe_layers
     *("router_aux_loss_coef", "router_jitter_noise"),
     *("bos_token_id", "eos_token_id", "pad_token_id", "use_cache", "output_router_logits", "pretraining_tp"),
     *("max_window_layers", "use_sliding_window", "sliding_window"),  # into layer_types; else it is read
     *("sliding_window_pattern", "_sliding_window_pattern"),  # the same
-    "ignore_keys_at_rope_validation",
     *("resid_pdrop", "embd_pdrop", "hidden_dropout", "no_rope_layer_interval"),
     "original_max_position_embeddings",  # into rope_parameters
     *("layers_block_type", "num_experts_per_tok", "time_step_limit"),  # of no layer that is supported

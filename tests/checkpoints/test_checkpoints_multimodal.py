@@ -7,26 +7,17 @@ from typing import Any
 
 import pytest
 import torch
-from random_models import VOCAB_SIZE, hf_logits, random_token_ids
+from random_models import CONFIGS as TEXT_CONFIGS
+from random_models import hf_logits, random_token_ids
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForImageTextToText, LlavaConfig, Mistral3Config, SmolVLMConfig
+from transformers import CONFIG_MAPPING, AutoModelForImageTextToText
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from checkpoints_tools import convert_hf_to_megatron, convert_megatron_to_hf, verify
 from checkpoints_tools.hf_config import model_arguments
 from checkpoints_tools.inspect import inspect
 from checkpoints_tools.multimodal import text_config
 
-_TEXT = {
-    "vocab_size": VOCAB_SIZE,
-    "hidden_size": 72,
-    "intermediate_size": 88,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "max_position_embeddings": 512,
-    "initializer_range": 0.15,
-}
 _VISION = {
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -35,21 +26,28 @@ _VISION = {
     "image_size": 28,
     "patch_size": 14,
 }
-CONFIGS = {
-    "mistral3": Mistral3Config(
-        text_config={"model_type": "mistral", "sliding_window": None, **_TEXT},
-        vision_config={"model_type": "pixtral", **_VISION},
-        image_token_index=5,
-    ),
-    "llava": LlavaConfig(
-        text_config={"model_type": "llama", **_TEXT},
-        vision_config={"model_type": "clip_vision_model", **_VISION},
-        image_token_index=5,
-    ),
-    "smolvlm": SmolVLMConfig(
-        text_config={"model_type": "llama", **_TEXT}, vision_config=_VISION, image_token_id=5
-    ),
+# A language model, and the kind of its vision tower.
+_PARTS = {
+    "mistral3": ("mistral", {"model_type": "pixtral"}),
+    "llava": ("llama_tied", {"model_type": "clip_vision_model"}),
+    "smolvlm": ("llama2", {}),
+    "gemma3": ("gemma3_text", {}),
+    "internvl": ("qwen2", {"model_type": "internvl_vision", "image_size": [28, 28], "patch_size": [14, 14]}),
 }
+
+
+def multimodal_config(model_type: str) -> Any:
+    text, vision = _PARTS[model_type]
+    return CONFIG_MAPPING[model_type](
+        text_config=TEXT_CONFIGS[text].to_dict() | {"final_logit_softcapping": None},
+        vision_config=_VISION | vision,
+        image_token_index=5,
+        image_token_id=5,
+        tie_word_embeddings=TEXT_CONFIGS[text].tie_word_embeddings,
+    )
+
+
+CONFIGS = {model_type: multimodal_config(model_type) for model_type in _PARTS}
 
 
 def save_multimodal(config: Any, directory: Path) -> torch.Tensor:
@@ -97,9 +95,7 @@ def test_the_language_model_is_converted_and_comes_back_alone(tmp_path, capsys, 
     config = json.loads((back / "config.json").read_text())
     text_type = CONFIGS[name].text_config.model_type
     assert config["model_type"] == text_type and "vision_config" not in config
-    assert config["architectures"] == [
-        {"mistral": "MistralForCausalLM", "llama": "LlamaForCausalLM"}[text_type]
-    ]
+    assert config["architectures"] == [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[text_type]]
     assert torch.equal(hf_logits(back, random_token_ids()), expected)
     assert len(load_file(back / "model.safetensors")) == len(stored) - len(left_out)
 
@@ -128,7 +124,19 @@ REFUSED = {
     "no text model": (None, "text_config=None"),
     "a text model that is none": ([1], r"text_config=\[1\]"),
     "a text model of an unknown type": ({"model_type": "nobody"}, "transformers does not accept it"),
-    "what the family refuses": ({"model_type": "llama", **_TEXT, "is_causal": False}, "is_causal=False"),
+    "a soft cap of logits, which the whole has not": (
+        TEXT_CONFIGS["gemma3_text"].to_dict(),
+        "final_logit_softcapping=.* is not supported in llava",
+    ),
+    "a scale of logits, which the whole has not": (
+        {"model_type": "cohere2"},
+        "logit_scale=0.0625 is not supported in llava",
+    ),
+    "another scale of logits": (
+        TEXT_CONFIGS["granite"].to_dict(),
+        "logits_scaling=.* is not supported in llava",
+    ),
+    "what the family refuses": (TEXT_CONFIGS["llama2"].to_dict() | {"is_causal": False}, "is_causal=False"),
 }
 
 

@@ -56,16 +56,16 @@ ROPE = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_facto
         ({"hidden_act": "gelu"}, ["hidden_act='gelu'"]),
         ({"quantization_config": {"quant_method": "awq", "bits": 4}}, ["quant_method 'awq'", "mxfp4"]),
         (
-            {"rope_parameters": {"rope_type": "longrope", "short_factor": [1.0], "long_factor": [2.0]}},
-            ["rope_type 'longrope'", "yarn"],
+            {"rope_parameters": {"rope_type": "longrope", "short_factor": [1.0], "long_factor": [-2.0]}},
+            ["long_factor=[-2.0]", "larger than 0"],
         ),
         (
             {"rope_parameters": None, "rope_scaling": {"type": "dynamic", "factor": 2.0, "alpha": 1e3}},
             ["rope_type 'dynamic'", "its base changes with every token"],
         ),
         (
-            {"rope_parameters": ROPE | {"high_freq_factor": 1.0, "original_max_position_embeddings": 4096}},
-            ["high_freq_factor=1.0", "larger than 1"],
+            {"rope_parameters": ROPE | {"high_freq_factor": 0.5, "original_max_position_embeddings": 4096}},
+            ["high_freq_factor=0.5", "at least low_freq_factor, 1.0"],
         ),
         ({"rope_parameters": {"partial_rotary_factor": 0.5}}, ["partial_rotary_factor=0.5"]),
         ({"hidden_size": None}, ["hidden_size is missing"]),

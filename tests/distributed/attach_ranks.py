@@ -50,8 +50,8 @@ def gpt_model(
         **{"position_embedding_type": "rope"} | (options or {}),
     )
     torch.manual_seed(1)
-    for parameter in model.parameters():
-        parameter.data.normal_(std=0.2)
+    for name, parameter in model.named_parameters():
+        parameter.data.normal_(std=2.0 if name.endswith("softmax_offset") else 0.2)
     return model.eval()
 
 

@@ -111,6 +111,8 @@ def test_a_model_whose_modules_cannot_be_run_is_refused_by_their_name(what, word
         ({"softmax_type": "off-by-one"}, {}),
         ({"window_size": (6, 0), "window_attn_skip_freq": 2}, {}),
         ({"window_size": (6, 0)}, {}),
+        ({"window_size": (6, 0), "window_attn_skip_freq": [0, 1], "softmax_type": "learnable"}, {}),
+        ({"softmax_type": "off-by-one", "no_rope_freq": [1, 0], "attention_output_gate": True}, {}),
         ({"use_mup": True, "mup_base_hidden_size": 16, "mup_embedding_mult": 3.0}, {}),
         ({"gated_linear_unit": True, "activation_func": torch.nn.functional.silu}, {}),
         ({"gated_linear_unit": True, "activation_func_clamp_value": 0.5, "glu_linear_offset": 1.0}, {}),

@@ -60,7 +60,7 @@ def test_what_plain_megatron_has_not_is_stored_under_these_keys():
         "mlp.linear_fc1.bias": (2, 74),
         "mlp.linear_fc2.bias": (2, 52),
         "mlp.activation_func.alpha_p": (2, 1),
-        "mlp.activation_func.eps": (2,),
+        "mlp.activation_func.eps": (2, 1),
     }
     assert {key: shapes.get(key) for key in expected} == expected
     assert "self_attention.linear_qkv.bias" not in shapes

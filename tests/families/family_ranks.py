@@ -11,6 +11,11 @@ from torch import Tensor
 
 from megatron_star.engine.command import Command
 from megatron_star.engine.executor import RankExecutor
+from megatron_star.model.build import build_gpt_model
+from megatron_star.model.checkpoint import read_checkpoint_info
+from megatron_star.model.cpu import use_cpu_where_cuda_is_absent
+from megatron_star.model.stored_weights import load_weights
+from megatron_star.parallel.groups import initialize_groups
 from megatron_star.speed.compiled_layers import compile_layers
 from megatron_star.speed.fast_model import FastStarModel
 from megatron_star.speed.sliced_linear import PARTS
@@ -38,6 +43,16 @@ def answers(checkpoint: str, tp_size: int, with_compiled: bool) -> Answers:
         _logits(sliced, FOR_SPEED),
         _compiled(star_model) if with_compiled else None,
     )
+
+
+def half_precision_embeddings(checkpoint: str, token_ids: list[int]) -> Tensor:
+    """[tokens, hidden size] of the model in bfloat16."""
+    groups, info = initialize_groups(tp_size=1, cp_size=1), read_checkpoint_info(checkpoint)
+    device = use_cpu_where_cuda_is_absent()
+    model = build_gpt_model(info.args, groups.model, dtype=torch.bfloat16, device=device)
+    load_weights(model, info)
+    ids = torch.tensor([token_ids])
+    return model.embedding(ids, torch.zeros_like(ids))[:, 0]
 
 
 def _compiled(star_model: FastStarModel) -> Tensor | str:

@@ -12,8 +12,11 @@ import pytest
 import torch
 from cases import CASES, FOR_SPEED, NUM_CONTEXT, WINDOW, Case
 from dense import CHUNK, FULL, case_logits, kinds_of_layers, masked_logits
+from distributed import run_ranks
+from family_ranks import half_precision_embeddings
 from random_models import CONFIGS, LLAMAS
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from checkpoints_tools import verify
 from megatron_star.config import StarConfig
@@ -22,10 +25,10 @@ from megatron_star.model.checkpoint import read_checkpoint_info
 TOLERANCE = 1e-4
 NAMES = [name for name in CONFIGS if name not in LLAMAS]
 GRIDS = {"CP 1": (1, 1), "CP 2": (1, 2), "CP 3": (1, 3), "TP 2, CP 2": (2, 2)}
-WITH_EXPERTS = ("mixtral", "qwen3_moe", "gpt_oss")
+WITH_EXPERTS = ("mixtral", "qwen3_moe", "gpt_oss", "llama4_text_experts")
 PARALLEL = ("cohere", "cohere2")
 NOT_COMPILED = dict.fromkeys(WITH_EXPERTS, "experts") | dict.fromkeys(PARALLEL, "layers of ParallelLayer")
-"""By `model_type`, what compiling its layers is refused with."""
+"""By `model_type` or small model, what compiling its layers is refused with."""
 SEVERAL_KINDS = [name for name in NAMES if {*kinds_of_layers(CONFIGS[name])} != {FULL}]
 
 
@@ -65,7 +68,7 @@ def test_slices_of_the_weights_change_no_answer(converted, answers_of, name, gri
 def test_compiled_layers_change_no_answer_or_are_refused_by_name(converted, answers_of, name):
     expected = case_logits(converted(name).hf, FOR_SPEED)
     for of_rank in answers_of(name, *GRIDS["CP 2"]):
-        if refusal := NOT_COMPILED.get(CONFIGS[name].model_type):
+        if refusal := NOT_COMPILED.get(name) or NOT_COMPILED.get(CONFIGS[name].model_type):
             assert of_rank.compiled == f"layers cannot be compiled for token generation with {refusal}"
         else:
             assert isinstance(of_rank.compiled, Tensor), of_rank.compiled
@@ -79,6 +82,15 @@ def test_verify_finds_the_tensors_and_arguments_of_transformers(converted, name)
     info = read_checkpoint_info(pair.megatron)
     assert verify.compare_arguments(pair.hf, info) == []
     assert verify.compare_tensors(pair.hf, info).size == 0
+
+
+@pytest.mark.parametrize("name", ["gemma", "gemma2", "gemma3_text"])
+def test_embeddings_in_half_precision_are_those_of_transformers(converted, name):
+    """The factor on them is rounded to their dtype first: 8.5 for 8.485."""
+    token_ids = CASES["exact"].token_ids
+    [found] = run_ranks(1, half_precision_embeddings, str(converted(name).megatron), token_ids)
+    model = AutoModelForCausalLM.from_pretrained(converted(name).hf, dtype=torch.bfloat16)
+    assert torch.equal(found, model.get_input_embeddings()(torch.tensor(token_ids)))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -77,7 +77,7 @@ def test_a_norm_after_rotation_does_nothing_before_it():
 def test_xielu_is_transformers_and_has_its_names(dtype):
     theirs = randomised(XIELUActivation(dtype=dtype), dtype)
     ours = XIELU().to(dtype)
-    ours.load_state_dict(theirs.state_dict(), strict=True)
+    ours.load_state_dict({name: value.view(1) for name, value in theirs.state_dict().items()})
     values = torch.cat([torch.linspace(-4, 4, 101), torch.tensor([0.0, 1e-7, -1e-7])]).to(dtype)
     torch.testing.assert_close(
         ours(values), theirs(values), atol=0, rtol=2e-2 if dtype == torch.bfloat16 else 1e-5
