@@ -126,7 +126,8 @@ def recorded_arguments(weights: Path) -> dict[str, Any]:
             f"{weights}: its common state cannot be read ({type(error).__name__}: {error})"
         ) from error
     if recorded.get("swiglu") is False:
-        recorded["activation"] = "relu2" if recorded.pop("squared_relu", False) else "gelu"
+        by_flags = "relu2" if recorded.pop("squared_relu", False) else "gelu"
+        recorded["activation"] = recorded.get("activation") or by_flags  # which our own converter records
     _refuse(recorded, weights, _parsed_names() | _DERIVED)
     return recorded
 
