@@ -15,6 +15,7 @@ from megatron_star.model.checkpoint import CheckpointInfo
 from megatron_star.model.cpu import use_cpu_where_cuda_is_absent
 from megatron_star.model.kernel import kernel_of
 from megatron_star.model.logits import soft_capped
+from megatron_star.model.longrope import needs_long_factors
 from megatron_star.model.stored_weights import load_weights
 from megatron_star.parallel.groups import initialize_groups
 from megatron_star.planning.layer_mask import Band
@@ -23,8 +24,8 @@ from megatron_star.planning.layer_mask import Band
 class _CausalAttention(ForwardPass):
     """Every token attends to itself and to what is before it; nothing is kept."""
 
-    def __init__(self, position_ids: Tensor, kernel: AttentionKernel) -> None:
-        super().__init__(position_ids)
+    def __init__(self, position_ids: Tensor, kernel: AttentionKernel, is_long: bool) -> None:
+        super().__init__(position_ids, (is_long,))
         self.config.materialize_only_last_token_logits = False
         self.kernel = kernel
 
@@ -58,7 +59,9 @@ def megatron_logits(
             torch.tensor([token_ids], device=device),
             positions[None],
             attention_mask=None,
-            inference_context=_CausalAttention(positions, kernel),
+            inference_context=_CausalAttention(
+                positions, kernel, needs_long_factors(model.config, len(token_ids))
+            ),
             runtime_gather_output=True,
         )
     return soft_capped(logits, model.config)[0, :, : info.args["vocab_size"]].float().cpu()

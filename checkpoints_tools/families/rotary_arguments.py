@@ -9,7 +9,7 @@ from megatron_star.model.transformer_config import OWN_FIELDS
 
 _SOURCE = "config.json: rope_parameters"
 _FULL, _WINDOW = "full_attention", "sliding_attention"
-_TYPES = ("default", "linear", "llama3", "yarn")
+_TYPES = ("default", "linear", "llama3", "yarn", "longrope")
 _WHY_NOT = {"dynamic": "; its base changes with every token, for keys that are kept as well"}
 _LLAMA3_CONSTANTS = {
     "low_freq_factor": "rope_low_freq_factor",
@@ -99,6 +99,8 @@ def _arguments(
         return arguments | _llama3_arguments(rope)
     if rope_type == "yarn":
         return arguments | _yarn_arguments(rope, arguments["max_position_embeddings"])
+    if rope_type == "longrope":
+        return arguments | _longrope_arguments(rope, arguments["max_position_embeddings"])
     return arguments
 
 
@@ -140,6 +142,23 @@ def _yarn_arguments(rope: CheckedValues, max_position_embeddings: int) -> dict[s
         "mscale": mscale,
         "mscale_all_dim": mscale_all_dim,
         "yarn_correction_range_round_to_int": bool(rope.any("truncate", True)),
+    }
+
+
+def _longrope_arguments(rope: CheckedValues, max_position_embeddings: int) -> dict[str, Any]:
+    original = rope.integer("original_max_position_embeddings", least=2)  # its logarithm divides
+    factor = max_position_embeddings / original  # transformers' default, where it is null
+    if rope.any("factor", None) is not None:
+        factor = rope.number("factor")
+    attention_factor = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+    if rope.any("attention_factor", None) is not None:
+        attention_factor = rope.number("attention_factor")
+    return {
+        "position_embedding_type": "longrope",
+        "longrope_short_factors": rope.numbers("short_factor"),
+        "longrope_long_factors": rope.numbers("long_factor"),
+        "longrope_original_max_position_embeddings": original,
+        "longrope_attention_factor": attention_factor,
     }
 
 

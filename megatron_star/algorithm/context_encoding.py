@@ -29,16 +29,17 @@ def encode_context(
     on_wave: Callable[[int], None] = lambda num_tokens: None,
     *,
     keeps_all: bool = False,
+    is_long: bool = False,
 ) -> EncodedContext:
     """Encode a context by its plan.
 
     Args:
         token_ids: the whole context, on every rank.
         on_wave: called after each wave with the number of context tokens that it encoded, on all ranks.
-        keeps_all: see `EncodedContext`.
+        keeps_all, is_long: see `EncodedContext`.
     """
     assert len(token_ids) == plan.num_tokens
-    context = EncodedContext(plan, star_model.exchange.cp_rank, keeps_all=keeps_all)
+    context = EncodedContext(plan, star_model.exchange.cp_rank, keeps_all=keeps_all, is_long=is_long)
     for wave in plan.waves:
         encode_wave(star_model, token_ids, wave, context)
         on_wave(sum(segment.num_tokens for segment in wave))
@@ -60,7 +61,8 @@ class ContextEncodingPass(ForwardPass):
         # Megatron's attention cannot reshape an empty batch: a rank without segments runs one filler token,
         # which attends to nothing and is not stored.
         self.positions = [position for segment in self.segments for position in _positions(segment)] or [0]
-        super().__init__(torch.tensor(self.positions, dtype=torch.int64, device=star_model.device))
+        positions = torch.tensor(self.positions, dtype=torch.int64, device=star_model.device)
+        super().__init__(positions, (context.is_long,))
         self.wave = wave
         self.num_layers: int = star_model.model.config.num_layers
         self.context, self.exchange, self.kernel = context, star_model.exchange, star_model.kernel

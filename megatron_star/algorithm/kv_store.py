@@ -27,11 +27,22 @@ class EncodedContext:
     """
 
     def __init__(
-        self, plan: ContextPlan, cp_rank: int, parent: Self | None = None, *, keeps_all: bool = False
+        self,
+        plan: ContextPlan,
+        cp_rank: int,
+        parent: Self | None = None,
+        *,
+        keeps_all: bool = False,
+        is_long: bool = False,
     ) -> None:
-        """keeps_all: also of layers with a mask of their own, whose tokens nobody needs to answer."""
+        """
+        Args:
+            keeps_all: also of layers with a mask of their own, whose tokens nobody needs to answer.
+            is_long: it is rotated, as what follows it, with longrope's long factors (`model/longrope.py`).
+        """
         assert plan.start == (parent.plan.num_tokens if parent else 0)
-        self.plan, self.parent, self.keeps_all = plan, parent, keeps_all
+        assert parent is None or parent.is_long == is_long
+        self.plan, self.parent, self.keeps_all, self.is_long = plan, parent, keeps_all, is_long
         self.num_local_tokens = plan.num_owned_tokens(cp_rank)
         self._starts: list[int] = []
         self._offsets: list[int] = []

@@ -87,7 +87,8 @@ class TokenGenerationStep(ForwardPass):
         self.runs = [list(run) for _, run in groupby(pairs, key=lambda pair: id(pair[0].context))]
         self.exchange, self.kernel = star_model.exchange, star_model.kernel
         positions = [sequence.num_tokens + i for sequence, tokens in packed for i in range(len(tokens))]
-        super().__init__(torch.tensor(positions, dtype=torch.int64, device=star_model.device))
+        long_rows = [sequence.context.is_long for sequence, tokens in packed for _ in tokens]
+        super().__init__(torch.tensor(positions, dtype=torch.int64, device=star_model.device), long_rows)
 
     def attend(self, layer: LayerAttention, query: Tensor, key: Tensor, value: Tensor) -> Partial:
         """The algorithm of token generation for one layer; see `ForwardPass.attend`."""

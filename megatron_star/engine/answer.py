@@ -42,17 +42,22 @@ class Answer(ScheduledRequest):
     """
 
     def __init__(
-        self, request_id: int, request: StarRequest, planned: PlannedContext, tokenizer: Tokenizer
+        self,
+        request_id: int,
+        request: StarRequest,
+        planned: PlannedContext,
+        tokenizer: Tokenizer,
+        is_long: bool = False,
     ) -> None:
         """
         Args:
             request: nobody changes it any more.
             planned: its context.
+            is_long: how that is encoded, see `EncodedContext`.
         """
-        num_tail_tokens = len(request.query_tokens) + request.sampling.num_tokens_to_generate
-        super().__init__(
-            request_id, request.context_tokens, list(request.query_tokens), num_tail_tokens, planned
-        )
+        query = list(request.query_tokens)
+        num_tail_tokens = len(query) + request.sampling.num_tokens_to_generate
+        super().__init__(request_id, request.context_tokens, query, num_tail_tokens, planned, is_long)
         # Slices first: what came before may be a million tokens.
         prompt = request.context_tokens[-PROMPT_TOKENS:] + request.query_tokens[-PROMPT_TOKENS:]
         self.request, self._stream = request, TextStream(tokenizer, prompt)

@@ -13,9 +13,14 @@ from megatron_star.planning.plan import ContextPlan
 ContextKey = tuple[bytes, Mask]
 
 
-def context_keys(token_ids: Sequence[int], plans: Sequence[ContextPlan]) -> tuple[ContextKey, ...]:
-    """Of each plan's context: equal where tokens and mask are. Waves and owners do not change a result."""
-    keys, tokens, hashed = [], array("q", token_ids), hashlib.sha256()
+def context_keys(
+    token_ids: Sequence[int], plans: Sequence[ContextPlan], is_long: bool = False
+) -> tuple[ContextKey, ...]:
+    """Of each plan's context: equal where tokens, rotation and mask are. Waves and owners change no result.
+
+    is_long: see `EncodedContext`.
+    """
+    keys, tokens, hashed = [], array("q", token_ids), hashlib.sha256(b"long" if is_long else b"")
     start = 0
     for plan in plans:
         hashed.update(tokens[start : plan.num_tokens].tobytes())
@@ -40,6 +45,7 @@ class CachedContext:
     plan: ContextPlan
     parent: Self | None
     bytes_per_rank: list[int]
+    is_long: bool = False
     users: int = 0
     last_use: int = 0
     opened: bool = False

@@ -14,6 +14,7 @@ class Command:
         drop_sequences, drop_contexts: ids whose KV is freed.
         open_context: of a context to be encoded: id, all tokens, configuration (mode decided, wave size set),
             and the id of the context that it extends.
+        open_long: whether that context is rotated with longrope's long factors.
         encode_wave: id of a context and the index of its next wave.
         open_sequences: id, context id and tail rank of sequences that begin.
         feed: id and new tokens of the sequences that go through the model together.
@@ -23,6 +24,7 @@ class Command:
     drop_sequences: list[int] = field(default_factory=list)
     drop_contexts: list[int] = field(default_factory=list)
     open_context: tuple[int, list[int], StarConfig, int | None] | None = None
+    open_long: bool = False
     encode_wave: tuple[int, int] | None = None
     open_sequences: list[tuple[int, int, int]] = field(default_factory=list)
     feed: list[tuple[int, list[int]]] = field(default_factory=list)

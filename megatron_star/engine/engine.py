@@ -24,6 +24,7 @@ from megatron_star.engine.finite import why_not_finite
 from megatron_star.engine.request import StarRequest, StarResult
 from megatron_star.engine.scheduled_request import Stage
 from megatron_star.engine.scheduler import Scheduler
+from megatron_star.model.longrope import most_generated, needs_long_factors
 from megatron_star.parallel.control import broadcast_json
 from megatron_star.planning.cost_model import kv_layers
 from megatron_star.planning.pace import FEWEST_MEASURED_TOKENS
@@ -96,10 +97,18 @@ class StarEngine:
         """
         request = request.copy()
         request.check(vocab_size=self.star_model.vocab_size, max_sequence_length=self.max_sequence_length)
-        planned = self.planner.plan(len(request.context_tokens), request.star, request.turn_edges)
-        answer = Answer(next(self._ids), request, planned, self.tokenizer)
+        num_context, num_generated = len(request.context_tokens), request.sampling.num_tokens_to_generate
+        num_prompt = num_context + len(request.query_tokens)
+        is_long = needs_long_factors(self.star_model.model.config, num_prompt, num_generated)
+        planned = self.planner.plan(num_context, request.star, request.turn_edges)
+        answer = Answer(next(self._ids), request, planned, self.tokenizer, is_long)
         self.scheduler.check_fits(answer)
         return answer
+
+    def most_generated(self, num_prompt: int) -> int:
+        """How many tokens can be generated after so many context and query tokens."""
+        room = self.max_sequence_length - num_prompt
+        return most_generated(self.star_model.model.config, num_prompt, room)
 
     def enqueue(self, answer: Answer) -> None:
         """Queue what was prepared, once."""

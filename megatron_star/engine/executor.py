@@ -44,7 +44,7 @@ class RankExecutor:
         for context_id in command.drop_contexts:
             del self.contexts[context_id], self._token_ids[context_id]
         if command.open_context:
-            self._open_context(*command.open_context)
+            self._open_context(*command.open_context, command.open_long)
         if command.encode_wave:
             self._encode_wave(*command.encode_wave)
         for sequence_id, context_id, tail_rank in command.open_sequences:
@@ -54,11 +54,12 @@ class RankExecutor:
         return generate_step(self.star_model, [(self.sequences[i], tokens) for i, tokens in command.feed])
 
     def _open_context(
-        self, context_id: int, token_ids: list[int], star: StarConfig, parent_id: int | None
+        self, context_id: int, token_ids: list[int], star: StarConfig, parent_id: int | None, is_long: bool
     ) -> None:
         parent = None if parent_id is None else self.contexts[parent_id]
         plan = self.planner.build(len(token_ids), star, parent.plan if parent else None)
-        self.contexts[context_id] = EncodedContext(plan, self.star_model.exchange.cp_rank, parent)
+        cp_rank = self.star_model.exchange.cp_rank
+        self.contexts[context_id] = EncodedContext(plan, cp_rank, parent, is_long=is_long)
         self._token_ids[context_id] = token_ids
 
     def _encode_wave(self, context_id: int, index: int) -> None:

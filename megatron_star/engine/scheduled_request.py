@@ -33,6 +33,7 @@ class ScheduledRequest:
         num_tail_tokens: query and generated tokens, at most.
         planned: of its context, and of each earlier turn's: as they are if no context of another request is
             used.
+        is_long: how its context is encoded, see `EncodedContext`.
         context: that it uses; from `ENCODING` on.
         tail_rank, tail_bytes: where its tail lives, and its memory there.
         num_cached_tokens: of its context, encoded for another request already, or about to be.
@@ -43,6 +44,7 @@ class ScheduledRequest:
     pending: list[int]
     num_tail_tokens: int
     planned: PlannedContext
+    is_long: bool = False
     keys: tuple[ContextKey, ...] = field(init=False)
     stage: Stage = Stage.PREPARED
     context: CachedContext | None = None
@@ -51,7 +53,7 @@ class ScheduledRequest:
     num_cached_tokens: int = 0
 
     def __post_init__(self) -> None:
-        self.keys = context_keys(self.context_tokens, self.planned.plans)
+        self.keys = context_keys(self.context_tokens, self.planned.plans, self.is_long)
 
     @property
     def plan(self) -> ContextPlan:

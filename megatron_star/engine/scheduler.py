@@ -157,6 +157,7 @@ class Scheduler[Request: ScheduledRequest]:
         if not context.opened:
             parent_id = context.parent.id if context.parent else None
             command.open_context = context.id, context.token_ids, context.star, parent_id
+            command.open_long = context.is_long
             context.opened = True
         if context.next_wave < len(context.plan.waves):
             command.encode_wave = context.id, context.next_wave
@@ -191,7 +192,8 @@ class Scheduler[Request: ScheduledRequest]:
         self, request: Request, plan: ContextPlan, key: ContextKey, parent: CachedContext | None
     ) -> CachedContext:
         tokens, sizes = request.context_tokens[: plan.num_tokens], self.memory.of_plans([plan])
-        context = CachedContext(next(self._ids), key, tokens, request.planned.star, plan, parent, sizes)
+        star, is_long = request.planned.star, request.is_long
+        context = CachedContext(next(self._ids), key, tokens, star, plan, parent, sizes, is_long)
         context.last_use = next(self._clock)
         if parent:
             parent.users += 1

@@ -44,6 +44,10 @@ class EngineThread:
         """The engine's."""
         return self.engine.max_sequence_length
 
+    def most_generated(self, num_prompt: int) -> int:
+        """See `StarEngine.most_generated`."""
+        return self.engine.most_generated(num_prompt)
+
     def start(self, on_failure: Callable[[Exception], None]) -> None:
         """Begin.
 

@@ -24,6 +24,7 @@ from megatron_star.config import StarConfig
 from megatron_star.engine.executor import planner_of
 from megatron_star.engine.finite import why_not_finite
 from megatron_star.evaluation.hidden_attention import hidden_masses
+from megatron_star.model.longrope import needs_long_factors
 from megatron_star.parallel.control import broadcast_token_ids, on_every_rank
 from megatron_star.planning.mask import Mask
 from megatron_star.planning.plan import ContextPlan, TokenCosts
@@ -122,7 +123,7 @@ def _exact(
     control: dist.ProcessGroup,
 ) -> tuple[_Exact, list[float]]:
     """The answer of exact attention, and what each mask would hide from it."""
-    context, encoding_s = _timed_encoding(star_model, prompt.context, plan, keeps_all=True)
+    context, encoding_s = _timed_encoding(star_model, prompt, plan, keeps_all=True)
     tokens, logits, query_s = _greedy_answer(star_model, context, prompt, control)
     positions = probe_positions(len(prompt.context))
     hidden = hidden_masses(star_model, prompt.context, context, masks, positions)
@@ -137,7 +138,7 @@ def _compared(
     hidden_mass: float,
     costs: TokenCosts,
 ) -> Comparison:
-    context, seconds = _timed_encoding(star_model, prompt.context, plan)
+    context, seconds = _timed_encoding(star_model, prompt, plan)
     logits = forced_logits(star_model, context, prompt.query, exact.tokens)
     agrees = (logits.argmax(-1) == torch.tensor(exact.tokens, device=logits.device)).tolist()
     return Comparison(
@@ -159,10 +160,12 @@ def probe_positions(num_tokens: int) -> list[int]:
 
 
 def _timed_encoding(
-    star_model: StarModel, token_ids: Sequence[int], plan: ContextPlan, *, keeps_all: bool = False
+    star_model: StarModel, prompt: ComparedPrompt, plan: ContextPlan, *, keeps_all: bool = False
 ) -> tuple[EncodedContext, float]:
+    num_prompt = len(prompt.context) + len(prompt.query)
+    is_long = needs_long_factors(star_model.model.config, num_prompt, prompt.num_tokens)
     start = monotonic()
-    context = encode_context(star_model, token_ids, plan, keeps_all=keeps_all)
+    context = encode_context(star_model, prompt.context, plan, keeps_all=keeps_all, is_long=is_long)
     star_model.synchronize()
     return context, monotonic() - start
 

@@ -58,7 +58,8 @@ class ProbingPass(ForwardPass):
         positions: Sequence[int],
         hidden: Sequence[Sequence[Ranges]],
     ) -> None:
-        super().__init__(torch.tensor(positions, dtype=torch.int64, device=star_model.device))
+        position_ids = torch.tensor(positions, dtype=torch.int64, device=star_model.device)
+        super().__init__(position_ids, (context.is_long,))
         self.exchange, self.kernel, self.context = star_model.exchange, star_model.kernel, context
         self.num_layers: int = star_model.model.config.num_layers
         self.positions = positions

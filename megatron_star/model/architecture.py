@@ -113,7 +113,8 @@ def gpt_model_arguments(args: Mapping[str, Any]) -> dict[str, Any]:
         "vocab_size": args["padded_vocab_size"],
         "max_sequence_length": args["max_position_embeddings"],
         "share_embeddings_and_output_weights": not args["untie_embeddings_and_output_weights"],
-        "position_embedding_type": args["position_embedding_type"],
+        # GPTModel knows no longrope; `rotary_frequencies.py` makes what the model rotates with.
+        "position_embedding_type": args["position_embedding_type"].replace("longrope", "rope"),
         "rotary_percent": args.get("rotary_percent", 1.0),
         "rotary_base": args.get("rotary_base", 10000),
         "seq_len_interpolation_factor": args.get("rotary_seq_len_interpolation_factor"),

@@ -5,7 +5,7 @@ heads of this TP rank, hn head size.
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -69,10 +69,15 @@ class ForwardPass(BaseInferenceContext):
 
     max_sequence_length = 0  # Megatron sizes rotary tables by it; RotaryAtPositions needs none.
 
-    def __init__(self, position_ids: Tensor) -> None:
-        """position_ids: [sq], int64, position of each packed token in its sequence."""
+    def __init__(self, position_ids: Tensor, long_rows: Sequence[bool] = (False,)) -> None:
+        """
+        Args:
+            position_ids: [sq], int64, position of each packed token in its sequence.
+            long_rows: for each token, or for all, whether longrope's long factors count (`longrope.py`).
+        """
         super().__init__(InferenceConfig(materialize_only_last_token_logits=True))
         self.position_ids = position_ids
+        self.long_rows = long_rows
         self._made: dict[Hashable, Any] = {}
 
     def once(self, key: Hashable, make: Callable[[], T]) -> T:
@@ -181,6 +186,8 @@ class StarSelfAttention(SelfAttention):
         self.rotary_index: int | None = int(has_mask and own_field(config, "window_rotary_base") is not None)
         if self.rotary_index:
             self._yarn_concentration_factor = 1.0  # of the scaling that the other layers have
+        else:
+            self._yarn_concentration_factor *= own_field(config, "longrope_attention_factor")
         if config.no_rope_freq and config.no_rope_freq[layer]:
             self.rotary_index = None
             if own_field(config, "qk_norm_of_rotated_only"):

@@ -50,6 +50,15 @@ class CheckedValues:
             raise self.wrong(key, f"a finite number larger than {above:g}")
         return value
 
+    def numbers(self, key: str) -> list[float]:
+        """A list of numbers larger than 0."""
+        found = self.any(key)
+        if not isinstance(found, list) or not all(
+            type(number) in (int, float) and 0 < number <= _LARGEST_NUMBER for number in found
+        ):
+            raise self.wrong(key, "a list of finite numbers larger than 0")
+        return found
+
     def boolean(self, key: str, default: Any = _REQUIRED) -> bool:
         """True or false."""
         value = self.any(key, default)

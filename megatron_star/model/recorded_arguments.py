@@ -5,6 +5,7 @@ results, but no tensor's shape, would otherwise be lost without a word.
 """
 
 import dataclasses
+import math
 import operator
 import re
 from collections.abc import Collection, Mapping
@@ -15,6 +16,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_star.checked_input import shown
 from megatron_star.model.checked_values import LARGEST_SIZE, CheckedValues
+from megatron_star.model.rotary_frequencies import ROTARY_TYPES, rotary_size
 from megatron_star.model.transformer_config import OWN_FIELDS, Check, check_own_arguments, one_per_layer
 
 MOST_LAYERS = 10_000
@@ -152,21 +154,16 @@ def check_arguments(args: Mapping[str, Any], source: object) -> None:
     for name in _NUMBERS:
         values.number(name)
     values.one_of("normalization", ("RMSNorm", "LayerNorm"))
-    values.one_of("position_embedding_type", ("rope", "yarn"))
+    values.one_of("position_embedding_type", ROTARY_TYPES)
     if args["num_attention_heads"] % args["num_query_groups"]:
         raise values.wrong(
             "num_query_groups", f"a divisor of num_attention_heads, {args['num_attention_heads']}"
         )
     if args["kv_channels"] % 2:
         raise values.wrong("kv_channels", "even, to be rotated in pairs")
-    if args["rotary_percent"] > 1 or int(args["kv_channels"] * args["rotary_percent"]) < 1:
-        raise values.wrong("rotary_percent", f"at most 1, and at least 1 of {args['kv_channels']} values")
     if args["padded_vocab_size"] < args["vocab_size"]:
         raise values.wrong("padded_vocab_size", f"at least vocab_size, {args['vocab_size']:,}")
-    if args.get("use_rope_scaling"):
-        values.number("rope_scaling_factor")
-    if args["position_embedding_type"] == "yarn":
-        _check_yarn(values)
+    _check_rotary(values, args)
     if values.any("num_experts") is not None:
         _check_experts(values, layers)
     _check_optional(values, args)
@@ -200,6 +197,26 @@ def _check_optional(values: CheckedValues, args: Mapping[str, Any]) -> None:
             raise values.wrong("apply_layernorm_1p", "false with norms over all heads or after rotation")
     if args.get("activation") == "xielu" and (args.get("gated_mlp") or args.get("num_experts")):
         raise values.wrong("activation", "another one of gated MLPs and of experts")
+
+
+def _check_rotary(values: CheckedValues, args: Mapping[str, Any]) -> None:
+    size = rotary_size(args)
+    if args["rotary_percent"] > 1 or size < 1:
+        raise values.wrong("rotary_percent", f"at most 1, and at least 1 of {args['kv_channels']} values")
+    if args.get("use_rope_scaling"):
+        values.number("rope_scaling_factor")
+    if args["position_embedding_type"] == "yarn":
+        _check_yarn(values)
+        if size % 2:
+            raise values.wrong("rotary_percent", f"of {args['kv_channels']} values an even number, for yarn")
+    with_factors = args["position_embedding_type"] == "longrope"
+    for name in ("longrope_short_factors", "longrope_long_factors") if with_factors else ():
+        if len(values.numbers(name)) != math.ceil(size / 2):
+            raise values.wrong(name, f"{math.ceil(size / 2)} numbers, one for each pair that is rotated")
+    if with_factors:
+        values.integer("longrope_original_max_position_embeddings")
+    elif args.get("longrope_short_factors") is not None:
+        raise values.wrong("longrope_short_factors", "absent without position_embedding_type='longrope'")
 
 
 def _check_yarn(values: CheckedValues) -> None:

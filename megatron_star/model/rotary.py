@@ -3,6 +3,7 @@
 Shapes: sq tokens of a forward pass, r pairs of a head's values that are rotated, hn values of a head.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,9 +23,9 @@ class RotaryAtPositions(torch.nn.Module):
     """
 
     def __init__(self, frequencies: Tensor, window_frequencies: Tensor | None = None) -> None:
-        """Angles for one position, [r], float32.
-
+        """
         Args:
+            frequencies: angles for one position, [r], float32; of longrope [2, r], short and long.
             window_frequencies: of the layers with a window, where they have a rotary embedding of their own.
         """
         super().__init__()
@@ -32,15 +33,23 @@ class RotaryAtPositions(torch.nn.Module):
         self.frequencies = frequencies
         self.window_frequencies = window_frequencies
 
-    def get_rotary_seq_len(self, inference_context: Any, *args: object) -> Tensor:
-        """The positions [sq] of this pass's tokens. Megatron passes them on to `forward` as a length."""
-        return inference_context.position_ids
+    def get_rotary_seq_len(self, inference_context: Any, *args: object) -> tuple[Tensor, Sequence[bool]]:
+        """What `forward` takes, of this pass's tokens. Megatron passes it on as a length."""
+        return inference_context.position_ids, inference_context.long_rows
 
-    def forward(self, position_ids: Tensor, **_: object) -> tuple[Tensor, Tensor]:
-        """Angles of all layers but those with windows, and of these: each [sq, 1, 1, r], float32."""
+    def forward(self, rows: tuple[Tensor, Sequence[bool]], **_: object) -> tuple[Tensor, Tensor]:
+        """Angles of all layers but those with windows, and of these: each [sq, 1, 1, r], float32.
+
+        Args:
+            rows: positions [sq], and for each of them, or for all, whether longrope's long factors count.
+        """
+        position_ids, long_rows = rows
         positions = position_ids.to(torch.float32)[:, None, None, None]
-        self.frequencies = self.frequencies.to(positions.device)
-        angles = positions * self.frequencies
+        self.frequencies = frequencies = self.frequencies.to(positions.device)
+        if frequencies.dim() > 1:
+            chosen = torch.tensor([int(is_long) for is_long in long_rows], device=positions.device)
+            frequencies = frequencies[chosen][:, None, None]
+        angles = positions * frequencies
         if self.window_frequencies is None:
             return angles, angles
         self.window_frequencies = self.window_frequencies.to(positions.device)
@@ -61,7 +70,7 @@ def rotate_at_positions(model: GPTModel, frequencies: Tensor | None = None) -> N
         frequencies = _frequencies_of(rotary)
     window_base, window_frequencies = own_field(model.config, "window_rotary_base"), None
     if window_base is not None:
-        window_frequencies = plain_frequencies(2 * frequencies.numel(), window_base)
+        window_frequencies = plain_frequencies(2 * frequencies.size(-1), window_base)
     model.rotary_pos_emb = RotaryAtPositions(frequencies, window_frequencies)
     # GPTModel then takes what the module returns as it is, also where it would expect YaRN's scale beside it.
     model.position_embedding_type = "rope"

@@ -7,13 +7,14 @@ rounding of a frequency is another angle, by up to 0.005.
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 from megatron.core.models.common.embeddings.yarn_rotary_pos_embedding import YarnRotaryEmbedding
 from torch import Tensor
 
 from megatron_star.model.transformer_config import OWN_FIELDS
 
-ROTARY_TYPES = ("rope", "yarn")
+ROTARY_TYPES = ("rope", "yarn", "longrope")
 """Values of `position_embedding_type`."""
 
 
@@ -23,7 +24,15 @@ def rotary_size(args: Mapping[str, Any]) -> int:
 
 
 def rotary_frequencies(args: Mapping[str, Any]) -> Tensor:
-    """[r], float32, of the model that `args` describe (`architecture.py`): of its layers without a window."""
+    """Of the model that `args` describe (`architecture.py`), of its layers without a window.
+
+    Returns:
+        [r], float32; of longrope [2, r], with the short factors and with the long ones.
+    """
+    if args["position_embedding_type"] == "longrope":
+        factors = torch.tensor([args["longrope_short_factors"], args["longrope_long_factors"]])
+        size = rotary_size(args)
+        return 1 / (factors * args["rotary_base"] ** (torch.arange(0, size, 2).float() / size))
     if args["position_embedding_type"] == "yarn":
         return _yarn_frequencies(args)
     plain = plain_frequencies(rotary_size(args), args.get("rotary_base", 10000))

@@ -79,6 +79,8 @@ class StarTransformerConfig(TransformerConfig):
         residual_multiplier: of what attention and MLP add to the residual stream.
         rope_low_freq_factor, rope_high_freq_factor, rope_original_max_position_embeddings: of Llama-3
             scaling; Megatron has 1, 4 and 8192 built in.
+        longrope_short_factors, longrope_long_factors: see `longrope.py`; what divides each frequency.
+        longrope_attention_factor: of cosines and sines, as YaRN's concentration factor.
         query_scale_beta, query_scale_floor, query_scale_offset: see `query_scale.py`.
         query_scale_layers: 1 for each layer that scales its queries, else 0; None for all.
     """
@@ -104,6 +106,12 @@ class StarTransformerConfig(TransformerConfig):
     rope_low_freq_factor: float = _own(1.0, CheckedValues.number, "use_rope_scaling")
     rope_high_freq_factor: float = _own(4.0, CheckedValues.number, "use_rope_scaling")
     rope_original_max_position_embeddings: int = _own(8192, CheckedValues.integer, "use_rope_scaling")
+    longrope_short_factors: list[float] | None = _own(None, CheckedValues.numbers)
+    longrope_long_factors: list[float] | None = _own(None, CheckedValues.numbers, "longrope_short_factors")
+    longrope_original_max_position_embeddings: int | None = _own(
+        None, CheckedValues.integer, "longrope_short_factors"
+    )
+    longrope_attention_factor: float = _own(1.0, CheckedValues.number, "longrope_short_factors")
     query_scale_beta: float | None = _own(None, CheckedValues.number, "query_scale_floor")
     query_scale_floor: int | None = _own(None, CheckedValues.integer, "query_scale_beta")
     query_scale_offset: int = _own(0, _one_of(0, 1), "query_scale_beta")

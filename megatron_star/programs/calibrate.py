@@ -31,6 +31,7 @@ from megatron_star.job.job import Job, loaded_job
 from megatron_star.job.model_arguments import add_model_arguments
 from megatron_star.job.progress import heartbeat
 from megatron_star.job.session import exit_on_errors
+from megatron_star.model.longrope import needs_long_factors
 from megatron_star.parallel.control import from_driver
 from megatron_star.planning.cost_model import kv_layers
 from megatron_star.planning.mask import MASKS
@@ -190,6 +191,8 @@ def _check(question: dict[str, Any], args: argparse.Namespace, job: Job) -> None
     request.sampling.num_tokens_to_generate = args.num_tokens_to_generate
     try:
         request.check(vocab_size=job.star_model.vocab_size, max_sequence_length=job.max_sequence_length)
+        num_prompt = len(request.context_tokens) + len(request.query_tokens)
+        needs_long_factors(job.star_model.model.config, num_prompt, args.num_tokens_to_generate)
         _check_fits(len(question["context"]), job)
     except ValueError as error:
         raise ValueError(f"the question {question['id']!r}: {error}") from error

@@ -156,7 +156,7 @@ class CompletionService:
     ) -> StarRequest:
         seed = secrets.randbits(62) if generation.seed is None else generation.seed + index
         ends = self.end_tokens if generation.end_tokens is None else generation.end_tokens
-        room = self.engine.max_sequence_length - len(split.context_tokens) - len(split.query_tokens)
+        room = self.engine.most_generated(len(split.context_tokens) + len(split.query_tokens))
         return StarRequest(
             context_tokens=split.context_tokens,
             query_tokens=split.query_tokens,

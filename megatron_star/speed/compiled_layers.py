@@ -153,7 +153,7 @@ def _record(star_model: FastStarModel, layer: ProgrammedLayer, num_rows: int) ->
     model, slicing, weights = star_model.model, star_model.slicing, _weights(layer)
     dtype, size = model.config.params_dtype, (num_rows, 1, model.config.hidden_size)
     positions = torch.zeros(num_rows, dtype=torch.int64, device=star_model.device)
-    angles = model.rotary_pos_emb(positions) if hasattr(model, "rotary_pos_emb") else None
+    angles = model.rotary_pos_emb((positions, (False,))) if hasattr(model, "rotary_pos_emb") else None
     example = layer.self_attention.make_by_position(positions, angles, dtype)
     inputs = [torch.zeros(size, dtype=dtype, device=star_model.device), *_inputs(example)]
 

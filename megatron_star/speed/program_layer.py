@@ -38,7 +38,8 @@ class ProgramStep(ForwardPass):
 
     def __init__(self, step: TokenGenerationStep, program: ProgramKey) -> None:
         self.num_fillers = program.num_rows - step.num_rows
-        super().__init__(F.pad(step.position_ids, (0, self.num_fillers)))
+        fillers = (False,) * (self.num_fillers if len(step.long_rows) > 1 else 0)
+        super().__init__(F.pad(step.position_ids, (0, self.num_fillers)), (*step.long_rows, *fillers))
         self.step, self.program = step, program
 
     @property

@@ -65,7 +65,9 @@ _SIZES = {
     "eos_token_id": None,
     "pad_token_id": None,
 }
-_FEW = _SIZES | {"num_hidden_layers": 2}
+# Epsilons are large enough to be seen.
+_FEW = _SIZES | {"num_hidden_layers": 2, "rms_norm_eps": 1e-3}
+_FEW_LAYERNORM = _SIZES | {"num_hidden_layers": 2, "layer_norm_eps": 1e-3}
 _PHI3 = {"hidden_size": 64}  # whose heads are a part of it, and whose factors fit them
 _HEAD = {"head_dim": 16}  # not hidden_size / num_attention_heads
 _DEFAULT = {"rope_type": "default", "rope_theta": 1000.0}
@@ -78,6 +80,14 @@ _LLAMA3 = {
     "original_max_position_embeddings": 8192,
 }
 _NTK_ALPHA = {"rope_type": "dynamic", "rope_theta": 10000.0, "alpha": 50.0, "factor": 1.0}
+# The texts of tests are on both sides of this length.
+_LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "original_max_position_embeddings": 32,
+    "short_factor": [1.0, 1.2, 1.7, 2.5],
+    "long_factor": [1.0, 3.0, 12.0, 48.0],
+}
 _YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 32}
 _LLAMA4 = {
     **_SIZES,
@@ -142,6 +152,11 @@ CONFIGS: dict[str, PreTrainedConfig] = {
         sliding_window=_WINDOW,
         rope_parameters=_DEFAULT | {"partial_rotary_factor": 0.5},
     ),
+    "phi3_longrope": Phi3Config(
+        **_FEW | _PHI3,
+        sliding_window=_WINDOW,
+        rope_parameters=_LONGROPE | {"partial_rotary_factor": 0.5},
+    ),
     "olmo3": Olmo3Config(
         **_SIZES,
         sliding_window=_WINDOW,
@@ -168,9 +183,9 @@ CONFIGS: dict[str, PreTrainedConfig] = {
         final_logit_softcapping=5.0,
     ),
     "gemma": GemmaConfig(**_FEW | {"tie_word_embeddings": True}, **_HEAD),
-    "cohere": CohereConfig(**_FEW | {"tie_word_embeddings": True}, logit_scale=0.4),
+    "cohere": CohereConfig(**_FEW_LAYERNORM | {"tie_word_embeddings": True}, logit_scale=0.4),
     "stablelm": StableLmConfig(
-        **_FEW, use_qkv_bias=True, rope_parameters=_DEFAULT | {"partial_rotary_factor": 0.25}
+        **_FEW_LAYERNORM, use_qkv_bias=True, rope_parameters=_DEFAULT | {"partial_rotary_factor": 0.25}
     ),
     "smollm3": SmolLM3Config(
         **_SIZES | {"tie_word_embeddings": True, "num_hidden_layers": 4},
@@ -183,8 +198,7 @@ CONFIGS: dict[str, PreTrainedConfig] = {
     ),
     "olmo2": Olmo2Config(**_FEW, attention_bias=True),
     "granite": GraniteConfig(**_FEW, **_GRANITE, attention_bias=True, mlp_bias=True),
-    "granite4_dense": GraniteMoeHybridConfig(**_FEW, **_GRANITE_DENSE, position_embedding_type="rope"),
-    "granite4_dense_nope": GraniteMoeHybridConfig(
+    "granite4_dense": GraniteMoeHybridConfig(
         **_FEW | {"tie_word_embeddings": True}, **_GRANITE_DENSE, position_embedding_type="nope"
     ),
     "hyperclovax": HyperCLOVAXConfig(**_FEW, **_GRANITE),
@@ -199,7 +213,7 @@ CONFIGS: dict[str, PreTrainedConfig] = {
         rope_parameters=_LLAMA3,
     ),
     "helium": HeliumConfig(**_FEW, **_HEAD | {"head_dim": 18}),
-    "jais2": Jais2Config(**_FEW),
+    "jais2": Jais2Config(**_FEW_LAYERNORM),
     "gemma2": Gemma2Config(
         **_SIZES | {"tie_word_embeddings": True},
         **_HEAD,

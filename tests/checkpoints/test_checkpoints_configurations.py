@@ -76,6 +76,7 @@ ODD = {
         {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 3, "layer_types": ABSENT},
     ),
     "a sliding window as long as the context": ("mistral", {"sliding_window": 512}),
+    "a dense Granite 4 with rotary embedding": ("granite4_dense", {"position_embedding_type": "rope"}),
     "swish is silu": ("llama_tied", {"hidden_act": "swish"}),
     "gemma 2 has its activation under another name": ("gemma2", {"hidden_act": "gelu"}),
     "gemma 3 in the spelling of its authors": (
@@ -144,6 +145,7 @@ REFUSED = {
         },
         "sliding_attention",
     ),
+    "norms of each head of Command R+": ("cohere", {"use_qk_norm": True}, "use_qk_norm=True"),
     "norms of each head of StableLM": ("stablelm", {"qk_layernorm": True}, "qk_layernorm=True"),
     "a hybrid of Granite 4": (
         "granite4_dense",

@@ -56,8 +56,8 @@ ROPE = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_facto
         ({"hidden_act": "gelu"}, ["hidden_act='gelu'"]),
         ({"quantization_config": {"quant_method": "awq", "bits": 4}}, ["quant_method 'awq'", "mxfp4"]),
         (
-            {"rope_parameters": {"rope_type": "longrope", "short_factor": [1.0], "long_factor": [2.0]}},
-            ["rope_type 'longrope'", "yarn"],
+            {"rope_parameters": {"rope_type": "longrope", "short_factor": [1.0], "long_factor": [-2.0]}},
+            ["long_factor=[-2.0]", "larger than 0"],
         ),
         (
             {"rope_parameters": None, "rope_scaling": {"type": "dynamic", "factor": 2.0, "alpha": 1e3}},

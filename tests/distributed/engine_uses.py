@@ -285,3 +285,28 @@ def turns(engine: EngineThread) -> list[dict]:
 def each_alone(requests: list[StarRequest], engine: EngineThread) -> list[list[int]]:
     """Tokens of each request, asked after the one before it has ended."""
     return [engine.submit(request).result(60).tokens for request in requests]
+
+
+def of_two_lengths(engine: EngineThread) -> dict[str, StarResult | str]:
+    """Answers of a model whose longrope has an original length of 48: within it and beyond, side by side."""
+
+    def ask(num_context: int, num_query: int, num_generated: int, edges: tuple[int, ...] = ()) -> StarRequest:
+        tokens = random_tokens(num_context + num_query)
+        return StarRequest(
+            context_tokens=tokens[:num_context],
+            query_tokens=tokens[num_context:],
+            star=StarConfig(mode="exact"),
+            sampling=SamplingParams(num_tokens_to_generate=num_generated, top_k=1),
+            turn_edges=edges,
+        )
+
+    asked = {"short": ask(30, 6, 13), "long": ask(30, 19, 4), "without context": ask(0, 60, 4)}
+    answers = {name: engine.submit(request) for name, request in asked.items()}
+    results = {name: answer.result(100) for name, answer in answers.items()}
+    results["short again"] = engine.submit(asked["short"]).result(100)
+    results["grown beyond"] = engine.submit(ask(47, 5, 4, (30,))).result(100)
+    try:
+        engine.submit(ask(30, 6, 14))
+    except ValueError as error:
+        results["refused"] = str(error)
+    return results

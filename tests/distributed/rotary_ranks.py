@@ -18,8 +18,8 @@ from megatron_star.parallel.groups import initialize_groups
 class _Kept(ForwardPass):
     """Keeps what layers would attend with."""
 
-    def __init__(self, positions: SequenceOf[int]) -> None:
-        super().__init__(torch.tensor(positions))
+    def __init__(self, positions: SequenceOf[int], long_rows: SequenceOf[bool]) -> None:
+        super().__init__(torch.tensor(positions), long_rows)
         self.queries_and_keys: list[tuple[Tensor, Tensor]] = []
 
     def attend(self, layer: LayerAttention, query: Tensor, key: Tensor, value: Tensor) -> Partial:
@@ -29,7 +29,11 @@ class _Kept(ForwardPass):
 
 @torch.inference_mode()
 def queries_and_keys_of_layers(
-    args: dict[str, Any], positions: SequenceOf[int], query: Tensor, key: Tensor
+    args: dict[str, Any],
+    positions: SequenceOf[int],
+    query: Tensor,
+    key: Tensor,
+    long_rows: SequenceOf[bool] = (False,),
 ) -> list[tuple[Tensor, Tensor]]:
     """What the core attention of each layer gets where its projections give these [sq, 1, heads, hn]."""
     assert dist.get_world_size() == 1
@@ -40,7 +44,7 @@ def queries_and_keys_of_layers(
         torch.nn.init.zeros_(parameter)
     for layer in model.decoder.layers:
         layer.self_attention.get_query_key_value_tensors = lambda *_, **__: (query, key, key)
-    kept, token_ids = _Kept(positions), torch.zeros(1, len(positions), dtype=torch.int64)
+    kept, token_ids = _Kept(positions, long_rows), torch.zeros(1, len(positions), dtype=torch.int64)
     with InferenceMode.active():
         model(token_ids, token_ids, None, inference_context=kept, runtime_gather_output=True)
     return kept.queries_and_keys

@@ -18,6 +18,7 @@ from transformers import (
     Ministral3Config,
     NemotronConfig,
     Olmo3Config,
+    Phi3Config,
     PreTrainedConfig,
 )
 from transformers.models.cohere2 import modeling_cohere2
@@ -29,6 +30,7 @@ from transformers.models.llama4 import modeling_llama4
 from transformers.models.ministral3 import modeling_ministral3
 from transformers.models.nemotron import modeling_nemotron
 from transformers.models.olmo3 import modeling_olmo3
+from transformers.models.phi3 import modeling_phi3
 
 from checkpoints_tools.families.rotary_arguments import query_scale_arguments, rotary_arguments
 from megatron_star.model.checked_values import CheckedValues
@@ -47,6 +49,14 @@ _SIZES = {
 _WINDOWS = {"window_size": [8, 0], "window_attn_skip_freq": [1, 0, 1, 0]}
 _KINDS = ["sliding_attention", "full_attention"] * 2
 _YARN = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 32, "rope_theta": 5e5}
+_LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 1e4,
+    "short_factor": [1.0, 1.2, 1.5, 2.1, 3.0, 4.7],
+    "long_factor": [1.1, 2.0, 5.0, 9.5, 20.0, 48.0],
+    "partial_rotary_factor": 0.5,
+}
+_PHI3 = {**_SIZES, "eos_token_id": 0, "pad_token_id": 0, "bos_token_id": 0, "max_position_embeddings": 8192}
 _LLAMA3 = {
     "rope_type": "llama3",
     "rope_theta": 1e5,
@@ -119,6 +129,11 @@ CASES = {
         HunYuanDenseV1Config(**_SIZES, rope_parameters={"rope_type": "dynamic", "factor": 1.0, "alpha": 1e3}),
         {"reads_alpha": True},
     ),
+    "longrope, a part of the head": case(
+        modeling_phi3,
+        Phi3Config(**_PHI3, rope_parameters={**_LONGROPE}, original_max_position_embeddings=512),
+        {"reads_partial": True},
+    ),
     "layers that are not rotated, with scaled queries": case(
         modeling_llama4,
         Llama4TextConfig(**_SIZES, no_rope_layers=[1, 0, 1, 0], floor_scale=8, rope_parameters={**_LLAMA3}),
@@ -160,9 +175,11 @@ def arguments(case: Case) -> dict[str, Any]:
     }
 
 
-def of_transformers(case: Case, layer: int, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+def of_transformers(
+    case: Case, layer: int, query: Tensor, key: Tensor, positions: list[int] = POSITIONS
+) -> tuple[Tensor, Tensor]:
     """[1, heads, sq, hn] as transformers' layer would attend with them."""
-    positions = torch.tensor([POSITIONS])
+    positions = torch.tensor([positions])
     if case.rotary is modeling_llama4.Llama4TextRotaryEmbedding:
         if not case.args["no_rope_freq"][layer]:
             both = case.apply(
@@ -185,9 +202,25 @@ def of_transformers(case: Case, layer: int, query: Tensor, key: Tensor) -> tuple
 @pytest.mark.parametrize("name", CASES)
 def test_queries_and_keys_of_every_layer_are_those_of_transformers(name):
     query, key = torch.randn(len(POSITIONS), 1, 3, 24), torch.randn(len(POSITIONS), 1, 1, 24)
-    (layers,) = run_ranks(1, queries_and_keys_of_layers, arguments(CASES[name]), POSITIONS, query, key)
+    is_long = (name.startswith("longrope"),)  # the last position is behind the original length
+    (layers,) = run_ranks(
+        1, queries_and_keys_of_layers, arguments(CASES[name]), POSITIONS, query, key, is_long
+    )
     assert len(layers) == 4
     for layer, found in enumerate(layers):
         expected = of_transformers(CASES[name], layer, query.permute(1, 2, 0, 3), key.permute(1, 2, 0, 3))
         for one, other in zip(found, expected, strict=True):
             torch.testing.assert_close(one.permute(1, 2, 0, 3), other, atol=1e-5, rtol=0)
+
+
+def test_each_row_of_longrope_has_the_factors_of_its_own_sequence():
+    """The first three are of a sequence within the original length, those behind them of a longer one."""
+    case, count = CASES["longrope, a part of the head"], len(POSITIONS)
+    query, key = torch.randn(count, 1, 3, 24), torch.randn(count, 1, 1, 24)
+    long_rows = [False] * 3 + [True] * (count - 3)
+    (layers,) = run_ranks(1, queries_and_keys_of_layers, arguments(case), POSITIONS, query, key, long_rows)
+    for rows in (slice(3), slice(3, None)):
+        one = query[rows].permute(1, 2, 0, 3), key[rows].permute(1, 2, 0, 3)
+        expected = of_transformers(case, 0, *one, POSITIONS[rows])
+        for found, other in zip(layers[0], expected, strict=True):
+            torch.testing.assert_close(found[rows].permute(1, 2, 0, 3), other, atol=1e-5, rtol=0)

@@ -17,7 +17,9 @@ from megatron_star.text.prompt import SplitPrompt
 
 @pytest.fixture
 def service():
-    engine = SimpleNamespace(tokenizer=small_tokenizer("byte_level"), max_sequence_length=100)
+    engine = SimpleNamespace(
+        tokenizer=small_tokenizer("byte_level"), max_sequence_length=100, most_generated=lambda n: 100 - n
+    )
     metrics = SimpleNamespace(watch=lambda engine: None)
     return CompletionService(engine, ServerSettings(model_name="m"), metrics)
 

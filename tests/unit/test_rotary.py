@@ -40,7 +40,9 @@ def test_rotary_angles_at_positions_are_rows_of_megatrons_table(kind):
     )
     rotate_at_positions(model)
     ours = model.rotary_pos_emb
-    length = ours.get_rotary_seq_len(SimpleNamespace(position_ids=positions), None, None, None, None)
+    length = ours.get_rotary_seq_len(
+        SimpleNamespace(position_ids=positions, long_rows=(False,)), None, None, None, None
+    )
     angles, of_windows = ours(length, packed_seq=False, cp_group=None)
     assert of_windows is angles
     table = rotary.get_emb(3000)
