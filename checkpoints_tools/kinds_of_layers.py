@@ -57,5 +57,7 @@ def _scaling(args: Mapping[str, Any]) -> Iterator[str]:
         yield f"Llama-3 scaling by {args['rope_scaling_factor']:g}"
     if args["position_embedding_type"] == "yarn":
         yield f"YaRN scaling by {args['rotary_scaling_factor']:g}"
+    if args.get("longrope_short_factors"):
+        yield f"longrope, long beyond {args['longrope_original_max_position_embeddings']:,} tokens"
     if args.get("rotary_seq_len_interpolation_factor"):
         yield f"linear scaling by {args['rotary_seq_len_interpolation_factor']:g}"

@@ -51,6 +51,10 @@ def test_chunks_and_sinks_are_named():
 
 def test_layers_know_positions_in_ways_that_are_named():
     assert positions(GEMMA_LIKE) == ("rotary, base 1,000,000, linear scaling by 8, base 10,000 in windows")
+    longrope = {"longrope_short_factors": [1.0], "longrope_original_max_position_embeddings": 4096}
+    assert positions(LLAMA_4_LIKE | longrope).startswith(
+        "rotary, base 500,000, YaRN scaling by 4, longrope, long beyond 4,096 tokens"
+    )
     assert positions(LLAMA_4_LIKE) == (
         "rotary, base 500,000, YaRN scaling by 4, of 50% of a head, none in 1 of 4 layers"
     )
