@@ -51,12 +51,19 @@ def test_chunks_and_sinks_are_named():
 
 def test_layers_know_positions_in_ways_that_are_named():
     assert positions(GEMMA_LIKE) == ("rotary, base 1,000,000, linear scaling by 8, base 10,000 in windows")
-    longrope = {"longrope_short_factors": [1.0], "longrope_original_max_position_embeddings": 4096}
-    assert positions(LLAMA_4_LIKE | longrope).startswith(
-        "rotary, base 500,000, YaRN scaling by 4, longrope, long beyond 4,096 tokens"
-    )
     assert positions(LLAMA_4_LIKE) == (
         "rotary, base 500,000, YaRN scaling by 4, of 50% of a head, none in 1 of 4 layers"
+    )
+    phi = {
+        "position_embedding_type": "longrope",
+        "rotary_base": 10000,
+        "longrope_original_max_position_embeddings": 4096,
+        "num_layers": 3,
+        "query_scale_beta": 0.1,
+        "query_scale_floor": 8192,
+    }
+    assert positions(phi) == (
+        "rotary, base 10,000, longrope beyond 4,096 tokens, queries of 3 layers scaled from position 8,192"
     )
 
 
