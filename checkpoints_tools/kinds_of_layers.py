@@ -49,6 +49,9 @@ def positions(args: Mapping[str, Any]) -> str:
         parts.append(f"base {args['window_rotary_base']:,.10g} in windows")
     if args.get("no_rope_freq"):
         parts.append(f"none in {sum(args['no_rope_freq'])} of {args['num_layers']} layers")
+    if args.get("query_scale_beta"):
+        layers = sum(args.get("query_scale_layers") or [1] * args["num_layers"])
+        parts.append(f"queries of {layers} layers scaled from position {args['query_scale_floor']:,}")
     return ", ".join(parts)
 
 
@@ -57,5 +60,7 @@ def _scaling(args: Mapping[str, Any]) -> Iterator[str]:
         yield f"Llama-3 scaling by {args['rope_scaling_factor']:g}"
     if args["position_embedding_type"] == "yarn":
         yield f"YaRN scaling by {args['rotary_scaling_factor']:g}"
+    if args["position_embedding_type"] == "longrope":
+        yield f"longrope beyond {args['longrope_original_max_position_embeddings']:,} tokens"
     if args.get("rotary_seq_len_interpolation_factor"):
         yield f"linear scaling by {args['rotary_seq_len_interpolation_factor']:g}"

@@ -54,6 +54,17 @@ def test_layers_know_positions_in_ways_that_are_named():
     assert positions(LLAMA_4_LIKE) == (
         "rotary, base 500,000, YaRN scaling by 4, of 50% of a head, none in 1 of 4 layers"
     )
+    phi = {
+        "position_embedding_type": "longrope",
+        "rotary_base": 10000,
+        "longrope_original_max_position_embeddings": 4096,
+        "num_layers": 3,
+        "query_scale_beta": 0.1,
+        "query_scale_floor": 8192,
+    }
+    assert positions(phi) == (
+        "rotary, base 10,000, longrope beyond 4,096 tokens, queries of 3 layers scaled from position 8,192"
+    )
 
 
 def test_a_checkpoint_with_windows_and_sinks_says_the_same_in_both_formats(converted):

@@ -66,7 +66,7 @@ def _compiled(star_model: FastStarModel) -> Tensor | str:
 
 def _logits(star_model: FastStarModel, case: Case) -> Tensor:
     executor, token_ids, last = RankExecutor(star_model), case.token_ids, len(case.turns) - 1
-    is_long = needs_long_factors(star_model.model.config, case.turns[-1] + case.query, 1 + NUM_GENERATED)
+    is_long = needs_long_factors(star_model.model.config, len(token_ids))
     for turn, end in enumerate(case.turns):
         opened = (turn, token_ids[:end], case.star, turn - 1 if turn else None)
         executor.execute(Command(open_context=opened, open_long=is_long))
