@@ -15,7 +15,8 @@ from megatron.training.arguments import add_megatron_arguments
 
 from checkpoints_tools.families import FAMILIES
 from megatron_star.checked_input import shown
-from megatron_star.model.recorded_arguments import OPTIONAL, is_every_layer, not_understood
+from megatron_star.model.optional_arguments import OPTIONAL
+from megatron_star.model.recorded_arguments import is_every_layer, not_understood
 from megatron_star.model.stored_weights import without_torch_warnings
 from megatron_star.model.transformer_config import OWN_FIELDS, StarTransformerConfig
 
@@ -126,10 +127,18 @@ def recorded_arguments(weights: Path) -> dict[str, Any]:
             f"{weights}: its common state cannot be read ({type(error).__name__}: {error})"
         ) from error
     if recorded.get("swiglu") is False:
-        by_flags = "relu2" if recorded.pop("squared_relu", False) else "gelu"
-        recorded["activation"] = recorded.get("activation") or by_flags  # which our own converter records
+        flags = recorded.pop("squared_relu", False), recorded.pop("quick_geglu", False)
+        if not recorded.get("activation"):  # which our own converter records
+            recorded |= _activation(*flags)
     _refuse(recorded, weights, _parsed_names() | _DERIVED)
     return recorded
+
+
+def _activation(squared_relu: bool, quick_geglu: bool) -> dict[str, Any]:
+    """Of an MLP without SwiGLU, which Megatron-LM gates only with quick GELU."""
+    if quick_geglu:
+        return {"activation": "quick_gelu", "gated_mlp": True}
+    return {"activation": "relu2" if squared_relu else "gelu"}
 
 
 def _parsed_names() -> frozenset[str]:
@@ -204,7 +213,7 @@ def check_agreement(directory: Path, recorded: Mapping[str, Any], model_args: Ma
         if found != expected and not (name == "num_experts" and not found and not expected):
             raise _disagreement(directory, name, {name: found}, expected)
     for name in _optional_names(recorded, bool(model_args.get("num_experts"))):
-        if _meaning(name, recorded, model_args) != _meaning(name, model_args, model_args):
+        if not _means_the_same(name, recorded, model_args):
             raise _disagreement(directory, name, recorded, model_args.get(name))
 
 
@@ -219,6 +228,14 @@ def _optional_names(recorded: Mapping[str, Any], with_experts: bool) -> list[str
 def _disagreement(directory: Path, name: str, recorded: Mapping[str, Any], expected: Any) -> ValueError:
     found = shown(recorded[name])
     return ValueError(f"{directory}: {name} is {found} in the checkpoint, {shown(expected)} in --hf-config")
+
+
+def _means_the_same(name: str, recorded: Mapping[str, Any], model_args: Mapping[str, Any]) -> bool:
+    try:
+        found = _meaning(name, recorded, model_args)
+    except (TypeError, ValueError, ArithmeticError):  # of a value that no such argument has
+        return False
+    return found == _meaning(name, model_args, model_args)
 
 
 def _meaning(name: str, args: Mapping[str, Any], model_args: Mapping[str, Any]) -> Any:
