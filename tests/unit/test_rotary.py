@@ -78,7 +78,9 @@ def test_rotation_is_megatrons_and_the_same_bits_in_pieces(
 
 def longrope_config(original: int = 48, long: float = 2.0) -> StarTransformerConfig:
     return StarTransformerConfig(
-        num_layers=1, hidden_size=16, num_attention_heads=1,
+        num_layers=1,
+        hidden_size=16,
+        num_attention_heads=1,
         longrope_short_factors=[1.0],
         longrope_long_factors=[long],
         longrope_original_max_position_embeddings=original,

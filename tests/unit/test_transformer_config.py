@@ -144,7 +144,9 @@ def test_a_value_of_another_type_or_out_of_bounds_is_refused_by_its_name(name, v
 def test_longrope_has_a_factor_for_each_pair_that_is_rotated():
     factors = {"longrope_short_factors": [1.0] * 4, "longrope_long_factors": [2.0] * 4}
     longrope = {
-        "position_embedding_type": "longrope", "rotary_percent": 0.5, **factors,
+        "position_embedding_type": "longrope",
+        "rotary_percent": 0.5,
+        **factors,
         "longrope_original_max_position_embeddings": 64,
     }
     check_arguments(DESCRIPTION | longrope, "source")
