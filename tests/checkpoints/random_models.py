@@ -84,7 +84,6 @@ _NTK_ALPHA = {"rope_type": "dynamic", "rope_theta": 10000.0, "alpha": 50.0, "fac
 _LONGROPE = {
     "rope_type": "longrope",
     "rope_theta": 10000.0,
-    "original_max_position_embeddings": 32,
     "short_factor": [1.0, 1.2, 1.7, 2.5],
     "long_factor": [1.0, 3.0, 12.0, 48.0],
 }
@@ -154,7 +153,7 @@ CONFIGS: dict[str, PreTrainedConfig] = {
     ),
     "phi3_longrope": Phi3Config(
         **_FEW | _PHI3,
-        sliding_window=_WINDOW,
+        original_max_position_embeddings=32,  # 4096 unless it is here, whatever rope_parameters has
         rope_parameters=_LONGROPE | {"partial_rotary_factor": 0.5},
     ),
     "olmo3": Olmo3Config(
