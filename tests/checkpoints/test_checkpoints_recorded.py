@@ -106,6 +106,12 @@ def test_what_was_recorded_of_experts_counts_where_there_are_experts(agree, name
         agree(EXPERTS, {name: value})
 
 
+def test_yarn_of_a_part_of_a_head_is_refused_of_megatron_which_rotates_whole_heads(agree):
+    changes = {"position_embedding_type": "yarn", "rotary_percent": 0.5}
+    with pytest.raises(ValueError, match="rotary_percent=0.5 is not supported: Megatron's YaRN"):
+        agree(MODEL | changes, changes)
+
+
 def test_a_newer_name_of_the_epsilon_is_compared(agree):
     with pytest.raises(ValueError, match="norm_epsilon is 0.5 in the checkpoint, 1e-06"):
         agree(MODEL, {"layernorm_epsilon": 0.5})
@@ -129,6 +135,16 @@ def test_activations_without_a_gate_are_compared(agree):
         agree(GELU, {"squared_relu": True, "activation": None})
     with pytest.raises(ValueError, match="activation is 'gelu' in the checkpoint, 'relu2'"):
         agree(GELU | {"activation": "relu2"}, {"activation": None})
+
+
+def test_a_gate_of_quick_gelu_is_compared(agree):
+    quick = MODEL | {"swiglu": False, "activation": "quick_gelu", "gated_mlp": True, "glu_linear_offset": 1.0}
+    by_flags = {"activation": None, "gated_mlp": None}
+    agree(quick, by_flags | {"quick_geglu": True})
+    with pytest.raises(ValueError, match="activation is 'gelu' in the checkpoint, 'quick_gelu'"):
+        agree(quick, by_flags)
+    with pytest.raises(ValueError, match="glu_linear_offset is 0.5 in the checkpoint, 1.0"):
+        agree(quick, by_flags | {"quick_geglu": True, "glu_linear_offset": 0.5})
 
 
 def test_the_scale_that_megatron_takes_by_itself_may_be_written_out(agree):
