@@ -16,17 +16,11 @@ def kinds_of_layers(args: Mapping[str, Any], bytes_per_value: int) -> dict[str, 
     lines = {}
     for mask, count in kv.num_layers.items():
         kept = f"of at most the last {mask.size - 1:,}" if mask else "of all"
-        lines[f"{count} {_name(mask)}"] = (
+        lines[f"{count} x {mask.name if mask else 'full'}"] = (
             f"{_what_crosses(mask)}; KV: {count * kv.bytes_per_token:,} bytes per token, {kept}"
         )
     softmax = ", ".join(_softmax(args))
     return lines | ({"softmax": softmax} if softmax else {})
-
-
-def _name(mask: LayerMask | None) -> str:
-    if mask is None:
-        return "full"
-    return f"{'windows' if isinstance(mask, Window) else 'chunks'} of {mask.size:,}"
 
 
 def _what_crosses(mask: LayerMask | None) -> str:
@@ -48,13 +42,16 @@ def _softmax(args: Mapping[str, Any]) -> Iterator[str]:
 
 def positions(args: Mapping[str, Any]) -> str:
     """How layers know positions: the rotary embedding, its scaling, and layers that have none."""
-    parts = [f"rotary, base {args['rotary_base']:,}", *_scaling(args)]
+    parts = [f"rotary, base {args['rotary_base']:,.10g}", *_scaling(args)]
     if (share := args.get("rotary_percent", 1.0)) != 1.0:
         parts.append(f"of {share:.0%} of a head")
     if args.get("window_rotary_base"):
-        parts.append(f"base {args['window_rotary_base']:,} in windows")
+        parts.append(f"base {args['window_rotary_base']:,.10g} in windows")
     if args.get("no_rope_freq"):
         parts.append(f"none in {sum(args['no_rope_freq'])} of {args['num_layers']} layers")
+    if args.get("query_scale_beta"):
+        layers = sum(args.get("query_scale_layers") or [1] * args["num_layers"])
+        parts.append(f"queries of {layers} layers scaled from position {args['query_scale_floor']:,}")
     return ", ".join(parts)
 
 
@@ -63,5 +60,7 @@ def _scaling(args: Mapping[str, Any]) -> Iterator[str]:
         yield f"Llama-3 scaling by {args['rope_scaling_factor']:g}"
     if args["position_embedding_type"] == "yarn":
         yield f"YaRN scaling by {args['rotary_scaling_factor']:g}"
+    if args["position_embedding_type"] == "longrope":
+        yield f"longrope beyond {args['longrope_original_max_position_embeddings']:,} tokens"
     if args.get("rotary_seq_len_interpolation_factor"):
         yield f"linear scaling by {args['rotary_seq_len_interpolation_factor']:g}"

@@ -15,7 +15,7 @@ def args_for_megatron(model_args: Mapping[str, Any], tokenizer: Path, dtype: tor
         seq_length=model_args["max_position_embeddings"],
         add_position_embedding=False,
         use_rotary_position_embeddings=model_args["position_embedding_type"] == "rope",
-        squared_relu=False,
+        squared_relu=model_args.get("activation") == "relu2",
         apply_query_key_layer_scaling=False,
         attention_dropout=0.0,
         hidden_dropout=0.0,

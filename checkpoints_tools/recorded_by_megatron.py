@@ -126,7 +126,8 @@ def recorded_arguments(weights: Path) -> dict[str, Any]:
             f"{weights}: its common state cannot be read ({type(error).__name__}: {error})"
         ) from error
     if recorded.get("swiglu") is False:
-        recorded["activation"] = "relu2" if recorded.pop("squared_relu", False) else "gelu"
+        by_flags = "relu2" if recorded.pop("squared_relu", False) else "gelu"
+        recorded["activation"] = recorded.get("activation") or by_flags  # which our own converter records
     _refuse(recorded, weights, _parsed_names() | _DERIVED)
     return recorded
 
@@ -203,7 +204,7 @@ def check_agreement(directory: Path, recorded: Mapping[str, Any], model_args: Ma
         if found != expected and not (name == "num_experts" and not found and not expected):
             raise _disagreement(directory, name, {name: found}, expected)
     for name in _optional_names(recorded, bool(model_args.get("num_experts"))):
-        if _meaning(name, recorded, model_args) != _meaning(name, model_args, model_args):
+        if not _means_the_same(name, recorded, model_args):
             raise _disagreement(directory, name, recorded, model_args.get(name))
 
 
@@ -218,6 +219,14 @@ def _optional_names(recorded: Mapping[str, Any], with_experts: bool) -> list[str
 def _disagreement(directory: Path, name: str, recorded: Mapping[str, Any], expected: Any) -> ValueError:
     found = shown(recorded[name])
     return ValueError(f"{directory}: {name} is {found} in the checkpoint, {shown(expected)} in --hf-config")
+
+
+def _means_the_same(name: str, recorded: Mapping[str, Any], model_args: Mapping[str, Any]) -> bool:
+    try:
+        found = _meaning(name, recorded, model_args)
+    except (TypeError, ValueError, ArithmeticError):  # of a value that no such argument has
+        return False
+    return found == _meaning(name, model_args, model_args)
 
 
 def _meaning(name: str, args: Mapping[str, Any], model_args: Mapping[str, Any]) -> Any:

@@ -54,11 +54,10 @@ def mutate(value: Any, draw: random.Random) -> Any:
         elif kind == 1:
             holder[key] = copy.deepcopy(draw.choice(list(holder.values())))
         elif kind == 2:
-            holder[str(draw.choice(("rope_scaling", "unknown", "quantization_config", key)))] = draw.choice(
-                ODD
-            )
+            name = str(draw.choice(("rope_scaling", "unknown", "quantization_config", key)))
+            holder[name] = copy.deepcopy(draw.choice(ODD))  # which may itself be changed later
         else:
-            holder[key] = draw.choice(ODD)
+            holder[key] = copy.deepcopy(draw.choice(ODD))
     return changed
 
 

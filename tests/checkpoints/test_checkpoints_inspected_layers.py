@@ -13,7 +13,7 @@ GEMMA_LIKE = {
     "softmax_scale": 0.0625,
     "position_embedding_type": "rope",
     "rotary_base": 1000000,
-    "window_rotary_base": 10000,
+    "window_rotary_base": 10000.0,
     "rotary_seq_len_interpolation_factor": 8.0,
 }
 LLAMA_4_LIKE = {
@@ -33,19 +33,19 @@ LLAMA_4_LIKE = {
 
 def test_each_kind_of_layer_has_a_line_with_what_crosses_ranks_and_is_kept():
     lines = kinds_of_layers(GEMMA_LIKE, bytes_per_value=2)
-    assert [*lines] == ["5 windows of 1,024", "1 full", "softmax"]
-    assert lines["5 windows of 1,024"] == (
+    assert [*lines] == ["5 x window 1024", "1 x full", "softmax"]
+    assert lines["5 x window 1024"] == (
         "exact; the KV of 1,023 tokens before a segment crosses ranks; "
         "KV: 20,480 bytes per token, of at most the last 1,023"
     )
-    assert "anchor" in lines["1 full"] and lines["1 full"].endswith("KV: 4,096 bytes per token, of all")
+    assert "anchor" in lines["1 x full"] and lines["1 x full"].endswith("KV: 4,096 bytes per token, of all")
     assert lines["softmax"] == "scores capped at 50, scale 0.0625"
 
 
 def test_chunks_and_sinks_are_named():
     lines = kinds_of_layers(LLAMA_4_LIKE, bytes_per_value=4)
-    assert [*lines] == ["3 chunks of 8,192", "1 full", "softmax"]
-    assert "its chunk's tokens before a segment" in lines["3 chunks of 8,192"]
+    assert [*lines] == ["3 x chunk 8192", "1 x full", "softmax"]
+    assert "its chunk's tokens before a segment" in lines["3 x chunk 8192"]
     assert lines["softmax"] == "a sink of 0 for each head"
 
 
@@ -54,6 +54,17 @@ def test_layers_know_positions_in_ways_that_are_named():
     assert positions(LLAMA_4_LIKE) == (
         "rotary, base 500,000, YaRN scaling by 4, of 50% of a head, none in 1 of 4 layers"
     )
+    phi = {
+        "position_embedding_type": "longrope",
+        "rotary_base": 10000,
+        "longrope_original_max_position_embeddings": 4096,
+        "num_layers": 3,
+        "query_scale_beta": 0.1,
+        "query_scale_floor": 8192,
+    }
+    assert positions(phi) == (
+        "rotary, base 10,000, longrope beyond 4,096 tokens, queries of 3 layers scaled from position 8,192"
+    )
 
 
 def test_a_checkpoint_with_windows_and_sinks_says_the_same_in_both_formats(converted):
@@ -61,7 +72,7 @@ def test_a_checkpoint_with_windows_and_sinks_says_the_same_in_both_formats(conve
     made = converted("gpt_oss")
     report = inspect(made.megatron)
     assert report == inspect(made.hf)
-    assert "\n2 windows of 13           exact; the KV of 12 tokens before a segment" in report
+    assert "\n2 x window 13             exact; the KV of 12 tokens before a segment" in report
     assert "\nsoftmax                   a learned sink for each head\n" in report
     assert (
         f"\nKV cache                  256 bytes per token, and at most {2 * 12 * 256:,} more in all\n"
@@ -71,5 +82,5 @@ def test_a_checkpoint_with_windows_and_sinks_says_the_same_in_both_formats(conve
 
 def test_a_checkpoint_of_full_layers_has_one_kind(converted):
     report = inspect(converted("llama_tied").megatron)
-    assert "\n3 full  " in report and "\nKV cache                  768 bytes per token\n" in report
+    assert "\n3 x full  " in report and "\nKV cache                  768 bytes per token\n" in report
     assert "softmax" not in report

@@ -121,12 +121,14 @@ GELU = MODEL | {"swiglu": False, "activation": "gelu_tanh"}
 
 
 def test_activations_without_a_gate_are_compared(agree):
-    agree(GELU, {})
+    agree(GELU, {"activation": None})
+    agree(GELU | {"activation": "relu2"}, {"squared_relu": True, "activation": None})
+    agree(GELU | {"activation": "xielu"}, {})  # as our converter records it
     agree(GELU | {"activation": "relu2"}, {"squared_relu": True})
     with pytest.raises(ValueError, match="activation is 'relu2' in the checkpoint, 'gelu_tanh'"):
-        agree(GELU, {"squared_relu": True})
+        agree(GELU, {"squared_relu": True, "activation": None})
     with pytest.raises(ValueError, match="activation is 'gelu' in the checkpoint, 'relu2'"):
-        agree(GELU | {"activation": "relu2"}, {})
+        agree(GELU | {"activation": "relu2"}, {"activation": None})
 
 
 def test_the_scale_that_megatron_takes_by_itself_may_be_written_out(agree):

@@ -14,6 +14,7 @@ from megatron_star.engine.executor import RankExecutor
 from megatron_star.model.build import build_gpt_model
 from megatron_star.model.checkpoint import read_checkpoint_info
 from megatron_star.model.cpu import use_cpu_where_cuda_is_absent
+from megatron_star.model.longrope import needs_long_factors
 from megatron_star.model.stored_weights import load_weights
 from megatron_star.parallel.groups import initialize_groups
 from megatron_star.speed.compiled_layers import compile_layers
@@ -65,9 +66,10 @@ def _compiled(star_model: FastStarModel) -> Tensor | str:
 
 def _logits(star_model: FastStarModel, case: Case) -> Tensor:
     executor, token_ids, last = RankExecutor(star_model), case.token_ids, len(case.turns) - 1
+    is_long = needs_long_factors(star_model.model.config, len(token_ids))
     for turn, end in enumerate(case.turns):
         opened = (turn, token_ids[:end], case.star, turn - 1 if turn else None)
-        executor.execute(Command(open_context=opened))
+        executor.execute(Command(open_context=opened, open_long=is_long))
         for wave in range(len(executor.contexts[turn].plan.waves)):
             executor.execute(Command(encode_wave=(turn, wave)))
     executor.execute(Command(open_sequences=[(0, last, star_model.exchange.cp_size - 1)]))

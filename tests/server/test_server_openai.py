@@ -27,6 +27,7 @@ def test_a_chat_is_answered_whole(client):
     star = answer.usage.star
     assert star["split"] == "last_message"
     assert answer.usage.prompt_tokens == star["context_tokens"] + star["query_tokens"]
+    assert [*star["kv_bytes"]] == ["full"] and star["kv_bytes"]["full"] > 0
 
 
 def test_a_chat_is_streamed_with_usage(client):

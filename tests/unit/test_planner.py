@@ -6,8 +6,10 @@ from dataclasses import replace
 from math import inf
 
 import pytest
+import torch
 from mutations import with_a_wrong_value
 from random_models import CONFIGS as CONFIGS_OF_FAMILIES
+from transformers import AutoModelForCausalLM
 
 from megatron_star.planning.estimates import Workload, default_block_size, estimate, estimates, tp_sizes
 from megatron_star.planning.hardware import (
@@ -215,12 +217,29 @@ def test_a_slow_network_shows_what_windows_send(write_config):
     assert slow["exact"] - fast["exact"] == pytest.approx(4 * 4095 * 128 * K / 0.1e9, rel=0.005)
 
 
-@pytest.mark.parametrize("name", ["gpt_oss", "starcoder2", "mixtral"])
+KINDS_OF_LAYERS = {
+    "gpt_oss": (Window(13), None, Window(13)),
+    "gemma3_text": (Window(13), None, Window(13)),
+    "starcoder2": (Window(13),) * 3,
+    "mixtral": (None,) * 3,
+}
+
+
+@pytest.mark.parametrize("name", KINDS_OF_LAYERS)
 def test_the_masks_of_layers_are_read_from_the_model(write_config, name):
     config = CONFIGS_OF_FAMILIES[name].to_dict()
-    masks = layer_masks(model_size(read_model(write_config(**config))))
-    kinds = {"gpt_oss": (Window(13), None, Window(13)), "starcoder2": (Window(13),) * 3}
-    assert masks == kinds.get(name, (None,) * 3)
+    assert layer_masks(model_size(read_model(write_config(**config)))) == KINDS_OF_LAYERS[name]
+
+
+@pytest.mark.parametrize("name", CONFIGS_OF_FAMILIES)
+def test_the_weights_of_every_family_are_those_of_its_model_in_transformers(tmp_path, name):
+    """All matrices; in transformers, biases of experts are matrices too."""
+    config = CONFIGS_OF_FAMILIES[name]
+    config.save_pretrained(tmp_path)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    matrices = [p for key, p in model.named_parameters() if p.dim() > 1 and not key.endswith("bias")]
+    assert model_size(read_model(tmp_path)).num_parameters == sum(matrix.numel() for matrix in matrices)
 
 
 def test_tp_stays_inside_a_node_and_divides_the_heads(write_config):
