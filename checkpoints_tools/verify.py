@@ -145,7 +145,10 @@ def _hf_model(hf: Path, dtype: torch.dtype) -> PreTrainedModel:
         config.quantization_config["dequantize"] = True
     elif hasattr(config, "quantization_config"):
         del config.quantization_config  # an empty one, of which transformers asks the method
-    return model_class.from_pretrained(hf, config=config, dtype=dtype, trust_remote_code=False)
+    model = model_class.from_pretrained(hf, config=config, dtype=dtype, trust_remote_code=False)
+    inside = getattr(model, "language_model", None)
+    # Llama 4's is a model of its own, and the whole of it does not run in transformers 5.24.
+    return inside if inside is not None and inside.get_output_embeddings() is not None else model
 
 
 def _hf_model_of_decoded(hf: Path, dtype: torch.dtype) -> PreTrainedModel:

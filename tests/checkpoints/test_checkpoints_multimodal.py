@@ -32,6 +32,10 @@ _PARTS = {
     "llava": ("llama_tied", {"model_type": "clip_vision_model"}),
     "smolvlm": ("llama2", {}),
     "gemma3": ("gemma3_text", {}),
+    "llama4": (
+        "llama4_text",
+        {"vision_output_dim": 32, "projector_input_dim": 32, "projector_output_dim": 32},
+    ),
     "internvl": ("qwen2", {"model_type": "internvl_vision", "image_size": [28, 28], "patch_size": [14, 14]}),
 }
 
@@ -58,6 +62,7 @@ def save_multimodal(config: Any, directory: Path) -> torch.Tensor:
         if parameter.dim() == 1:
             torch.nn.init.normal_(parameter, mean=0.0 if name.endswith("bias") else 1.0, std=0.3)
     model.save_pretrained(directory)
+    model = model.language_model if config.model_type == "llama4" else model  # the whole does not run
     with torch.inference_mode():
         return model(input_ids=torch.tensor([random_token_ids()])).logits[0]
 
@@ -77,8 +82,16 @@ _NEWER = (
 )
 
 
-@pytest.mark.parametrize("names", ["as saved", "newer"])
-@pytest.mark.parametrize("name", CONFIGS)
+# transformers knows one spelling of Llama 4's names.
+_CASES = [
+    (name, names)
+    for name in CONFIGS
+    for names in ("as saved", "newer")
+    if (name, names) != ("llama4", "newer")
+]
+
+
+@pytest.mark.parametrize("name, names", _CASES)
 def test_the_language_model_is_converted_and_comes_back_alone(tmp_path, capsys, monkeypatch, name, names):
     hf, megatron, back = (tmp_path / directory for directory in ("hf", "megatron", "back"))
     expected = save_multimodal(CONFIGS[name], hf)
