@@ -15,7 +15,8 @@ from megatron.training.arguments import add_megatron_arguments
 
 from checkpoints_tools.families import FAMILIES
 from megatron_star.checked_input import shown
-from megatron_star.model.recorded_arguments import OPTIONAL, is_every_layer, not_understood
+from megatron_star.model.optional_arguments import OPTIONAL
+from megatron_star.model.recorded_arguments import is_every_layer, not_understood
 from megatron_star.model.stored_weights import without_torch_warnings
 from megatron_star.model.transformer_config import OWN_FIELDS, StarTransformerConfig
 

@@ -6,18 +6,17 @@ results, but no tensor's shape, would otherwise be lost without a word.
 
 import dataclasses
 import math
-import operator
 import re
 from collections.abc import Collection, Mapping
-from functools import partial
 from typing import Any
 
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_star.checked_input import shown
-from megatron_star.model.checked_values import LARGEST_SIZE, CheckedValues
+from megatron_star.model.checked_values import CheckedValues
+from megatron_star.model.optional_arguments import OPTIONAL, check_optional
 from megatron_star.model.rotary_frequencies import ROTARY_TYPES, rotary_size
-from megatron_star.model.transformer_config import OWN_FIELDS, Check, check_own_arguments, one_per_layer
+from megatron_star.model.transformer_config import OWN_FIELDS
 
 MOST_LAYERS = 10_000
 _SIZES = (
@@ -51,39 +50,6 @@ _YARN_SWITCH, _EXPERTS_SWITCH = "yarn_correction_range_round_to_int", "moe_route
 _SCALES = ("mscale", "mscale_all_dim")
 _ROUTING_TYPE = "moe_router_load_balancing_type"
 _ROUTING_TYPES = ("none", "aux_loss", "seq_aux_loss", "global_aux_loss")  # which differ in training only
-
-
-def _window(values: CheckedValues, name: str) -> None:
-    """Megatron's way of saying W tokens, the last of which is the one that sees them; or no window."""
-    window = values.any(name)
-    is_pair = isinstance(window, list | tuple) and len(window) == 2 and all(type(x) is int for x in window)
-    if not is_pair or not (tuple(window) == (-1, -1) or (0 <= window[0] < LARGEST_SIZE and window[1] == 0)):
-        raise values.wrong(name, "[W - 1, 0], with a window of W tokens")
-
-
-OPTIONAL: dict[str, Check] = {
-    "activation_func_clamp_value": CheckedValues.number,
-    "apply_layernorm_1p": CheckedValues.boolean,
-    "attention_output_gate": CheckedValues.boolean,
-    "glu_linear_offset": partial(CheckedValues.number, above=-float("inf")),
-    "moe_apply_probs_on_input": CheckedValues.boolean,
-    "moe_router_score_function": partial(CheckedValues.one_of, allowed=("softmax", "sigmoid")),
-    "moe_shared_expert_intermediate_size": CheckedValues.integer,
-    "no_rope_freq": one_per_layer,
-    "qk_l2_norm": CheckedValues.boolean,
-    "rotary_seq_len_interpolation_factor": CheckedValues.number,
-    "softmax_scale": CheckedValues.number,
-    "softmax_type": partial(CheckedValues.one_of, allowed=("vanilla", "off-by-one", "learnable")),
-    "window_attn_skip_freq": one_per_layer,
-    "window_size": _window,
-}
-"""Arguments of Megatron's that a description may lack, or have as None."""
-
-_EXCLUDE_EACH_OTHER = (
-    ("qk_l2_norm", "qk_layernorm"),
-    ("activation", "swiglu"),
-    ("add_mlp_bias", "num_experts"),
-)
 MODELLED = frozenset(
     (
         *(*OPTIONAL, *OWN_FIELDS),
@@ -166,37 +132,9 @@ def check_arguments(args: Mapping[str, Any], source: object) -> None:
     _check_rotary(values, args)
     if values.any("num_experts") is not None:
         _check_experts(values, layers)
-    _check_optional(values, args)
+    check_optional(values, args)
     if problem := not_understood(args, MODELLED):
         raise ValueError(f"{source}: {problem}")
-
-
-def _check_optional(values: CheckedValues, args: Mapping[str, Any]) -> None:
-    for name, check in OPTIONAL.items():
-        if args.get(name) is not None:
-            check(values, name)
-    check_own_arguments(values, args)
-    for one, other in _EXCLUDE_EACH_OTHER:
-        if args.get(one) and args.get(other):
-            raise values.wrong(one, f"absent together with {other}")
-    if args.get("window_attn_skip_freq") and not args.get("window_size"):
-        raise values.wrong("window_attn_skip_freq", "absent without window_size")
-    if args.get("chunked_layers") and args.get("window_size"):
-        windows = args.get("window_attn_skip_freq") or [1] * args["num_layers"]
-        if any(map(operator.and_, windows, args["chunked_layers"])):
-            raise values.wrong("chunked_layers", "0 for layers that have a window")
-    if args.get("parallel_mlp") and args.get("norm_placement", "before") != "before":
-        raise values.wrong("norm_placement", "'before' together with parallel_mlp")
-    over_all_heads = args.get("qk_layernorm_span") == "all_heads"
-    after_rotation = bool(args.get("qk_layernorm_after_rotation"))
-    if over_all_heads + after_rotation == 2:
-        raise values.wrong("qk_layernorm_after_rotation", "false together with qk_layernorm_span='all_heads'")
-    if over_all_heads or after_rotation:
-        values.one_of("normalization", ("RMSNorm",))
-        if args.get("apply_layernorm_1p"):
-            raise values.wrong("apply_layernorm_1p", "false with norms over all heads or after rotation")
-    if args.get("activation") == "xielu" and (args.get("gated_mlp") or args.get("num_experts")):
-        raise values.wrong("activation", "another one of gated MLPs and of experts")
 
 
 def _check_rotary(values: CheckedValues, args: Mapping[str, Any]) -> None:

@@ -104,14 +104,13 @@ class KvLayers:
             kinds[mask.name if mask else "full"] = count * tokens * self.bytes_per_token
         return kinds
 
-    def of_tokens(self, num_tokens: int, num_ranks: int = 1) -> int:
-        """At most, of consecutive tokens that share their KV over so many ranks about evenly.
+    def of_tokens(self, num_tokens: int) -> int:
+        """What is kept of consecutive tokens, at most, without room for more."""
+        return self.num_bytes(lambda mask: mask.most_kept(num_tokens) if mask else num_tokens)
 
-        What a layer with a mask of its own keeps may all be on one of them.
-        """
-        return self.num_bytes(
-            lambda mask: mask.most_kept(num_tokens) if mask else -(-num_tokens // num_ranks)
-        )
+    def of_all(self, num_tokens: int) -> int:
+        """Where layers with a mask of their own keep all tokens, too."""
+        return self.num_bytes(lambda mask: num_tokens)
 
 
 def _tail_tokens(num_tokens: int, mask: LayerMask | None) -> int:

@@ -199,12 +199,15 @@ def _check(question: dict[str, Any], args: argparse.Namespace, job: Job) -> None
 
 
 def _check_fits(num_context_tokens: int, job: Job) -> None:
-    """One context is held at a time; whatever the setting, the ranks share it about evenly."""
+    """One context is held at a time; whatever the setting, the ranks share it about evenly.
+
+    Exact attention's keeps the KV of all layers: what a setting would hide is looked for there.
+    """
     config = job.star_model.model.config
     layers = kv_layers(
         config, tp_size=config.tensor_model_parallel_size, bytes_per_value=config.params_dtype.itemsize
     )
-    needed = layers.of_tokens(num_context_tokens, job.star_model.exchange.cp_size)
+    needed = layers.of_all(-(-num_context_tokens // job.star_model.exchange.cp_size))
     if needed > job.budget:
         raise ValueError(
             f"{num_context_tokens} context tokens need {needed:,} bytes of KV on a rank, but the budget is "

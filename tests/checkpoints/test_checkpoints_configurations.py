@@ -114,6 +114,11 @@ def test_an_empty_quantization_config_says_nothing():
 
 
 REFUSED = {
+    "factors of Phi-3 that fit no head": (
+        "phi3_longrope",
+        {"rope_parameters": {"rope_type": "longrope", "short_factor": [1.0], "long_factor": [1.0]}},
+        "short_factor",
+    ),
     "several rotary bases in layers of a kind": (
         "granite_swa",
         {"layer_rope_theta": [10000.0, 500.0, 400.0]},
