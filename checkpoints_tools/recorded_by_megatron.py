@@ -127,10 +127,18 @@ def recorded_arguments(weights: Path) -> dict[str, Any]:
             f"{weights}: its common state cannot be read ({type(error).__name__}: {error})"
         ) from error
     if recorded.get("swiglu") is False:
-        by_flags = "relu2" if recorded.pop("squared_relu", False) else "gelu"
-        recorded["activation"] = recorded.get("activation") or by_flags  # which our own converter records
+        flags = recorded.pop("squared_relu", False), recorded.pop("quick_geglu", False)
+        if not recorded.get("activation"):  # which our own converter records
+            recorded |= _activation(*flags)
     _refuse(recorded, weights, _parsed_names() | _DERIVED)
     return recorded
+
+
+def _activation(squared_relu: bool, quick_geglu: bool) -> dict[str, Any]:
+    """Of an MLP without SwiGLU, which Megatron-LM gates only with quick GELU."""
+    if quick_geglu:
+        return {"activation": "quick_gelu", "gated_mlp": True}
+    return {"activation": "relu2" if squared_relu else "gelu"}
 
 
 def _parsed_names() -> frozenset[str]:

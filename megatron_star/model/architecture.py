@@ -47,6 +47,10 @@ _RENAMED = {
     "num_experts": "num_moe_experts",
     "apply_layernorm_1p": "layernorm_zero_centered_gamma",
 }
+_DIVIDED_OVER_TP = (
+    *("num_attention_heads", "ffn_hidden_size", "moe_ffn_hidden_size", "moe_shared_expert_intermediate_size"),
+    "padded_vocab_size",
+)
 _YARN = {
     "rotary_scaling_factor": "yarn_rotary_scaling_factor",
     "yarn_original_max_position_embeddings": "yarn_original_max_position_embeddings",
@@ -122,7 +126,7 @@ def gpt_model_arguments(args: Mapping[str, Any]) -> dict[str, Any]:
 def _check_divisible(args: Mapping[str, Any], tp_size: int) -> None:
     heads = args["num_attention_heads"]
     groups = args["num_query_groups"] if args.get("group_query_attention") else heads
-    for name in ("num_attention_heads", "ffn_hidden_size", "moe_ffn_hidden_size", "padded_vocab_size"):
+    for name in _DIVIDED_OVER_TP:
         if (args.get(name) or 0) % tp_size:
             raise ValueError(f"{name} {args[name]} cannot be divided over tensor-parallel size {tp_size}")
     if groups % tp_size and tp_size % groups:
