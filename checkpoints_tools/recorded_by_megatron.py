@@ -148,6 +148,11 @@ def _parsed_names() -> frozenset[str]:
 
 
 def _refuse(recorded: Mapping[str, Any], source: Path, known: frozenset[str]) -> None:
+    percent = recorded.get("rotary_percent")
+    if recorded.get("position_embedding_type") == _YARN and percent not in (None, 1.0):
+        raise ValueError(
+            f"{source}: rotary_percent={shown(percent)} is not supported: Megatron's YaRN rotates whole heads"
+        )
     if problem := not_understood(recorded, known):
         raise ValueError(f"{source}: {problem}: it may change what the model computes")
 

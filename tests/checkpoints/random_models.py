@@ -80,11 +80,9 @@ _LLAMA3 = {
     "original_max_position_embeddings": 8192,
 }
 _NTK_ALPHA = {"rope_type": "dynamic", "rope_theta": 10000.0, "alpha": 50.0, "factor": 1.0}
-# The texts of tests are on both sides of this length.
 _LONGROPE = {
     "rope_type": "longrope",
     "rope_theta": 10000.0,
-    "original_max_position_embeddings": 32,
     "short_factor": [1.0, 1.2, 1.7, 2.5],
     "long_factor": [1.0, 3.0, 12.0, 48.0],
 }
@@ -154,7 +152,8 @@ CONFIGS: dict[str, PreTrainedConfig] = {
     ),
     "phi3_longrope": Phi3Config(
         **_FEW | _PHI3,
-        sliding_window=_WINDOW,
+        # Texts of tests are on both sides of it. Without it, it is 4096, whatever rope_parameters has.
+        original_max_position_embeddings=32,
         rope_parameters=_LONGROPE | {"partial_rotary_factor": 0.5},
     ),
     "olmo3": Olmo3Config(

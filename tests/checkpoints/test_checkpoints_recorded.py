@@ -106,6 +106,12 @@ def test_what_was_recorded_of_experts_counts_where_there_are_experts(agree, name
         agree(EXPERTS, {name: value})
 
 
+def test_yarn_of_a_part_of_a_head_is_refused_of_megatron_which_rotates_whole_heads(agree):
+    changes = {"position_embedding_type": "yarn", "rotary_percent": 0.5}
+    with pytest.raises(ValueError, match="rotary_percent=0.5 is not supported: Megatron's YaRN"):
+        agree(MODEL | changes, changes)
+
+
 def test_a_newer_name_of_the_epsilon_is_compared(agree):
     with pytest.raises(ValueError, match="norm_epsilon is 0.5 in the checkpoint, 1e-06"):
         agree(MODEL, {"layernorm_epsilon": 0.5})

@@ -117,3 +117,8 @@ def test_a_model_with_windows_has_the_size_that_the_cases_are_made_for(name):
     config = CONFIGS[name]
     size = "attention_chunk_size" if CHUNK in kinds_of_layers(config) else "sliding_window"
     assert getattr(config, size) == WINDOW
+
+
+def test_cases_are_rotated_with_the_short_and_with_the_long_factors_of_longrope():
+    original = CONFIGS["phi3_longrope"].rope_parameters["original_max_position_embeddings"]
+    assert {len(case.token_ids) > original for case in CASES.values()} == {False, True}

@@ -10,12 +10,14 @@ from megatron.core.models.common.embeddings.yarn_rotary_pos_embedding import Yar
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_star.model.cpu import use_cpu_where_cuda_is_absent
+from megatron_star.model.longrope import most_generated, needs_long_factors
 from megatron_star.model.rotary import (
     angles_of_values,
     cosines_and_sines,
     rotate,
     rotate_at_positions,
 )
+from megatron_star.model.transformer_config import StarTransformerConfig
 from megatron_star.speed import cache
 
 ROTARY = {
@@ -72,3 +74,38 @@ def test_rotation_is_megatrons_and_the_same_bits_in_pieces(
     rotated = rotate(query, cos, sin, interleaved=interleaved)
     torch.testing.assert_close(rotated, expected, atol=tolerance, rtol=tolerance)
     assert torch.equal(cache.rotate(query, cos, sin, interleaved=interleaved), rotated)
+
+
+def longrope_config(original: int = 48, long: float = 2.0) -> StarTransformerConfig:
+    return StarTransformerConfig(
+        num_layers=1,
+        hidden_size=16,
+        num_attention_heads=1,
+        longrope_short_factors=[1.0],
+        longrope_long_factors=[long],
+        longrope_original_max_position_embeddings=original,
+    )
+
+
+@pytest.mark.parametrize(
+    ("num_prompt", "num_generated", "expected"),
+    [(36, 13, False), (48, 1, False), (49, 1, True), (49, 1000, True), (36, 14, None), (48, 2, None)],
+)
+def test_a_sequence_has_one_set_of_factors_from_its_first_token_to_its_last(
+    num_prompt, num_generated, expected
+):
+    """None: refused, unless both sets are the same. The last generated token is not fed."""
+    config = longrope_config()
+    if expected is None:
+        with pytest.raises(ValueError, match="would pass 48 tokens in the middle of the answer"):
+            needs_long_factors(config, num_prompt, num_generated)
+    else:
+        assert needs_long_factors(config, num_prompt, num_generated) is expected
+    assert not needs_long_factors(longrope_config(long=1.0), num_prompt, num_generated)
+
+
+@pytest.mark.parametrize(("num_prompt", "expected"), [(20, 29), (48, 1), (49, 51), (10, 39)])
+def test_what_nobody_asked_for_is_cut_before_the_factors_change(num_prompt, expected):
+    room = most_generated(longrope_config(), num_prompt, 100 - num_prompt)
+    assert room == expected
+    needs_long_factors(longrope_config(), num_prompt, room)

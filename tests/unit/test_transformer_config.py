@@ -131,11 +131,30 @@ def test_an_activation_has_its_function_and_is_gated_as_said(activation, gated):
         ("residual_multiplier", 0.0),
         ("embedding_multiplier", None.__class__),
         ("rotary_seq_len_interpolation_factor", 0),
+        ("rotary_percent", 1.5),
+        *(("longrope_short_factors", value) for value in ([1.0, 0.0], [True], "1", [1.0])),  # "rope" has none
+        ("query_scale_offset", 2),
     ],
 )
 def test_a_value_of_another_type_or_out_of_bounds_is_refused_by_its_name(name, value):
     with pytest.raises(ValueError, match=f"source: {name}="):
         check_arguments(DESCRIPTION | SAYS_SOMETHING | {name: value}, "source")
+
+
+def test_longrope_has_a_factor_for_each_pair_that_is_rotated():
+    factors = {"longrope_short_factors": [1.0] * 4, "longrope_long_factors": [2.0] * 4}
+    longrope = {
+        "position_embedding_type": "longrope",
+        "rotary_percent": 0.5,
+        **factors,
+        "longrope_original_max_position_embeddings": 64,
+    }
+    check_arguments(DESCRIPTION | longrope, "source")
+    for name in factors:
+        with pytest.raises(ValueError, match=f"{name}=.*: it must be 4 numbers, one for each pair"):
+            check_arguments(DESCRIPTION | longrope | {name: [1.0] * 8}, "source")
+    with pytest.raises(ValueError, match="longrope_short_factors=.*: it must be absent without"):
+        check_arguments(DESCRIPTION | longrope | {"position_embedding_type": "rope"}, "source")
 
 
 @pytest.mark.parametrize(
