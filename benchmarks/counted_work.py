@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from megatron_star.algorithm.context_encoding import encode_context
 from megatron_star.algorithm.star_model import StarModel
 from megatron_star.attention.partial import AttentionKernel, Partial
+from megatron_star.planning.layer_mask import Window
 from megatron_star.planning.plan import ContextPlan
 
 
@@ -29,12 +30,20 @@ class _CountingKernel:
         self.kernel, self.operations = kernel, 0.0
 
     def __call__(
-        self, query: Tensor, key: Tensor, value: Tensor, *, causal: bool, **options: float
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        causal: bool,
+        softmax_scale: float,
+        window: int | None = None,
     ) -> Partial:
         rows, _, heads, head_size = query.shape
-        pairs = rows * (rows + 1) / 2 if causal else rows * len(key)
+        seen = Window(window or len(key))
+        pairs = seen.pairs(len(key) - rows, len(key)) if causal else rows * len(key)
         self.operations += 4.0 * pairs * heads * head_size
-        return self.kernel(query, key, value, causal=causal, **options)
+        return self.kernel(query, key, value, causal=causal, softmax_scale=softmax_scale, window=window)
 
 
 def _linear_operations(inputs: torch.Size, weight: torch.Size, *_: object, **__: object) -> int:
@@ -48,8 +57,13 @@ FORMULAS = {
     if hasattr(torch.ops.mkldnn, name)
 } | {
     # `_CountingKernel` counts these; torch's own formulas refuse grouped heads (seen in torch 2.11).
-    getattr(torch.ops.aten, f"_scaled_dot_product_{name}_attention"): lambda *_, **__: 0
-    for name in ("flash", "cudnn", "efficient")
+    getattr(torch.ops.aten, name): lambda *_, **__: 0
+    for name in (
+        "_flash_attention_forward",
+        "_scaled_dot_product_flash_attention",
+        "_scaled_dot_product_cudnn_attention",
+        "_scaled_dot_product_efficient_attention",
+    )
 }
 
 

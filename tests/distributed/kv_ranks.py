@@ -6,6 +6,7 @@ import torch.distributed as dist
 from megatron.core.inference.sampling_params import SamplingParams
 from ranks import NumbersAsText, random_star_model
 
+from benchmarks.counted_work import CountedWork, count_work
 from megatron_star.algorithm.context_encoding import encode_wave
 from megatron_star.algorithm.kv_store import EncodedContext
 from megatron_star.config import StarConfig
@@ -14,7 +15,7 @@ from megatron_star.engine.engine import StarEngine
 from megatron_star.engine.executor import RankExecutor, planner_of
 from megatron_star.engine.request import StarRequest
 from megatron_star.parallel.control import broadcast_json
-from megatron_star.planning.plan import ContextPlan
+from megatron_star.planning.plan import ContextPlan, TokenCosts
 
 
 class Encoded(NamedTuple):
@@ -45,6 +46,22 @@ def encode_chain(
             held.append(contexts[-1].num_bytes)
         found.append(Encoded(plan, held, counts["broadcast_bytes"]))
     return found
+
+
+def counted_work(
+    args: dict[str, Any], token_ids: list[int], star: StarConfig
+) -> tuple[CountedWork, float, float]:
+    """What this rank computes for a context; and of the whole plan, what the cost model says it is.
+
+    Returns:
+        The first; then operations of products with weights, and of attention.
+    """
+    star_model, _ = random_star_model(args, 1)
+    planner = planner_of(star_model)
+    plan, costs = planner.plan(len(token_ids), star).plan, planner.costs
+    parts = TokenCosts(costs.linear_per_token), costs._replace(linear_per_token=0.0)
+    planned = [sum(segment.cost(plan.mask, part) for segment in plan.segments()) for part in parts]
+    return count_work(star_model, token_ids, plan), *planned
 
 
 class Memory(NamedTuple):

@@ -2,7 +2,7 @@
 
 import pytest
 from distributed import run_ranks
-from kv_ranks import encode_chain, engine_memory, question
+from kv_ranks import counted_work, encode_chain, engine_memory, question
 from models import random_tokens
 
 from megatron_star.config import StarConfig
@@ -74,6 +74,24 @@ def held_after(plan: ContextPlan, end: int) -> list[int]:
     full = [n + spare_capacity(n) if rank in begun else 0 for rank, n in enumerate(plan.owned_tokens)]
     recent = [recent_tokens(plan, mask, end) for mask in LAYERS.masks if mask]
     return [BYTES * (full[rank] + sum(held[rank] for held in recent)) for rank in range(plan.cp_size)]
+
+
+@pytest.mark.parametrize("cp_size", [1, 2])
+@pytest.mark.parametrize(
+    "star",
+    [
+        StarConfig(block_size=9, neighbor_blocks=1),
+        StarConfig(block_size=31, anchor="recompute"),
+        StarConfig(mode="exact", wave_tokens=17),
+    ],
+    ids=["neighbors", "recompute", "exact"],
+)
+def test_ranks_compute_the_operations_that_are_planned(star, cp_size):
+    """All pairs that are visible in each kind of layer, and no others."""
+    results = run_ranks(cp_size, counted_work, KINDS, TOKENS, star)
+    _, linear, attention = results[0]
+    assert sum(counted.linear for counted, *_ in results) == linear
+    assert sum(counted.attention for counted, *_ in results) == attention
 
 
 @pytest.mark.parametrize("cp_size", [1, 3])

@@ -14,6 +14,7 @@ from megatron_star.model.layer_spec import layer_spec
 from megatron_star.model.logits import soft_capped
 from megatron_star.model.norms import RMSNormAfterRotation, norm
 from megatron_star.model.residual import ResidualSum
+from megatron_star.model.stored_weights import _stored_key
 
 SIZE, EPS = 24, 1e-3
 LAYER_NORM = {"normalization": "LayerNorm", "norm_epsilon": EPS}
@@ -122,3 +123,13 @@ def test_what_transformer_engine_cannot_compute_is_refused_by_its_name(args):
     name = list(args)[-1]
     with pytest.raises(ValueError, match=f"TransformerEngine's layers do not compute {name}="):
         layer_spec(config_of(**args), "transformer_engine", None)
+
+
+@pytest.mark.parametrize("kind", ["weight", "bias"])
+def test_a_norm_before_experts_is_found_under_the_key_that_checkpoints_have(kind):
+    ours, stored = (
+        f"decoder.layers.mlp.linear_fc1.layer_norm_{kind}",
+        f"decoder.layers.pre_mlp_layernorm.{kind}",
+    )
+    assert _stored_key(ours, {stored: None}) == stored
+    assert _stored_key(ours, {ours: None}) == ours

@@ -128,6 +128,7 @@ def test_an_activation_has_its_function_and_is_gated_as_said(activation, gated):
         ("gated_mlp", True),  # without an activation
         ("qk_layernorm_after_rotation", True),  # together with a norm over all heads
         ("qk_l2_norm", True),  # together with qk_layernorm
+        ("qk_norm_of_rotated_only", "yes"),
         ("residual_multiplier", 0.0),
         ("embedding_multiplier", None.__class__),
         ("rotary_seq_len_interpolation_factor", 0),
