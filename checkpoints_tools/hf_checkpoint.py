@@ -70,8 +70,10 @@ def _has_an_output_layer_of_its_own(weights: HfWeights, family: Family) -> bool:
     """Whatever config.json says, transformers does not tie what is stored twice and differs."""
     names = (family.embedding.parts[0].name, family.output_layer.parts[0].name)
     entries = [weights.entries.get(name) for name in names]
-    if None in entries or any(entry.dtype not in DTYPES_IN_FILES for entry in entries):
+    if None in entries:
         return False
+    if any(entry.dtype not in DTYPES_IN_FILES for entry in entries):
+        return True  # which is decoded, or refused, with the other tensors
     embedding, output = (weights.read(name) for name in names)
     if embedding.dtype != output.dtype:
         embedding, output = embedding.float(), output.float()

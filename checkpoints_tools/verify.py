@@ -25,7 +25,8 @@ from checkpoints_tools.convert_megatron_to_hf import hf_tensors
 from checkpoints_tools.describe import describe, stored_dtype
 from checkpoints_tools.families import family_named
 from checkpoints_tools.hf_checkpoint import check_names_and_shapes, open_hf_checkpoint, open_hf_weights
-from checkpoints_tools.hf_config import read_hf_config
+from checkpoints_tools.hf_config import read_hf_config, read_whole_config
+from checkpoints_tools.multimodal import surroundings_of
 from checkpoints_tools.quantisation import quantisation_of
 from checkpoints_tools.torch_dist import MegatronWeights
 from checkpoints_tools.whole_sequence import megatron_logits
@@ -137,7 +138,8 @@ def _hf_model(hf: Path, dtype: torch.dtype) -> PreTrainedModel:
     """transformers' model; quantised weights are decoded to `dtype`, by transformers where it can."""
     config = AutoConfig.from_pretrained(hf, trust_remote_code=False)
     quantisation = quantisation_of(read_hf_config(hf))
-    model_class = AutoModelForImageTextToText if hasattr(config, "text_config") else AutoModelForCausalLM
+    is_multimodal = surroundings_of(read_whole_config(hf)) is not None
+    model_class = AutoModelForImageTextToText if is_multimodal else AutoModelForCausalLM
     if quantisation and not quantisation.by_transformers:
         print(f"note: transformers does not decode {quantisation.described} here; its model has our weights")
         return _hf_model_of_decoded(hf, dtype)
@@ -146,7 +148,7 @@ def _hf_model(hf: Path, dtype: torch.dtype) -> PreTrainedModel:
     elif hasattr(config, "quantization_config"):
         del config.quantization_config  # an empty one, of which transformers asks the method
     model = model_class.from_pretrained(hf, config=config, dtype=dtype, trust_remote_code=False)
-    inside = getattr(model, "language_model", None)
+    inside = getattr(model, "language_model", None) if is_multimodal else None
     # Llama 4's is a model of its own, and the whole of it does not run in transformers 5.24.
     return inside if inside is not None and inside.get_output_embeddings() is not None else model
 

@@ -127,10 +127,10 @@ def test_experts_in_mxfp4_are_decoded_and_come_back_as_bfloat16(tmp_path, monkey
     assert run_verify(monkeypatch, tmp_path / "hf", tmp_path / "megatron") == 0
 
 
-def test_fp8_inside_a_multimodal_checkpoint_is_decoded(tmp_path, monkeypatch, capsys):
+def test_fp8_inside_a_multimodal_checkpoint_is_decoded_as_ministral_3_has_it(tmp_path, monkeypatch, capsys):
     config = Mistral3Config(
         text_config={
-            **CONFIGS["mistral"].to_dict(),
+            **CONFIGS["ministral3"].to_dict(),
             "num_hidden_layers": 2,
             "tie_word_embeddings": False,
         },
@@ -161,6 +161,16 @@ def test_fp8_inside_a_multimodal_checkpoint_is_decoded(tmp_path, monkeypatch, ca
     notes = capsys.readouterr().err
     assert "14 tensors are stored as FP8 (fp8), and decoded" in notes and "vision_tower" in notes
     assert run_verify(monkeypatch, hf, tmp_path / "megatron") == 0
+
+
+def test_a_quantised_output_layer_of_a_tied_model_is_its_own(converted, tmp_path):
+    hf = quantised_copy(converted("llama_tied").hf, tmp_path / "hf", *FORMATS["one scale a weight"][:3])
+    output, scale = of_tensor(load_file(hf / "model.safetensors")["model.embed_tokens.weight"].float() * 2)
+    edit(hf, lambda t: t.update({"lm_head.weight": output, "lm_head.weight_scale_inv": scale}))
+    convert_hf_to_megatron.convert(hf, tmp_path / "megatron")
+    convert_megatron_to_hf.convert(tmp_path / "megatron", tmp_path / "back")
+    expected = decode_fp8(output, scale, None).to(torch.bfloat16)
+    assert torch.equal(HfWeights(tmp_path / "back").read("lm_head.weight"), expected)
 
 
 def test_inspect_says_how_a_quantised_checkpoint_is_stored(converted, tmp_path):
