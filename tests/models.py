@@ -38,6 +38,7 @@ def _heads(num_attention_heads: int, num_key_value_heads: int, head_dim: int) ->
 
 MODELS: dict[str, PreTrainedConfig] = {
     "llama": LlamaConfig(**_COMMON, **_heads(9, 3, 16)),
+    "llama_tied": LlamaConfig(**_COMMON, **_heads(6, 2, 8), tie_word_embeddings=True),
     "llama_one_kv_head": LlamaConfig(**_COMMON, **_heads(4, 1, 16)),
     "qwen2": Qwen2Config(**_COMMON, **{k: v for k, v in _heads(6, 2, 8).items() if k != "head_dim"}),
     "qwen2_yarn": Qwen2Config(

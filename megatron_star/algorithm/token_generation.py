@@ -18,7 +18,7 @@ from megatron_star.algorithm.kv_pieces import pieces_within
 from megatron_star.algorithm.kv_store import EncodedContext, Tail
 from megatron_star.algorithm.star_model import StarModel
 from megatron_star.attention.merge import PartialSum
-from megatron_star.attention.partial import AttentionKernel, Partial
+from megatron_star.attention.partial import Partial
 from megatron_star.model.attention import ForwardPass, LayerAttention
 from megatron_star.planning.layer_mask import LayerMask
 
@@ -98,8 +98,8 @@ class TokenGenerationStep(ForwardPass):
         """Keep this step's KV, and attend to what this rank holds; in float32."""
         if layer.mask:
             return self._attend_in_bands(layer, layer.mask, query, key, value)
-        number, softmax_scale = layer.number, layer.softmax_scale
-        partials = PartialSum(query)
+        number = layer.number
+        partials, attend = PartialSum(query), partial(self.kernel, softmax_scale=layer.softmax_scale)
         for run in self.runs:
             (sequence, (start, _)), (_, (_, end)) = run[0], run[-1]
             tails = [(one.tail, rows) for one, rows in run if one.tail_rank == self.exchange.cp_rank]
@@ -108,12 +108,12 @@ class TokenGenerationStep(ForwardPass):
             # A single new token sees all of its tail, which may be contiguous with the context.
             joined = sequence.tail if tails and end - start == 1 else None
             for held in sequence.context.held(number, joined):
-                part = self.kernel(query[start:end], *held, causal=False, softmax_scale=softmax_scale)
-                partials.add_rows(start, end, part)
+                partials.add_rows(start, end, attend(query[start:end], *held, causal=False))
             if joined and joined.num_contiguous(number):
                 continue
-            for tail, rows in tails:
-                _add_causal(partials, self.kernel, rows, query, tail.stored(number), softmax_scale)
+            for tail, (first, last) in tails:
+                part = attend(query[first:last], *tail.stored(number), causal=last - first > 1)
+                partials.add_rows(first, last, part)
         return partials.merged()
 
     def _attend_in_bands(
@@ -138,29 +138,6 @@ class TokenGenerationStep(ForwardPass):
     def num_rows(self) -> int:
         """New tokens of all sequences."""
         return self.rows[-1][1]
-
-
-def _add_causal(
-    partials: PartialSum,
-    kernel: AttentionKernel,
-    rows: tuple[int, int],
-    query: Tensor,
-    tail: tuple[Tensor, Tensor],
-    softmax_scale: float,
-) -> None:
-    """The last query row sees all keys, the one before it one fewer, ...: a full part and a square one."""
-    start, end = rows
-    prefix = tail[0].size(0) - (end - start)
-    if end - start == 1:
-        part = kernel(query[start:end], *tail, causal=False, softmax_scale=softmax_scale)
-        partials.add_rows(start, end, part)
-        return
-    for keys, causal in ((slice(0, prefix), False), (slice(prefix, None), True)):
-        if keys.stop != 0:
-            part = kernel(
-                query[start:end], tail[0][keys], tail[1][keys], causal=causal, softmax_scale=softmax_scale
-            )
-            partials.add_rows(start, end, part)
 
 
 def _row_ranges(sizes: list[int]) -> list[tuple[int, int]]:
