@@ -32,6 +32,8 @@ class _CausalAttention(ForwardPass):
     def attend(self, layer: LayerAttention, query: Tensor, key: Tensor, value: Tensor) -> Partial:
         """See `ForwardPass.attend`."""
         num_tokens = query.size(0)
+        if query.dtype == torch.float64:
+            query, key, value = (tensor.float() for tensor in (query, key, value))
         bands = layer.mask.bands(0, num_tokens) if layer.mask else (Band(0, num_tokens, 0, None),)
         partials, attend = PartialSum(query), partial(self.kernel, softmax_scale=layer.softmax_scale)
         for start, end, first, window in bands:
@@ -46,14 +48,16 @@ def megatron_logits(
 ) -> Tensor:
     """[tokens, vocab_size], float32, on every rank; torch.distributed must have `tp_size` ranks.
 
-    The model is in `dtype`, whatever that of the checkpoint.
+    The model is in `dtype`, whatever that of the checkpoint. In float64 its attention is in float32: no
+    kernel computes in more.
     """
     device = use_cpu_where_cuda_is_absent()
     groups = initialize_groups(tp_size=tp_size, cp_size=1)
     model = build_gpt_model(info.args, groups.model, dtype=dtype, device=device)
     load_weights(model, info)
     positions = torch.arange(len(token_ids), device=device)
-    kernel = kernel_of(model, "auto", device=device, dtype=dtype)
+    kernel_dtype = torch.float32 if dtype == torch.float64 else dtype
+    kernel = kernel_of(model, "auto", device=device, dtype=kernel_dtype)
     with InferenceMode.active(), torch.inference_mode():
         logits = model(
             torch.tensor([token_ids], device=device),
