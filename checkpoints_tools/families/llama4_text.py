@@ -46,8 +46,7 @@ def _mlp_arguments(values: CheckedValues, layers: int) -> dict[str, Any]:
         return dense
     if not {*range(layers)} <= {*with_experts}:
         raise ValueError(
-            f"config.json: moe_layers={shown(with_experts)}: experts in some layers only "
-            "are not supported yet (the experts issue)"
+            f"config.json: moe_layers={shown(with_experts)}: experts in some layers only are not supported"
         )
     return dense | {
         "num_experts": values.integer("num_local_experts", most=MOST_LAYERS),

@@ -186,6 +186,7 @@ CONFIGS: dict[str, PreTrainedConfig] = {
     "stablelm": StableLmConfig(
         **_FEW_LAYERNORM, use_qkv_bias=True, rope_parameters=_DEFAULT | {"partial_rotary_factor": 0.25}
     ),
+    "stablelm_parallel": StableLmConfig(**_FEW_LAYERNORM, use_parallel_residual=True),
     "smollm3": SmolLM3Config(
         **_SIZES | {"tie_word_embeddings": True, "num_hidden_layers": 4},
         attention_bias=True,

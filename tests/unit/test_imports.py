@@ -62,9 +62,6 @@ LIBRARIES_OF = {
 OPTIONAL = ("flash_attn", "transformer_engine")
 WITHOUT_TORCH = ("config", "checked_input", "help_formatter", "planning", "engine.scheduler")
 
-# To be removed, each by the part of issue 19 that is named.
-EXCEPTIONS: dict[tuple[str, str], str] = {}
-
 
 def name_of(path: Path) -> str:
     """How this test names a module: without `megatron_star.`; a folder is its `__init__`."""
@@ -150,7 +147,7 @@ def test_every_module_belongs_to_a_layer_and_no_layer_is_empty():
 
 def test_a_module_names_only_modules_of_its_own_layer_and_those_below():
     wrong = {(module, used) for module in FILES for used in used_by(module) if not is_allowed(module, used)}
-    assert wrong - set(EXCEPTIONS) == set()
+    assert not wrong
 
 
 def test_no_modules_import_each_other_in_a_circle():
