@@ -1,6 +1,7 @@
 """Settings that are compared with each other, as written on a command line."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from megatron_star.config import MODES, OPTIONS, Option, StarConfig, parse_token_count
@@ -46,6 +47,11 @@ def setting_name(star: StarConfig) -> str:
         if star.mode not in option.ignored_by and getattr(star, name) != getattr(default, name)
     ]
     return " ".join([star.mode, *changed])
+
+
+def encoded_as(star: StarConfig, planned: StarConfig) -> str:
+    """The name of a setting once its mode and sizes are decided. Waves change no answer, and are left out."""
+    return setting_name(replace(planned, wave_tokens=star.wave_tokens))
 
 
 def _value(option: Option, value: int | str) -> str:
