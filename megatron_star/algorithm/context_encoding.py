@@ -67,7 +67,7 @@ class ContextEncodingPass(ForwardPass):
         self.wave = wave
         self.num_layers: int = star_model.model.config.num_layers
         self.context, self.exchange, self.kernel = context, star_model.exchange, star_model.kernel
-        self.passed = PassedKeys(context, wave, self.segments, self.exchange)
+        self.passed = PassedKeys(context, wave, self.exchange, star_model.device)
         self._reads: dict[LayerMask | None, tuple[Read, ...]] = {}
 
     def attend(self, layer: LayerAttention, query: Tensor, key: Tensor, value: Tensor) -> Partial:

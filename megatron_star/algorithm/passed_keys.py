@@ -23,14 +23,12 @@ class PassedKeys:
         reads_first: what is named depends on KV that other ranks send.
     """
 
-    def __init__(
-        self, context: EncodedContext, wave: Wave, segments: Iterable[Segment], exchange: Exchange
-    ) -> None:
-        """segments: of the wave, those of this rank."""
-        self.context, self.exchange = context, exchange
+    def __init__(self, context: EncodedContext, wave: Wave, exchange: Exchange, device: torch.device) -> None:
+        self.context, self.exchange, self.device = context, exchange, device
         self.passing = wave_passing(context.plan, wave)
         self.reads_first = self.passing.reads_first
-        self._seen = [self._rows_seen(segment) for segment in segments]
+        own = (segment for segment in wave if segment.owner == exchange.cp_rank)
+        self._seen = [self._rows_seen(segment) for segment in own]
         self._receive: Callable[[], Tensor] | None = None
 
     def start(self, layer_number: int, like: Tensor, received: Iterable[KvPiece] = ()) -> None:
@@ -49,12 +47,10 @@ class PassedKeys:
 
     def receive(self) -> Iterator[KeyValue | None]:
         """What each segment of this rank sees, [passed, 1, ng, hn] each; None for one that sees nothing."""
-        if self._receive is None:
-            yield from (None for _ in self._seen)
-            return
-        everyone, self._receive = self._receive().flatten(0, 2), None
+        everyone = self._receive().flatten(0, 2) if self._receive else None
+        self._receive = None
         for rows in self._seen:
-            yield rows and tuple(everyone.index_select(0, each.to(everyone.device)) for each in rows)
+            yield rows and tuple(everyone.index_select(0, each) for each in rows)
 
     def _block(self, layer_number: int, named: Named, received: Iterable[KvPiece]) -> KvPiece:
         """All of a block."""
