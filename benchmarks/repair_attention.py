@@ -11,6 +11,7 @@ from torch import Tensor
 
 from benchmarks.repair_candidates import BlockView, Candidate
 from benchmarks.repair_selection import Block, NamedKeys, named_keys
+from megatron_star.attention.distinct_keys import of_heads
 from megatron_star.attention.merge import PartialSum, merge_outs
 from megatron_star.attention.partial import AttentionKernel, Partial
 from megatron_star.planning.mask import StarMask
@@ -28,15 +29,9 @@ class Heads:
 
     def attend(self, rows: slice, keys: slice | Tensor, *, causal: bool) -> Partial:
         """Of some rows to some keys: the same for each KV head, or [ng, keys]."""
-        key, value = (_taken(tensor, keys) for tensor in (self.key, self.value))
+        taken = (t[keys] if isinstance(keys, slice) else of_heads(t, keys.T) for t in (self.key, self.value))
+        key, value = taken
         return self.kernel(self.query[rows], key, value, causal=causal, softmax_scale=self.softmax_scale)
-
-
-def _taken(tensor: Tensor, keys: slice | Tensor) -> Tensor:
-    if isinstance(keys, slice):
-        return tensor[keys]
-    index = keys.T[:, None, :, None].expand(-1, 1, -1, tensor.size(3))
-    return tensor.gather(0, index)
 
 
 def encode(candidate: Candidate, heads: Heads) -> Tensor:

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from random_models import CONFIGS
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -16,6 +17,8 @@ from benchmarks.repair_attention import Heads, ask, encode
 from benchmarks.repair_candidates import DEFAULT, Candidate
 from benchmarks.repair_costs import costs, crossing_tokens
 from benchmarks.repair_model import RepairedModel, with_named_layers
+from benchmarks.repair_selection import Block, named_keys
+from megatron_star.attention.distinct_keys import most_distinct
 from megatron_star.attention.torch_cpu import TORCH_CPU
 from megatron_star.planning.cost_model import token_costs
 from megatron_star.planning.deployment import ModelSize
@@ -150,7 +153,6 @@ def test_a_layer_is_a_dense_softmax_with_the_candidates_mask(text):
 
 @pytest.mark.parametrize("text", CANDIDATES)
 def test_a_token_depends_on_none_that_comes_after_it(text):
-    """Also of its own block: a selection that looks ahead would change what later blocks see, never earlier ones."""
     candidate, heads, cut = Candidate.parse(text), random_heads(), 58
     others = random_heads(seed=1)
     changed = replace(
@@ -178,6 +180,13 @@ def test_a_kv_head_depends_on_no_other(text):
     after = encode(candidate, replace(heads, query=query, key=key, value=value))
     torch.testing.assert_close(after[:, :, :group], before[:, :, :group], atol=1e-6, rtol=0)
     assert not torch.allclose(after[:, :, group:], before[:, :, group:])
+
+
+def test_the_most_distinct_keys_are_those_that_the_product_passes():
+    heads, start, end = random_heads(), 20, 60
+    block = Block(start, heads.query[start:end, 0], heads.key[start:end, 0], 6, SCALE)
+    named = named_keys(Candidate(blocks=2, passed=9), block)
+    assert torch.equal(named.positions.T - start, most_distinct(heads.key[start:end], 9, first=6))
 
 
 @pytest.mark.parametrize(
@@ -322,7 +331,7 @@ def test_scoring_keys_costs_half_a_pair_for_each_row_and_key_and_distinct_keys_n
     assert scored.operations - plain.operations == 2 * 4 * 4 * 8 * (32 * 48 / 2)
 
 
-def test_a_model_with_windows_is_refused(converted):
-    model = RepairedModel.load(converted("mistral").hf, torch.float32)
+def test_a_model_with_windows_is_refused():
+    model = RepairedModel(AutoModelForCausalLM.from_config(CONFIGS["mistral_window"]))
     with pytest.raises(ValueError, match="sliding_window"):
         model.encode([1, 2, 3, 4], Candidate(blocks=2))
