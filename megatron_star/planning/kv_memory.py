@@ -8,6 +8,7 @@ from functools import cached_property
 
 from megatron_star.planning.layer_mask import LayerMask
 from megatron_star.planning.mask import Range
+from megatron_star.planning.passing import named_blocks
 from megatron_star.planning.plan import ContextPlan
 
 TAIL_CHUNK_TOKENS = 256
@@ -46,6 +47,15 @@ def recent_tokens(plan: ContextPlan, mask: LayerMask, end: int) -> Counter[int]:
     return held
 
 
+def named_tokens(plan: ContextPlan) -> Counter[int]:
+    """Keys that each rank names in what a plan encodes, and keeps for later blocks, in one layer."""
+    held: Counter[int] = Counter()
+    for wave in plan.waves:
+        for named in named_blocks(plan, wave):
+            held[named.owner] += named.num_keys
+    return held
+
+
 @dataclass(frozen=True)
 class KvLayers:
     """The layers of a model as their KV takes memory, of one TP rank.
@@ -63,22 +73,31 @@ class KvLayers:
         """Of each mask."""
         return Counter(self.masks)
 
+    @property
+    def num_passing(self) -> int:
+        """Layers that pass keys: those whose mask the user's options choose, but the last of the model."""
+        return self.masks[:-1].count(None)
+
     def num_bytes(self, num_tokens: Callable[[LayerMask | None], int]) -> int:
         """Of so many tokens in each layer of a mask."""
         counts = self.num_layers.items()
         return sum(count * num_tokens(mask) for mask, count in counts) * self.bytes_per_token
 
-    def of_context(self, plan: ContextPlan, *, spare: bool = True) -> list[int]:
+    def of_context(self, plan: ContextPlan, *, spare: bool = True, named: bool = True) -> list[int]:
         """What a plan encodes, on each CP rank, while its waves are encoded and afterwards.
 
         Args:
             spare: with the capacity that is left for a tail.
+            named: with the copies of named keys, which no query reads.
         """
         full = [n + spare * spare_capacity(n) for n in plan.owned_tokens]
         recent = [self._recent_tokens(plan, wave[-1].end) for wave in plan.waves]
         most = [max((held[rank] for held in recent), default=0) for rank in range(plan.cp_size)]
-        of_a_layer = self.bytes_per_token
-        return [of_a_layer * (self.num_layers[None] * f + m) for f, m in zip(full, most, strict=True)]
+        copies = named_tokens(plan) if named else Counter()
+        return [
+            self.bytes_per_token * (self.num_layers[None] * f + m + self.num_passing * copies[rank])
+            for rank, (f, m) in enumerate(zip(full, most, strict=True))
+        ]
 
     def _recent_tokens(self, plan: ContextPlan, end: int) -> Counter[int]:
         """`recent_tokens` of all layers with a mask of their own together."""
@@ -93,7 +112,8 @@ class KvLayers:
         return self.num_bytes(lambda mask: _tail_tokens(num_tokens, mask))
 
     def by_kind(self, plans: Collection[ContextPlan], num_tail_tokens: int) -> dict[str, int]:
-        """An encoded context and a tail, on all CP ranks together, by kind of layer: `full`, `window 1024`.
+        """An encoded context and a tail, on all CP ranks together, by kind of layer: `full`, `window 1024`;
+        and the copies of `passed keys` beside those of the full layers.
 
         Args:
             plans: of the context, and of those that it extends.
@@ -102,6 +122,8 @@ class KvLayers:
         for mask, count in self.num_layers.items():
             tokens = sum(_context_tokens(plan, mask) for plan in plans) + _tail_tokens(num_tail_tokens, mask)
             kinds[mask.name if mask else "full"] = count * tokens * self.bytes_per_token
+        if num_named := sum(named_tokens(plan).total() for plan in plans):
+            kinds["passed keys"] = self.num_passing * num_named * self.bytes_per_token
         return kinds
 
     def of_tokens(self, num_tokens: int) -> int:

@@ -6,7 +6,7 @@ from kv_ranks import counted_work, encode_chain, engine_memory, question
 from models import random_tokens
 
 from megatron_star.config import StarConfig
-from megatron_star.planning.cost_model import broadcast_bytes
+from megatron_star.planning.cost_model import encoding_bytes
 from megatron_star.planning.kv_memory import KvLayers, recent_tokens, spare_capacity
 from megatron_star.planning.layer_mask import Chunk, Window
 from megatron_star.planning.plan import ContextPlan
@@ -62,7 +62,7 @@ def test_ranks_hold_and_send_the_bytes_that_are_planned(name, cp_size):
     for of_ranks in zip(*results, strict=True):
         plan = of_ranks[0].plan
         assert all(encoded.plan.waves == plan.waves for encoded in of_ranks)
-        assert sum(encoded.sent for encoded in of_ranks) == broadcast_bytes(plan, LAYERS)
+        assert sum(encoded.sent for encoded in of_ranks) == encoding_bytes(plan, LAYERS)
         assert [max(encoded.held) for encoded in of_ranks] == LAYERS.of_context(plan)
         for index, wave in enumerate(plan.waves):
             assert [encoded.held[index] for encoded in of_ranks] == held_after(plan, wave[-1].end)
