@@ -2,7 +2,7 @@
 anything is allocated."""
 
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -47,15 +47,6 @@ def recent_tokens(plan: ContextPlan, mask: LayerMask, end: int) -> Counter[int]:
     return held
 
 
-def named_tokens(plan: ContextPlan) -> Counter[int]:
-    """Keys that each rank names in what a plan encodes, and keeps for later blocks, in one layer."""
-    held: Counter[int] = Counter()
-    for wave in plan.waves:
-        for named in named_blocks(plan, wave):
-            held[named.owner] += named.num_keys
-    return held
-
-
 @dataclass(frozen=True)
 class KvLayers:
     """The layers of a model as their KV takes memory, of one TP rank.
@@ -91,13 +82,18 @@ class KvLayers:
             named: with the copies of named keys, which no query reads.
         """
         full = [n + spare * spare_capacity(n) for n in plan.owned_tokens]
-        recent = [self._recent_tokens(plan, wave[-1].end) for wave in plan.waves]
-        most = [max((held[rank] for held in recent), default=0) for rank in range(plan.cp_size)]
-        copies = named_tokens(plan) if named else Counter()
-        return [
-            self.bytes_per_token * (self.num_layers[None] * f + m + self.num_passing * copies[rank])
-            for rank, (f, m) in enumerate(zip(full, most, strict=True))
-        ]
+        besides = list(self._besides(plan, named))
+        most = [max((held[rank] for held in besides), default=0) for rank in range(plan.cp_size)]
+        of_a_layer = self.bytes_per_token
+        return [of_a_layer * (self.num_layers[None] * f + m) for f, m in zip(full, most, strict=True)]
+
+    def _besides(self, plan: ContextPlan, named: bool) -> Iterator[Counter[int]]:
+        """What ranks hold after each wave besides the KV of full layers: tokens of all layers together."""
+        copies: Counter[int] = Counter()
+        for wave in plan.waves:
+            for block in named_blocks(plan, wave) if named else ():
+                copies[block.owner] += self.num_passing * block.num_keys
+            yield self._recent_tokens(plan, wave[-1].end) + copies
 
     def _recent_tokens(self, plan: ContextPlan, end: int) -> Counter[int]:
         """`recent_tokens` of all layers with a mask of their own together."""
@@ -122,8 +118,10 @@ class KvLayers:
         for mask, count in self.num_layers.items():
             tokens = sum(_context_tokens(plan, mask) for plan in plans) + _tail_tokens(num_tail_tokens, mask)
             kinds[mask.name if mask else "full"] = count * tokens * self.bytes_per_token
-        if num_named := sum(named_tokens(plan).total() for plan in plans):
-            kinds["passed keys"] = self.num_passing * num_named * self.bytes_per_token
+        named = [block for plan in plans for wave in plan.waves for block in named_blocks(plan, wave)]
+        if named:
+            num_keys = sum(block.num_keys for block in named)
+            kinds["passed keys"] = self.num_passing * num_keys * self.bytes_per_token
         return kinds
 
     def of_tokens(self, num_tokens: int) -> int:
