@@ -67,7 +67,7 @@ class ContextEncodingPass(ForwardPass):
         self.wave = wave
         self.num_layers: int = star_model.model.config.num_layers
         self.context, self.exchange, self.kernel = context, star_model.exchange, star_model.kernel
-        self.passed = PassedKeys(context, wave, self.segments, self.exchange)
+        self.passed = PassedKeys(context, wave, self.exchange, star_model.device)
         self._reads: dict[LayerMask | None, tuple[Read, ...]] = {}
 
     def attend(self, layer: LayerAttention, query: Tensor, key: Tensor, value: Tensor) -> Partial:
@@ -79,30 +79,24 @@ class ContextEncodingPass(ForwardPass):
             raise PassIsComplete  # of the last layer, only the KV is wanted
         transfers = self._transfers(None, lambda source: self.context.read(layer.number, source), like=key)
         if not self.passed.reads_first:
-            self.passed.start(layer.number, like=key)
-        partials, seen = PartialSum(query), []
+            self.passed.start(layer.number, key)
+        partials, received_pieces = PartialSum(query), []
+        attend = partial(self.kernel, softmax_scale=layer.softmax_scale)
         for start, end in self._rows():
             rows = slice(start, end)
-            own = self.kernel(
-                query[rows], key[rows], value[rows], causal=True, softmax_scale=layer.softmax_scale
-            )
-            partials.set_rows(start, end, own)
+            partials.set_rows(start, end, attend(query[rows], key[rows], value[rows], causal=True))
         for read in self.reads(None):
             received = transfers.receive() if read.crosses_ranks else None
             for start, end in read.rows:
                 source_kv = received or self.context.read(layer.number, read.source)
-                part = self.kernel(
-                    query[start:end], *source_kv, causal=False, softmax_scale=layer.softmax_scale
-                )
-                partials.add_rows(start, end, part)
+                partials.add_rows(start, end, attend(query[start:end], *source_kv, causal=False))
             if self.passed.reads_first and read.rows and read.source.owner != self.exchange.cp_rank:
-                seen.append(KvPiece(read.source.start, read.source.end, *received))
+                received_pieces.append(KvPiece(read.source.start, read.source.end, *received))
         if self.passed.reads_first:
-            self.passed.start(layer.number, like=key, received=seen)
+            self.passed.start(layer.number, key, received_pieces)
         for (start, end), passed in zip(self._rows(), self.passed.receive(), strict=True):
             if passed:
-                part = self.kernel(query[start:end], *passed, causal=False, softmax_scale=layer.softmax_scale)
-                partials.add_rows(start, end, part)
+                partials.add_rows(start, end, attend(query[start:end], *passed, causal=False))
         return partials.merged()
 
     def reads(self, mask: LayerMask | None) -> tuple[Read, ...]:

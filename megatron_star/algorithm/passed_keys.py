@@ -3,7 +3,7 @@
 Shapes: tokens first, then b = 1, ng KV heads of this TP rank, hn head size. Each head names keys of its own.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -23,14 +23,12 @@ class PassedKeys:
         reads_first: what is named depends on KV that other ranks send.
     """
 
-    def __init__(
-        self, context: EncodedContext, wave: Wave, segments: Iterable[Segment], exchange: Exchange
-    ) -> None:
-        """segments: of the wave, those of this rank."""
-        self.context, self.exchange = context, exchange
+    def __init__(self, context: EncodedContext, wave: Wave, exchange: Exchange, device: torch.device) -> None:
+        self.context, self.exchange, self.device = context, exchange, device
         self.passing = wave_passing(context.plan, wave)
         self.reads_first = self.passing.reads_first
-        self._seen = [self._rows_seen(segment) for segment in segments]
+        own = (segment for segment in wave if segment.owner == exchange.cp_rank)
+        self._seen = [self._rows_seen(segment) for segment in own]
         self._receive: Callable[[], Tensor] | None = None
 
     def start(self, layer_number: int, like: Tensor, received: Iterable[KvPiece] = ()) -> None:
@@ -47,14 +45,11 @@ class PassedKeys:
         if self.passing.sent:
             self._receive = self.exchange.start_gather(self._sent(layer_number, like), "pass")
 
-    def receive(self) -> Iterator[KeyValue | None]:
+    def receive(self) -> list[KeyValue | None]:
         """What each segment of this rank sees, [passed, 1, ng, hn] each; None for one that sees nothing."""
-        if self._receive is None:
-            yield from (None for _ in self._seen)
-            return
-        everyone, self._receive = self._receive().flatten(0, 2), None
-        for rows in self._seen:
-            yield rows and tuple(everyone.index_select(0, each.to(everyone.device)) for each in rows)
+        everyone = self._receive().flatten(0, 2) if self._receive else None
+        self._receive = None
+        return [rows and tuple(everyone.index_select(0, each) for each in rows) for rows in self._seen]
 
     def _block(self, layer_number: int, named: Named, received: Iterable[KvPiece]) -> KvPiece:
         """All of a block."""
@@ -78,7 +73,10 @@ class PassedKeys:
         """Rows of keys, and of values, among what is gathered: [cp_size, 2, num_padded] in one dimension."""
         num_padded = self.passing.num_padded
         ranges = [torch.arange(*rows) + 2 * owner * num_padded for owner, rows in self.passing.rows(segment)]
-        return (torch.cat(ranges), torch.cat(ranges) + num_padded) if ranges else None
+        if not ranges:
+            return None
+        keys = torch.cat(ranges).to(self.device)
+        return keys, keys + num_padded
 
 
 def name_keys(block: KvPiece, named: Named) -> KeyValue:
