@@ -151,3 +151,14 @@ def attention(
         of_all = softmax_lse.logaddexp(sinks.double()[:, None])
     weights = (scores - of_all.clamp_min(-1e300).unsqueeze(-1)).exp()
     return weights @ v, softmax_lse
+
+
+def most_distinct_one_by_one(key: Tensor, num_keys: int, first: int = 0) -> Tensor:
+    """[num_keys, ng]: KeyDiff's measure (arXiv 2504.15364) in float64, a head and a key at a time."""
+    chosen = []
+    for head in key.squeeze(1).double().unbind(1):
+        directions = [each / each.norm() for each in head]
+        mean = sum(directions) / len(directions)
+        similarity = {i: float(directions[i] @ mean / mean.norm()) for i in range(first, len(directions))}
+        chosen.append(sorted(similarity, key=similarity.__getitem__)[:num_keys])
+    return torch.tensor(chosen, dtype=torch.int64).reshape(len(chosen), num_keys).T

@@ -14,6 +14,7 @@ from megatron_star.engine.answer import Answer
 from megatron_star.engine.request import StarRequest
 from megatron_star.engine.thread import EngineThread
 from megatron_star.planning.mask import most_sources
+from megatron_star.planning.sizes import with_sizes
 from megatron_star.server.ask import Ask, Content, Generation
 from megatron_star.server.batch import Batch
 from megatron_star.server.context_rules import PromptSplitter
@@ -174,11 +175,12 @@ class CompletionService:
             raise RequestError(
                 400, f"the context has {num_tokens} tokens, but the limit is {most}", "context"
             )
+        star = with_sizes(star, num_tokens)
         if most_sources(star, num_tokens) > MOST_BLOCK_SOURCES:
             raise RequestError(
                 400,
                 f"star.block_size is {star.block_size}: too small for {num_tokens} context tokens with "
-                f"neighbor_blocks {star.neighbor_blocks}",
+                f"neighbor_blocks {star.neighbor_blocks} and passed_keys {star.passed_keys}",
                 "star.block_size",
             )
 
