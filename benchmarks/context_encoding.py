@@ -39,7 +39,7 @@ from megatron_star.algorithm.star_model import StarModel
 from megatron_star.job.argument_types import ArgumentParser, token_count
 from megatron_star.parallel.control import is_driver
 from megatron_star.parallel.groups import StarGroups
-from megatron_star.planning.cost_model import broadcast_bytes, kv_layers, token_costs
+from megatron_star.planning.cost_model import encoding_bytes, kv_layers, token_costs
 from megatron_star.planning.plan import ContextPlan, TokenCosts
 
 VARIANTS = (EXACT, CONTIGUOUS, RECOMPUTE, BROADCAST)
@@ -83,7 +83,7 @@ def check_cost_model(star_model: StarModel, token_ids: list[int], plan: ContextP
         "linear_operations": total(work.linear) / linear,
         "attention_operations": total(work.attention) / attention,
         "bytes_counted": total(work.bytes_sent),
-        "bytes_predicted": broadcast_bytes(plan, kv),
+        "bytes_predicted": encoding_bytes(plan, kv),
     }
 
 

@@ -16,7 +16,10 @@ from megatron_star.planning.plan import ContextPlan
 
 
 class CountedWork(NamedTuple):
-    """Floating-point operations, and bytes that this rank sent."""
+    """Floating-point operations, and bytes that this rank handed to exchanges.
+
+    Naming keys is not counted, nor predicted: a few operations for each value of a key.
+    """
 
     linear: float
     attention: float
@@ -63,6 +66,8 @@ FORMULAS = {
         "_scaled_dot_product_flash_attention",
         "_scaled_dot_product_cudnn_attention",
         "_scaled_dot_product_efficient_attention",
+        # Similarities of keys with their mean, where keys are named. Products with weights are not batched.
+        "bmm",
     )
 }
 
@@ -75,4 +80,5 @@ def count_work(star_model: StarModel, token_ids: Sequence[int], plan: ContextPla
         encode_context(replace(star_model, kernel=kernel), token_ids, plan)
     counted = products.get_flop_counts()["Global"]
     linear = sum(count for operation, count in counted.items() if "attention" not in str(operation))
-    return CountedWork(linear, kernel.operations, star_model.exchange.counts["broadcast_bytes"])
+    sent = star_model.exchange.counts["broadcast_bytes"] + star_model.exchange.counts["pass_bytes"]
+    return CountedWork(linear, kernel.operations, sent)

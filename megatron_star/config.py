@@ -1,5 +1,6 @@
 """What a user can choose about Star Attention: one frozen, validated dataclass, the table of all options."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any, Self
@@ -92,15 +93,20 @@ def _option(default: Any, help: str, **values: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class StarConfig:
-    """How a context is encoded (arXiv 2411.17116; `neighbor_blocks` and `exact` are ours).
+    """How a context is encoded (arXiv 2411.17116; `neighbor_blocks`, `passed_keys` and `exact` are ours).
 
-    Its fields are the table of the options: a further one is a further row. Sizes are in tokens.
+    Its fields are the table of the options: a further one is a further row. Sizes are in tokens. Without
+    `block_size`, all sizes that are None are chosen by the length of the context (`planning/sizes.py`). With
+    it, the others are as published: the anchor as large as the first block, and no passed keys.
 
     Attributes:
         mode: `star`, `exact` (one block), or `auto` (exact wherever star would not be cheaper).
         block_size: upper bound of a block. Ignored by `exact`.
-        anchor_size: tokens at the start of the context that every token sees; None means block_size.
+        anchor_size: tokens at the start of the context that every token sees.
         neighbor_blocks: blocks before its own that a token also sees.
+        passed_keys: how many keys of the block before those that it sees whole a token also sees, in each
+            layer and KV head: that block's most distinct ones. Of blocks farther back it sees fewer
+            (`planning/mask.py`).
         anchor: `broadcast` encodes the anchor once and sends its KV; `recompute` encodes a copy of it for
             every later block, as published, and sends nothing.
         wave_tokens: upper bound of the tokens that one rank encodes in one forward pass. Copies of the
@@ -115,10 +121,15 @@ class StarConfig:
         "what a context token sees: anchor and own block, or everything; auto: whichever is cheaper",
         choices=MODES,
     )
-    block_size: int = _option(32 * 1024, "at most so many in a block", least=1, ignored_by=("exact",))
+    block_size: int | None = _option(
+        None,
+        "at most so many in a block; default: chosen by the length, with the other sizes",
+        least=1,
+        ignored_by=("exact",),
+    )
     anchor_size: int | None = _option(
         None,
-        "beginning of the context that all blocks see; default: as large as the first block",
+        "beginning of the context that all blocks see; default: the first block, or chosen with the blocks",
         ignored_by=("exact",),
     )
     neighbor_blocks: int = _option(
@@ -127,6 +138,12 @@ class StarConfig:
         parse=int,
         placeholder="N",
         most_in_request=1024,
+        ignored_by=("exact",),
+    )
+    passed_keys: int | None = _option(
+        None,
+        "distinct keys of blocks before that a token sees, too; default: 0, or chosen with the blocks",
+        placeholder="KEYS",
         ignored_by=("exact",),
     )
     anchor: str = _option(
@@ -148,6 +165,11 @@ class StarConfig:
             value = getattr(self, row.name)
             if value is not None or row.default is not None:
                 row.metadata["option"].check(row.name, value)
+        if self.anchor == "recompute" and self.passed_keys:
+            raise FieldError(
+                f"passed_keys is {self.passed_keys}: it must be 0 with anchor=recompute, which sends nothing",
+                "passed_keys",
+            )
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
@@ -165,7 +187,7 @@ class StarConfig:
 
     def warning(self) -> str | None:
         """One line on a setting that is legal and probably a slip, or None."""
-        if self.mode != "exact" and self.block_size < SMALLEST_USUAL_BLOCK:
+        if self.mode != "exact" and (self.block_size or sys.maxsize) < SMALLEST_USUAL_BLOCK:
             return (
                 f"block size {self.block_size} is in tokens and very small: "
                 f"{self.block_size}K ({self.block_size * 1024} tokens) is probably meant"

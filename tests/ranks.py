@@ -143,7 +143,7 @@ def weights_read(args: dict[str, Any], token_ids: SequenceOf[int], parts: frozen
                 views.append(arguments[1].untyped_storage().data_ptr() in storages)
             return function(*arguments, **(options or {}))
 
-    plan = ContextPlan.build(0, star_model.exchange.cp_size, StarConfig())
+    plan = ContextPlan.build(0, star_model.exchange.cp_size, StarConfig(mode="exact"))
     sequence = Sequence(encode_context(star_model, [], plan), tail_rank=0)
     with Spy():
         generate_step(star_model, [(sequence, token_ids)])

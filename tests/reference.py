@@ -48,6 +48,64 @@ def chunk_mask(num_tokens: int, size: int) -> Tensor:
     return (column <= row) & (column // size == row // size)
 
 
+def most_distinct(key: Tensor) -> list[int]:
+    """Rows of [n, hn] by rising cosine similarity with the mean of all rows' directions.
+
+    That is KeyDiff (arXiv 2504.15364, section 3), key by key in float64.
+    """
+    directions = [one / one.norm() for one in key.double()]
+    mean = sum(directions) / len(directions)
+    likeness = [float(one @ mean) for one in directions]
+    return sorted(range(len(likeness)), key=lambda row: likeness[row])
+
+
+def named_positions(key: Tensor, edges: list[int], anchor_size: int, passed_keys: int) -> list[list[int]]:
+    """For each block, which of the keys [n, hn] of one KV head it names, in the order of passing."""
+    named = []
+    for start, end in zip(edges, edges[1:], strict=False):
+        anchor = range(min(anchor_size, end)) if start == 0 else range(0)
+        distinct = [start + row for row in most_distinct(key[start:end])]
+        named.append([*anchor, *[token for token in distinct if token not in anchor][:passed_keys]])
+    return named
+
+
+def share_of_distance(passed_keys: int, distance: int) -> int:
+    """The block before passes all, the one 2 back half of it, 3 and 4 back a quarter, ..: rounded down."""
+    reach = 1
+    while distance > reach:
+        reach, passed_keys = 2 * reach, passed_keys // 2
+    return passed_keys
+
+
+def num_seen_of_named(
+    block: int, earlier: int, *, anchor_size: int, passed_keys: int, neighbor_blocks: int
+) -> int:
+    """How many of the keys that an earlier block names a block sees, unless it sees all of that block.
+
+    anchor_size: at most the first block, which names so many before all others.
+    """
+    distance = block - neighbor_blocks - earlier
+    return share_of_distance(passed_keys, distance) + (0 if earlier else anchor_size)
+
+
+def mask_of_named(
+    edges: list[int], named: list[list[int]], *, anchor_size: int, passed_keys: int, neighbor_blocks: int
+) -> Tensor:
+    """[n, n] bool of one KV head, where these are the positions that each block names."""
+    mask = mask_of_blocks(edges, 0, neighbor_blocks)
+    for block, (start, end) in enumerate(zip(edges, edges[1:], strict=False)):
+        for earlier in range(block - neighbor_blocks):
+            seen = num_seen_of_named(
+                block,
+                earlier,
+                anchor_size=min(anchor_size, edges[1]),
+                passed_keys=passed_keys,
+                neighbor_blocks=neighbor_blocks,
+            )
+            mask[start:end, named[earlier][:seen]] = True
+    return mask
+
+
 def with_query(context_mask: Tensor, num_query_tokens: int) -> Tensor:
     """The mask of context and query (and generated) tokens, which see everything before them."""
     n = context_mask.size(0)
@@ -93,3 +151,14 @@ def attention(
         of_all = softmax_lse.logaddexp(sinks.double()[:, None])
     weights = (scores - of_all.clamp_min(-1e300).unsqueeze(-1)).exp()
     return weights @ v, softmax_lse
+
+
+def most_distinct_one_by_one(key: Tensor, num_keys: int, first: int = 0) -> Tensor:
+    """[num_keys, ng]: KeyDiff's measure (arXiv 2504.15364) in float64, a head and a key at a time."""
+    chosen = []
+    for head in key.squeeze(1).double().unbind(1):
+        directions = [each / each.norm() for each in head]
+        mean = sum(directions) / len(directions)
+        similarity = {i: float(directions[i] @ mean / mean.norm()) for i in range(first, len(directions))}
+        chosen.append(sorted(similarity, key=similarity.__getitem__)[:num_keys])
+    return torch.tensor(chosen, dtype=torch.int64).reshape(len(chosen), num_keys).T

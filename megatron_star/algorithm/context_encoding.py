@@ -12,6 +12,7 @@ from torch import Tensor
 from megatron_star.algorithm.bands import set_band
 from megatron_star.algorithm.kv_pieces import KeyValue, KvPiece, pieces_within, whole
 from megatron_star.algorithm.kv_store import EncodedContext
+from megatron_star.algorithm.passed_keys import PassedKeys
 from megatron_star.algorithm.star_model import StarModel
 from megatron_star.attention.merge import PartialSum
 from megatron_star.attention.partial import Partial
@@ -53,7 +54,7 @@ def encode_wave(star_model: StarModel, token_ids: Sequence[int], wave: Wave, con
 
 
 class ContextEncodingPass(ForwardPass):
-    """Each segment attends causally to itself and fully to its sources."""
+    """Each segment attends causally to itself, and fully to its sources and to what is passed to it."""
 
     def __init__(self, star_model: StarModel, wave: Wave, context: EncodedContext) -> None:
         rank = star_model.exchange.cp_rank
@@ -66,6 +67,7 @@ class ContextEncodingPass(ForwardPass):
         self.wave = wave
         self.num_layers: int = star_model.model.config.num_layers
         self.context, self.exchange, self.kernel = context, star_model.exchange, star_model.kernel
+        self.passed = PassedKeys(context, wave, self.exchange, star_model.device)
         self._reads: dict[LayerMask | None, tuple[Read, ...]] = {}
 
     def attend(self, layer: LayerAttention, query: Tensor, key: Tensor, value: Tensor) -> Partial:
@@ -76,21 +78,25 @@ class ContextEncodingPass(ForwardPass):
         if layer.number == self.num_layers:
             raise PassIsComplete  # of the last layer, only the KV is wanted
         transfers = self._transfers(None, lambda source: self.context.read(layer.number, source), like=key)
-        partials = PartialSum(query)
+        if not self.passed.reads_first:
+            self.passed.start(layer.number, key)
+        partials, received_pieces = PartialSum(query), []
+        attend = partial(self.kernel, softmax_scale=layer.softmax_scale)
         for start, end in self._rows():
             rows = slice(start, end)
-            own = self.kernel(
-                query[rows], key[rows], value[rows], causal=True, softmax_scale=layer.softmax_scale
-            )
-            partials.set_rows(start, end, own)
+            partials.set_rows(start, end, attend(query[rows], key[rows], value[rows], causal=True))
         for read in self.reads(None):
             received = transfers.receive() if read.crosses_ranks else None
             for start, end in read.rows:
                 source_kv = received or self.context.read(layer.number, read.source)
-                part = self.kernel(
-                    query[start:end], *source_kv, causal=False, softmax_scale=layer.softmax_scale
-                )
-                partials.add_rows(start, end, part)
+                partials.add_rows(start, end, attend(query[start:end], *source_kv, causal=False))
+            if self.passed.reads_first and read.rows and read.source.owner != self.exchange.cp_rank:
+                received_pieces.append(KvPiece(read.source.start, read.source.end, *received))
+        if self.passed.reads_first:
+            self.passed.start(layer.number, key, received_pieces)
+        for (start, end), passed in zip(self._rows(), self.passed.receive(), strict=True):
+            if passed:
+                partials.add_rows(start, end, attend(query[start:end], *passed, causal=False))
         return partials.merged()
 
     def reads(self, mask: LayerMask | None) -> tuple[Read, ...]:

@@ -48,6 +48,7 @@ class EncodedContext:
         self._offsets: list[int] = []
         self._layers: dict[int, KeyValue] = {}
         self._recent: dict[int, list[KvPiece]] = {}
+        self._named: dict[tuple[int, int], KeyValue] = {}
         self._user_of_spare: weakref.ref[Tail] | None = None
         offset = 0
         for segment in plan.owned(cp_rank):
@@ -105,6 +106,15 @@ class EncodedContext:
         pieces = [*self._recent.get(layer_number, ()), *new]
         self._recent[layer_number] = copied(pieces_within(pieces, first, end))
 
+    def keep_named(self, layer_number: int, block: int, named: KeyValue) -> None:
+        """Keep the keys that a block names, with their values, [named, 1, ng, hn] each, for later blocks."""
+        self._named[layer_number, block] = named
+
+    def named(self, layer_number: int, block: int) -> KeyValue:
+        """What `keep_named` kept, of this context or of one that it extends."""
+        found = self._named.get((layer_number, block))
+        return found or self.parent.named(layer_number, block)
+
     def reserve_spare(self, tail: "Tail") -> bool:
         """Whether this tail may use the spare capacity: no other may, as long as it lives."""
         if not spare_capacity(self.num_local_tokens) or (self._user_of_spare and self._user_of_spare()):
@@ -121,7 +131,8 @@ class EncodedContext:
     def num_bytes(self) -> int:
         """Memory of this rank's share, with its spare capacity, without the parent's."""
         recent = (piece[2:] for pieces in self._recent.values() for piece in pieces)
-        return sum(key.nbytes + value.nbytes for key, value in (*self._layers.values(), *recent))
+        kept = (*self._layers.values(), *recent, *self._named.values())
+        return sum(key.nbytes + value.nbytes for key, value in kept)
 
 
 class Tail:

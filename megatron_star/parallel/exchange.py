@@ -31,8 +31,9 @@ class Exchange:
 
     Attributes:
         counts: calls and bytes so far, as `broadcasts`, `broadcast_bytes` (what this rank sent as the owner),
-            `merges` and `merge_bytes`, `gathers` and `gather_bytes`, `sums` and `sum_bytes` (what this rank
-            contributed to partial results, to columns of a product, and to sums of partial products).
+            `passes` and `pass_bytes`, `merges` and `merge_bytes`, `gathers` and `gather_bytes`, `sums` and
+            `sum_bytes` (what this rank contributed to passed keys, to partial results, to columns of a
+            product, and to sums of partial products).
         small: what the tensors that it takes go through, on all ranks; attached from above, if at all.
     """
 
@@ -83,6 +84,21 @@ class Exchange:
         all_gather_single(everyone.view(-1), mine.view(-1), group=self.cp_group)
         return everyone
 
+    def start_gather(self, mine: Tensor, kind: str) -> Callable[[], Tensor]:
+        """`all_gather` of a tensor that goes its way while other things are done: call for the result."""
+        mine = mine.contiguous()
+        if self.cp_size == 1:
+            return lambda: mine.unsqueeze(0)
+        self.count(kind, mine)
+        everyone = mine.new_empty(self.cp_size, *mine.shape)
+        work = all_gather_single(everyone.view(-1), mine.view(-1), group=self.cp_group, async_op=True)
+
+        def receive() -> Tensor:
+            work.wait()
+            return everyone
+
+        return receive
+
     def add_up(self, mine: Tensor) -> Tensor:
         """The sum over the ranks of tensors of the same shape; the same bits on every rank."""
         if self.is_small(mine):
@@ -92,8 +108,8 @@ class Exchange:
         return mine
 
     def count(self, kind: str, sent: Tensor) -> None:
-        """Note a message of this kind: broadcast, merge, gather or sum."""
-        self.counts[kind + "s"] += 1
+        """Note a message of this kind: broadcast, pass, merge, gather or sum."""
+        self.counts[f"{kind}es" if kind == "pass" else f"{kind}s"] += 1
         self.counts[kind + "_bytes"] += sent.nbytes
 
     def slowest(self, seconds: Tensor) -> list[float]:

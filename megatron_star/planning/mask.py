@@ -6,8 +6,10 @@ context is made from the user's options, the number of tokens and the mask of th
 
 from abc import ABC, abstractmethod
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
 from typing import NamedTuple, Self
 
 from megatron_star.config import StarConfig
@@ -18,6 +20,17 @@ class Range(NamedTuple):
 
     start: int
     end: int
+
+
+class Passed(NamedTuple):
+    """What a token sees of an earlier block besides ranges: the first so many of the keys that it names.
+
+    A block names keys in each layer and KV head by itself, in an order of its own (`most_distinct`). So their
+    number is known to a plan, and their positions are not.
+    """
+
+    block: int
+    num_keys: int
 
 
 @dataclass(frozen=True)
@@ -43,9 +56,22 @@ class Mask(ABC):
         """
         return 0
 
+    def passed(self, start: int) -> tuple[Passed, ...]:
+        """What the block of this token sees of keys that earlier blocks name, in the order of the blocks."""
+        return ()
+
+    def num_named(self, block: int) -> int:
+        """How many keys this block names."""
+        return 0
+
+    def num_passed(self, start: int) -> int:
+        """How many named keys the block of this token sees."""
+        return sum(num_keys for _, num_keys in self.passed(start))
+
     def hidden(self, position: int) -> tuple[Range, ...]:
-        """What the token at `position` does not see of those before it."""
-        seen = self.sources(position, position + 1)
+        """What the token at `position` does not see of those before it, unless it is named and passed."""
+        anchor = Range(0, self.num_anchor_tokens(position))
+        seen = joined_ranges([anchor, *self.sources(position, position + 1)])
         starts, ends = [0, *(r.end for r in seen)], [*(r.start for r in seen), position]
         return tuple(Range(*r) for r in zip(starts, ends, strict=True) if r[0] < r[1])
 
@@ -97,37 +123,89 @@ class ExactMask(Pattern):
 class StarMask(Pattern):
     """Star Attention (arXiv 2411.17116, section 2.1): a token sees its block and the anchor.
 
+    With `passed_keys`, it also sees keys of the blocks between. Each block names its most distinct keys, and
+    passes fewer of them the farther they go: all to the first block that does not see it whole, half to the
+    second, a quarter to the third and fourth, an eighth to the next four, and so on. So the number of keys
+    that a block sees grows with the logarithm of the number of blocks. The anchor is then what the first
+    block names before anything else, and passes to all.
+
     Attributes:
         anchor_size: tokens at the beginning that all blocks see; at most the first block.
         neighbor_blocks: blocks before its own that a token also sees.
+        passed_keys: that a block names, if it has so many.
     """
 
     anchor_size: int
     neighbor_blocks: int = 0
+    passed_keys: int = 0
 
     @classmethod
     def of(cls, config: StarConfig, num_tokens: int, base: Mask | None = None) -> Mask:
-        """Blocks as even as can be, behind those of the base. A lone block hides nothing, so it is exact."""
+        """Blocks as even as can be, behind those of the base. A lone block hides nothing, so it is exact;
+        but not if it names keys, which a context that extends it sees.
+        """
+        assert config.block_size is not None, "sizes are chosen before a mask is made"
         edges = _with_even_blocks(base.block_edges if base else (0,), num_tokens, config.block_size)
-        if len(edges) <= 2:
+        passed_keys = config.passed_keys or 0
+        if len(edges) == 1 or (len(edges) == 2 and not passed_keys):
             return ExactMask(edges)
         anchor_size = config.block_size if config.anchor_size is None else config.anchor_size
-        return cls(edges, min(anchor_size, edges[1]), config.neighbor_blocks)
+        return cls(edges, min(anchor_size, edges[1]), config.neighbor_blocks, passed_keys)
 
     @staticmethod
     def num_sources(config: StarConfig, num_tokens: int) -> int:
-        """Each block sees the anchor, or itself, and its neighbors."""
+        """Each block sees the anchor, or itself, its neighbors, and what is passed."""
+        assert config.block_size is not None, "sizes are chosen before a mask is made"
         num_blocks = -(-num_tokens // config.block_size)
-        return num_blocks * (1 + min(config.neighbor_blocks, num_blocks))
+        num_passing = min(2 ** (config.passed_keys or 0).bit_length(), num_blocks)
+        return num_blocks * (1 + min(config.neighbor_blocks, num_blocks) + num_passing)
 
     def sources(self, start: int, end: int) -> tuple[Range, ...]:
-        """The anchor, and all from the first block that is seen."""
-        first_seen = self.block_edges[max(0, self._block(start) - self.neighbor_blocks)]
-        return joined_ranges([Range(0, self.num_anchor_tokens(start)), Range(first_seen, start)])
+        """All from the first block that is seen, and the anchor, if it is not passed."""
+        near = Range(self.block_edges[self._first_seen_block(start)], start)
+        if self.passed_keys:
+            return joined_ranges([near])
+        return joined_ranges([Range(0, self.num_anchor_tokens(start)), near])
 
     def num_anchor_tokens(self, start: int) -> int:
         """The anchor, but for the first block, which it is in."""
         return self.anchor_size if self._block(start) else 0
+
+    def passed(self, start: int) -> tuple[Passed, ...]:
+        """Of all blocks before the first one that is seen whole, the nearer ones more."""
+        return tuple(self._passed(self._first_seen_block(start))) if self.passed_keys else ()
+
+    def num_passed(self, start: int) -> int:
+        """How many named keys the block of this token sees."""
+        first_seen = self._first_seen_block(start) if self.passed_keys else 0
+        if first_seen not in self._nums_passed:
+            self._nums_passed[first_seen] = sum(num_keys for _, num_keys in self._passed(first_seen))
+        return self._nums_passed[first_seen]
+
+    def num_named(self, block: int) -> int:
+        """`passed_keys`, and of the first block the anchor, too; at most all."""
+        return self._num_passed(block, 1) if self.passed_keys else 0
+
+    @cached_property
+    def _nums_passed(self) -> dict[int, int]:
+        """By the first block that is seen whole: planning asks for them again and again."""
+        return {}
+
+    def _passed(self, first_seen: int) -> Iterator[Passed]:
+        """What is passed to those for whom this block is the first that they see whole."""
+        nearest = max(0, first_seen - 2 ** self.passed_keys.bit_length())
+        for block in chain(range(min(1, nearest)), range(nearest, first_seen)):
+            if num_keys := self._num_passed(block, first_seen - block):
+                yield Passed(block, num_keys)
+
+    def _num_passed(self, block: int, distance: int) -> int:
+        """Keys that a block passes to those `distance` blocks on, of which the next one is the first."""
+        anchor_size = 0 if block else self.anchor_size
+        size = self.block_edges[block + 1] - self.block_edges[block]
+        return min(size, anchor_size + (self.passed_keys >> (distance - 1).bit_length()))
+
+    def _first_seen_block(self, start: int) -> int:
+        return max(0, self._block(start) - self.neighbor_blocks)
 
     def _block(self, token: int) -> int:
         return bisect_right(self.block_edges, token) - 1

@@ -14,13 +14,14 @@ from megatron_star.config import StarConfig
 from megatron_star.planning.cost_model import ModelShape, choose_plan, token_costs
 from megatron_star.planning.pace import SMALLEST_WAVE_TOKENS, Pace, largest_wave_tokens
 from megatron_star.planning.plan import ContextPlan, TokenCosts
+from megatron_star.planning.sizes import length_for_sizes, with_sizes
 
 
 class PlannedContext(NamedTuple):
     """How a context is encoded.
 
     Attributes:
-        star: with its mode decided (`star` or `exact`) and the waves that it really has.
+        star: with its mode decided (`star` or `exact`), its sizes chosen, and the waves that it really has.
         plans: of the context that each earlier turn ended with, and of the whole one: each extends the one
             before.
     """
@@ -63,6 +64,7 @@ class Planner:
         Args:
             turn_edges: where, in tokens, earlier contexts ended that this one extends.
         """
+        star = with_sizes(star, length_for_sizes(num_tokens, turn_edges))
         mode, plan = choose_plan(num_tokens, self.cp_size, star, self.costs)
         star, plan = self.bounded(replace(star, mode=mode), plan)
         return PlannedContext(star, self.chain((*turn_edges, num_tokens), star) if turn_edges else (plan,))

@@ -63,7 +63,7 @@ class Segment(NamedTuple):
 
     def cost(self, mask: Mask, costs: TokenCosts) -> float:
         """What its owner computes for it."""
-        num_seen = sum(end - start for start, end in self.sources(mask))
+        num_seen = sum(end - start for start, end in self.sources(mask)) + mask.num_passed(self.start)
         pairs = self.num_rows * (self.num_rows + 1) / 2 + self.num_tokens * num_seen
         of_masks = sum(per_pair * self.pairs(own) for own, per_pair in costs.attention_of_masks)
         return costs.linear_per_token * self.num_rows + costs.attention_per_pair * pairs + of_masks

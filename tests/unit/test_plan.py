@@ -181,7 +181,9 @@ def test_a_whole_context_in_one_wave_makes_one_segment_a_block():
 @pytest.mark.parametrize("mode", ["exact", "star"])
 def test_a_plan_of_ten_million_tokens_in_short_waves_is_small(mode):
     """Nothing is kept for each pair of a segment and what it sees: those were 4 billion."""
-    plan = ContextPlan.build(10_000_000, 8, StarConfig(mode=mode, wave_tokens=2048), COSTS)
+    plan = ContextPlan.build(
+        10_000_000, 8, StarConfig(mode=mode, block_size=32 << 10, wave_tokens=2048), COSTS
+    )
     assert len(plan.stored) <= sum(map(len, plan.waves)) <= 15 * len(plan.waves)
     assert all(len(segment.sources(plan.mask)) <= 2 for segment in plan.segments())
     assert len(wave_reads(plan, plan.waves[-1], 0)) <= len(plan.stored)
@@ -189,7 +191,7 @@ def test_a_plan_of_ten_million_tokens_in_short_waves_is_small(mode):
 
 @pytest.mark.parametrize("mode", ["exact", "star"])
 def test_more_than_two_thousand_ranks_share_the_work(mode):
-    plan = ContextPlan.build(4_000_000, 4096, StarConfig(mode=mode), COSTS)
+    plan = ContextPlan.build(4_000_000, 4096, StarConfig(mode=mode, block_size=32 << 10), COSTS)
     average = sum(s.cost(plan.mask, COSTS) for s in plan.segments()) / 4096
     assert plan.cost(COSTS) <= 1.12 * average
     assert min(plan.owned_tokens) > 0

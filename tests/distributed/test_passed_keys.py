@@ -1,0 +1,137 @@
+"""Passed keys on any grid of ranks are those of the definition: every layer and KV head selects its own.
+
+The oracle is `passed_keys_oracle.py`: one dense forward of transformers' model with the mask that a selection
+implies. The selection is taken from the run, whose named KV are found again among the context's; and it is
+made once more by a slow twin.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from distributed import run_ranks
+from models import MODELS, random_tokens
+from passed_keys_oracle import Blocks, answer_by_twin, logits_of_selection, selection_of_run
+from passed_keys_ranks import Answer, Case, answers
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from megatron_star.config import StarConfig
+
+TOLERANCE = 1e-4
+TOKENS = tuple(random_tokens(160))
+
+
+def case(*turns: int, query: int = 5, **star: int) -> Case:
+    """Context ends at the last turn."""
+    return Case(StarConfig(**star), turns, query)
+
+
+CASES = {
+    "an anchor, blocks of prime sizes": case(131, block_size=11, anchor_size=3, passed_keys=5),
+    "no anchor, a lone block a rank": case(37, block_size=10, anchor_size=0, passed_keys=2),
+    "the first block is the anchor": case(61, block_size=9, passed_keys=4),
+    "one key": case(61, block_size=7, anchor_size=1, passed_keys=1),
+    "one neighbor": case(131, block_size=12, anchor_size=2, neighbor_blocks=1, passed_keys=6),
+    "two neighbors, no anchor, waves": case(
+        97, block_size=8, anchor_size=0, neighbor_blocks=2, passed_keys=3, wave_tokens=17
+    ),
+    "blocks spread over ranks": case(61, block_size=31, anchor_size=4, passed_keys=7),
+    "blocks spread over ranks, waves within blocks": case(
+        131, block_size=33, anchor_size=5, passed_keys=9, wave_tokens=7
+    ),
+    "waves of whole blocks": case(131, block_size=10, anchor_size=3, passed_keys=4, wave_tokens=20),
+    "waves within blocks": case(127, block_size=23, anchor_size=3, passed_keys=6, wave_tokens=5),
+    "a token a wave": case(37, block_size=9, anchor_size=2, passed_keys=3, wave_tokens=1),
+    "more keys than a block has, halved": case(131, block_size=13, anchor_size=3, passed_keys=20),
+    "three turns": case(61, 83, 131, block_size=10, anchor_size=3, passed_keys=5),
+    "turns of a lone block each, one neighbor": case(
+        13, 29, 47, 59, 71, block_size=16, anchor_size=2, neighbor_blocks=1, passed_keys=5
+    ),
+    "turns in waves, a query longer than a block": case(
+        5, 67, 101, query=19, block_size=14, anchor_size=6, passed_keys=6, wave_tokens=9
+    ),
+    "so many keys that all are passed": case(
+        131, block_size=10, anchor_size=3, passed_keys=160, wave_tokens=23
+    ),
+    "a lone block": case(19, block_size=20, anchor_size=2, passed_keys=5),
+}
+FEW = (
+    "an anchor, blocks of prime sizes",
+    "blocks spread over ranks, waves within blocks",
+    "two neighbors, no anchor, waves",
+    "three turns",
+)
+GRIDS = {
+    "CP 1": ("llama", 1, 1, CASES),
+    "CP 2": ("llama", 1, 2, CASES),
+    "CP 3": ("llama", 1, 3, CASES),
+    "CP 4": ("llama", 1, 4, CASES),
+    "TP 2, CP 2": ("llama_tied", 2, 2, FEW),
+    "one KV head on TP 2, CP 2": ("llama_one_kv_head", 2, 2, FEW),
+    "caps, windows beside, CP 2": ("gemma2", 1, 2, FEW),
+    "two rotary embeddings, windows beside, CP 3": ("gemma3_text", 1, 3, FEW),
+    "sinks, windows beside, CP 2": ("gpt_oss", 1, 2, FEW),
+}
+"""Model, TP size, CP size, names of cases."""
+
+
+class Run(NamedTuple):
+    """Cases on a grid, with what each rank answered."""
+
+    hf: Path
+    of_ranks: dict[str, list[Answer]]
+
+
+@pytest.fixture(scope="module")
+def run(checkpoints, converted) -> Callable[[str], Run]:
+    """Of a row of GRIDS; once for all tests."""
+
+    @cache
+    def of(grid: str) -> Run:
+        model, tp_size, cp_size, names = GRIDS[grid]
+        hf, megatron = (checkpoints if model in MODELS else converted)(model)
+        cases = [CASES[name] for name in names]
+        results = run_ranks(tp_size * cp_size, answers, str(megatron), tp_size, list(TOKENS), cases)
+        return Run(hf, dict(zip(names, map(list, zip(*results, strict=True)), strict=True)))
+
+    return of
+
+
+def difference(found: Tensor, expected: Tensor) -> str | None:
+    """What differs, if more than rounding does, or another greedy token."""
+    largest = (found - expected).abs().max().item()
+    if not largest <= TOLERANCE:
+        return f"logits differ by {largest:.2g}"
+    return None if torch.equal(found.argmax(-1), expected.argmax(-1)) else "another greedy token"
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_every_rank_equals_a_dense_forward_where_a_slow_twin_selects(run, grid):
+    problems = [
+        f"{grid}, rank {rank}, {name!r}: {problem}"
+        for name, of_ranks in run(grid).of_ranks.items()
+        for rank, answer in enumerate(of_ranks)
+        if (problem := difference(answer.logits, answer_by_twin(run(grid).hf, TOKENS, CASES[name])[0]))
+    ]
+    assert not problems, "\n" + "\n".join(problems)
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_the_logits_are_those_of_the_keys_that_the_ranks_named(run, grid):
+    hf, of_ranks_by_case = run(grid)
+    for name, of_ranks in of_ranks_by_case.items():
+        selection = selection_of_run(of_ranks, Blocks.of(CASES[name]))
+        expected = logits_of_selection(hf, TOKENS, CASES[name], selection)
+        assert selection and not difference(of_ranks[0].logits, expected), name
+
+
+@pytest.mark.parametrize("grid", ["CP 1", "CP 3"])
+def test_everything_is_seen_where_all_keys_are_passed(run, grid):
+    hf, of_ranks = run(grid)
+    exact, tokens = AutoModelForCausalLM.from_pretrained(hf, dtype=torch.float32), TOKENS[: 131 + 5 + 2]
+    expected = exact(torch.tensor([tokens])).logits[0, 131 + 5 - 1 :]
+    assert not difference(of_ranks["so many keys that all are passed"][0].logits, expected)
