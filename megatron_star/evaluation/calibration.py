@@ -1,9 +1,9 @@
 """A user's questions, settings and the answers so far: what to ask next, and what they say together."""
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from megatron_star.config import StarConfig
 from megatron_star.evaluation.comparison import Comparison
@@ -13,15 +13,26 @@ from megatron_star.evaluation.search_cost import SearchCost
 from megatron_star.evaluation.setting_text import setting_name
 
 BLOCKS_PER_CONTEXT = (4, 8, 16, 32)
+SMALLEST_BLOCK = 128
+ANCHOR_SIZE = 64
+KEYS_OF_A_BLOCK = (8, 4)
+"""One key of so many is passed."""
 
 
 def default_settings(num_context_tokens: int) -> dict[str, StarConfig]:
-    """Block sizes and neighbors worth trying on contexts of up to so many tokens."""
-    settings = []
-    for count in BLOCKS_PER_CONTEXT:
-        block = max(1, -(-num_context_tokens // count))
-        changes: list[Mapping[str, Any]] = [{}, {"neighbor_blocks": 1}]
-        settings += [StarConfig(block_size=block, **change) for change in changes]
+    """What is worth trying on contexts of up to so many tokens.
+
+    The recommended setting; and in blocks of four sizes, few and many passed keys behind a small anchor, and a
+    neighbor with a whole anchor. Star as published is tried where `--setting` names it.
+    """
+    settings = [StarConfig()]
+    sizes = {-(-num_context_tokens // count) for count in BLOCKS_PER_CONTEXT}
+    for block in sorted(size for size in sizes if size >= min(SMALLEST_BLOCK, max(sizes))):
+        settings += [
+            StarConfig(block_size=block, anchor_size=min(ANCHOR_SIZE, block), passed_keys=-(-block // share))
+            for share in KEYS_OF_A_BLOCK
+        ]
+        settings.append(StarConfig(block_size=block, neighbor_blocks=1))
     return {setting_name(star): star for star in settings}
 
 

@@ -144,9 +144,19 @@ def test_probes_are_spread_over_the_context_and_end_with_it():
 
 
 def test_default_settings_cut_the_longest_context_in_4_8_16_and_32_blocks():
-    settings = default_settings(4000)
-    assert [star.block_size for star in settings.values()] == [1000] * 2 + [500] * 2 + [250] * 2 + [125] * 2
-    assert StarConfig(block_size=500, neighbor_blocks=1) in settings.values()
+    recommended, *settings = default_settings(8000).values()
+    assert recommended == StarConfig()
+    assert [star.block_size for star in settings] == [250] * 3 + [500] * 3 + [1000] * 3 + [2000] * 3
+    assert StarConfig(block_size=500, neighbor_blocks=1) in settings
+    assert StarConfig(block_size=250, anchor_size=64, passed_keys=63) in settings
+
+
+@pytest.mark.parametrize("num_tokens", [1, 3, 50, 512, 1000])
+def test_default_settings_of_a_short_context_have_no_tiny_blocks_unless_it_is_tiny(num_tokens):
+    _, *settings = default_settings(num_tokens).values()
+    smallest = min(star.block_size for star in settings)
+    assert smallest >= min(128, -(-num_tokens // 4))
+    assert len(settings) == len(set(settings))
 
 
 ARGUMENTS = ["--load", "x", "--input-jsonl", "y", "--output", "z"]
