@@ -22,8 +22,8 @@ KEYS_OF_A_BLOCK = (8, 4)
 def default_settings(num_context_tokens: int) -> dict[str, StarConfig]:
     """What is worth trying on contexts of up to so many tokens.
 
-    The recommended setting; and in blocks of four sizes, few and many passed keys behind a small anchor, and a
-    neighbor with a whole anchor. Star as published is tried where `--setting` names it.
+    The recommended setting; and in blocks of four sizes, few and many passed keys behind a small anchor, and
+    a neighbor with a whole anchor. Star as published is tried where `--setting` names it.
     """
     settings = [StarConfig()]
     sizes = {-(-num_context_tokens // count) for count in BLOCKS_PER_CONTEXT}

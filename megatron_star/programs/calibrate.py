@@ -75,8 +75,8 @@ def _add_calibration(parser: ArgumentParser) -> None:
         default=[],
         dest="settings",
         metavar="TEXT",
-        help='"star", "star block_size=8K anchor_size=64 passed_keys=1K", ..; may be repeated; default: star, '
-        "and the longest context in 4 to 32 blocks, with few and many passed keys, and with a neighbor",
+        help='"star", "star block_size=8K anchor_size=64 passed_keys=1K", ..; may be repeated; default: '
+        "star, and the longest context in 4 to 32 blocks, with few and many passed keys, and with a neighbor",
     )
     group.add_argument(
         "--tolerance",
