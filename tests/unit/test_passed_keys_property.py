@@ -7,11 +7,11 @@ import random
 from collections.abc import Iterator
 
 import pytest
-from megatron_star.planning.passing import WavePassing, wave_passing
 from reference import block_edges, extended_edges, num_seen_of_named
 
 from megatron_star.config import StarConfig
 from megatron_star.planning.mask import Range, StarMask, mask_of, most_sources
+from megatron_star.planning.passing import WavePassing, wave_passing
 from megatron_star.planning.plan import ContextPlan, Segment, TokenCosts, Wave
 
 PAIRS = TokenCosts(linear_per_token=0.0, attention_per_pair=1.0)
