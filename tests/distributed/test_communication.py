@@ -40,7 +40,7 @@ def test_passed_keys_and_the_anchor_cross_ranks_in_one_all_gather_a_layer_and_wa
     results = run_ranks(2, communication, str(megatron), random_tokens(84), 80, config)
     num_waves = len(results[0][3].waves)
     for encoding, _, counts, _ in results:
-        assert len(encoding) == ENCODED_LAYERS * num_waves and all("allgather" in name for name in encoding)
+        assert len(encoding) == ENCODED_LAYERS * num_waves and all("gather" in name for name in encoding)
         if num_waves == 1:
             num_bytes = ENCODED_LAYERS * (6 + 4 + 3 * 4) * KV_BYTES_PER_TOKEN_AND_LAYER
             assert counts["pass_bytes"] == num_bytes

@@ -207,8 +207,9 @@ def test_passed_keys_take_the_operations_and_memory_that_were_counted_by_hand(wr
 
 
 def test_a_slow_network_shows_what_attention_does_not_hide_of_passed_keys(write_config):
-    """Two waves of 8 blocks. In the first, rank 0 sends the anchor and the keys of blocks 0 to 3: 4,160. In the
-    second, rank 1 sends those of 12 to 14, and of 4 to 7 a quarter, a quarter, a half and all: 5,120.
+    """Two waves of 8 blocks. In the first, rank 0 sends the anchor and the keys of blocks 0 to 3: 4,160.
+
+    In the second, rank 1 sends those of 12 to 14, and of 4 to 7 a quarter, a quarter, a half and all: 5,120.
     """
     asked = workload(write_config(**LLAMA, **CONFIGS["8B"]), 128 * K, **PASSED)
     rates = {"attention_flops_per_s": 1e15}
