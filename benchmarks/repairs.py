@@ -18,7 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 from tqdm import tqdm
 
-from benchmarks.repair_candidates import DEFAULT, Candidate
+from benchmarks.repair_candidates import Candidate
+from benchmarks.repair_defaults import DEFAULT
 from benchmarks.repair_laboratory import Laboratory, record_id
 from benchmarks.repair_picture import draw_frontier
 from benchmarks.repair_report import FIELDS, NOTES, figures_by_length, read_measured, table_rows

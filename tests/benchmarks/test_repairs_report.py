@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import repairs
-from benchmarks.repair_candidates import DEFAULT, Candidate
+from benchmarks.repair_candidates import Candidate
+from benchmarks.repair_defaults import DEFAULT
 from benchmarks.repair_laboratory import Laboratory
 from benchmarks.repair_picture import COLORS, family
 from benchmarks.repair_report import Measured, figures_by_length, read_measured, table_rows, winner
