@@ -13,7 +13,7 @@ from megatron_star.planning.cost_model import (
 from megatron_star.planning.hardware import Cluster
 from megatron_star.planning.kv_memory import KvLayers
 from megatron_star.planning.layer_mask import LayerMask
-from megatron_star.planning.passing import wave_passing
+from megatron_star.planning.passing import WavePassing, wave_passing
 from megatron_star.planning.plan import ContextPlan
 from megatron_star.planning.segment import TokenCosts, Wave, cost_by_rank
 
@@ -130,24 +130,32 @@ class Deployment:
 
     def _exposed_transfer_seconds(self, plan: ContextPlan, wave: Wave, rank: int) -> float:
         """Of the exchanges, what attention does not hide: it runs meanwhile, but for its part with what comes
-        last, which must have come first. In a layer with a mask of its own, all must have come first.
+        last, which must have come first. In a layer with a mask of its own, all must have come first. So must
+        all broadcasts where keys are named that are among them: nothing hides the all-gather then.
         """
         transfers = {mask: self._transfer_seconds(plan, wave, mask) for mask in self.kv.num_layers}
-        gather_s = self._gather_seconds(plan, wave)
-        if None in transfers and (gather_s or crossing_sources(plan, wave)):
-            per_pair = TokenCosts(0.0, self._costs_in_seconds.attention_per_pair)
-            pairs = _pairs_with_passed(plan, wave, rank) if gather_s else _pairs_with_last(plan, wave, rank)
-            hidden_s = cost_by_rank(wave, plan.mask, per_pair)[rank] - per_pair.attention_per_pair * pairs
-            transfers[None] = max(0.0, transfers[None] + gather_s - max(0.0, hidden_s))
-        return sum(transfers.values())
+        passing = wave_passing(plan, wave)
+        gather_s = self._gather_seconds(passing)
+        if None in transfers and crossing_sources(plan, wave):
+            hidden_s = self._hiding_seconds(plan, wave, rank, _pairs_with_last(plan, wave, rank))
+            transfers[None] = max(0.0, transfers[None] - hidden_s)
+        if gather_s and not passing.reads_first:
+            gather_s = max(0.0, gather_s - self._hiding_seconds(plan, wave, rank))
+        return sum(transfers.values()) + gather_s
 
-    def _gather_seconds(self, plan: ContextPlan, wave: Wave) -> float:
-        """The all-gathers of named keys, one for each layer that passes any."""
-        num_padded = wave_passing(plan, wave).num_padded
-        if not num_padded or self.cp_size == 1:
+    def _hiding_seconds(self, plan: ContextPlan, wave: Wave, rank: int, other_pairs: int = 0) -> float:
+        """A rank's attention without that to passed keys, and without further pairs."""
+        per_pair = TokenCosts(0.0, self._costs_in_seconds.attention_per_pair)
+        pairs = other_pairs + _pairs_with_passed(plan, wave, rank)
+        seconds = cost_by_rank(wave, plan.mask, per_pair)[rank] - per_pair.attention_per_pair * pairs
+        return max(0.0, seconds)
+
+    def _gather_seconds(self, passing: WavePassing) -> float:
+        """The all-gathers of named keys: each rank receives those of the others."""
+        if not passing.num_padded or self.cp_size == 1:
             return 0.0
         rate, latency = self.cluster.link(self.cluster.num_gpus)
-        received = (self.cp_size - 1) * num_padded * self.kv.bytes_per_token
+        received = (self.cp_size - 1) * passing.num_padded * self.kv.bytes_per_token
         return self.kv.num_passing * (received / rate + latency)
 
     def _transfer_seconds(self, plan: ContextPlan, wave: Wave, mask: LayerMask | None) -> float:
