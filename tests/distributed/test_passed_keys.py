@@ -14,8 +14,9 @@ import pytest
 import torch
 from distributed import run_ranks
 from models import MODELS, random_tokens
-from passed_keys_oracle import Blocks, answer_by_twin, logits_of_selection, selection_of_run
+from passed_keys_oracle import answer_by_twin, logits_of_selection, selection_of_run
 from passed_keys_ranks import Answer, Case, answers
+from reference import PassingBlocks
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -101,6 +102,11 @@ def run(checkpoints, converted) -> Callable[[str], Run]:
     return of
 
 
+def blocks_of(case: Case) -> PassingBlocks:
+    """Of its last context."""
+    return PassingBlocks.of(case.turns, case.star)
+
+
 def difference(found: Tensor, expected: Tensor) -> str | None:
     """What differs, if more than rounding does, or another greedy token."""
     largest = (found - expected).abs().max().item()
@@ -124,7 +130,7 @@ def test_every_rank_equals_a_dense_forward_where_a_slow_twin_selects(run, grid):
 def test_the_logits_are_those_of_the_keys_that_the_ranks_named(run, grid):
     hf, of_ranks_by_case = run(grid)
     for name, of_ranks in of_ranks_by_case.items():
-        selection = selection_of_run(of_ranks, Blocks.of(CASES[name]))
+        selection = selection_of_run(of_ranks, blocks_of(CASES[name]))
         expected = logits_of_selection(hf, TOKENS, CASES[name], selection)
         assert selection and not difference(of_ranks[0].logits, expected), name
 
