@@ -1,4 +1,4 @@
-"""Context encoding, side by side: exact, star with the anchor recomputed, star with the anchor broadcast.
+"""Context encoding, side by side: exact, star with the anchor recomputed or broadcast, star with passed keys.
 
     OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 benchmarks/context_encoding.py --load .demo/megatron \\
         --num-tokens 8K --block-size 1K --repeats 3 --output result.json
@@ -23,12 +23,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 import torch.distributed as dist
 
-from benchmarks.counted_work import count_work
+from benchmarks.counted_work import count_work, encoding_bytes_of
 from benchmarks.encoding_floor import floor_of
 from benchmarks.encoding_variants import (
     BROADCAST,
     CONTIGUOUS,
     EXACT,
+    PASSED,
     RECOMPUTE,
     engine_wave_tokens,
     variant_plan,
@@ -39,10 +40,10 @@ from megatron_star.algorithm.star_model import StarModel
 from megatron_star.job.argument_types import ArgumentParser, token_count
 from megatron_star.parallel.control import is_driver
 from megatron_star.parallel.groups import StarGroups
-from megatron_star.planning.cost_model import broadcast_bytes, kv_layers, token_costs
+from megatron_star.planning.cost_model import encoding_bytes, kv_layers, token_costs
 from megatron_star.planning.plan import ContextPlan, TokenCosts
 
-VARIANTS = (EXACT, CONTIGUOUS, RECOMPUTE, BROADCAST)
+VARIANTS = (EXACT, CONTIGUOUS, RECOMPUTE, BROADCAST, PASSED)
 Figures = dict[str, float]
 
 
@@ -65,7 +66,7 @@ def measure(star_model: StarModel, token_ids: list[int], plan: ContextPlan) -> F
         "floor_s": most(floor.linear_s + floor.attention_s),
         "linear_floor_s": most(floor.linear_s),
         "attention_floor_s": most(floor.attention_s),
-        "bytes_sent": over_ranks(exchange.counts["broadcast_bytes"], dist.ReduceOp.SUM, star_model),
+        "bytes_sent": over_ranks(encoding_bytes_of(exchange), dist.ReduceOp.SUM, star_model),
     }
 
 
@@ -83,7 +84,7 @@ def check_cost_model(star_model: StarModel, token_ids: list[int], plan: ContextP
         "linear_operations": total(work.linear) / linear,
         "attention_operations": total(work.attention) / attention,
         "bytes_counted": total(work.bytes_sent),
-        "bytes_predicted": broadcast_bytes(plan, kv),
+        "bytes_predicted": encoding_bytes(plan, kv),
     }
 
 
@@ -153,7 +154,8 @@ def run(args: Namespace, star_model: StarModel, _: StarGroups) -> None:
     token_ids = torch.randint(star_model.vocab_size, (args.num_tokens,), generator=generator).tolist()
     cp_size, costs = star_model.exchange.cp_size, token_costs(star_model.model.config)
     wave_tokens = args.wave_tokens or engine_wave_tokens(star_model.device)
-    sizes = {"block_size": args.block_size, "wave_tokens": wave_tokens}
+    sizes = {name: getattr(args, name) for name in ("block_size", "anchor_size", "passed_keys")}
+    sizes["wave_tokens"] = wave_tokens
     plans = {name: variant_plan(name, args.num_tokens, cp_size, costs, **sizes) for name in args.variants}
     beginning = token_ids[: args.num_tokens // 4]
     checks = {
@@ -185,6 +187,10 @@ def add_arguments(parser: ArgumentParser) -> None:
     """What is measured."""
     parser.add_argument("--num-tokens", type=token_count, default=8192, metavar="TOKENS")
     parser.add_argument("--block-size", type=token_count, default=1024, metavar="TOKENS")
+    for flag, metavar in (("--anchor-size", "TOKENS"), ("--passed-keys", "KEYS")):
+        parser.add_argument(
+            flag, type=token_count, metavar=metavar, help=f"of {PASSED!r}; default: as recommended for blocks"
+        )
     parser.add_argument(
         "--wave-tokens", type=token_count, metavar="TOKENS", help="of one rank; default: as the engine's"
     )

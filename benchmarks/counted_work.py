@@ -11,12 +11,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from megatron_star.algorithm.context_encoding import encode_context
 from megatron_star.algorithm.star_model import StarModel
 from megatron_star.attention.partial import AttentionKernel, Partial
+from megatron_star.parallel.exchange import Exchange
 from megatron_star.planning.layer_mask import Window
 from megatron_star.planning.plan import ContextPlan
 
 
 class CountedWork(NamedTuple):
-    """Floating-point operations, and bytes that this rank sent."""
+    """Floating-point operations, and bytes that this rank handed to exchanges.
+
+    Naming keys is not counted, nor predicted: a few operations for each value of a key.
+    """
 
     linear: float
     attention: float
@@ -63,6 +67,8 @@ FORMULAS = {
         "_scaled_dot_product_flash_attention",
         "_scaled_dot_product_cudnn_attention",
         "_scaled_dot_product_efficient_attention",
+        # Similarities of keys with their mean, where keys are named. Products with weights are not batched.
+        "bmm",
     )
 }
 
@@ -75,4 +81,9 @@ def count_work(star_model: StarModel, token_ids: Sequence[int], plan: ContextPla
         encode_context(replace(star_model, kernel=kernel), token_ids, plan)
     counted = products.get_flop_counts()["Global"]
     linear = sum(count for operation, count in counted.items() if "attention" not in str(operation))
-    return CountedWork(linear, kernel.operations, star_model.exchange.counts["broadcast_bytes"])
+    return CountedWork(linear, kernel.operations, encoding_bytes_of(star_model.exchange))
+
+
+def encoding_bytes_of(exchange: Exchange) -> int:
+    """What this rank handed to the exchanges of encodings since its counts were cleared."""
+    return exchange.counts["broadcast_bytes"] + exchange.counts["pass_bytes"]

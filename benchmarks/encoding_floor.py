@@ -1,7 +1,8 @@
 """How fast a plan's work could be: its matrix products and its attention calls, and nothing else.
 
 Measured on all ranks at once, beside the real encodings, with the model's own weights and kernel and the
-sizes of the plan's waves: no norms, activations, rotary angles, copies, merges or communication.
+sizes of the plan's waves: no norms, activations, rotary angles, copies, merges or communication, and nothing
+that finds the keys to pass.
 """
 
 from time import perf_counter
@@ -77,7 +78,8 @@ def _attention_calls(plan: ContextPlan, wave: Wave, rank: int) -> list[tuple[int
     calls = [(size, size, True) for size in sizes]
     for read in wave_reads(plan, wave, rank):
         calls += [(end - start, read.source.end - read.source.start, False) for start, end in read.rows]
-    return calls
+    passed = ((s.num_rows, plan.mask.num_passed(s.start)) for s in wave if s.owner == rank)
+    return calls + [(rows, keys, False) for rows, keys in passed if keys]
 
 
 def _seconds(star_model: StarModel, work) -> float:

@@ -1,11 +1,12 @@
-"""How much of the anchor's broadcast is hidden under attention, on an artificial link.
+"""How much of the exchanges of encoding is hidden under attention, on an artificial link.
 
     OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 benchmarks/overlap.py --load .demo/megatron \\
         --num-tokens 8K --block-size 1K --gigabytes-per-second 1 --output result.json
 
-A source arrives at a rank when the link, which carries one source after the other, has had time for it.
-Waiting takes no processor time, as with a network card. `overlapped` is the product; `blocking` waits for
-each source as soon as it is sent. Hidden is what of the time on the link was not spent waiting.
+A source arrives at a rank when the link, which carries one source after the other, has had time for it; an
+all-gather of passed keys, when it has had time for those of all other ranks. Waiting takes no processor time,
+as with a network card. `overlapped` is the product; `blocking` waits for each exchange as soon as it is
+begun. Hidden is what of the time on the link was not spent waiting. Star, and then star with passed keys.
 """
 
 import sys
@@ -22,7 +23,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from benchmarks.encoding_variants import BROADCAST, engine_wave_tokens, variant_plan
+from benchmarks.encoding_variants import BROADCAST, PASSED, engine_wave_tokens, variant_plan
 from benchmarks.measuring import measure_rounds, medians, over_ranks, run_on_ranks
 from megatron_star.algorithm.context_encoding import encode_context
 from megatron_star.algorithm.star_model import StarModel
@@ -48,6 +49,32 @@ class LinkedExchange(Exchange):
         """See `Exchange`."""
         return LinkedTransfers(self, sources, read, like)
 
+    def start_gather(self, mine: Tensor, kind: str) -> Callable[[], Tensor]:
+        """See `Exchange`."""
+        receive = super().start_gather(mine, kind)
+        arrival = perf_counter() + self.seconds_of((self.cp_size - 1) * mine.nbytes)
+        if self.blocking:
+            self.wait_until(arrival)
+
+        def arrived() -> Tensor:
+            self.wait_until(arrival)
+            return receive()
+
+        return arrived
+
+    def seconds_of(self, num_bytes: int) -> float:
+        """That the link takes for so many bytes, which it is given now."""
+        seconds = num_bytes / self.bytes_per_second
+        self.seconds_on_the_link += seconds
+        return seconds
+
+    def wait_until(self, moment: float) -> None:
+        """Sleep, if it has not come yet."""
+        start = perf_counter()
+        if moment > start:
+            sleep(moment - start)
+            self.seconds_waited += perf_counter() - start
+
 
 class LinkedTransfers(SourceTransfers):
     """What `LinkedExchange` starts."""
@@ -59,7 +86,7 @@ class LinkedTransfers(SourceTransfers):
 
     def receive(self) -> KeyValue:
         """See `SourceTransfers`."""
-        self._wait_until(self.arrivals.popleft())
+        self.exchange.wait_until(self.arrivals.popleft())
         return super().receive()
 
     def _start_next(self) -> None:
@@ -70,18 +97,11 @@ class LinkedTransfers(SourceTransfers):
         if source.owner == self.exchange.cp_rank:
             self.arrivals.append(0.0)
             return
-        seconds = self.in_flight[-1][1].nbytes / self.exchange.bytes_per_second
-        self.exchange.seconds_on_the_link += seconds
+        seconds = self.exchange.seconds_of(self.in_flight[-1][1].nbytes)
         self.link_is_free_at = max(self.link_is_free_at, perf_counter()) + seconds
         self.arrivals.append(self.link_is_free_at)
         if self.exchange.blocking:
-            self._wait_until(self.link_is_free_at)
-
-    def _wait_until(self, moment: float) -> None:
-        start = perf_counter()
-        if moment > start:
-            sleep(moment - start)
-            self.exchange.seconds_waited += perf_counter() - start
+            self.exchange.wait_until(self.link_is_free_at)
 
 
 def measure(
@@ -109,7 +129,10 @@ def run(args: Namespace, star_model: StarModel, groups: StarGroups) -> None:
     token_ids = torch.randint(star_model.vocab_size, (args.num_tokens,), generator=generator).tolist()
     sizes = {"block_size": args.block_size, "wave_tokens": engine_wave_tokens(star_model.device)}
     cp_size, costs = star_model.exchange.cp_size, token_costs(star_model.model.config)
-    plan = variant_plan(BROADCAST, args.num_tokens, cp_size, costs, **sizes)
+    plans = {
+        prefix: variant_plan(variant, args.num_tokens, cp_size, costs, **sizes)
+        for prefix, variant in (("", BROADCAST), ("passed, ", PASSED))
+    }
     exchanges = {
         name: LinkedExchange(groups.cp, args.gigabytes_per_second * 1e9, blocking=name == "blocking")
         for name in ("overlapped", "blocking")
@@ -117,15 +140,17 @@ def run(args: Namespace, star_model: StarModel, groups: StarGroups) -> None:
     summary = measure_rounds(
         args,
         lambda: {
-            name: measure(star_model, token_ids, plan, exchange) for name, exchange in exchanges.items()
+            prefix + name: measure(star_model, token_ids, plan, exchange)
+            for prefix, plan in plans.items()
+            for name, exchange in exchanges.items()
         },
         medians,
     )
     if not is_driver(dist.group.WORLD):
         return
-    print(f"{'':<12}" + "".join(f"{title:>15}" for title in summary["overlapped"]))
+    print(f"{'':<20}" + "".join(f"{title:>15}" for title in summary["overlapped"]))
     for name, figures in summary.items():
-        print(f"{name:<12}" + "".join(f"{figure:>15.3f}" for figure in figures.values()))
+        print(f"{name:<20}" + "".join(f"{figure:>15.3f}" for figure in figures.values()))
 
 
 def add_arguments(parser: ArgumentParser) -> None:

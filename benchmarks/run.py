@@ -62,10 +62,11 @@ PARTS = {
     ),
     "encoding-8k": BenchmarkPart("context_encoding", "--num-tokens 8K --block-size 1K --repeats 2"),
     "encoding-16k": BenchmarkPart(
-        "context_encoding", "--num-tokens 16K --block-size 1K --repeats 2 --variants exact;star,recompute"
+        "context_encoding",
+        "--num-tokens 16K --block-size 1K --repeats 2 --variants exact;star,recompute;star,passed",
     ),
     "encoding-32k": BenchmarkPart(
-        "context_encoding", "--num-tokens 32K --block-size 1K --repeats 1 --variants exact"
+        "context_encoding", "--num-tokens 32K --block-size 1K --repeats 1 --variants exact;star,passed"
     ),
     **{
         f"blocks-{tokens}-{size}": BenchmarkPart(
@@ -80,7 +81,7 @@ PARTS = {
         for ranks in (1, 4)
     },
     "star-64k": BenchmarkPart(
-        "context_encoding", "--num-tokens 64K --block-size 1K --repeats 1 --variants star,broadcast"
+        "context_encoding", "--num-tokens 64K --block-size 1K --repeats 1 --variants star,passed"
     ),
 }
 

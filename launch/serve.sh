@@ -8,7 +8,9 @@
 CHECKPOINT=${CHECKPOINT:-}          # made by checkpoints_tools.convert_hf_to_megatron
 TP=${TP:-1}                         # tensor-parallel size
 CP=${CP:-1}                         # context-parallel size: TP x CP ranks are started
-BLOCK_SIZE=${BLOCK_SIZE:-32K}       # tokens; requests may ask for another
+BLOCK_SIZE=${BLOCK_SIZE:-}          # tokens; without it, all sizes are chosen by the length of the context
+ANCHOR_SIZE=${ANCHOR_SIZE:-}        # tokens; default: as large as the first block, or chosen
+PASSED_KEYS=${PASSED_KEYS:-}        # of a block; default: none, or chosen
 HOST=${HOST:-127.0.0.1}             # 0.0.0.0 serves to other machines
 PORT=${PORT:-5000}
 DRAIN_SECONDS=${DRAIN_SECONDS:-30}
@@ -24,5 +26,6 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} PYTHONPATH=$REPOSITORY${PYTHONPATH:
 exec "$PYTHON" -m torch.distributed.run --standalone --nproc-per-node "$((TP * CP))" \
     --shutdown-timeout "$((DRAIN_SECONDS + 10))" \
     "$REPOSITORY/launch/run_text_generation_server.py" --load "$CHECKPOINT" --tensor-model-parallel-size "$TP" \
-    --context-parallel-size "$CP" --star-block-size "$BLOCK_SIZE" --host "$HOST" --port "$PORT" \
-    --drain-seconds "$DRAIN_SECONDS" "$@"
+    --context-parallel-size "$CP" ${BLOCK_SIZE:+--star-block-size "$BLOCK_SIZE"} \
+    ${ANCHOR_SIZE:+--star-anchor-size "$ANCHOR_SIZE"} ${PASSED_KEYS:+--star-passed-keys "$PASSED_KEYS"} \
+    --host "$HOST" --port "$PORT" --drain-seconds "$DRAIN_SECONDS" "$@"

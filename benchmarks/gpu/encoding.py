@@ -16,6 +16,7 @@ from megatron_star.algorithm.kv_store import EncodedContext
 from megatron_star.algorithm.star_model import StarModel
 from megatron_star.attention.kernels import select_kernel
 from megatron_star.planning.plan import ContextPlan, TokenCosts
+from megatron_star.planning.sizes import ANCHOR_SIZE, recommended_passed_keys
 
 TP_SHARES = {"llama-3.1-8b": ("llama-3.1-70b", 8, 20), "tiny": ("tiny", 2, 2)}
 """Beside a model, what ranks of a larger one would do: its name, TP ranks, and so many of its layers."""
@@ -43,7 +44,7 @@ def num_parameters(star_model: StarModel) -> int:
 
 
 def encode(bench: Bench) -> None:
-    """32K tokens with every kernel; then 32K and 128K exact, with the anchor broadcast, and recomputed."""
+    """32K tokens with every kernel; then 32K and 128K exact, and by star in each way."""
     star_model, unit = bench.star_model, bench.unit
     exact, costs = plan_of(star_model, 4 * unit, mode="exact")
     timed_encoding(bench, star_model, plan_of(star_model, unit, mode="exact")[0])  # libraries begin
@@ -118,11 +119,13 @@ def _all_reduced_bytes(shape: Shape) -> int:
 
 
 def _variants(unit: int) -> list[tuple[str, dict[str, Any]]]:
-    """Exact, ours, and the published one, which runs a forward pass for each block."""
+    """Exact, ours, the published one, which runs a forward pass for each block, and the recommended one."""
+    passed_keys = recommended_passed_keys(unit)
     return [
         ("exact", {"mode": "exact"}),
         ("star, broadcast", {"block_size": unit}),
         ("star, recompute", {"block_size": unit, "anchor": "recompute", "wave_tokens": unit}),
+        ("star, passed", {"block_size": unit, "anchor_size": ANCHOR_SIZE, "passed_keys": passed_keys}),
     ]
 
 

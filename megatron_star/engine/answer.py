@@ -12,6 +12,7 @@ from megatron_star.engine.request import StarRequest, StarResult, Timings
 from megatron_star.engine.sampling import TokenSampler
 from megatron_star.engine.scheduled_request import ScheduledRequest, Stage
 from megatron_star.planning.planner import PlannedContext
+from megatron_star.planning.sizes import sizes_of
 from megatron_star.text.text_stream import PROMPT_TOKENS, TextStream, Tokenizer
 
 
@@ -155,6 +156,7 @@ class Answer(ScheduledRequest):
             num_context_tokens=self.plan.num_tokens,
             num_query_tokens=len(self.request.query_tokens),
             mode=self.planned.star.mode,
+            sizes=sizes_of(self.planned.star),
             num_blocks=self.plan.num_blocks,
             cache_hit=0 < self.plan.num_tokens == self.num_cached_tokens,
             num_cached_tokens=self.num_cached_tokens,

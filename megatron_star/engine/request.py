@@ -131,6 +131,7 @@ class StarResult:
         finish_reason: `stop`, `length`, `cancelled`, `deadline` or `error`.
         error: for a person, what made it end with `error`: the model's logits were not finite.
         mode: `star` or `exact`, as used.
+        sizes: of blocks, anchor and passed keys, as used, by their names in StarConfig; none with `exact`.
         cache_hit: all of the context was encoded, or being encoded, for another request already.
         num_cached_tokens: context tokens of which that is so; fewer than all if the context extends another.
         kv_bytes_per_rank: memory that was reserved for the context and the tail on each CP rank (on each TP
@@ -150,5 +151,6 @@ class StarResult:
     timings: Timings
     kv_bytes_per_rank: list[int]
     kv_bytes_by_kind: dict[str, int]
+    sizes: dict[str, int] = field(default_factory=dict)
     num_cached_tokens: int = 0
     error: str | None = None

@@ -1,123 +1,156 @@
-"""From comparisons on a user's own questions to the cheapest setting that keeps a promise.
+"""A user's questions, settings and the answers so far: what to ask next, and what they say together."""
 
-Half of the questions choose: the cheapest setting whose upper confidence bound (Clopper-Pearson, 95%) of the
-share of changed answers is within the tolerance. That says nothing certain, since the best of several was
-taken. The other half, which had no part in the choice, judges it by the same bound: the promise is made only
-if it holds there too. One setting is judged, once.
-"""
-
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
-from typing import Any
+from typing import NamedTuple
 
 from megatron_star.config import StarConfig
 from megatron_star.evaluation.comparison import Comparison
+from megatron_star.evaluation.comparison_file import ComparisonFile
+from megatron_star.evaluation.search import Ask, Verdict, search
+from megatron_star.evaluation.search_cost import SearchCost
 from megatron_star.evaluation.setting_text import setting_name
-from megatron_star.evaluation.statistics import CONFIDENCE, samples_needed, share_upper_bound
 
-BLOCKS_PER_CONTEXT = (4, 8, 16)
-Comparisons = Sequence[Mapping[str, Comparison]]
-"""By question: each setting's comparison."""
+BLOCKS_PER_CONTEXT = (4, 8, 16, 32)
+SMALLEST_BLOCK = 128
+ANCHOR_SIZE = 64
+KEYS_OF_A_BLOCK = (8, 4)
+"""One key of so many is passed."""
 
 
 def default_settings(num_context_tokens: int) -> dict[str, StarConfig]:
-    """Block sizes, neighbors and anchors worth trying on contexts of up to so many tokens."""
-    settings = []
-    for count in BLOCKS_PER_CONTEXT:
-        block = max(1, -(-num_context_tokens // count))
-        changes: list[Mapping[str, Any]] = [{}, {"neighbor_blocks": 1}, {"anchor_size": block // 2}]
-        settings += [StarConfig(block_size=block, **change) for change in changes]
+    """What is worth trying on contexts of up to so many tokens.
+
+    The recommended setting; and in blocks of four sizes, few and many passed keys behind a small anchor, and
+    a neighbor with a whole anchor. Star as published is tried where `--setting` names it.
+    """
+    settings = [StarConfig()]
+    sizes = {-(-num_context_tokens // count) for count in BLOCKS_PER_CONTEXT}
+    for block in sorted(size for size in sizes if size >= min(SMALLEST_BLOCK, max(sizes))):
+        settings += [
+            StarConfig(block_size=block, anchor_size=min(ANCHOR_SIZE, block), passed_keys=-(-block // share))
+            for share in KEYS_OF_A_BLOCK
+        ]
+        settings.append(StarConfig(block_size=block, neighbor_blocks=1))
     return {setting_name(star): star for star in settings}
+
+
+class OpenAsk(NamedTuple):
+    """What to ask next: exact, if `setting` is None.
+
+    Attributes:
+        ask: of the search, for which this is needed; None where the search is over.
+    """
+
+    question: int
+    setting: str | None
+    ask: Ask | None
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """On the driver: what is asked of whom, and the answers that there are.
+
+    Attributes:
+        questions: their ids, in an order that says nothing about them.
+        cost: of all settings.
+        answers: of these questions and settings.
+    """
+
+    questions: Sequence[str]
+    cost: SearchCost
+    tolerance: float
+    answers: ComparisonFile
+
+    def open_asks(self, *, ask_all: bool) -> Iterator[OpenAsk]:
+        """What there is no answer to; each has to be answered before the next one is asked for.
+
+        Args:
+            ask_all: go on behind the search, until every setting has answered every question.
+        """
+        for ask in self._asks():
+            yield from self._open(ask.question, ask.setting, ask)
+        if ask_all:
+            for question in range(len(self.questions)):
+                for setting in self.cost.settings:
+                    yield from self._open(question, setting, None)
+
+    def verdict(self) -> Verdict:
+        """What the answers say, once the search is over."""
+        asks = self._asks()
+        while True:
+            try:
+                next(asks)
+            except StopIteration as ended:
+                return ended.value
+
+    def is_open(self, question: int, setting: str | None) -> bool:
+        """Whether a question has no answer yet of a setting, or of exact, if that is None."""
+        of = self.answers.comparisons.get(setting, {}) if setting else self.answers.exact
+        return self.questions[question] not in of
+
+    def _asks(self) -> Generator[Ask, None, Verdict]:
+        """All that the search asks; each has to be answered when the next one is asked for."""
+        asking = search(self.cost.cheaper_than_exact(), len(self.questions), self.tolerance)
+        try:
+            ask = next(asking)
+            while True:
+                yield ask
+                ask = asking.send(self.comparison(ask).changed)
+        except StopIteration as ended:
+            return ended.value
+
+    def comparison(self, ask: Ask) -> Comparison:
+        """The answer to what the search has asked."""
+        return self.answers.comparisons[ask.setting][self.questions[ask.question]]
+
+    def _open(self, question: int, setting: str, ask: Ask | None) -> Iterator[OpenAsk]:
+        for name in (None, setting):
+            if self.is_open(question, name):
+                yield OpenAsk(question, name, ask)
 
 
 @dataclass(frozen=True)
 class Summary:
-    """One setting over all questions; see `Comparison`. Ratios are exact's over the setting's."""
+    """One setting over all questions that it was asked; see `Comparison`.
+
+    Attributes:
+        num_asked: if 0, only the hidden mass and the ratio of the operations are known; others are NaN.
+        ttft_ratio, flops_ratio: exact's over the setting's.
+        encoded_as: the setting with its sizes decided, for each length that they were decided for.
+    """
 
     setting: str
+    num_asked: int
+    num_changed: int
     same_first_tokens: float
-    changed_answers: float
     kl: float
     hidden_mass: float
     ttft_ratio: float
     flops_ratio: float
+    encoded_as: Sequence[str]
 
 
-def summarize(setting: str, comparisons: Comparisons) -> Summary:
-    """Means over the questions; medians of the ratios."""
-    of = [by_setting[setting] for by_setting in comparisons]
+def summarize(setting: str, calibration: Calibration) -> Summary:
+    """Means over the questions; the median of TTFT's ratios; the ratio of all operations."""
+    exact = calibration.answers.exact
+    of = calibration.answers.comparisons.get(setting, {})
     return Summary(
         setting=setting,
-        same_first_tokens=fmean(c.same_first_token for c in of),
-        changed_answers=fmean(c.changed for c in of),
-        kl=fmean(c.kl for c in of),
-        hidden_mass=fmean(c.hidden_mass for c in of),
-        ttft_ratio=median(c.exact_ttft_s / c.ttft_s for c in of),
-        flops_ratio=median(c.exact_flops / max(1.0, c.flops) for c in of),
+        num_asked=len(of),
+        num_changed=sum(c.changed for c in of.values()),
+        same_first_tokens=_mean([c.same_first_token for c in of.values()]),
+        kl=_mean([c.kl for c in of.values()]),
+        hidden_mass=_mean([answer.hidden_masses[setting] for answer in exact.values()]),
+        ttft_ratio=median(exact[name].ttft_s / c.ttft_s for name, c in of.items()) if of else NOT_ASKED,
+        flops_ratio=1 / calibration.cost.relative(setting),
+        encoded_as=sorted({c.encoded_as for c in of.values()}),
     )
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """What is recommended, if anything, and why.
-
-    Attributes:
-        setting: None where no promise can be made.
-        bound: of the share of changed answers, with 95% confidence; None if nothing was judged.
-    """
-
-    setting: str | None
-    bound: float | None
-    reason: str
+NOT_ASKED = float("nan")
 
 
-def recommend(comparisons: Comparisons, tolerance: float) -> Verdict:
-    """The cheapest setting, in operations, that changes at most `tolerance` of exact's answers.
-
-    Args:
-        comparisons: in an order that says nothing about the questions; every other one chooses.
-        tolerance: a share of answers, between 0 and 1.
-    """
-    choosing, judging = comparisons[::2], comparisons[1::2]
-    needed = samples_needed(tolerance)
-    if len(judging) < needed:
-        best = share_upper_bound(0, len(judging))
-        return Verdict(
-            None,
-            None,
-            f"{len(comparisons)} questions cannot support a tolerance of {tolerance:g}: even if none of the "
-            f"{len(judging)} that judge changes, up to {best:.3f} of all may; {2 * needed} are needed",
-        )
-    most = _most_changes(len(choosing), tolerance)
-    within = [
-        summary
-        for summary in (summarize(setting, choosing) for setting in comparisons[0])
-        if summary.changed_answers <= most / len(choosing) and summary.flops_ratio > 1
-    ]
-    if not within:
-        return Verdict(
-            None,
-            None,
-            f"no setting is cheaper than exact and changes at most {most} of the {len(choosing)} answers "
-            f"that choose, as a tolerance of {tolerance:g} needs: use exact, or try larger blocks, a larger "
-            "anchor, more neighbors or more questions",
-        )
-    return _judge(max(within, key=lambda summary: summary.flops_ratio).setting, judging, tolerance)
-
-
-def _most_changes(count: int, tolerance: float) -> int:
-    """The most changed answers of `count` whose bound is within the tolerance, as that of none is."""
-    return next(changed for changed in range(count) if share_upper_bound(changed + 1, count) > tolerance)
-
-
-def _judge(setting: str, judging: Comparisons, tolerance: float) -> Verdict:
-    changed = sum(by_setting[setting].changed for by_setting in judging)
-    bound = share_upper_bound(changed, len(judging))
-    seen = (
-        f"it changed {changed} of {len(judging)} answers that had no part in its choice, so that at most "
-        f"{bound:.3f} of all change, with {CONFIDENCE:.0%} confidence"
-    )
-    if bound <= tolerance:
-        return Verdict(setting, bound, seen)
-    return Verdict(None, bound, f"{setting!r} was the candidate, but {seen}: more than {tolerance:g}")
+def _mean(values: Sequence[float]) -> float:
+    return fmean(values) if values else NOT_ASKED

@@ -1,4 +1,4 @@
-"""What a setting changes in the answer to one question: every rank runs this, exact first, then each setting.
+"""What a setting changes in the answer to one question: every rank runs this, exact first, then any setting.
 
 Exact answers greedily. A setting is shown exact's answer and predicts each of its tokens (teacher forcing):
 its own greedy answer is the same if, and only if, its most likely token is exact's at every place.
@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from time import monotonic
-from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -24,13 +23,43 @@ from megatron_star.config import StarConfig
 from megatron_star.engine.executor import planner_of
 from megatron_star.engine.finite import why_not_finite
 from megatron_star.evaluation.hidden_attention import hidden_masses
+from megatron_star.evaluation.setting_text import encoded_as
 from megatron_star.model.longrope import needs_long_factors
 from megatron_star.parallel.control import broadcast_token_ids, on_every_rank
-from megatron_star.planning.mask import Mask
-from megatron_star.planning.plan import ContextPlan, TokenCosts
+from megatron_star.planning.plan import ContextPlan
 
 NUM_PROBES = 16
+NUM_LIKELY = 16
+LEAST_REST = 1e-12
+"""Below it, what is left of a probability of 1 is rounding."""
 EXACT = StarConfig(mode="exact")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExactAnswer:
+    """Exact attention's greedy answer to one question, and what settings are compared with; survives JSON.
+
+    Attributes:
+        tokens: of the answer.
+        likely: before each of them, the ids of the `NUM_LIKELY` most likely tokens, the likeliest first.
+        log_ps: the log-probabilities of these, in nats.
+        encoding_s, query_s: of the context and of the query's step.
+        flops: of the encoding on the slowest rank.
+        hidden_masses: by setting; see `hidden_attention`; from `NUM_PROBES` context tokens.
+    """
+
+    tokens: Sequence[int]
+    likely: Sequence[Sequence[int]]
+    log_ps: Sequence[Sequence[float]]
+    encoding_s: float
+    query_s: float
+    flops: float
+    hidden_masses: Mapping[str, float]
+
+    @property
+    def ttft_s(self) -> float:
+        """Time to first token."""
+        return self.encoding_s + self.query_s
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,20 +69,19 @@ class Comparison:
     Attributes:
         same_first_token: the most likely first token is the same.
         changed: the greedy answer differs somewhere.
-        kl: mean over the answer's tokens of KL(exact || setting), in nats, over the whole vocabulary.
-        hidden_mass: see `hidden_attention`; from `NUM_PROBES` context tokens.
-        exact_ttft_s, ttft_s: context encoding and exact's query step, in seconds.
-        exact_flops, flops: of the encoding on the slowest rank.
+        kl: mean over the answer's tokens of KL(exact || setting), in nats. What is not among exact's likely
+            tokens counts as one token.
+        ttft_s: its context encoding and exact's query step, in seconds.
+        flops: of the encoding on the slowest rank.
+        encoded_as: the setting with its mode and sizes decided.
     """
 
     same_first_token: bool
     changed: bool
     kl: float
-    hidden_mass: float
-    exact_ttft_s: float
     ttft_s: float
-    exact_flops: float
     flops: float
+    encoded_as: str
 
 
 @dataclass(frozen=True)
@@ -71,85 +99,69 @@ class ComparedPrompt:
     end_tokens: tuple[int, ...] = ()
 
 
-class _Exact(NamedTuple):
-    """What exact attention gave: tokens, and the logits [tokens, vocabulary] that they come from."""
-
-    tokens: list[int]
-    logits: Tensor
-    encoding_s: float
-    query_s: float
-    plan: ContextPlan
-
-
-def compare(
+def answer_exactly(
     star_model: StarModel,
     prompt: ComparedPrompt,
     settings: Mapping[str, StarConfig],
     control: dist.ProcessGroup,
-) -> tuple[list[int], dict[str, Comparison]]:
-    """Exact's answer, and each setting compared with it; on every rank, with the same arguments.
-
-    One context is held at a time.
+) -> ExactAnswer:
+    """Exact's answer, and what each setting would hide from it; on every rank, with the same arguments.
 
     Raises:
         SharedError: logits are not finite.
     """
     planner, num_tokens = planner_of(star_model), len(prompt.context)
-    plans = {name: planner.plan(num_tokens, star).plan for name, star in settings.items()}
-    exact_plan = planner.plan(num_tokens, EXACT).plan
-    exact, hidden = _exact(star_model, prompt, exact_plan, [plans[name].mask for name in settings], control)
-    comparisons = {
-        name: _compared(star_model, prompt, exact, plans[name], mass, planner.costs)
-        for name, mass in zip(settings, hidden, strict=True)
-    }
-    on_every_rank(lambda: _check_finite(exact, comparisons), control)
-    return exact.tokens, comparisons
-
-
-def _check_finite(exact: _Exact, comparisons: Mapping[str, Comparison]) -> None:
-    for number, row in enumerate(exact.logits):
-        if why := why_not_finite(row, number):
-            raise ValueError(why)
-    for name, comparison in comparisons.items():
-        if not isfinite(comparison.kl) or not isfinite(comparison.hidden_mass):
-            raise ValueError(f"{name}: logits are not finite: the dtype cannot hold what the model computes")
-
-
-def _exact(
-    star_model: StarModel,
-    prompt: ComparedPrompt,
-    plan: ContextPlan,
-    masks: Sequence[Mask],
-    control: dist.ProcessGroup,
-) -> tuple[_Exact, list[float]]:
-    """The answer of exact attention, and what each mask would hide from it."""
+    masks = [planner.plan(num_tokens, star).plan.mask for star in settings.values()]
+    plan = planner.plan(num_tokens, EXACT).plan
     context, encoding_s = _timed_encoding(star_model, prompt, plan, keeps_all=True)
     tokens, logits, query_s = _greedy_answer(star_model, context, prompt, control)
-    positions = probe_positions(len(prompt.context))
-    hidden = hidden_masses(star_model, prompt.context, context, masks, positions)
-    return _Exact(tokens, logits, encoding_s, query_s, plan), hidden
+    hidden = hidden_masses(star_model, prompt.context, context, masks, probe_positions(num_tokens))
+    on_every_rank(lambda: _check_finite(logits, hidden), control)
+    log_ps, likely = log_probabilities(logits).topk(min(NUM_LIKELY, logits.size(-1)))
+    return ExactAnswer(
+        tokens=tokens,
+        likely=likely.tolist(),
+        log_ps=log_ps.tolist(),
+        encoding_s=encoding_s,
+        query_s=query_s,
+        flops=plan.cost(planner.costs),
+        hidden_masses=dict(zip(settings, hidden, strict=True)),
+    )
 
 
-def _compared(
+def _check_finite(logits: Tensor, numbers: Sequence[float]) -> None:
+    for number, row in enumerate(logits):
+        if why := why_not_finite(row, number):
+            raise ValueError(why)
+    if not all(map(isfinite, numbers)):
+        raise ValueError("logits are not finite: the dtype cannot hold what the model computes")
+
+
+def compare(
     star_model: StarModel,
     prompt: ComparedPrompt,
-    exact: _Exact,
-    plan: ContextPlan,
-    hidden_mass: float,
-    costs: TokenCosts,
+    exact: ExactAnswer,
+    star: StarConfig,
+    control: dist.ProcessGroup,
 ) -> Comparison:
-    context, seconds = _timed_encoding(star_model, prompt, plan)
+    """A setting compared with exact's answer; on every rank, with the same arguments.
+
+    Raises:
+        SharedError: logits are not finite.
+    """
+    planner = planner_of(star_model)
+    planned = planner.plan(len(prompt.context), star)
+    context, seconds = _timed_encoding(star_model, prompt, planned.plan)
     logits = forced_logits(star_model, context, prompt.query, exact.tokens)
+    on_every_rank(lambda: _check_finite(logits, ()), control)
     agrees = (logits.argmax(-1) == torch.tensor(exact.tokens, device=logits.device)).tolist()
     return Comparison(
         same_first_token=agrees[0],
         changed=not all(agrees),
-        kl=mean_kl(exact.logits, logits),
-        hidden_mass=hidden_mass,
-        exact_ttft_s=exact.encoding_s + exact.query_s,
+        kl=mean_kl(exact.likely, exact.log_ps, logits),
         ttft_s=seconds + exact.query_s,
-        exact_flops=exact.plan.cost(costs),
-        flops=plan.cost(costs),
+        flops=planned.plan.cost(planner.costs),
+        encoded_as=encoded_as(star, planned.star),
     )
 
 
@@ -200,8 +212,28 @@ def forced_logits(
     return star_model.forward(token_ids, step, range(len(query) - 1, len(token_ids)))
 
 
-def mean_kl(exact_logits: Tensor, logits: Tensor) -> float:
-    """Mean of KL(exact || other) over rows; never below 0, whatever the rounding; NaN of logits with NaN."""
-    log_exact, log_other = exact_logits.log_softmax(-1), logits.log_softmax(-1)
+def log_probabilities(logits: Tensor) -> Tensor:
+    """Of logits [tokens, vocabulary], in float64."""
+    return logits.double().log_softmax(-1)
+
+
+def mean_kl(likely: Sequence[Sequence[int]], log_ps: Sequence[Sequence[float]], logits: Tensor) -> float:
+    """Mean over rows of KL(exact || other), all but exact's likely tokens taken as one; never below 0.
+
+    So it is at most the KL over the whole vocabulary, and little below it.
+
+    Args:
+        likely, log_ps: of an `ExactAnswer`.
+        logits: [tokens, vocabulary] of the other.
+    """
+    ids = torch.tensor(likely, device=logits.device)
+    log_exact = _with_the_rest(torch.tensor(log_ps, dtype=torch.float64, device=logits.device))
+    log_other = _with_the_rest(log_probabilities(logits).gather(1, ids))
     mean = float(kl_div(log_other, log_exact, reduction="batchmean", log_target=True))
     return 0.0 if mean < 0 else mean
+
+
+def _with_the_rest(log_ps: Tensor) -> Tensor:
+    """[tokens, likely + 1]: behind them the log-probability of all other tokens together."""
+    rest = (1 - log_ps.exp().sum(1, keepdim=True)).clamp(min=LEAST_REST)
+    return torch.cat((log_ps, rest.log()), 1)

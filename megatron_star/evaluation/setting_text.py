@@ -1,6 +1,7 @@
 """Settings that are compared with each other, as written on a command line."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from megatron_star.config import MODES, OPTIONS, Option, StarConfig, parse_token_count
@@ -9,7 +10,7 @@ _OPTIONS = {name: option for name, option in OPTIONS.items() if name != "mode"}
 
 
 def parse_setting(text: str) -> StarConfig:
-    """`exact`, `star block_size=1K`, `star block_size=512 anchor_size=0 neighbor_blocks=1`, ...
+    """`exact`, `star`, `star block_size=1K`, `star passed_keys=64 block_size=512 anchor_size=64`, ...
 
     Raises:
         ValueError: saying what is wrong in which setting.
@@ -39,6 +40,8 @@ def _option(text: str) -> tuple[str, Any]:
 
 def setting_name(star: StarConfig) -> str:
     """The shortest text that `parse_setting` reads as this setting; without what its mode ignores."""
+    if star.block_size is not None and star.passed_keys == 0:
+        star = replace(star, passed_keys=None)  # which means the same
     default = StarConfig(mode=star.mode)
     changed = [
         f"{name}={_value(option, getattr(star, name))}"
@@ -46,6 +49,11 @@ def setting_name(star: StarConfig) -> str:
         if star.mode not in option.ignored_by and getattr(star, name) != getattr(default, name)
     ]
     return " ".join([star.mode, *changed])
+
+
+def encoded_as(star: StarConfig, planned: StarConfig) -> str:
+    """The name of a setting once its mode and sizes are decided. Waves change no answer, and are left out."""
+    return setting_name(replace(planned, wave_tokens=star.wave_tokens))
 
 
 def _value(option: Option, value: int | str) -> str:

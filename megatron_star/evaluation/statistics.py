@@ -38,6 +38,14 @@ def share_upper_bound(hits: int, count: int, confidence: float = CONFIDENCE) -> 
     return high
 
 
+def most_hits(count: int, share: float, confidence: float = CONFIDENCE) -> int:
+    """The most hits among `count` whose `share_upper_bound` is not above `share`; -1 if there is none."""
+    hits = -1
+    while hits + 1 < count and _at_most(hits + 1, count, share) <= 1 - confidence:
+        hits += 1
+    return hits
+
+
 def samples_needed(share: float, confidence: float = CONFIDENCE) -> int:
     """How many samples without a single hit it takes until `share_upper_bound` is not above `share`."""
     count = 1

@@ -13,6 +13,7 @@ from megatron_star.config import StarConfig
 from megatron_star.planning.kv_memory import KvLayers
 from megatron_star.planning.layer_mask import LayerMask, layer_masks
 from megatron_star.planning.mask import possible_modes
+from megatron_star.planning.passing import wave_passing
 from megatron_star.planning.plan import ContextPlan, TokenCosts
 from megatron_star.planning.reads import wave_reads
 from megatron_star.planning.segment import Source, Wave
@@ -76,14 +77,22 @@ def kv_layers(shape: ModelShape, *, tp_size: int, bytes_per_value: int) -> KvLay
     return KvLayers(layer_masks(shape), 2 * groups * shape.kv_channels * bytes_per_value)
 
 
-def broadcast_bytes(plan: ContextPlan, kv: KvLayers) -> int:
-    """KV that owners hand to the broadcasts of an encoding, of one TP rank of the CP group.
+def encoding_bytes(plan: ContextPlan, kv: KvLayers) -> int:
+    """KV that ranks hand to the exchanges of an encoding, of one TP rank of each CP rank: owners to the
+    broadcasts, and in layers that pass keys all ranks to an all-gather.
 
     Of the last layer, whose KV is all that is wanted of it, nothing is sent.
     """
     counts = Counter(kv.masks[:-1])
     num_tokens = sum(count * crossing_tokens(plan, mask) for mask, count in counts.items())
-    return num_tokens * kv.bytes_per_token
+    return (num_tokens + kv.num_passing * gathered_tokens(plan)) * kv.bytes_per_token
+
+
+def gathered_tokens(plan: ContextPlan) -> int:
+    """Named keys that all ranks together hand to the all-gathers of an encoding, in one layer."""
+    if plan.cp_size == 1:
+        return 0
+    return plan.cp_size * sum(wave_passing(plan, wave).num_padded for wave in plan.waves)
 
 
 def crossing_sources(plan: ContextPlan, wave: Wave, mask: LayerMask | None = None) -> list[Source]:

@@ -13,6 +13,7 @@ from megatron_star.planning.cost_model import (
 from megatron_star.planning.hardware import Cluster
 from megatron_star.planning.kv_memory import KvLayers
 from megatron_star.planning.layer_mask import LayerMask
+from megatron_star.planning.passing import WavePassing, wave_passing
 from megatron_star.planning.plan import ContextPlan
 from megatron_star.planning.segment import TokenCosts, Wave, cost_by_rank
 
@@ -87,14 +88,26 @@ class Deployment:
         """Of the rank with most tokens in one forward pass: what a layer keeps at the same time.
 
         Eight values of the hidden size (residual, normalised, reduced, ..); the query and the attention's
-        output, with the float32 sum of partial results and one more partial; three values of the MLP.
+        output, with the float32 sum of partial results and one more partial; three values of the MLP. The
+        named keys that all ranks have gathered come on top.
         """
         query_size = self.size.num_attention_heads * self.size.kv_channels / self.tp_size
         mlp = 3 * ffn_size(self.size, self.size.moe_router_topk) / self.tp_size
         of_a_token = (
             self.bytes_per_value * (8 * self.size.hidden_size + 4 * query_size + mlp) + 12 * query_size
         )
-        return max((max(_rows_by_rank(wave).values()) for wave in plan.waves), default=0) * of_a_token
+        return max(
+            (
+                max(_rows_by_rank(wave).values()) * of_a_token + self._gathered_bytes(plan, wave)
+                for wave in plan.waves
+            ),
+            default=0,
+        )
+
+    def _gathered_bytes(self, plan: ContextPlan, wave: Wave) -> int:
+        """Named keys of all ranks in one layer that passes them."""
+        gathered = self.cp_size * wave_passing(plan, wave).num_padded if self.kv.num_passing else 0
+        return gathered * self.kv.bytes_per_token
 
     def encoding_seconds(self, plan: ContextPlan) -> float:
         """Context encoding: the slowest rank of each wave, added up."""
@@ -116,20 +129,34 @@ class Deployment:
         )
 
     def _exposed_transfer_seconds(self, plan: ContextPlan, wave: Wave, rank: int) -> float:
-        """Of the broadcasts, what attention does not hide: it runs meanwhile, but for its part with the last
-        source, which must have come first. In a layer with a mask of its own, all must have come first.
+        """Of the exchanges, what attention does not hide: it runs meanwhile, but for its part with what comes
+        last, which must have come first. In a layer with a mask of its own, all must have come first. So must
+        all broadcasts where keys are named that are among them: nothing hides the all-gather then.
         """
         transfers = {mask: self._transfer_seconds(plan, wave, mask) for mask in self.kv.num_layers}
-        crossing = crossing_sources(plan, wave)
-        if crossing and None in transfers:
-            per_pair = TokenCosts(0.0, self._costs_in_seconds.attention_per_pair)
-            last, rows = max(crossing), _rows_by_rank(wave)[rank]
-            pairs_with_last = min(rows, wave[-1].end - last.end) * (last.end - last.start)
-            hidden_s = (
-                cost_by_rank(wave, plan.mask, per_pair)[rank] - per_pair.attention_per_pair * pairs_with_last
-            )
-            transfers[None] = max(0.0, transfers[None] - max(0.0, hidden_s))
-        return sum(transfers.values())
+        passing = wave_passing(plan, wave)
+        gather_s = self._gather_seconds(passing)
+        if None in transfers and crossing_sources(plan, wave):
+            hidden_s = self._hiding_seconds(plan, wave, rank, _pairs_with_last(plan, wave, rank))
+            transfers[None] = max(0.0, transfers[None] - hidden_s)
+        if gather_s and not passing.reads_first:
+            gather_s = max(0.0, gather_s - self._hiding_seconds(plan, wave, rank))
+        return sum(transfers.values()) + gather_s
+
+    def _hiding_seconds(self, plan: ContextPlan, wave: Wave, rank: int, other_pairs: int = 0) -> float:
+        """A rank's attention without that to passed keys, and without further pairs."""
+        per_pair = TokenCosts(0.0, self._costs_in_seconds.attention_per_pair)
+        pairs = other_pairs + _pairs_with_passed(plan, wave, rank)
+        seconds = cost_by_rank(wave, plan.mask, per_pair)[rank] - per_pair.attention_per_pair * pairs
+        return max(0.0, seconds)
+
+    def _gather_seconds(self, passing: WavePassing) -> float:
+        """The all-gathers of named keys: each rank receives those of the others."""
+        if not passing.num_padded or self.cp_size == 1:
+            return 0.0
+        rate, latency = self.cluster.link(self.cluster.num_gpus)
+        received = (self.cp_size - 1) * passing.num_padded * self.kv.bytes_per_token
+        return self.kv.num_passing * (received / rate + latency)
 
     def _transfer_seconds(self, plan: ContextPlan, wave: Wave, mask: LayerMask | None) -> float:
         """What crosses ranks in all layers with this mask."""
@@ -150,8 +177,9 @@ class Deployment:
 
     def step_seconds(self, plan: ContextPlan) -> float:
         """One token of one sequence: read weights and KV once, two all-reduces and one merge a layer."""
-        num_bytes = self.size.num_parameters_per_token * self.bytes_per_value / self.tp_size
-        read_s = (num_bytes + self.kv_bytes(plan)) / self.cluster.gpu.memory_bytes_per_s
+        weights = self.size.num_parameters_per_token * self.bytes_per_value / self.tp_size
+        kv = max(self.kv.of_context(plan, spare=False, named=False))
+        read_s = (weights + kv) / self.cluster.gpu.memory_bytes_per_s
         return read_s + self._all_reduce_seconds(1) + self._merge_seconds()
 
     def _merge_seconds(self) -> float:
@@ -161,6 +189,18 @@ class Deployment:
         rate, latency = self.cluster.link(self.cluster.num_gpus)
         part = 4 * self.size.num_attention_heads / self.tp_size * (self.size.kv_channels + 1)
         return self.size.num_layers * ((self.cp_size - 1) * part / rate + latency)
+
+
+def _pairs_with_last(plan: ContextPlan, wave: Wave, rank: int) -> int:
+    """Pairs of a rank's rows with the source that crosses ranks last."""
+    last = max(crossing_sources(plan, wave))
+    return min(_rows_by_rank(wave)[rank], wave[-1].end - last.end) * (last.end - last.start)
+
+
+def _pairs_with_passed(plan: ContextPlan, wave: Wave, rank: int) -> int:
+    """Pairs of a rank's rows with named keys of other blocks."""
+    own = (segment for segment in wave if segment.owner == rank)
+    return sum(segment.num_tokens * plan.mask.num_passed(segment.start) for segment in own)
 
 
 def _rows_by_rank(wave: Wave) -> Counter[int]:

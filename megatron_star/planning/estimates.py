@@ -10,34 +10,46 @@ from megatron_star.planning.cost_model import token_costs
 from megatron_star.planning.deployment import Deployment, ModelSize
 from megatron_star.planning.hardware import Cluster
 from megatron_star.planning.planner import Planner
+from megatron_star.planning.sizes import with_sizes
 
 LARGEST_CLUSTER, LARGEST_CP = 1024, 128
-SMALLEST_BLOCK, LARGEST_BLOCK, BLOCKS_OF_A_CONTEXT = 8 << 10, 32 << 10, 4
 SMALLEST_WAVE = 2 << 10
 MOST_WAVES = 512
 """Of one rank that encodes the context alone: the time that planning takes grows with their square."""
-MODES = {
-    "exact": {"mode": "exact"},
-    "recompute": {"anchor": "recompute"},
-    "broadcast": {"anchor": "broadcast"},
-}
+MODES = ("exact", "recompute", "broadcast", "star")
+"""`recompute` is Star Attention as published; `broadcast` sends the anchor instead. `star` has the sizes that
+are asked for, or else the recommended ones, with passed keys."""
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What a cluster is planned for: a context of so many tokens and the tokens generated after it."""
+    """What a cluster is planned for: a context of so many tokens and the tokens generated after it.
+
+    star: how it is encoded; sizes may be left open.
+    """
 
     size: ModelSize
     num_context_tokens: int
     num_generated_tokens: int
-    block_size: int
-    wave_tokens: int
+    star: StarConfig
     bytes_per_value: int = 2
+
+    @property
+    def settings(self) -> dict[str, StarConfig]:
+        """What is compared, by the names of `MODES`, with all sizes."""
+        published = replace(self.star, anchor_size=None, neighbor_blocks=0, passed_keys=0)
+        settings = {
+            "exact": replace(self.star, mode="exact"),
+            "recompute": replace(published, anchor="recompute"),
+            "broadcast": published,
+            "star": self.star,
+        }
+        return {name: with_sizes(star, self.num_context_tokens) for name, star in settings.items()}
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """One TP x CP. Bytes are of the fullest GPU, with the anchor broadcast where no mode is named."""
+    """One TP x CP. Bytes are of the fullest GPU, with `star` where no mode is named."""
 
     tp_size: int
     cp_size: int
@@ -48,12 +60,6 @@ class Estimate:
     ttft_s: dict[str, float]
     tpot_s: float
     fits: dict[str, bool]
-
-
-def default_block_size(num_context_tokens: int) -> int:
-    """A quarter of the context, from 8K to 32K: the sizes that the paper publishes accuracies for."""
-    quarter = -(-num_context_tokens // BLOCKS_OF_A_CONTEXT)
-    return min(max(quarter, SMALLEST_BLOCK), LARGEST_BLOCK)
 
 
 def tp_sizes(size: ModelSize, cluster: Cluster) -> list[int]:
@@ -74,11 +80,9 @@ def _divides(size: ModelSize, tp_size: int) -> bool:
 def estimate(workload: Workload, cluster: Cluster, tp_size: int) -> Estimate:
     """Memory and times of one TP size."""
     deployment = Deployment(workload.size, cluster, tp_size, workload.bytes_per_value)
-    sizes = {"block_size": workload.block_size, "wave_tokens": workload.wave_tokens}
     planner = Planner(token_costs(workload.size), deployment.cp_size)
     plans = {
-        name: planner.plan(workload.num_context_tokens, StarConfig(**sizes | options)).plan
-        for name, options in MODES.items()
+        name: planner.plan(workload.num_context_tokens, star).plan for name, star in workload.settings.items()
     }
     tail_bytes = deployment.kv.of_tokens(workload.num_generated_tokens)
     kv_bytes = {name: deployment.kv_bytes(plan) + tail_bytes for name, plan in plans.items()}
@@ -89,11 +93,11 @@ def estimate(workload: Workload, cluster: Cluster, tp_size: int) -> Estimate:
         tp_size=tp_size,
         cp_size=deployment.cp_size,
         weights_bytes=deployment.weights_bytes,
-        kv_bytes=kv_bytes["broadcast"],
-        activation_bytes=activations["broadcast"],
+        kv_bytes=kv_bytes["star"],
+        activation_bytes=activations["star"],
         bytes_by_mode=num_bytes,
         ttft_s={name: deployment.encoding_seconds(plan) + steps[name] for name, plan in plans.items()},
-        tpot_s=steps["broadcast"],
+        tpot_s=steps["star"],
         fits={name: value <= cluster.gpu.memory_bytes for name, value in num_bytes.items()},
     )
 
@@ -101,18 +105,18 @@ def estimate(workload: Workload, cluster: Cluster, tp_size: int) -> Estimate:
 def estimates(workload: Workload, cluster: Cluster) -> list[Estimate]:
     """Every TP size, those that fit first, the fastest for the whole answer before others."""
     found = [estimate(workload, cluster, tp_size) for tp_size in tp_sizes(workload.size, cluster)]
-    return sorted(found, key=lambda e: (not e.fits["broadcast"], answer_seconds(workload, e)))
+    return sorted(found, key=lambda e: (not e.fits["star"], answer_seconds(workload, e)))
 
 
 def answer_seconds(workload: Workload, of: Estimate) -> float:
-    """Until the last generated token, with Star Attention and the anchor broadcast."""
-    return of.ttft_s["broadcast"] + workload.num_generated_tokens * of.tpot_s
+    """Until the last generated token, with Star Attention."""
+    return of.ttft_s["star"] + workload.num_generated_tokens * of.tpot_s
 
 
 def fitting(workload: Workload, cluster: Cluster) -> Estimate | None:
     """The best TP size that fits, or None."""
     best = next(iter(estimates(workload, cluster)), None)
-    return best if best and best.fits["broadcast"] else None
+    return best if best and best.fits["star"] else None
 
 
 def half_is_faster(workload: Workload, cluster: Cluster, best: Estimate) -> bool:
@@ -126,10 +130,10 @@ def half_is_faster(workload: Workload, cluster: Cluster, best: Estimate) -> bool
 def what_would_fit(workload: Workload, cluster: Cluster) -> str:
     """The nearest change that fits: smaller waves, more GPUs, a shorter context; in this order."""
     smaller = workload
-    while smaller.wave_tokens > max(SMALLEST_WAVE, workload.num_context_tokens // MOST_WAVES):
-        smaller = replace(smaller, wave_tokens=smaller.wave_tokens // 2)
+    while smaller.star.wave_tokens > max(SMALLEST_WAVE, workload.num_context_tokens // MOST_WAVES):
+        smaller = replace(smaller, star=replace(smaller.star, wave_tokens=smaller.star.wave_tokens // 2))
         if fitting(smaller, cluster):
-            return f"--wave-tokens {smaller.wave_tokens} would"
+            return f"--wave-tokens {smaller.star.wave_tokens} would"
     more = cluster
     while more.num_gpus < LARGEST_CLUSTER:
         nodes = -(-more.num_gpus // more.gpus_per_node)
@@ -159,8 +163,8 @@ def refuse(workload: Workload, cluster: Cluster, found: list[Estimate]) -> None:
             f"no tensor-parallel size divides {workload.size.num_attention_heads} heads, "
             f"{workload.size.num_query_groups} KV heads and {cluster.num_gpus} GPUs"
         )
-    least = min(found, key=lambda e: e.bytes_by_mode["broadcast"])
-    needed = least.bytes_by_mode["broadcast"] / 1e9
+    least = min(found, key=lambda e: e.bytes_by_mode["star"])
+    needed = least.bytes_by_mode["star"] / 1e9
     raise ValueError(
         f"{workload.num_context_tokens:,} tokens do not fit {cluster.num_gpus} x {cluster.gpu.name}: at best "
         f"(TP {least.tp_size} x CP {least.cp_size}) a GPU needs {needed:.0f} GB and has "

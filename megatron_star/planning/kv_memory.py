@@ -2,12 +2,13 @@
 anything is allocated."""
 
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
 from megatron_star.planning.layer_mask import LayerMask
 from megatron_star.planning.mask import Range
+from megatron_star.planning.passing import named_blocks
 from megatron_star.planning.plan import ContextPlan
 
 TAIL_CHUNK_TOKENS = 256
@@ -63,22 +64,36 @@ class KvLayers:
         """Of each mask."""
         return Counter(self.masks)
 
+    @property
+    def num_passing(self) -> int:
+        """Layers that pass keys: those whose mask the user's options choose, but the last of the model."""
+        return self.masks[:-1].count(None)
+
     def num_bytes(self, num_tokens: Callable[[LayerMask | None], int]) -> int:
         """Of so many tokens in each layer of a mask."""
         counts = self.num_layers.items()
         return sum(count * num_tokens(mask) for mask, count in counts) * self.bytes_per_token
 
-    def of_context(self, plan: ContextPlan, *, spare: bool = True) -> list[int]:
+    def of_context(self, plan: ContextPlan, *, spare: bool = True, named: bool = True) -> list[int]:
         """What a plan encodes, on each CP rank, while its waves are encoded and afterwards.
 
         Args:
             spare: with the capacity that is left for a tail.
+            named: with the copies of named keys, which no query reads.
         """
         full = [n + spare * spare_capacity(n) for n in plan.owned_tokens]
-        recent = [self._recent_tokens(plan, wave[-1].end) for wave in plan.waves]
-        most = [max((held[rank] for held in recent), default=0) for rank in range(plan.cp_size)]
+        besides = list(self._besides(plan, named))
+        most = [max((held[rank] for held in besides), default=0) for rank in range(plan.cp_size)]
         of_a_layer = self.bytes_per_token
         return [of_a_layer * (self.num_layers[None] * f + m) for f, m in zip(full, most, strict=True)]
+
+    def _besides(self, plan: ContextPlan, named: bool) -> Iterator[Counter[int]]:
+        """What ranks hold after each wave besides the KV of full layers: tokens of all layers together."""
+        copies: Counter[int] = Counter()
+        for wave in plan.waves:
+            for block in named_blocks(plan, wave) if named else ():
+                copies[block.owner] += self.num_passing * block.num_keys
+            yield self._recent_tokens(plan, wave[-1].end) + copies
 
     def _recent_tokens(self, plan: ContextPlan, end: int) -> Counter[int]:
         """`recent_tokens` of all layers with a mask of their own together."""
@@ -93,7 +108,8 @@ class KvLayers:
         return self.num_bytes(lambda mask: _tail_tokens(num_tokens, mask))
 
     def by_kind(self, plans: Collection[ContextPlan], num_tail_tokens: int) -> dict[str, int]:
-        """An encoded context and a tail, on all CP ranks together, by kind of layer: `full`, `window 1024`.
+        """An encoded context and a tail, on all CP ranks together, by kind of layer: `full`, `window 1024`;
+        and the copies of `passed keys` beside those of the full layers.
 
         Args:
             plans: of the context, and of those that it extends.
@@ -102,6 +118,10 @@ class KvLayers:
         for mask, count in self.num_layers.items():
             tokens = sum(_context_tokens(plan, mask) for plan in plans) + _tail_tokens(num_tail_tokens, mask)
             kinds[mask.name if mask else "full"] = count * tokens * self.bytes_per_token
+        named = [block for plan in plans for wave in plan.waves for block in named_blocks(plan, wave)]
+        if named:
+            num_keys = sum(block.num_keys for block in named)
+            kinds["passed keys"] = self.num_passing * num_keys * self.bytes_per_token
         return kinds
 
     def of_tokens(self, num_tokens: int) -> int:

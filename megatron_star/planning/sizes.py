@@ -46,6 +46,14 @@ def with_sizes(star: StarConfig, num_tokens: int) -> StarConfig:
     )
 
 
+def sizes_of(star: StarConfig) -> dict[str, int]:
+    """Those of a configuration of `with_sizes`, by their names: who asks for them gets the same encoding."""
+    if star.mode == "exact":
+        return {}
+    anchor_size = star.block_size if star.anchor_size is None else star.anchor_size
+    return {"block_size": star.block_size, "anchor_size": anchor_size, "passed_keys": star.passed_keys}
+
+
 def recommended_block_size(num_tokens: int) -> int:
     """The power of two that is nearest to a sixteenth of the context, from 256 to 32K."""
     exponent = round(math.log2(max(1, num_tokens) / BLOCKS_OF_A_CONTEXT))

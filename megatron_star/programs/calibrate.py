@@ -3,40 +3,43 @@
     torchrun --nproc-per-node 2 launch/calibrate.py --load CHECKPOINT --context-parallel-size 2 --chat \\
         --input-jsonl yours.jsonl --tolerance 0.05 --output comparisons.jsonl
 
-Each line of the input has a context and a query. Run again, it goes on where it was interrupted.
+Each line of the input has a context and a query. What it costs is said before it starts. Run again, it goes
+on where it was interrupted.
 """
 
 import argparse
-import random
 import sys
+from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
+from time import monotonic
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
 from megatron_star.config import StarConfig
-from megatron_star.engine.request import StarRequest
-from megatron_star.evaluation.calibration import Comparisons, default_settings
-from megatron_star.evaluation.calibration_report import calibration_report
-from megatron_star.evaluation.comparison import ComparedPrompt, compare
-from megatron_star.evaluation.comparison_file import ComparisonFile, read_comparisons
+from megatron_star.engine.executor import planner_of
+from megatron_star.evaluation.calibration import Calibration, default_settings
+from megatron_star.evaluation.calibration_report import Progress, announcement, calibration_report
+from megatron_star.evaluation.comparison import (
+    EXACT,
+    ComparedPrompt,
+    Comparison,
+    ExactAnswer,
+    answer_exactly,
+    compare,
+)
+from megatron_star.evaluation.search_cost import SearchCost
 from megatron_star.evaluation.setting_text import parse_settings
 from megatron_star.job.argument_types import ArgumentParser, positive, real_number, text_argument
-from megatron_star.job.asked import of_model, of_ranks, of_text
-from megatron_star.job.documents import Document, read_jsonl
 from megatron_star.job.environment import read_environment
 from megatron_star.job.job import Job, loaded_job
 from megatron_star.job.model_arguments import add_model_arguments
 from megatron_star.job.progress import heartbeat
 from megatron_star.job.session import exit_on_errors
-from megatron_star.model.longrope import needs_long_factors
 from megatron_star.parallel.control import from_driver
-from megatron_star.planning.cost_model import kv_layers
 from megatron_star.planning.mask import MASKS
+from megatron_star.programs.calibration_input import CalibrationInput, check, read_input, tokenized
 from megatron_star.text.end_tokens import end_tokens
-from megatron_star.text.prompt import split_into_tokens
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -72,8 +75,8 @@ def _add_calibration(parser: ArgumentParser) -> None:
         default=[],
         dest="settings",
         metavar="TEXT",
-        help='"star block_size=8K anchor_size=2K neighbor_blocks=1", ..; may be repeated; default: the '
-        "longest context in 4, 8 and 16 blocks, each also with a neighbor, and with half the anchor",
+        help='"star", "star block_size=8K anchor_size=64 passed_keys=1K", ..; may be repeated; default: '
+        "star, and the longest context in 4 to 32 blocks, with few and many passed keys, and with a neighbor",
     )
     group.add_argument(
         "--tolerance",
@@ -81,6 +84,11 @@ def _add_calibration(parser: ArgumentParser) -> None:
         default=0.05,
         metavar="T",
         help="share of answers that may change",
+    )
+    group.add_argument(
+        "--ask-all",
+        action="store_true",
+        help="go on behind the search, until every setting has answered every question: for the table",
     )
     group.add_argument(
         "--num-tokens-to-generate", type=positive, default=32, metavar="N", help="of each answer, at most"
@@ -101,41 +109,14 @@ def main() -> None:
     with exit_on_errors(environment.rank), ExitStack() as held:
         args = parse_arguments()
         with loaded_job(args, environment, lambda: read_input(args, held)) as (job, given):
-            comparisons = calibrate(args, job, given)
-        if environment.is_driver:
-            print(calibration_report(comparisons, args.tolerance))
-            print(f"{args.output}: the comparisons, question by question", file=sys.stderr)
+            calibration = calibrate(args, job, given)
+        if calibration:
+            print(calibration_report(calibration))
+            print(f"{args.output}: the answers, question by question", file=sys.stderr)
 
 
-@dataclass(frozen=True)
-class CalibrationInput:
-    """The driver's part: all questions, and where comparisons go."""
-
-    documents: list[Document]
-    output: ComparisonFile
-
-
-def read_input(args: argparse.Namespace, held: ExitStack) -> CalibrationInput:
-    """Read the questions and take the output, which is let go with `held`, before anything is loaded.
-
-    Raises:
-        ValueError, OSError: there are none; or the output is no file for these questions.
-    """
-    same = of_model(args) | of_ranks(args) | {"chat": args.chat}
-    same["num_tokens_to_generate"] = args.num_tokens_to_generate
-    documents = read_jsonl(args.input_jsonl)
-    if not documents:
-        raise ValueError(f"{args.input_jsonl} has no questions")
-    asked = {
-        str(document.id): same | {"context": of_text(document.context), "query": document.query}
-        for document in documents
-    }
-    output = held.enter_context(ComparisonFile(args.output, args.input_jsonl, asked))
-    return CalibrationInput(documents, output)
-
-
-def calibrate(args: argparse.Namespace, job: Job, given: CalibrationInput | None) -> Comparisons:
-    """Compare on every question that `--output` lacks; on the driver, all comparisons of that file.
+def calibrate(args: argparse.Namespace, job: Job, given: CalibrationInput | None) -> Calibration | None:
+    """Ask what `--output` has no answer to, until the search is over; on the driver, all that is known.
 
     Args:
         given: on the driver.
@@ -146,73 +127,81 @@ def calibrate(args: argparse.Namespace, job: Job, given: CalibrationInput | None
     control = job.groups.control
     with heartbeat("turning the questions into tokens", on=job.is_driver):
         work = from_driver(partial(_work, args, job, given), control)
-    settings = {name: StarConfig.from_dict(values) for name, values in work["settings"].items()}
-    for number, question in enumerate(work["questions"], 1):
-        ends = tuple(work["end_tokens"])
-        prompt = ComparedPrompt(
-            question["context"], question["query"], None, args.num_tokens_to_generate, ends
-        )
-        place_of = f"question {number} of {len(work['questions'])}"
-        with heartbeat(place_of, on=job.is_driver):
-            tokens, comparisons = compare(job.star_model, prompt, settings, control)
+    calibration = _calibration(args, job, given, work) if given else None
+    asks = _asks(calibration, ask_all=args.ask_all) if calibration else None
+    while asked := from_driver(lambda: next(asks, None), control):
+        place = f"question {asked['question'] + 1}, {asked['setting'] or 'exact'}"
+        with heartbeat(place, on=job.is_driver):
+            answer = _answer(job, work, asked)
         if given:
-            given.output.add(question["id"], tokens, comparisons)
-            print(f"{place_of}: compared", file=sys.stderr, flush=True)
-    return read_comparisons(args.output) if given else []
+            name = calibration.questions[asked["question"]]
+            if asked["setting"]:
+                given.output.add(name, asked["setting"], answer)
+            else:
+                given.output.add_exact(name, answer)
+    return calibration
+
+
+def _asks(calibration: Calibration, *, ask_all: bool) -> Iterator[dict[str, Any]]:
+    """The driver's part: what to ask next, in a form that survives JSON. Says what has been asked."""
+    print(announcement(calibration), file=sys.stderr, flush=True)
+    progress = Progress(calibration)
+    for open_ask in calibration.open_asks(ask_all=ask_all):
+        exact = calibration.answers.exact.get(calibration.questions[open_ask.question])
+        start = monotonic()
+        yield {
+            "question": open_ask.question,
+            "setting": open_ask.setting,
+            "exact": asdict(exact) if exact else None,
+        }
+        print(progress.line(open_ask, monotonic() - start), file=sys.stderr, flush=True)
+
+
+def _answer(job: Job, work: dict[str, Any], asked: dict[str, Any]) -> ExactAnswer | Comparison:
+    """On all ranks."""
+    question = work["questions"][asked["question"]]
+    prompt = ComparedPrompt(
+        question["context"], question["query"], None, work["num_tokens"], tuple(work["end_tokens"])
+    )
+    settings = {name: StarConfig.from_dict(values) for name, values in work["settings"].items()}
+    control = job.groups.control
+    if not asked["setting"]:
+        return answer_exactly(job.star_model, prompt, settings, control)
+    exact = ExactAnswer(**asked["exact"])
+    return compare(job.star_model, prompt, exact, settings[asked["setting"]], control)
 
 
 def _work(args: argparse.Namespace, job: Job, given: CalibrationInput) -> dict[str, Any]:
-    """The driver's part: which questions, as tokens, and which settings; in a form that survives JSON."""
-    # The order decides which half a question is in: it must have nothing to do with the file's.
-    documents = list(given.documents)
-    random.Random(0).shuffle(documents)
-    questions = [_question(document, job.tokenizer, args.chat) for document in documents]
+    """The driver's part: the questions, as tokens, and the settings; in a form that survives JSON."""
+    questions = [tokenized(document, job.tokenizer, args.chat) for document in given.documents]
     settings = args.settings or default_settings(max(len(question["context"]) for question in questions))
     for question in questions:
-        _check(question, args, job)
+        check(question, args, job)
     given.output.check_same_settings(settings)
-    finished = given.output.lines.records
     return {
-        "questions": [question for question in questions if str(question["id"]) not in finished],
+        "questions": questions,
         "settings": {name: asdict(star) for name, star in settings.items()},
         "end_tokens": end_tokens(job.tokenizer),
+        "num_tokens": args.num_tokens_to_generate,
     }
 
 
-def _question(document: Document, tokenizer: PreTrainedTokenizerBase, chat: bool) -> dict[str, Any]:
-    context, query = split_into_tokens(tokenizer, document.context, document.query, chat=chat)
-    if not context:
-        raise ValueError(f"the question {document.id!r} has no context: there is nothing to compare")
-    return {"id": document.id, "context": context, "query": query}
+def _calibration(
+    args: argparse.Namespace, job: Job, given: CalibrationInput, work: dict[str, Any]
+) -> Calibration:
+    """The driver's part: what is to be asked, with what it costs."""
+    planner = planner_of(job.star_model)
+    lengths = [len(question["context"]) for question in work["questions"]]
 
+    def costs(star: StarConfig) -> list[float]:
+        of_length = {n: planner.plan(n, star).plan.cost(planner.costs) for n in set(lengths)}
+        return [of_length[n] for n in lengths]
 
-def _check(question: dict[str, Any], args: argparse.Namespace, job: Job) -> None:
-    request = StarRequest(context_tokens=question["context"], query_tokens=question["query"])
-    request.sampling.num_tokens_to_generate = args.num_tokens_to_generate
-    try:
-        request.check(vocab_size=job.star_model.vocab_size, max_sequence_length=job.max_sequence_length)
-        num_prompt = len(request.context_tokens) + len(request.query_tokens)
-        needs_long_factors(job.star_model.model.config, num_prompt, args.num_tokens_to_generate)
-        _check_fits(len(question["context"]), job)
-    except ValueError as error:
-        raise ValueError(f"the question {question['id']!r}: {error}") from error
-
-
-def _check_fits(num_context_tokens: int, job: Job) -> None:
-    """One context is held at a time; whatever the setting, the ranks share it about evenly.
-
-    Exact attention's keeps the KV of all layers: what a setting would hide is looked for there.
-    """
-    config = job.star_model.model.config
-    layers = kv_layers(
-        config, tp_size=config.tensor_model_parallel_size, bytes_per_value=config.params_dtype.itemsize
-    )
-    needed = layers.of_all(-(-num_context_tokens // job.star_model.exchange.cp_size))
-    if needed > job.budget:
-        raise ValueError(
-            f"{num_context_tokens} context tokens need {needed:,} bytes of KV on a rank, but the budget is "
-            f"{job.budget:,} bytes a rank: use more context-parallel ranks"
-        )
+    with heartbeat("planning"):
+        settings = {name: costs(StarConfig.from_dict(star)) for name, star in work["settings"].items()}
+        cost = SearchCost.of(costs(EXACT), settings)
+    questions = [str(document.id) for document in given.documents]
+    return Calibration(questions, cost, args.tolerance, given.output)
 
 
 if __name__ == "__main__":

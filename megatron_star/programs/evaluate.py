@@ -100,7 +100,7 @@ def _add_settings(parser: ArgumentParser) -> None:
         required=True,
         dest="settings",
         metavar="TEXT",
-        help='"exact", "star block_size=1K anchor_size=0 neighbor_blocks=1", ..; may be repeated',
+        help='"exact", "star", "star block_size=1K anchor_size=64 passed_keys=64", ..; may be repeated',
     )
     group.add_argument(
         "--output",

@@ -1,4 +1,4 @@
-"""Before renting GPUs: which TP x CP, block size, memory and times to expect, and whether a model fits.
+"""Before renting GPUs: which TP x CP, sizes, memory and times to expect, and whether a model fits.
 
     megatron-star plan --model Llama-3.1-8B/config.json --context 128K --gpus 16 --gpu h100
 
@@ -18,7 +18,7 @@ from pydantic import Field
 
 from checkpoints_tools.hf_config import model_arguments, read_hf_config
 from megatron_star.checked_input import strict_fields, validated
-from megatron_star.config import MOST_TOKENS, StarConfig
+from megatron_star.config import MOST_TOKENS, OPTIONS, StarConfig
 from megatron_star.job.argument_types import ArgumentParser, count, real_number, token_count, whole_number
 from megatron_star.job.progress import heartbeat
 from megatron_star.job.single_process import exit_on_user_errors
@@ -30,14 +30,15 @@ from megatron_star.planning.estimates import (
     MOST_WAVES,
     Estimate,
     Workload,
-    default_block_size,
     estimates,
     half_is_faster,
     refuse,
 )
 from megatron_star.planning.hardware import GPUS, Cluster
+from megatron_star.planning.sizes import sizes_of
 
 LARGEST_NODE, LARGEST_CONTEXT, MOST_BLOCKS = 128, 16 << 20, 4096
+SIZES = ("block_size", "anchor_size", "passed_keys")
 Size = Annotated[int, Field(ge=1, lt=1 << 24)]
 TokensOnBothSides = Annotated[list[int], Field(min_length=2, max_length=2)]
 
@@ -117,13 +118,15 @@ def print_table(workload: Workload, cluster: Cluster, found: list[Estimate]) -> 
     """For people; the best first."""
     billions = workload.size.num_parameters / 1e9
     print(
-        f"{billions:.2f} B parameters, {workload.num_context_tokens:,} context tokens "
-        f"in blocks of {workload.block_size:,};\n{cluster.num_gpus} x {cluster.gpu.name} in nodes of "
+        f"{billions:.2f} B parameters, {workload.num_context_tokens:,} context tokens\n"
+        f"star: {_sizes(workload.settings['star'])}\n"
+        f"recompute and broadcast, as published: {_sizes(workload.settings['broadcast'])}\n"
+        f"{cluster.num_gpus} x {cluster.gpu.name} in nodes of "
         f"{cluster.gpus_per_node}, of which each has {cluster.gpu.memory_bytes / 1e9:.0f} GB to use\n"
     )
-    print(f"{'':9}   {'GB on each GPU':^31}   {'TTFT in s':^29}   {'TPOT':>7}")
-    columns = (
-        f"{'weights':>7} {'KV':>7} {'other':>7} {'all':>7}   {'exact':>9} {'recompute':>9} {'broadcast':>9}"
+    print(f"{'':9}   {'GB on each GPU':^31}   {'TTFT in s':^39}   {'TPOT':>7}")
+    columns = f"{'weights':>7} {'KV':>7} {'other':>7} {'all':>7}   " + " ".join(
+        f"{mode:>9}" for mode in MODES
     )
     print(f"{'TP x CP':>9}   {columns}   {'in ms':>7}")
     for of in found:
@@ -133,8 +136,14 @@ def print_table(workload: Workload, cluster: Cluster, found: list[Estimate]) -> 
     print(f"\n{_command(workload, cluster, found[0])}\n\nEstimates; docs/slurm.md says what they assume.")
 
 
+def _sizes(star: StarConfig) -> str:
+    block_size, anchor_size, passed_keys = sizes_of(star).values()
+    passed = f" and {passed_keys:,} passed keys" if passed_keys else ""
+    return f"blocks of {block_size:,} with an anchor of {anchor_size:,}{passed}"
+
+
 def _row(of: Estimate) -> str:
-    sizes = (of.weights_bytes, of.kv_bytes, of.activation_bytes, of.bytes_by_mode["broadcast"])
+    sizes = (of.weights_bytes, of.kv_bytes, of.activation_bytes, of.bytes_by_mode["star"])
     memory = " ".join(f"{num_bytes / 1e9:>7.1f}" for num_bytes in sizes)
     times = " ".join(f"{of.ttft_s[mode]:>9.2f}" if of.fits[mode] else f"{'no room':>9}" for mode in MODES)
     return f"{of.tp_size:>2} x {of.cp_size:<4}   {memory}   {times}   {of.tpot_s * 1e3:>7.1f}"
@@ -143,8 +152,10 @@ def _row(of: Estimate) -> str:
 def _command(workload: Workload, cluster: Cluster, best: Estimate) -> str:
     tasks = min(cluster.gpus_per_node, cluster.num_gpus)
     nodes = cluster.num_gpus // tasks
+    asked = {name.upper(): getattr(workload.star, name) for name in SIZES}
+    sizes = "".join(f"{name}={size} " for name, size in asked.items() if size is not None)
     return (
-        f"CHECKPOINT=DIR TP={best.tp_size} CP={best.cp_size} BLOCK_SIZE={workload.block_size} sbatch "
+        f"CHECKPOINT=DIR TP={best.tp_size} CP={best.cp_size} {sizes}sbatch "
         f"--nodes={nodes} \\\n    --ntasks-per-node={tasks} --gpus-per-node={tasks} launch/serve.sbatch"
     )
 
@@ -180,12 +191,11 @@ def _add_cluster(parser: ArgumentParser) -> None:
 
 
 def _add_workload(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "--block-size",
-        type=token_count,
-        metavar="TOKENS",
-        help="default: a quarter of the context, from 8K to 32K",
-    )
+    for name in SIZES:
+        option = OPTIONS[name]
+        parser.add_argument(
+            f"--{name.replace('_', '-')}", type=token_count, metavar=option.placeholder, help=option.help
+        )
     parser.add_argument(
         "--wave-tokens",
         type=token_count,
@@ -235,20 +245,20 @@ def run(args: argparse.Namespace) -> None:
         ValueError, OSError: the model cannot be read, or does not fit.
     """
     model = read_model(args.model)
-    block_size = args.block_size or default_block_size(args.context)
-    workload = Workload(
-        model_size(model), args.context, args.num_tokens_to_generate, block_size, args.wave_tokens
-    )
+    sizes = {name: getattr(args, name) for name in SIZES}
+    star = StarConfig(**sizes, wave_tokens=args.wave_tokens)
+    workload = Workload(model_size(model), args.context, args.num_tokens_to_generate, star)
     cluster = cluster_of(args)
     with heartbeat("planning"):
         found = estimates(workload, cluster)
-        if not found or not found[0].fits["broadcast"]:
+        if not found or not found[0].fits["star"]:
             refuse(workload, cluster, found)
     if args.context + args.num_tokens_to_generate > model["max_position_embeddings"]:
         print(f"warning: the model was made for {model['max_position_embeddings']:,} tokens", file=sys.stderr)
     if args.json:
-        plans = [asdict(of) | {"block_size": block_size} for of in found]
-        print(json.dumps({"gpu": asdict(cluster.gpu), "plans": plans}, indent=2))
+        settings = {name: asdict(star) for name, star in workload.settings.items()}
+        plans = [asdict(of) for of in found]
+        print(json.dumps({"gpu": asdict(cluster.gpu), "settings": settings, "plans": plans}, indent=2))
     else:
         print_table(workload, cluster, found)
 

@@ -98,6 +98,7 @@ def star_report(result: StarResult, split: SplitPrompt) -> dict[str, Any]:
         "query_tokens": result.num_query_tokens,
         "blocks": result.num_blocks,
         "mode": result.mode,
+        "sizes": result.sizes,
         "cache_hit": result.cache_hit,
         "cached_tokens": result.num_cached_tokens,
         "kv_bytes": result.kv_bytes_by_kind,

@@ -14,7 +14,7 @@ from megatron_star.engine.answer import Answer
 from megatron_star.engine.request import StarRequest
 from megatron_star.engine.thread import EngineThread
 from megatron_star.planning.mask import most_sources
-from megatron_star.planning.sizes import with_sizes
+from megatron_star.planning.sizes import length_for_sizes, with_sizes
 from megatron_star.server.ask import Ask, Content, Generation
 from megatron_star.server.batch import Batch
 from megatron_star.server.context_rules import PromptSplitter
@@ -130,7 +130,7 @@ class CompletionService:
         splits = [prompt.split(self.splitter, ask.star) for prompt in ask.prompts]
         echoes = [self._as_text(content) for content in ask.echoed]
         for split in splits:
-            self._check_context(len(split.context_tokens), star)
+            self._check_context(split, star)
         answers: list[Answer] = []
         with self._cancelled_on_error(answers):
             for index, split in enumerate(split for split in splits for _ in range(ask.num_choices)):
@@ -169,13 +169,13 @@ class CompletionService:
             turn_edges=split.turn_edges,
         )
 
-    def _check_context(self, num_tokens: int, star: StarConfig) -> None:
-        most = self.settings.max_context_tokens
+    def _check_context(self, split: SplitPrompt, star: StarConfig) -> None:
+        num_tokens, most = len(split.context_tokens), self.settings.max_context_tokens
         if most is not None and num_tokens > most:
             raise RequestError(
                 400, f"the context has {num_tokens} tokens, but the limit is {most}", "context"
             )
-        star = with_sizes(star, num_tokens)
+        star = with_sizes(star, length_for_sizes(num_tokens, split.turn_edges))
         if most_sources(star, num_tokens) > MOST_BLOCK_SOURCES:
             raise RequestError(
                 400,

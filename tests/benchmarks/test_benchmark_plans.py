@@ -4,7 +4,7 @@ import pytest
 import torch
 from reference import star_mask
 
-from benchmarks.encoding_variants import BROADCAST, CONTIGUOUS, EXACT, RECOMPUTE, variant_plan
+from benchmarks.encoding_variants import BROADCAST, CONTIGUOUS, EXACT, PASSED, RECOMPUTE, variant_plan
 from megatron_star.planning.plan import ContextPlan, TokenCosts
 
 SIZES = {"block_size": 10, "wave_tokens": 1000}
@@ -30,6 +30,16 @@ def test_the_contiguous_ring_gives_each_rank_one_stretch_and_the_last_most_work(
     assert [(s.start, s.end, s.owner) for s in plan.segments()] == [(0, 30, 0), (30, 60, 1), (60, 90, 2)]
     balanced = variant_plan(EXACT, 90, 3, TokenCosts(0.0, 1.0), **SIZES)
     assert plan.cost(TokenCosts(0.0, 1.0)) > 1.6 * balanced.cost(TokenCosts(0.0, 1.0))
+
+
+def test_passed_keys_are_as_recommended_for_the_blocks_or_as_asked_for():
+    costs, sizes = TokenCosts(1.0, 0.1), {"block_size": 1024, "wave_tokens": 4096}
+    recommended = variant_plan(PASSED, 16 << 10, 2, costs, **sizes).mask
+    assert (recommended.num_blocks, recommended.anchor_size, recommended.passed_keys) == (16, 64, 128)
+    asked = variant_plan(PASSED, 16 << 10, 2, costs, **sizes, anchor_size=0, passed_keys=5).mask
+    assert (asked.anchor_size, asked.passed_keys) == (0, 5)
+    of_star = variant_plan(BROADCAST, 16 << 10, 2, costs, **sizes, anchor_size=0, passed_keys=5).mask
+    assert (of_star.anchor_size, of_star.passed_keys) == (1024, 0)
 
 
 def test_the_published_variant_encodes_a_block_a_rank_in_a_forward_pass():

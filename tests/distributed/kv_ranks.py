@@ -23,7 +23,7 @@ class Encoded(NamedTuple):
 
     Attributes:
         held: bytes of KV after each wave.
-        sent: bytes that this rank sent as an owner.
+        sent: bytes that this rank sent as an owner, and contributed to all-gathers.
     """
 
     plan: ContextPlan
@@ -44,7 +44,7 @@ def encode_chain(
         for wave in plan.waves:
             encode_wave(star_model, token_ids[: plan.num_tokens], wave, contexts[-1])
             held.append(contexts[-1].num_bytes)
-        found.append(Encoded(plan, held, counts["broadcast_bytes"]))
+        found.append(Encoded(plan, held, counts["broadcast_bytes"] + counts["pass_bytes"]))
     return found
 
 

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
-from megatron_star.planning.passing import wave_passing
 from ranks import load
 from torch import Tensor
 
@@ -14,6 +13,7 @@ from megatron_star.config import StarConfig
 from megatron_star.engine.command import Command
 from megatron_star.engine.executor import RankExecutor
 from megatron_star.planning.layer_mask import layer_masks
+from megatron_star.planning.passing import wave_passing
 from megatron_star.planning.plan import ContextPlan
 from megatron_star.speed.fast_model import FastStarModel
 

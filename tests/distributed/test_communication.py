@@ -9,7 +9,7 @@ from models import random_tokens
 from ranks import communication
 
 from megatron_star.config import StarConfig
-from megatron_star.planning.cost_model import broadcast_bytes
+from megatron_star.planning.cost_model import encoding_bytes
 from megatron_star.planning.kv_memory import KvLayers
 
 LAYERS, ENCODED_LAYERS, KV_BYTES_PER_TOKEN_AND_LAYER = 3, 2, 2 * 3 * 16 * 4
@@ -63,7 +63,7 @@ def test_the_bytes_that_are_sent_are_those_of_the_cost_model(checkpoints, cp_siz
     results = run_ranks(cp_size, communication, str(megatron), random_tokens(84), 80, config)
     sent = sum(counts.get("broadcast_bytes", 0) for _, _, counts, _ in results)
     kv = KvLayers((None,) * LAYERS, KV_BYTES_PER_TOKEN_AND_LAYER)
-    assert sent == broadcast_bytes(results[0][3], kv) > 0
+    assert sent == encoding_bytes(results[0][3], kv) > 0
 
 
 @pytest.mark.parametrize("cp_size", [2, 3])

@@ -1,14 +1,17 @@
 """KV of layers with a mask of their own: what ranks hold and send is what the planner and the engine say."""
 
+from collections import Counter
+
 import pytest
 from distributed import run_ranks
 from kv_ranks import counted_work, encode_chain, engine_memory, question
 from models import random_tokens
 
 from megatron_star.config import StarConfig
-from megatron_star.planning.cost_model import broadcast_bytes
+from megatron_star.planning.cost_model import encoding_bytes
 from megatron_star.planning.kv_memory import KvLayers, recent_tokens, spare_capacity
 from megatron_star.planning.layer_mask import Chunk, Window
+from megatron_star.planning.mask import Range
 from megatron_star.planning.plan import ContextPlan
 
 MODEL = {
@@ -49,6 +52,12 @@ CHAINS = {
         [30, 36, 61, 62],
         StarConfig(block_size=9, neighbor_blocks=1),
     ),
+    "passed keys": ([60], StarConfig(block_size=9, anchor_size=4, passed_keys=3)),
+    "passed keys of neighbors, waves and turns": (
+        [7, 30, 36, 97],
+        StarConfig(block_size=9, anchor_size=5, neighbor_blocks=1, passed_keys=4, wave_tokens=11),
+    ),
+    "all keys passed, spread blocks": ([97], StarConfig(block_size=33, passed_keys=50, wave_tokens=12)),
     "exact, turns in waves": ([39, 97], StarConfig(mode="exact", wave_tokens=17)),
 }
 
@@ -62,7 +71,8 @@ def test_ranks_hold_and_send_the_bytes_that_are_planned(name, cp_size):
     for of_ranks in zip(*results, strict=True):
         plan = of_ranks[0].plan
         assert all(encoded.plan.waves == plan.waves for encoded in of_ranks)
-        assert sum(encoded.sent for encoded in of_ranks) == broadcast_bytes(plan, LAYERS)
+        assert sum(encoded.sent for encoded in of_ranks) == encoding_bytes(plan, LAYERS)
+        assert [encoded.held[-1] for encoded in of_ranks] == held_after(plan, plan.num_tokens)
         assert [max(encoded.held) for encoded in of_ranks] == LAYERS.of_context(plan)
         for index, wave in enumerate(plan.waves):
             assert [encoded.held[index] for encoded in of_ranks] == held_after(plan, wave[-1].end)
@@ -73,7 +83,21 @@ def held_after(plan: ContextPlan, end: int) -> list[int]:
     begun = {segment.owner for segment in plan.segments() if segment.start < end}
     full = [n + spare_capacity(n) if rank in begun else 0 for rank, n in enumerate(plan.owned_tokens)]
     recent = [recent_tokens(plan, mask, end) for mask in LAYERS.masks if mask]
-    return [BYTES * (full[rank] + sum(held[rank] for held in recent)) for rank in range(plan.cp_size)]
+    named = named_by_rank(plan, end)
+    return [
+        BYTES * (full[rank] + named[rank] + sum(held[rank] for held in recent))
+        for rank in range(plan.cp_size)
+    ]
+
+
+def named_by_rank(plan: ContextPlan, end: int) -> Counter[int]:
+    """Of the one full layer: what blocks name that end by there, on the ranks with their last tokens."""
+    edges, named = plan.mask.block_edges, Counter()
+    for block, last in enumerate(edges[1:]):
+        if plan.start < last <= end:
+            (source,) = plan.owners_of(Range(last - 1, last))
+            named[source.owner] += plan.mask.num_named(block)
+    return named
 
 
 @pytest.mark.parametrize("cp_size", [1, 2])
@@ -82,9 +106,11 @@ def held_after(plan: ContextPlan, end: int) -> list[int]:
     [
         StarConfig(block_size=9, neighbor_blocks=1),
         StarConfig(block_size=31, anchor="recompute"),
+        StarConfig(block_size=9, anchor_size=5, passed_keys=4),
+        StarConfig(block_size=30, anchor_size=0, passed_keys=7, neighbor_blocks=1, wave_tokens=10),
         StarConfig(mode="exact", wave_tokens=17),
     ],
-    ids=["neighbors", "recompute", "exact"],
+    ids=["neighbors", "recompute", "passed keys", "passed keys, spread blocks, neighbors", "exact"],
 )
 def test_ranks_compute_the_operations_that_are_planned(star, cp_size):
     """All pairs that are visible in each kind of layer, and no others."""

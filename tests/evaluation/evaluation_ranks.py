@@ -10,13 +10,19 @@ from megatron_star.algorithm.context_encoding import encode_context
 from megatron_star.config import StarConfig
 from megatron_star.engine.engine import StarEngine, run_worker
 from megatron_star.engine.request import StarRequest
-from megatron_star.evaluation.comparison import ComparedPrompt, Comparison, compare
+from megatron_star.evaluation.comparison import (
+    ComparedPrompt,
+    Comparison,
+    ExactAnswer,
+    answer_exactly,
+    compare,
+)
 from megatron_star.evaluation.hidden_attention import hidden_masses
 from megatron_star.job.job import Job
 from megatron_star.model.checkpoint import read_checkpoint_info
 from megatron_star.parallel.control import on_driver
 from megatron_star.planning.cost_model import choose_plan, token_costs
-from megatron_star.programs import calibrate, evaluate, evaluation_output
+from megatron_star.programs import calibrate, calibration_input, evaluate, evaluation_output
 from megatron_star.text.tokenizer import load_tokenizer
 
 
@@ -50,10 +56,13 @@ def masses(
 
 def comparisons(
     checkpoint: str, prompt: ComparedPrompt, settings: Mapping[str, StarConfig]
-) -> tuple[list[int], dict[str, Comparison]]:
-    """`compare`, on every rank."""
+) -> tuple[ExactAnswer, dict[str, Comparison]]:
+    """`answer_exactly`, then `compare` for each setting, on every rank."""
     star_model, groups = load(checkpoint, 1)
-    return compare(star_model, prompt, settings, groups.control)
+    exact = answer_exactly(star_model, prompt, settings, groups.control)
+    return exact, {
+        name: compare(star_model, prompt, exact, star, groups.control) for name, star in settings.items()
+    }
 
 
 def job_of(checkpoint: str) -> Job:
@@ -75,5 +84,5 @@ def run_calibrate(checkpoint: str, arguments: list[str]) -> None:
     """What calibrate.py does, on a model that is loaded already."""
     job, args = job_of(checkpoint), calibrate.parse_arguments(arguments)
     with ExitStack() as held:
-        given = on_driver(lambda: calibrate.read_input(args, held), job.groups.control)
+        given = on_driver(lambda: calibration_input.read_input(args, held), job.groups.control)
         calibrate.calibrate(args, job, given)

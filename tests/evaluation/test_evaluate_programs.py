@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,6 @@ from evaluation_ranks import run_calibrate, run_evaluate
 from programs import error_lines, torchrun
 
 from benchmarks import answers_of_transformers
-from megatron_star.evaluation.comparison_file import read_comparisons
 from megatron_star.evaluation.results import read_answers
 from megatron_star.evaluation.scoring import match_all
 from megatron_star.programs.evaluate import parse_arguments, survey_of
@@ -125,21 +125,20 @@ def test_a_file_that_a_task_lacks_ends_all_ranks_with_one_line(smollm2, tmp_path
 
 
 @pytest.mark.smollm2
-def test_calibrate_compares_each_question_once(run, tmp_path):
+def test_calibrate_asks_each_question_once(run, tmp_path):
     text = "The bridge is old. The river is slow. The mayor, Ann Brill, is tall. " * 12
     lines = [{"id": str(i), "context": text, "query": f"Who is the mayor? ({i})"} for i in range(2)]
     (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    options = ["--input-jsonl", tmp_path / "in.jsonl", "--num-tokens-to-generate", 4]
+    options = ["--input-jsonl", tmp_path / "in.jsonl", "--num-tokens-to-generate", 4, "--ask-all"]
     output = run(run_calibrate, *options, "--setting", "star block_size=64")
-    compared = output.read_text()
-    assert {json.loads(line)["id"] for line in compared.splitlines()} == {"0", "1"}
+    asked = [json.loads(line)["id"] for line in output.read_text().splitlines()]
+    assert sorted(asked) == ["exact/0", "exact/1", "star block_size=64/0", "star block_size=64/1"]
 
-    first = compared.splitlines(keepends=True)[0]
-    output.write_text(first + "{")
+    first, second, third, _ = output.read_text().splitlines(keepends=True)
+    output.write_text(first + second + third[:-5])
     run(run_calibrate, *options, "--setting", "star block_size=64")
-    assert output.read_text().startswith(first)
-    assert {json.loads(line)["id"] for line in output.read_text().splitlines()} == {"0", "1"}
-    assert len(read_comparisons(str(output))) == 2
+    assert output.read_text().startswith(first + second)
+    assert [json.loads(line)["id"] for line in output.read_text().splitlines()] == asked
     before = output.read_bytes()
     with pytest.raises(RankError, match="compares other settings: give another --output"):
         run(run_calibrate, *options, "--setting", "star block_size=32")
@@ -148,6 +147,18 @@ def test_calibrate_compares_each_question_once(run, tmp_path):
     with pytest.raises(RankError, match="'1' was asked with another context"):
         run(run_calibrate, *options, "--setting", "star block_size=64")
     (tmp_path / "in.jsonl").write_text(json.dumps(lines[0]))
-    with pytest.raises(RankError, match=r"has 1 questions that .* lacks, '1' for one"):
+    with pytest.raises(RankError, match=r"has the question '1', which .* lacks"):
         run(run_calibrate, *options, "--setting", "star block_size=64")
     assert output.read_bytes() == before
+
+
+@pytest.mark.smollm2
+def test_a_search_ends_where_its_verdict_is_known(run, tmp_path):
+    text = "The bridge is old. The river is slow. The mayor, Ann Brill, is tall. " * 12
+    lines = [{"id": str(i), "context": text, "query": f"The mayor is ({i})"} for i in range(8)]
+    (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    options = ["--input-jsonl", tmp_path / "in.jsonl", "--num-tokens-to-generate", 1, "--tolerance", 0.6]
+    settings = ["--setting", "star block_size=64 neighbor_blocks=1", "--setting", "star block_size=64"]
+    output = run(run_calibrate, *options, *settings)
+    asked = [json.loads(line)["setting"] for line in output.read_text().splitlines()]
+    assert Counter(asked) == {"exact": 8, "star block_size=64": 8}

@@ -1,111 +1,140 @@
-"""What is recommended, and when nothing is; and that the promise holds for questions nobody has looked at."""
+"""What a calibration asks next, what it has found, and how that reads."""
 
 import json
-import random
+import shutil
+from dataclasses import asdict
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from megatron_star.config import StarConfig
-from megatron_star.evaluation.calibration import default_settings, recommend, summarize
-from megatron_star.evaluation.calibration_report import calibration_report
-from megatron_star.evaluation.comparison import Comparison, probe_positions
-from megatron_star.evaluation.comparison_file import ComparisonFile, read_comparisons
+from megatron_star.evaluation.calibration import Calibration, default_settings, summarize
+from megatron_star.evaluation.calibration_report import Progress, announcement, calibration_report
+from megatron_star.evaluation.comparison import Comparison, ExactAnswer, probe_positions
+from megatron_star.evaluation.comparison_file import ComparisonFile
+from megatron_star.evaluation.search_cost import SearchCost
 from megatron_star.programs import calibrate as program
+from megatron_star.programs import calibration_input
 
-SPEEDUPS = {"fast": 4.0, "medium": 2.0, "slow": 1.25, "useless": 1.0}
+OPERATIONS = {"fast": 1.0, "medium": 2.0, "useless": 4.0}
+EXACT = ExactAnswer(
+    tokens=[1],
+    likely=[[1, 2]],
+    log_ps=[[-0.1, -3.0]],
+    encoding_s=3.0,
+    query_s=1.0,
+    flops=4.0,
+    hidden_masses=dict.fromkeys(OPERATIONS, 0.25),
+)
 
 
-def comparison(changed: bool, speedup: float) -> Comparison:
+def comparison(setting: str, changed: bool) -> Comparison:
     """One setting on one question."""
     return Comparison(
         same_first_token=not changed,
         changed=changed,
         kl=0.5 * changed,
-        hidden_mass=0.25,
-        exact_ttft_s=speedup,
-        ttft_s=1.0,
-        exact_flops=1e9 * speedup,
-        flops=1e9,
+        ttft_s=OPERATIONS[setting],
+        flops=OPERATIONS[setting],
+        encoded_as=f"{setting} block_size=1K",
     )
 
 
-def questions(count: int, **shares: float):
-    """So many; each setting changes about its share of the answers, spread evenly."""
-    return [
-        {
-            name: comparison(int((i + 1) * share + 1e-9) > int(i * share + 1e-9), SPEEDUPS[name])
-            for name, share in shares.items()
-        }
-        for i in range(count)
-    ]
+@pytest.fixture
+def calibration(tmp_path):
+    """120 questions for a tolerance of 0.1, of which nothing is answered yet."""
+    questions = [f"q{number}" for number in range(120)]
+    cost = SearchCost.of([4.0] * 120, {name: [cost] * 120 for name, cost in OPERATIONS.items()})
+    with ComparisonFile(str(tmp_path / "out.jsonl"), "in.jsonl", {name: {} for name in questions}) as output:
+        yield Calibration(questions, cost, 0.1, output)
 
 
-def test_the_cheapest_setting_within_the_tolerance_is_recommended_with_its_bound():
-    verdict = recommend(questions(400, slow=0.0, medium=0.0, fast=0.3, useless=0.0), 0.05)
+def answer(calibration: Calibration, most: int | None = None, *, ask_all: bool = False) -> list[str]:
+    """Answer at most so many of what is asked; what that was. Fast changes all, medium the first question."""
+    progress, asked, lines = Progress(calibration), [], []
+    asks = calibration.open_asks(ask_all=ask_all)
+    while len(asked) != most and (ask := next(asks, None)):
+        name = calibration.questions[ask.question]
+        asked.append(f"{ask.setting or 'exact'}/{name}")
+        if ask.setting:
+            changed = ask.setting == "fast" or name == "q0"
+            calibration.answers.add(name, ask.setting, comparison(ask.setting, changed))
+        else:
+            calibration.answers.add_exact(name, EXACT)
+        lines.append(progress.line(ask, 1.0))
+    answer.lines = lines
+    return asked
+
+
+FIRST = ["exact/q0", "fast/q0", "exact/q2", "fast/q2", "medium/q0", "medium/q2", "exact/q4", "medium/q4"]
+
+
+def test_exact_is_asked_each_question_once_and_the_candidate_alone_judges(calibration):
+    asked = answer(calibration)
+    assert len(asked) == len(set(asked)) == 120 + 2 + 120
+    assert asked[:8] == FIRST
+    assert [name for name in asked if name.startswith("medium")][-1] == "medium/q119"
+    verdict = calibration.verdict()
     assert verdict.setting == "medium"
-    assert verdict.bound == pytest.approx(1 - 0.05 ** (1 / 200), abs=1e-6)
-    assert "changed 0 of 200 answers that had no part in its choice" in verdict.reason
+    assert "changed 0 of 60 answers" in verdict.reason
 
 
-def test_too_few_questions_support_nothing_and_are_told_how_many_would():
-    verdict = recommend(questions(116, slow=0.0), 0.05)
-    assert verdict.setting is None
-    assert "even if none of the 58 that judge changes, up to 0.050" in verdict.reason
-    assert "118 are needed" in verdict.reason
-    assert recommend(questions(118, slow=0.0), 0.05).setting == "slow"
+@pytest.mark.parametrize("interrupted_after", [1, 2, 5, 50, 241])
+def test_a_search_that_was_interrupted_goes_on_as_if_it_had_not_been(
+    calibration, interrupted_after, tmp_path
+):
+    before = answer(calibration, interrupted_after)
+    copy = shutil.copy(calibration.answers.lines.path, tmp_path / "copy.jsonl")
+    questions, asked = calibration.questions, {name: {} for name in calibration.questions}
+    with ComparisonFile(str(copy), "in.jsonl", asked) as output:
+        again = Calibration(questions, calibration.cost, 0.1, output)
+        after = answer(again)
+        assert [*before, *after][:8] == FIRST
+        assert len({*before, *after}) == len(before) + len(after) == 242
+        assert again.verdict().setting == "medium"
 
 
-def test_a_setting_that_changes_too_much_or_saves_nothing_is_not_recommended():
-    verdict = recommend(questions(400, fast=0.3, useless=0.0), 0.05)
-    assert verdict.setting is None
-    assert "no setting is cheaper than exact and changes at most 4 of the 200 answers that" in verdict.reason
+def test_to_ask_all_answers_everything_and_decides_as_the_search_does(calibration):
+    assert len(answer(calibration, ask_all=True)) == 4 * 120
+    assert calibration.verdict().setting == "medium"
+    assert summarize("useless", calibration).num_asked == 120
 
 
-@pytest.mark.parametrize(("changed", "chosen"), [(4, "fast"), (5, "slow")])
-def test_a_setting_is_chosen_only_if_it_would_be_confirmed_by_its_own_half(changed, chosen):
-    compared = questions(400, fast=0.0, slow=0.0)
-    for question in compared[: 2 * changed : 2]:
-        question["fast"] = comparison(True, SPEEDUPS["fast"])
-    assert recommend(compared, 0.05).setting == chosen
+def test_what_it_costs_is_said_before_and_how_far_it_is_behind_each_answer(calibration):
+    text = announcement(calibration)
+    assert "120 questions, 60 that choose and 60 that judge" in text
+    assert "  0.25  fast\n  0.50  medium\n  1.00  useless (not cheaper: left out)\n" in text
+    assert "costs from 1.2 to 1.6. To ask every setting everything would cost 2.8" in text
+    answer(calibration)
+    lines = answer.lines
+    assert lines[1].startswith("question 1 of 60 that choose: fast: 1 changed, 1 may; ")
+    assert lines[4].startswith(
+        "ruled out: fast: more than 1 answers changed\nquestion 1 of 60 that choose: med"
+    )
+    assert any(line.startswith("candidate: medium: the other half judges it\n") for line in lines)
+    assert (
+        lines[-1]
+        == "question 60 of 60 that judge: medium: 0 changed, 1 may; 0 min to go if it is the one, 0 at most"
+    )
 
 
-def test_a_candidate_whose_bound_is_above_the_tolerance_is_named_but_not_recommended():
-    compared = questions(400, fast=0.0, slow=0.0)
-    for question in compared[1:11:2]:
-        question["fast"] = comparison(True, SPEEDUPS["fast"])
-    verdict = recommend(compared, 0.05)
-    assert verdict.setting is None
-    assert verdict.bound > 0.05
-    assert "'fast' was the candidate, but it changed 5 of 200" in verdict.reason
+def test_a_summary_has_means_and_ratios(calibration):
+    answer(calibration)
+    fast, medium = summarize("fast", calibration), summarize("medium", calibration)
+    assert (fast.num_asked, fast.num_changed, fast.same_first_tokens, fast.kl) == (2, 2, 0.0, 0.5)
+    assert (fast.ttft_ratio, fast.flops_ratio, fast.hidden_mass) == (4.0, 4.0, 0.25)
+    assert (medium.num_asked, medium.num_changed, medium.kl) == (120, 1, pytest.approx(0.5 / 120))
+    assert medium.encoded_as == ["medium block_size=1K"]
 
 
-def test_the_questions_that_choose_do_not_judge():
-    compared = questions(400, fast=0.0)
-    for question in compared[1::2]:
-        question["fast"] = comparison(True, 4.0)
-    verdict = recommend(compared, 0.05)
-    assert (verdict.setting, verdict.bound) == (None, 1.0)
-
-
-def test_a_promise_is_broken_in_at_most_one_case_of_twenty():
-    generator = random.Random(0)
-    shares = {"fast": 0.11, "medium": 0.102, "slow": 0.02}  # of all questions there are; 0.1 is promised
-    broken = 0
-    for _ in range(300):
-        compared = [
-            {name: comparison(generator.random() < share, SPEEDUPS[name]) for name, share in shares.items()}
-            for _ in range(240)
-        ]
-        broken += shares.get(recommend(compared, 0.1).setting, 0.0) > 0.1
-    assert broken <= 0.05 * 300
-
-
-def test_a_summary_has_means_and_median_ratios():
-    summary = summarize("fast", questions(4, fast=0.5))
-    assert (summary.changed_answers, summary.same_first_tokens, summary.kl) == (0.5, 0.5, 0.25)
-    assert (summary.ttft_ratio, summary.flops_ratio, summary.hidden_mass) == (4.0, 4.0, 0.25)
+def test_the_report_ends_with_the_advice_and_shows_the_sizes_that_were_chosen(calibration):
+    answer(calibration)
+    lines = calibration_report(calibration).splitlines()
+    assert " ".join(lines[2].split()) == "medium 2.00x 1 of 120 (0.8%) 99.2% 0.0042 0.250 2.00x"
+    assert lines[3].split() == ["useless", "1.00x", "not", "asked", "-", "-", "0.250", "-"]
+    assert "medium is medium block_size=1K." in lines
+    assert lines[-1].startswith("Recommended: medium: it changed 0 of 60 answers")
 
 
 def test_probes_are_spread_over_the_context_and_end_with_it():
@@ -114,11 +143,20 @@ def test_probes_are_spread_over_the_context_and_end_with_it():
     assert probe_positions(3) == [0, 1, 2]
 
 
-def test_default_settings_cut_the_longest_context_in_4_8_and_16_blocks():
-    settings = default_settings(4000)
-    assert [star.block_size for star in settings.values()] == [1000] * 3 + [500] * 3 + [250] * 3
-    assert StarConfig(block_size=500, neighbor_blocks=1) in settings.values()
-    assert StarConfig(block_size=250, anchor_size=125) in settings.values()
+def test_default_settings_cut_the_longest_context_in_4_8_16_and_32_blocks():
+    recommended, *settings = default_settings(8000).values()
+    assert recommended == StarConfig()
+    assert [star.block_size for star in settings] == [250] * 3 + [500] * 3 + [1000] * 3 + [2000] * 3
+    assert StarConfig(block_size=500, neighbor_blocks=1) in settings
+    assert StarConfig(block_size=250, anchor_size=64, passed_keys=63) in settings
+
+
+@pytest.mark.parametrize("num_tokens", [1, 3, 50, 512, 1000])
+def test_default_settings_of_a_short_context_have_no_tiny_blocks_unless_it_is_tiny(num_tokens):
+    _, *settings = default_settings(num_tokens).values()
+    smallest = min(star.block_size for star in settings)
+    assert smallest >= min(128, -(-num_tokens // 4))
+    assert len(settings) == len(set(settings))
 
 
 ARGUMENTS = ["--load", "x", "--input-jsonl", "y", "--output", "z"]
@@ -138,19 +176,38 @@ def test_wrong_arguments_are_refused(options, message):
         program.parse_arguments([*ARGUMENTS, *options])
 
 
-def test_comparisons_are_read_back_and_other_lines_and_settings_are_refused(tmp_path):
+def test_answers_are_read_back_and_other_lines_and_settings_are_refused(tmp_path):
     path = tmp_path / "out.jsonl"
-    values = {"fast": comparison(True, 2.0).__dict__}
-    record = {"program": "calibrate", "id": "a", "asked": {}, "tokens": [1], "settings": values}
-    path.write_text(json.dumps(record) + "\n")
-    assert read_comparisons(str(path)) == [{"fast": comparison(True, 2.0)}]
-    with ComparisonFile(str(path), "in.jsonl", {"a": {}}) as output:
-        output.check_same_settings(["fast"])
+    with ComparisonFile(str(path), "in.jsonl", {"a": {"dtype": "float32"}}) as output:
+        output.add_exact("a", EXACT)
+        output.add("a", "fast", comparison("fast", True))
+    with ComparisonFile(str(path), "in.jsonl", {"a": {"dtype": "float32"}}) as output:
+        assert output.exact == {"a": EXACT}
+        assert output.comparisons == {"fast": {"a": comparison("fast", True)}}
+        output.check_same_settings(OPERATIONS)
         with pytest.raises(ValueError, match="compares other settings"):
             output.check_same_settings(["slow"])
-    path.write_text(json.dumps(record | {"settings": {"fast": values["fast"] | {"kl": "0"}}}) + "\n")
-    with pytest.raises(ValueError, match="line 1: the field 'settings.fast.kl' is '0': input should be a "):
-        read_comparisons(str(path))
+    with pytest.raises(ValueError, match="'a' was asked with another dtype"):
+        ComparisonFile(str(path), "in.jsonl", {"a": {"dtype": "bfloat16"}})
+    with pytest.raises(ValueError, match=r"has the question 'a', which in.jsonl lacks"):
+        ComparisonFile(str(path), "in.jsonl", {"b": {}})
+    line = json.loads(path.read_text().splitlines()[1])
+    wrong = line["comparison"] | {"kl": "0"}
+    path.write_text(json.dumps(line | {"comparison": wrong}) + "\n")
+    with pytest.raises(ValueError, match=r"line 1: the field 'comparison.kl' is '0': input should be a "):
+        ComparisonFile(str(path), "in.jsonl", {"a": {}})
+    path.write_text(json.dumps(line | {"exact": asdict(EXACT)}) + "\n")
+    with pytest.raises(ValueError, match="'fast/a' has to be exact's answer or a comparison"):
+        ComparisonFile(str(path), "in.jsonl", {"a": {"dtype": "float32"}})
+
+
+def test_too_few_questions_are_refused_before_anything_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr(calibration_input, "of_model", lambda args: {})
+    path = tmp_path / "in.jsonl"
+    path.write_text("\n".join(json.dumps({"context": "a", "query": "b"}) for _ in range(10)))
+    command = ["--load", "x", "--input-jsonl", str(path), "--output", str(tmp_path / "out.jsonl")]
+    with pytest.raises(ValueError, match=r"118 are needed; --ask-all compares the settings without a prom"):
+        calibration_input.read_input(program.parse_arguments(command), None)
 
 
 @pytest.mark.parametrize("window_size", [None, (9, 0)])
@@ -161,12 +218,6 @@ def test_a_context_that_does_not_fit_the_budget_is_refused_before_anything_runs(
     star_model = SimpleNamespace(model=SimpleNamespace(config=config), exchange=SimpleNamespace(cp_size=2))
     bytes_per_token = 2 * 2 * 2 * 8 * 4
     job = SimpleNamespace(star_model=star_model, budget=50 * bytes_per_token)
-    program._check_fits(100, job)
+    calibration_input._check_fits(100, job)
     with pytest.raises(ValueError, match="101 context tokens need 13,056 bytes of KV on a rank, but the"):
-        program._check_fits(101, job)
-
-
-def test_the_report_ends_with_the_advice():
-    lines = calibration_report(questions(400, medium=0.0), 0.05).splitlines()
-    assert lines[1].split() == ["medium", "100.0%", "0.0%", "0.0000", "0.250", "2.00x", "2.00x"]
-    assert lines[-1].startswith("Recommended: medium: it changed 0 of 200 answers")
+        calibration_input._check_fits(101, job)

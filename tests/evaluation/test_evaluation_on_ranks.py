@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.answers_of_transformers import greedy_answer
 from megatron_star.config import StarConfig
-from megatron_star.evaluation.comparison import ComparedPrompt
+from megatron_star.evaluation.comparison import NUM_LIKELY, ComparedPrompt
 from megatron_star.evaluation.sample import greedy_request
 from megatron_star.evaluation.task_files import TaskFiles
 from megatron_star.evaluation.tasks import NamedTask, SampleKey, SampleMaker
@@ -80,27 +80,35 @@ def test_a_comparison_is_that_of_two_dense_models(checkpoints, world_size):
     prompt = ComparedPrompt(random_tokens(60, seed=1), random_tokens(5, seed=2), None, 6)
     star = StarConfig(block_size=12, anchor_size=4)
     settings = {"star": star, "one block": StarConfig(block_size=60)}
-    (tokens, compared), *others = run_ranks(world_size, comparisons, str(megatron), prompt, settings)
-    assert all(other[0] == tokens for other in others)
+    (answer, compared), *others = run_ranks(world_size, comparisons, str(megatron), prompt, settings)
+    tokens = answer.tokens
+    assert all(other[0].tokens == tokens for other in others)
 
     shown = [*prompt.context, *prompt.query, *tokens[:-1]]
     exact, changed = (dense_logits(hf, shown, 60, config)[64:].log_softmax(-1) for config in (EXACT, star))
     assert tokens == exact.argmax(-1).tolist()
     assert compared["star"].same_first_token == (changed[0].argmax() == tokens[0])
     assert compared["star"].changed == (changed.argmax(-1).tolist() != tokens)
-    assert compared["star"].kl == pytest.approx(
-        (exact.exp() * (exact - changed)).sum(-1).mean().item(), abs=1e-4
+    likely = exact.topk(NUM_LIKELY).indices
+    assert answer.likely == likely.tolist()
+    p, q = (
+        torch.cat((of, 1 - of.sum(1, keepdim=True)), 1)
+        for of in (probabilities.double().exp().gather(1, likely) for probabilities in (exact, changed))
     )
-    assert compared["star"].flops < compared["star"].exact_flops
+    assert compared["star"].kl == pytest.approx((p * (p / q).log()).sum(-1).mean().item(), abs=1e-4)
+    over_the_vocabulary = (exact.exp() * (exact - changed)).sum(-1).mean().item()
+    assert 0 < compared["star"].kl < over_the_vocabulary + 1e-4
+    assert compared["star"].flops < answer.flops
     same = compared["one block"]
-    assert (same.same_first_token, same.changed, same.hidden_mass) == (True, False, 0.0)
+    assert (same.same_first_token, same.changed, answer.hidden_masses["one block"]) == (True, False, 0.0)
     assert same.kl < 1e-5
 
 
 def test_an_answer_ends_with_the_end_token(checkpoints):
     _, megatron = checkpoints("qwen3")
     prompt = ComparedPrompt(random_tokens(60, seed=1), random_tokens(5, seed=2), None, 6)
-    ((full, _),) = run_ranks(1, comparisons, str(megatron), prompt, {})
+    ((answer, _),) = run_ranks(1, comparisons, str(megatron), prompt, {})
+    full = answer.tokens
     ended = ComparedPrompt(prompt.context, prompt.query, full[2], 6)
-    ((tokens, _),) = run_ranks(1, comparisons, str(megatron), ended, {})
-    assert tokens == full[: full.index(full[2]) + 1]
+    ((answer, _),) = run_ranks(1, comparisons, str(megatron), ended, {})
+    assert answer.tokens == full[: full.index(full[2]) + 1]

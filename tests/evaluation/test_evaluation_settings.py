@@ -3,7 +3,9 @@
 import pytest
 
 from megatron_star.config import StarConfig
-from megatron_star.evaluation.setting_text import parse_setting, parse_settings, setting_name
+from megatron_star.evaluation.setting_text import encoded_as, parse_setting, parse_settings, setting_name
+from megatron_star.planning.plan import TokenCosts
+from megatron_star.planning.planner import Planner
 
 SETTINGS = {
     "exact": StarConfig(mode="exact"),
@@ -13,6 +15,10 @@ SETTINGS = {
         block_size=500, anchor_size=0, neighbor_blocks=2
     ),
     "star neighbor_blocks=1024": StarConfig(neighbor_blocks=1024),
+    "star block_size=512 anchor_size=64 passed_keys=64": StarConfig(
+        block_size=512, anchor_size=64, passed_keys=64
+    ),
+    "star passed_keys=0": StarConfig(passed_keys=0),
     "auto block_size=1K anchor=recompute wave_tokens=2K": StarConfig(
         mode="auto", block_size=1024, anchor="recompute", wave_tokens=2048
     ),
@@ -31,6 +37,18 @@ def test_the_same_setting_has_one_name_however_it_is_written():
         "star block_size=2K anchor_size=1K"
     )
     assert setting_name(StarConfig(mode="exact", block_size=5, anchor_size=1)) == "exact"
+    assert setting_name(parse_setting("star passed_keys=0 block_size=2K")) == "star block_size=2K"
+
+
+def test_what_is_left_open_is_named_as_it_was_chosen():
+    planner = Planner(TokenCosts(), cp_size=1)
+    star = parse_setting("star wave_tokens=512")
+    assert encoded_as(star, planner.plan(4096, star).star) == (
+        "star block_size=256 anchor_size=64 passed_keys=64 wave_tokens=512"
+    )
+    star = parse_setting("star block_size=1K")
+    assert encoded_as(star, planner.plan(4096, star).star) == "star block_size=1K"
+    assert encoded_as(parse_setting("auto"), planner.plan(100, parse_setting("auto")).star) == "exact"
 
 
 @pytest.mark.parametrize(
@@ -42,6 +60,7 @@ def test_the_same_setting_has_one_name_however_it_is_written():
         ("star block_size", "'block_size' is not one of"),
         ("star block_size=1G", "'block_size=1G': '1G' is not a number of tokens"),
         ("star neighbor_blocks=one", "'neighbor_blocks=one': invalid literal"),
+        ("star block_size=64 anchor=recompute passed_keys=8", "passed_keys is 8: it must be 0 with anchor"),
         ("star block_size=0", "block_size is 0: it must be a whole number of at least 1"),
         ("star neighbor_blocks=-1", "neighbor_blocks is -1"),
         ("star anchor=both", "anchor is 'both': it must be one of broadcast, recompute"),

@@ -87,6 +87,18 @@ def test_one_task_is_one_rank_and_arguments_are_passed_on(run_script):
     assert arguments[-6:] == ["--context-file", "a b.txt", "--query", "why?", "--top-k", "1"]
 
 
+@pytest.mark.parametrize("script", ["generate.sbatch", "serve.sbatch"])
+def test_sizes_that_are_set_are_passed_on_and_others_are_left_to_the_program(run_script, script):
+    grid = {"TP": "2", "CP": "4", "PORT": "5986"}
+    assert "--star" not in run_script(script, **grid).stdout
+    sizes = {"BLOCK_SIZE": "8K", "ANCHOR_SIZE": "0", "PASSED_KEYS": "1K"}
+    arguments = run_script(script, **grid, **sizes).stdout.splitlines()
+    first = arguments.index("--star-block-size")
+    assert arguments[first : first + 6] == (
+        ["--star-block-size", "8K", "--star-anchor-size", "0", "--star-passed-keys", "1K"]
+    )
+
+
 def test_torchrun_is_started_once_a_node(run_script):
     arguments = run_script("generate.sbatch", TP="2", CP="4", LAUNCHER="torchrun").stdout.splitlines()
     assert {"--ntasks=2", "--ntasks-per-node=1", "--nnodes=2", "--nproc-per-node=4"} <= set(arguments)

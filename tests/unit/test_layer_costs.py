@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from megatron_star.config import StarConfig
-from megatron_star.planning.cost_model import broadcast_bytes, kv_layers, token_costs
+from megatron_star.planning.cost_model import encoding_bytes, kv_layers, token_costs
 from megatron_star.planning.kv_memory import KvLayers, recent_tail_capacity, recent_tokens, spare_capacity
 from megatron_star.planning.layer_mask import Chunk, LayerMask, Window
 from megatron_star.planning.plan import ContextPlan, TokenCosts
@@ -112,9 +112,9 @@ def test_the_bytes_that_cross_ranks_are_those_that_another_rank_sees(mask):
             for wave in plan.waves
             for token, owner in owners.items()
         )
-        of_full = broadcast_bytes(plan, KvLayers((None, None), 10))
-        assert broadcast_bytes(plan, KvLayers((mask, None, mask, mask), 10)) == of_full + 2 * 10 * crossing
-        assert broadcast_bytes(plan, KvLayers((None, mask), 10)) == of_full
+        of_full = encoding_bytes(plan, KvLayers((None, None), 10))
+        assert encoding_bytes(plan, KvLayers((mask, None, mask, mask), 10)) == of_full + 2 * 10 * crossing
+        assert encoding_bytes(plan, KvLayers((None, mask), 10)) == of_full
 
 
 GEMMA_3 = {

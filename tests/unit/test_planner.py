@@ -11,7 +11,8 @@ from mutations import with_a_wrong_value
 from random_models import CONFIGS as CONFIGS_OF_FAMILIES
 from transformers import AutoModelForCausalLM
 
-from megatron_star.planning.estimates import Workload, default_block_size, estimate, estimates, tp_sizes
+from megatron_star.config import StarConfig
+from megatron_star.planning.estimates import Workload, estimate, estimates, tp_sizes
 from megatron_star.planning.hardware import (
     GPUS,
     NETWORK_LATENCY_SECONDS,
@@ -77,9 +78,9 @@ def write_config(tmp_path):
 
 
 def workload(path, num_context_tokens, **options):
-    """With the default block size."""
-    sizes = {"block_size": default_block_size(num_context_tokens), "wave_tokens": 32 * K} | options
-    return Workload(model_size(read_model(path)), num_context_tokens, 256, **sizes)
+    """As published."""
+    sizes = {"passed_keys": 0, "wave_tokens": 32 * K} | options
+    return Workload(model_size(read_model(path)), num_context_tokens, 256, StarConfig(**sizes))
 
 
 def h100s(num_gpus):
@@ -188,9 +189,9 @@ def test_a_slow_network_shows_what_attention_does_not_hide(write_config):
 
 def test_the_ranking_is_that_of_the_benchmark_on_two_cores(write_config):
     """benchmarks/context_encoding.py --num-tokens 4K --block-size 512: 9.9, 12.5, 20.4 s (docs/slurm.md)."""
-    asked = workload(write_config(**SMOLLM2), 4 * K, block_size=512, bytes_per_value=4)
+    asked = replace(workload(write_config(**SMOLLM2), 4 * K, block_size=512), bytes_per_value=4)
     times = estimate(asked, Cluster(GPUS["cpu-core"], 2, 2), 1).ttft_s
-    assert sorted(times, key=times.get) == ["broadcast", "exact", "recompute"]
+    assert sorted(times, key=times.get) == ["broadcast", "star", "exact", "recompute"]
 
 
 def mistral_7b(write_config, window):
@@ -269,10 +270,10 @@ def test_experts_count_once_in_memory_and_by_use_in_time(write_config):
             "70B",
             "128K",
             "1",
-            "131,072 tokens do not fit 1 x h100: .* needs 199 GB and has 72; 4 x h100 would",
+            "131,072 tokens do not fit 1 x h100: .* needs 205 GB and has 72; 4 x h100 would",
         ),
-        ("8B", "4M", "1", "needs 573 GB and has 72; 16 x h100 would"),
-        ("8B", "384K", "1", "--wave-tokens 16384 would"),
+        ("8B", "4M --passed-keys 0", "1", "needs 573 GB and has 72; 16 x h100 would"),
+        ("8B", "384K --passed-keys 0", "1", "--wave-tokens 16384 would"),
         ("8B", "128K", "12", "12 GPUs do not fill nodes of 8"),
         ("8B", "128K", "2048", "--gpus is 2048: it must be from 1 to 1024"),
         ("8B", "0", "8", "--context is 0"),
@@ -298,11 +299,11 @@ def test_what_does_not_fit_is_refused_with_what_would(write_config, model, conte
 def test_scripts_get_json_and_people_a_table(write_config, capsys):
     command = ["--model", str(write_config(**LLAMA, **CONFIGS["8B"])), "--context", "128K", "--gpus", "16"]
     run(parse_arguments(command))
-    assert "TP=8 CP=2 BLOCK_SIZE=32768 sbatch --nodes=2" in capsys.readouterr().out
+    assert "TP=8 CP=2 sbatch --nodes=2" in capsys.readouterr().out
     run(parse_arguments([*command, "--json"]))
     plans = json.loads(capsys.readouterr().out)["plans"]
     assert [plan["tp_size"] * plan["cp_size"] for plan in plans] == [16] * 4
-    assert plans[0]["fits"] == {"exact": True, "recompute": True, "broadcast": True}
+    assert plans[0]["fits"] == {"exact": True, "recompute": True, "broadcast": True, "star": True}
 
 
 def test_a_missing_model_is_one_line_and_status_2(tmp_path, capsys, monkeypatch):
