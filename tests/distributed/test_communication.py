@@ -32,6 +32,19 @@ def test_only_the_anchors_kv_crosses_ranks_once_a_layer_and_wave(checkpoints, cp
     assert sum(counts.get("broadcasts", 0) for _, _, counts, _ in results) == ENCODED_LAYERS * num_waves
 
 
+@pytest.mark.parametrize("cp_size", [2, 4])
+@pytest.mark.parametrize("wave_tokens", [1000, 10])
+def test_named_keys_and_the_anchor_are_gathered_once_a_layer_and_wave(checkpoints, cp_size, wave_tokens):
+    """Their bytes: test_passed_keys.py."""
+    _, megatron = checkpoints("llama")
+    config = StarConfig(block_size=10, anchor_size=6, passed_keys=3, wave_tokens=wave_tokens)
+    results = run_ranks(cp_size, communication, str(megatron), random_tokens(84), 80, config)
+    num_waves = len(results[0][3].waves)
+    for encoding, _, counts, _ in results:
+        assert encoding == ["c10d::_allgather_base_"] * ENCODED_LAYERS * num_waves
+        assert counts["passes"] == ENCODED_LAYERS * num_waves and "broadcasts" not in counts
+
+
 def test_a_recomputed_anchor_sends_nothing_while_encoding(checkpoints):
     _, megatron = checkpoints("llama")
     config = StarConfig(block_size=10, anchor="recompute")
