@@ -22,7 +22,7 @@ from megatron_star.text.tokenizer import load_tokenizer
 
 CHECKPOINT = Path(".demo/megatron")
 FILES = Path(".demo/needle")
-MODES = {"exact": ["--star-mode", "exact"], "star": ["--star-mode", "star", "--star-block-size", "1K"]}
+MODES = {"exact": ["--star-mode", "exact"], "star": ["--star-mode", "star"]}
 TASK = "niah_single_2"
 NUM_TOKENS = 4096
 """Of the context, the query and the room for an answer."""

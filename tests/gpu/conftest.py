@@ -7,6 +7,7 @@ import pytest
 import torch
 
 sys.path.append(str(Path(__file__).parents[1] / "families"))  # cases, dense
+sys.path.append(str(Path(__file__).parents[1] / "distributed"))  # passed_keys_oracle
 
 
 @pytest.fixture(autouse=True)

@@ -7,6 +7,8 @@ from cases import CASES
 from dense import case_logits
 from distributed import run_ranks
 from models import dense_logits, random_tokens
+from passed_keys_oracle import answer_by_twin
+from passed_keys_ranks import NUM_GENERATED, Case
 
 from megatron_star.attention.kernels import KERNELS
 from megatron_star.config import StarConfig
@@ -27,6 +29,19 @@ def test_star_in_float32_equals_a_dense_forward(checkpoints, model, num_ranks, c
     token_ids = random_tokens(NUM_CONTEXT + NUM_LATER)
     arguments = (str(megatron), token_ids, NUM_CONTEXT, config, torch.float32)
     expected = expected_logits(hf, token_ids, config)
+    for logits in run_ranks(num_ranks, gpu_ranks.star_logits, *arguments):
+        torch.testing.assert_close(logits, expected, atol=1e-3, rtol=1e-3)
+        assert torch.equal(logits.argmax(-1), expected.argmax(-1))
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 3])
+def test_passed_keys_in_float32_equal_a_dense_forward(checkpoints, num_ranks):
+    """The slow twin names keys of the same values on the CPU."""
+    hf, megatron = checkpoints("llama")
+    star = StarConfig(block_size=32, anchor_size=5, passed_keys=8)
+    token_ids = random_tokens(NUM_CONTEXT + 1 + NUM_GENERATED)
+    arguments = (str(megatron), token_ids, NUM_CONTEXT, star, torch.float32)
+    expected, _ = answer_by_twin(hf, tuple(token_ids), Case(star, (NUM_CONTEXT,), query=1))
     for logits in run_ranks(num_ranks, gpu_ranks.star_logits, *arguments):
         torch.testing.assert_close(logits, expected, atol=1e-3, rtol=1e-3)
         assert torch.equal(logits.argmax(-1), expected.argmax(-1))
