@@ -77,12 +77,20 @@ def logits_of_selection(
     directory: Path, token_ids: tuple[int, ...], case: Case, selection: Selection
 ) -> Tensor:
     """The same where these keys are selected. What context tokens see in the last layer reaches nobody."""
+    heads = ((layer, tuple(tuple(map(tuple, head)) for head in of)) for layer, of in selection.items())
+    return _logits_of_heads(directory, token_ids, case, tuple(sorted(heads)))
+
+
+@cache
+def _logits_of_heads(
+    directory: Path, token_ids: tuple[int, ...], case: Case, selection: tuple[tuple[int, Any], ...]
+) -> Tensor:
     blocks = PassingBlocks.of(case.turns, case.star)
 
     def see(layer: int, key: Tensor) -> Tensor:
-        if layer not in selection:
+        if layer not in dict(selection):
             return torch.ones(1, key.size(1), key.size(1), dtype=torch.bool).tril()
-        return torch.stack([blocks.mask(named) for named in selection[layer]])
+        return torch.stack([blocks.mask(named) for named in dict(selection)[layer]])
 
     return _logits_of_case(directory, token_ids, case, see)
 
