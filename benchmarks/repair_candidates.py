@@ -78,6 +78,7 @@ class Candidate:
             score is taken. 0 is the default of `select`.
         halving: blocks behind which a block passes half as many, and again with each doubling of the
             distance; 0 passes all to everybody. What is seen whole does not count to the distance.
+        halving_each: `block` halves again with so many blocks more, not with each doubling.
         most: bound on the passed keys that a block sees, the best of them; 0 is none.
         exact_layers: layers without blocks, from 1: `13+15+17`, or `hidden:6`, those six in which star hides
             most of exact's attention (`evaluation/hidden_attention.py`).
@@ -97,6 +98,7 @@ class Candidate:
     rows: AtLeastZero = 0
     pooling: AtLeastZero = 0
     halving: AtLeastZero = 0
+    halving_each: Literal["doubling", "block"] = "doubling"
     most: AtLeastZero = 0
     exact_layers: Annotated[str, Field(pattern=r"^(|hidden:[1-9]\d*|[1-9]\d*(\+[1-9]\d*)*)$")] = ""
     delta: AtLeastZero = 0
@@ -125,12 +127,12 @@ class Candidate:
         return candidate
 
     def _check(self, where: str) -> None:
-        default = Candidate()
-        alone = [
-            name for name in ("select", "rows", "pooling", "halving", "most") if self._sets(name, default)
-        ]
+        default, of_passed = Candidate(), ("select", "rows", "pooling", "halving", "halving_each", "most")
+        alone = [name for name in of_passed if self._sets(name, default)]
         if alone and not self.passed:
             raise ValueError(f"{where}: {alone[0]} is of passed keys, and passed is 0")
+        if self.halving_each == "block" and not self.halving:
+            raise ValueError(f"{where}: halving_each is of halving, and halving is 0")
         if self.rows and self.select != "scores":
             raise ValueError(f"{where}: rows are of select=scores")
         if self.pooling and not self.pooling % 2:
@@ -202,62 +204,9 @@ class Candidate:
 
     def _passed(self, source: int, block: int, available: int) -> Passed:
         distance = block - source - self.neighbors
-        halvings = (-(-distance // self.halving) - 1).bit_length() if self.halving else 0
+        farther = -(-distance // self.halving) - 1 if self.halving else 0
+        halvings = farther if self.halving_each == "block" else farther.bit_length()
         return Passed(source, min(self.passed >> halvings, available))
 
 
 _ADAPTER = TypeAdapter(Candidate)
-
-DEFAULT = (
-    "exact",
-    *(f"star blocks={blocks}{repair}" for blocks in (8, 16) for repair in ("", " neighbors=1")),
-    *(
-        f"star blocks=16 {repair}"
-        for repair in (
-            "exact_layers=hidden:6",
-            "exact_layers=13+15+17+19+21+23",
-            "last_block=exact",
-            "spacing=log",
-            "delta=16",
-            "delta=64",
-            "asked_blocks=4",
-            "asked_bias=-1",
-            "passed=16 select=scores",
-            "passed=32 select=scores",
-            "anchor=64 passed=32 select=scores",
-            "anchor=64 passed=32 select=scores rows=128",
-            "anchor=64 passed=32 select=scores pooling=1",
-            "anchor=64 passed=32 select=last",
-            "anchor=64 passed=16",
-            "anchor=64 passed=32",
-            "anchor=64 passed=32 most=192",
-            "anchor=64 passed=32 halving=2",
-            "anchor=64 passed=32 halving=2 pooling=5",
-            "anchor=16 passed=32 halving=2",
-            "anchor=64 passed=32 halving=1",
-            "anchor=64 passed=64 halving=1",
-            "anchor=64 passed=64 halving=1 neighbors=1",
-        )
-    ),
-    *(
-        f"star blocks=8 anchor={anchor} passed={repair}"
-        for anchor, repair in (
-            (64, "32 select=scores"),
-            (64, "64 select=scores"),
-            (64, "112 select=scores"),
-            (4, "112 select=scores"),
-            (256, "64 select=scores"),
-            (64, "64 select=norm"),
-            (64, "64 select=last"),
-            (64, "64 select=stride"),
-            (64, "32"),
-            (64, "64"),
-            (16, "64"),
-            (64, "96"),
-            (64, "64 halving=1"),
-            (64, "96 halving=1"),
-            (64, "128 halving=1"),
-        )
-    ),
-)
-"""What is compared where nothing else is asked for: every family, at the sizes that were tried first."""

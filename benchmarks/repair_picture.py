@@ -11,13 +11,13 @@ from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
 from benchmarks.repair_candidates import Candidate
-from benchmarks.repair_report import Figures, winner
+from benchmarks.repair_report import Figures
 from megatron_star.evaluation.pictures import DPI
 
 COLORS = {
     "exact": "#000000",
     "star as published": "#D55E00",
-    "neighbors": "#E69F00",
+    "neighbors, another anchor": "#E69F00",
     "most distinct keys passed (KeyDiff)": "#0072B2",
     "the same, fewer with distance": "#009E73",
     "keys passed by scores": "#CC79A7",
@@ -26,7 +26,7 @@ COLORS = {
     "the question sees blocks otherwise": "#56B4E9",
 }
 """Okabe and Ito's, with a brown and a grey, by family."""
-EMPHASISED = ("star as published", "neighbors")
+EMPHASISED = ("star as published", "neighbors, another anchor")
 PLACES = [
     (r * x, r * y)
     for r in (9, 15, 22, 30)
@@ -42,7 +42,8 @@ def family(candidate: Candidate) -> str:
     if wider or candidate.last_block == "exact":
         return "layers, blocks or rows that see more"
     if not candidate.passed:
-        return "neighbors" if candidate.neighbors or candidate.anchor is not None else "star as published"
+        published = candidate == candidate.as_published
+        return "star as published" if published else "neighbors, another anchor"
     if candidate.select == "scores":
         return "keys passed by scores"
     if candidate.select != "keydiff":
@@ -51,10 +52,10 @@ def family(candidate: Candidate) -> str:
     return "the same, fewer with distance" if halved else "most distinct keys passed (KeyDiff)"
 
 
-def draw_frontier(figures: Sequence[Figures], path: Path, *, title: str, at_least: float) -> None:
+def draw_frontier(figures: Sequence[Figures], best: Figures, path: Path, *, title: str) -> None:
     """Every candidate a number: what it keeps, and how likely the right answer is, against its operations.
 
-    Emphasised are star as published, neighbors, and of those that keep `at_least`, the cheapest.
+    Emphasised are star as published, neighbors, and the best one.
 
     Raises:
         ValueError: exact solved none of the samples.
@@ -63,7 +64,6 @@ def draw_frontier(figures: Sequence[Figures], path: Path, *, title: str, at_leas
     drawn = [f for f in by_operations if f.kept is not None and f.candidate.blocks > 1]
     if not drawn:
         raise ValueError("there is no candidate but exact, or exact solved none of these samples")
-    best = winner(drawn, at_least)
     figure = Figure(figsize=(12.5, 9.5), layout="constrained")
     canvas = FigureCanvasAgg(figure)
     grid = figure.add_gridspec(2, 2, width_ratios=(1.0, 0.62))
@@ -71,15 +71,12 @@ def draw_frontier(figures: Sequence[Figures], path: Path, *, title: str, at_leas
     panels[1].sharex(panels[0])
     _draw_points(panels[0], drawn, best, [100 * f.kept for f in drawn], intervals=True)
     _draw_points(panels[1], drawn, best, [f.log_probability - f.exact_log_probability for f in drawn])
+    for panel, of_exact in zip(panels, (100.0, 0.0), strict=True):
+        _draw_exact(panel, of_exact)
     panels[0].set_ylabel("kept of exact's right answers, %")
-    panels[0].axhline(100 * at_least, color="#999999", linewidth=1, linestyle="--", zorder=0)
-    _draw_exact(panels[0], 100.0)
-    _draw_exact(panels[1], 0.0)
     panels[1].set_ylabel("log p of the right answer, minus exact's")
     panels[1].set_xlabel("operations of encoding (linear and attention) against exact's")
-    counts = sorted({f.num_samples for f in drawn})
-    samples = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(counts[0])
-    figure.suptitle(f"Repairs of star's loss: {title}, {samples} samples, 95% intervals", fontsize=12)
+    figure.suptitle(f"Repairs of star's loss: {title}, 95% intervals", fontsize=12)
     _list_candidates(figure.add_subplot(grid[:, 1]), drawn, best)
     figure.draw_without_rendering()  # places become known
     figure.set_layout_engine("none")
@@ -91,7 +88,7 @@ def draw_frontier(figures: Sequence[Figures], path: Path, *, title: str, at_leas
 def _draw_points(
     panel: Axes,
     drawn: Sequence[Figures],
-    best: Figures | None,
+    best: Figures,
     heights: Sequence[float],
     *,
     intervals: bool = False,
@@ -176,23 +173,17 @@ def _number(panel: Axes, point: Line2D, place: tuple[float, float]) -> Text:
     )
 
 
-def _list_candidates(panel: Axes, drawn: Sequence[Figures], best: Figures | None) -> None:
-    """Numbers and names, by family."""
+def _list_candidates(panel: Axes, drawn: Sequence[Figures], best: Figures) -> None:
+    """Numbers, names and samples, by family."""
     panel.set_axis_off()
     lines: list[tuple[str, str, str]] = []
     for name, color in COLORS.items():
         of_family = [(i, f) for i, f in enumerate(drawn, 1) if family(f.candidate) == name]
         if of_family:
             lines.append((name, color, "bold"))
-        lines += [
-            (
-                f"{number:>3}  {str(f.candidate).removeprefix('star ')}{'   <- best' if f is best else ''}",
-                color,
-                "bold" if f is best else "normal",
-            )
-            for number, f in of_family
-        ]
+        for number, f in of_family:
+            text = f"{number:>3}  {str(f.candidate).removeprefix('star ')}  (n={f.num_samples})"
+            lines.append((text, color, "bold" if f is best else "normal"))
+    height = 1 / max(40, len(lines))
     for row, (text, color, weight) in enumerate(lines):
-        panel.text(
-            0, 1 - row / max(40, len(lines)), text, color=color, fontweight=weight, fontsize=8, va="top"
-        )
+        panel.text(0, 1 - row * height, text, color=color, fontweight=weight, fontsize=8, va="top")

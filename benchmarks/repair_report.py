@@ -151,8 +151,13 @@ def _kept(pairs: Sequence[tuple[Measured, Measured]]) -> tuple[float | None, tup
     return fmean(map(fmean, mine.values())) / num_right, interval
 
 
-def winner(figures: Sequence[Figures], at_least: float) -> Figures | None:
-    """Of the candidates that keep at least so much, the one with the fewest operations."""
+def winner(figures: Sequence[Figures], at_least: float, name: str | None = None) -> Figures | None:
+    """The candidate of this name; without one, the cheapest in operations that keeps at least so much.
+
+    None if there is no such candidate.
+    """
+    if name is not None:
+        return next((f for f in figures if str(f.candidate) == str(Candidate.parse(name))), None)
     keeping = [f for f in figures if f.kept is not None and f.kept >= at_least]
     return min(keeping, key=lambda f: f.to_exact, default=None)
 

@@ -18,10 +18,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 from tqdm import tqdm
 
-from benchmarks.repair_candidates import DEFAULT, Candidate
+from benchmarks.repair_candidates import Candidate
+from benchmarks.repair_defaults import DEFAULT
 from benchmarks.repair_laboratory import Laboratory, record_id
 from benchmarks.repair_picture import draw_frontier
-from benchmarks.repair_report import FIELDS, NOTES, figures_by_length, read_measured, table_rows
+from benchmarks.repair_report import FIELDS, NOTES, figures_by_length, read_measured, table_rows, winner
 from megatron_star.evaluation.score_tables import markdown, plain_text
 from megatron_star.evaluation.tasks import NamedTask, SampleKey
 from megatron_star.job.answer_files import AnswerLines
@@ -34,14 +35,12 @@ DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 FORMATS = {"text": plain_text, "markdown": markdown}
 
 
-class Shard(tuple[int, int]):
-    """`0/2`: every second sample, from the first."""
-
-    def __new__(cls, text: str) -> "Shard":
-        index, _, count = text.partition("/")
-        if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
-            raise ArgumentTypeError(f"{text!r} is not like 0/2 or 1/2")
-        return super().__new__(cls, (int(index), int(count)))
+def shard(text: str) -> tuple[int, int]:
+    """An argument type: `0/2` is every second sample, from the first."""
+    index, _, count = text.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise ArgumentTypeError(f"{text!r} is not like 0/2 or 1/2")
+    return int(index), int(count)
 
 
 def parse_arguments(argv: list[str] | None = None) -> Namespace:
@@ -56,15 +55,20 @@ def parse_arguments(argv: list[str] | None = None) -> Namespace:
     parser.add_argument(
         "--candidates", nargs="+", default=DEFAULT, metavar="TEXT", help="exact should be one of them"
     )
-    parser.add_argument("--shard", type=Shard, default=(0, 1), metavar="I/N", help="of the samples")
+    parser.add_argument("--shard", type=shard, default=(0, 1), metavar="I/N", help="of the samples")
     parser.add_argument("--output", metavar="FILE", help="JSON Lines; what they lack is added")
     parser.add_argument("--report", nargs="+", type=Path, metavar="FILE", help="print what these hold")
     parser.add_argument("--format", choices=FORMATS, default="text", help="of the report")
     parser.add_argument(
         "--picture", type=Path, metavar="PNG", help="draw the report, kept against operations"
     )
+    parser.add_argument("--winner", metavar="TEXT", help="candidate that the picture shows as the best")
     parser.add_argument(
-        "--at-least", type=real_number(0, 1), default=0.97, metavar="SHARE", help="that the best one keeps"
+        "--at-least",
+        type=real_number(0, 1),
+        default=0.97,
+        metavar="SHARE",
+        help="otherwise it is the cheapest that keeps so much",
     )
     args = parser.parse_args(argv)
     if bool(args.report) == bool(args.output and args.hf):
@@ -108,7 +112,9 @@ def report(args: Namespace) -> None:
         if len(found) > 1:
             raise ValueError(f"--picture is of one length, and these files hold {len(found)}")
         [(length, figures)] = found.items()
-        draw_frontier(figures, args.picture, title=f"{length:,} tokens", at_least=args.at_least)
+        if not (best := winner(figures, args.at_least, args.winner)):
+            raise ValueError(f"no candidate is {args.winner!r}, or keeps {args.at_least:.0%}")
+        draw_frontier(figures, best, args.picture, title=f"{length:,} tokens")
 
 
 def main() -> None:

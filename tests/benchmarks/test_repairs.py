@@ -14,8 +14,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from benchmarks.repair_attention import Heads, ask, encode
-from benchmarks.repair_candidates import DEFAULT, Candidate
+from benchmarks.repair_candidates import Candidate
 from benchmarks.repair_costs import costs, crossing_tokens
+from benchmarks.repair_defaults import DEFAULT
 from benchmarks.repair_model import RepairedModel, with_named_layers
 from benchmarks.repair_selection import Block, named_keys
 from megatron_star.attention.distinct_keys import most_distinct
@@ -34,6 +35,7 @@ CANDIDATES = [
     "star blocks=5 passed=30",
     "star blocks=7 anchor=6 passed=8 halving=1",
     "star blocks=7 anchor=6 passed=8 halving=2 neighbors=1",
+    "star blocks=7 anchor=6 passed=8 halving=2 halving_each=block",
     "star blocks=7 anchor=3 passed=8 most=11",
     "star blocks=5 anchor=6 passed=7 select=scores rows=5 pooling=1",
     "star blocks=5 anchor=6 passed=7 select=norm",
@@ -108,7 +110,7 @@ def slow_seen(candidate: Candidate, heads: Heads, position: int, kv_head: int) -
         elif candidate.passed:
             share, reach = candidate.passed, candidate.halving
             while candidate.halving and distance - candidate.neighbors > reach:
-                share, reach = share // 2, reach * 2
+                share, reach = share // 2, reach + (2 if candidate.halving_each == "block" else reach)
             offered += slow_named(candidate, heads, edges, earlier, kv_head)[:share]
     best = sorted(offered, key=lambda key: -key[1])[: candidate.most or None]
     return seen | {key for key, _ in best}
@@ -290,7 +292,11 @@ def test_the_default_candidates_are_read_and_written_and_all_different():
     "text",
     ["", "star", "ring", "exact blocks=2", "star blocks=0", "star blocks=4 blocks=4", "star blocks=4 size=3"]
     + ["star blocks=4 passed=x", "star blocks=4 halving=1", "star blocks=4 passed=4 rows=3"]
-    + ["star blocks=4 passed=4 pooling=2", "star blocks=4 passed=4 select=stride halving=1"]
+    + [
+        "star blocks=4 passed=4 halving_each=block",
+        "star blocks=4 passed=4 pooling=2",
+        "star blocks=4 passed=4 select=stride halving=1",
+    ]
     + ["star blocks=4 exact_layers=0", "star blocks=4 exact_layers=1,2", "star blocks=4 select=best"],
 )
 def test_a_wrong_candidate_is_refused(text):

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import repairs
-from benchmarks.repair_candidates import DEFAULT, Candidate
+from benchmarks.repair_candidates import Candidate
+from benchmarks.repair_defaults import DEFAULT
 from benchmarks.repair_laboratory import Laboratory
 from benchmarks.repair_picture import COLORS, family
 from benchmarks.repair_report import Measured, figures_by_length, read_measured, table_rows, winner
@@ -91,6 +92,7 @@ def test_the_best_is_the_cheapest_of_those_that_keep_enough():
     found = list(figures(records).values())
     assert str(winner(found, 0.97).candidate) == f"{PASSED} halving=1"
     assert winner(found[1:2], 0.97) is None
+    assert winner(found, 0.97, "star  blocks=4").candidate == Candidate.parse(STAR)
 
 
 def test_every_default_candidate_but_exact_is_of_a_family_that_is_drawn():

