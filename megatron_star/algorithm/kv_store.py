@@ -10,10 +10,12 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from typing import Self
 
+import torch
 from torch import Tensor
 
 from megatron_star.algorithm.kv_pieces import KeyValue, KvPiece, pieces_within
 from megatron_star.algorithm.recent_kv import RecentTail, copied
+from megatron_star.attention.distinct_keys import of_heads
 from megatron_star.attention.kv_layout import empty_kv
 from megatron_star.planning.kv_memory import spare_capacity, tail_capacity
 from megatron_star.planning.layer_mask import LayerMask
@@ -48,7 +50,8 @@ class EncodedContext:
         self._offsets: list[int] = []
         self._layers: dict[int, KeyValue] = {}
         self._recent: dict[int, list[KvPiece]] = {}
-        self._named: dict[tuple[int, int], KeyValue] = {}
+        self._named_copies: dict[tuple[int, int], KeyValue] = {}
+        self._named_rows: dict[tuple[int, int], Tensor] = {}
         self._user_of_spare: weakref.ref[Tail] | None = None
         offset = 0
         for segment in plan.owned(cp_rank):
@@ -107,13 +110,22 @@ class EncodedContext:
         self._recent[layer_number] = copied(pieces_within(pieces, first, end))
 
     def keep_named(self, layer_number: int, block: int, named: KeyValue) -> None:
-        """Keep the keys that a block names, with their values, [named, 1, ng, hn] each, for later blocks."""
-        self._named[layer_number, block] = named
+        """Keep copies of the keys that a block names, with their values, [named, 1, ng, hn] each."""
+        self._named_copies[layer_number, block] = named
 
-    def named(self, layer_number: int, block: int) -> KeyValue:
-        """What `keep_named` kept, of this context or of one that it extends."""
-        found = self._named.get((layer_number, block))
-        return found or self.parent.named(layer_number, block)
+    def keep_named_rows(self, layer_number: int, block: int, rows: Tensor) -> None:
+        """Keep where they are in this rank's storage, [named, ng], where all of the block is there."""
+        self._named_rows[layer_number, block] = rows.to(torch.int32)
+
+    def named(self, layer_number: int, block: int, num_keys: int) -> KeyValue:
+        """The first so many keys that a block names, with their values; of this context or of a parent."""
+        place = layer_number, block
+        if place in self._named_copies:
+            return tuple(each[:num_keys] for each in self._named_copies[place])
+        if place in self._named_rows:
+            rows = self._named_rows[place][:num_keys].to(torch.int64)
+            return tuple(of_heads(each, rows) for each in self._layers[layer_number])
+        return self.parent.named(layer_number, block, num_keys)
 
     def reserve_spare(self, tail: "Tail") -> bool:
         """Whether this tail may use the spare capacity: no other may, as long as it lives."""
@@ -129,9 +141,12 @@ class EncodedContext:
 
     @property
     def num_bytes(self) -> int:
-        """Memory of this rank's share, with its spare capacity, without the parent's."""
+        """Memory of this rank's share, with its spare capacity, without the parent's.
+
+        Not counted is where named keys are: 4 bytes for each, in each layer and KV head.
+        """
         recent = (piece[2:] for pieces in self._recent.values() for piece in pieces)
-        kept = (*self._layers.values(), *recent, *self._named.values())
+        kept = (*self._layers.values(), *recent, *self._named_copies.values())
         return sum(key.nbytes + value.nbytes for key, value in kept)
 
 

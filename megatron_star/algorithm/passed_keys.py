@@ -40,8 +40,7 @@ class PassedKeys:
         """
         for named in self.passing.named:
             if named.owner == self.exchange.cp_rank:
-                block = self._block(layer_number, named, received)
-                self.context.keep_named(layer_number, named.block, name_keys(block, named))
+                self._name(layer_number, named, received)
         if self.passing.sent:
             self._receive = self.exchange.start_gather(self._sent(layer_number, like), "pass")
 
@@ -50,6 +49,17 @@ class PassedKeys:
         everyone = self._receive().flatten(0, 2) if self._receive else None
         self._receive = None
         return [rows and tuple(everyone.index_select(0, each) for each in rows) for rows in self._seen]
+
+    def _name(self, layer_number: int, named: Named, received: Iterable[KvPiece]) -> None:
+        """Name the keys of one block. They are copied only if this rank does not store all of it."""
+        block = self._block(layer_number, named, received)
+        positions = named_positions(block.key, named)
+        if named.is_whole:
+            rows = positions + self.context.offset_of(named.tokens.start)
+            self.context.keep_named_rows(layer_number, named.block, rows)
+        else:
+            copies = of_heads(block.key, positions), of_heads(block.value, positions)
+            self.context.keep_named(layer_number, named.block, copies)
 
     def _block(self, layer_number: int, named: Named, received: Iterable[KvPiece]) -> KvPiece:
         """All of a block."""
@@ -65,8 +75,9 @@ class PassedKeys:
         mine = like.new_empty(2, self.passing.num_padded, *like.shape[1:])
         for sent in self.passing.sent:
             if sent.owner == self.exchange.cp_rank:
-                for rows, named in zip(mine, self.context.named(layer_number, sent.block), strict=True):
-                    rows[sent.row : sent.row + sent.num_keys] = named[: sent.num_keys]
+                named = self.context.named(layer_number, sent.block, sent.num_keys)
+                for rows, each in zip(mine, named, strict=True):
+                    rows[sent.row : sent.row + sent.num_keys] = each
         return mine
 
     def _rows_seen(self, segment: Segment) -> tuple[Tensor, Tensor] | None:
@@ -79,10 +90,9 @@ class PassedKeys:
         return keys, keys + num_padded
 
 
-def name_keys(block: KvPiece, named: Named) -> KeyValue:
-    """The keys that a block names, with their values, [named, 1, ng, hn] each: what goes farthest first."""
-    num_first = named.num_anchor_keys
-    positions = most_distinct(block.key, named.num_keys - num_first, num_first)
-    return tuple(
-        torch.cat((each[:num_first], of_heads(each, positions))) for each in (block.key, block.value)
-    )
+def named_positions(key: Tensor, named: Named) -> Tensor:
+    """[named, ng], int64: which keys [tokens, 1, ng, hn] of a block it names; what goes farthest first."""
+    num_anchor_keys = named.num_anchor_keys
+    distinct = most_distinct(key, named.num_keys - num_anchor_keys, num_anchor_keys)
+    anchor = torch.arange(num_anchor_keys, device=key.device)
+    return torch.cat((anchor[:, None].expand(-1, key.size(2)), distinct))

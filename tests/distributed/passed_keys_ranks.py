@@ -84,7 +84,9 @@ def _answer(star_model: FastStarModel, tp_rank: int, token_ids: list[int], case:
         logits,
         {layer: _held(context, layer, exchange.cp_rank) for layer in layers},
         {
-            (layer, block): tuple(tensor.clone() for tensor in context.named(layer, block))
+            (layer, block): tuple(
+                tensor.clone() for tensor in context.named(layer, block, context.plan.mask.num_named(block))
+            )
             for layer in layers
             for block in _named_here(context, exchange.cp_rank)
         },

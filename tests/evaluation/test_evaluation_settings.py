@@ -55,7 +55,7 @@ def test_what_is_left_open_is_named_as_it_was_chosen():
     planner = Planner(TokenCosts(), cp_size=1)
     star = parse_setting("star wave_tokens=512")
     assert encoded_as(star, planner.plan(4096, star).star) == (
-        "star block_size=256 anchor_size=64 passed_keys=64 wave_tokens=512"
+        "star block_size=512 anchor_size=128 passed_keys=128 wave_tokens=512"
     )
     star = parse_setting("star block_size=1K")
     assert encoded_as(star, planner.plan(4096, star).star) == "star block_size=1K"

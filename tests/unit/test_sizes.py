@@ -15,21 +15,21 @@ K, M = 1 << 10, 1 << 20
 @pytest.mark.parametrize(
     ("num_tokens", "block_size", "passed_keys"),
     [
-        (0, 256, 64),
-        (1, 256, 64),
-        (4 * K, 256, 64),
-        (5 * K, 256, 64),
-        (6 * K, 512, 64),
-        (16 * K, 1 * K, 128),
-        (128 * K, 8 * K, 1 * K),
-        (1 * M, 32 * K, 4 * K),
-        (16 * M, 32 * K, 4 * K),
+        (0, 512, 128),
+        (1, 512, 128),
+        (4 * K, 512, 128),
+        (11 * K, 512, 128),
+        (12 * K, 1 * K, 256),
+        (16 * K, 1 * K, 256),
+        (128 * K, 8 * K, 2 * K),
+        (1 * M, 32 * K, 8 * K),
+        (16 * M, 32 * K, 8 * K),
     ],
 )
 @pytest.mark.parametrize("mode", ["star", "auto"])
 def test_star_alone_has_the_recommended_sizes(mode, num_tokens, block_size, passed_keys):
     star = with_sizes(StarConfig(mode=mode), num_tokens)
-    assert (star.block_size, star.anchor_size, star.passed_keys) == (block_size, 64, passed_keys)
+    assert (star.block_size, star.anchor_size, star.passed_keys) == (block_size, 128, passed_keys)
     assert with_sizes(star, 7 * num_tokens) == star
 
 
@@ -40,11 +40,11 @@ def test_star_alone_has_the_recommended_sizes(mode, num_tokens, block_size, pass
         ({"block_size": 8 * K, "anchor_size": 0}, (8 * K, 0, 0)),
         ({"block_size": 8 * K, "anchor_size": 5, "passed_keys": 7}, (8 * K, 5, 7)),
         ({"block_size": 8 * K, "passed_keys": 7}, (8 * K, 8 * K, 7)),
-        ({"anchor_size": 0}, (4 * K, 0, 512)),
-        ({"passed_keys": 7}, (4 * K, 64, 7)),
+        ({"anchor_size": 0}, (4 * K, 0, 1 * K)),
+        ({"passed_keys": 7}, (4 * K, 128, 7)),
         ({"passed_keys": 0}, (16 * K, 16 * K, 0)),
         ({"anchor": "recompute"}, (16 * K, 16 * K, 0)),
-        ({"neighbor_blocks": 1}, (4 * K, 64, 512)),
+        ({"neighbor_blocks": 1}, (4 * K, 128, 1 * K)),
     ],
 )
 def test_what_is_asked_for_stays_and_a_block_size_alone_is_star_as_published(asked, found):
