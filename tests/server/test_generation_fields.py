@@ -1,18 +1,29 @@
 """From a request's fields to what the engine is asked."""
 
 import asyncio
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 from small_tokenizers import small_tokenizer
 
-from megatron_star.config import StarConfig
+from megatron_star.config import FieldError, StarConfig
 from megatron_star.server.ask import Ask, Filters, Generation, PlainPrompt, filters
 from megatron_star.server.errors import RequestError
 from megatron_star.server.service import CompletionService
 from megatron_star.server.settings import ServerSettings
 from megatron_star.server.star_options import StarOptions
 from megatron_star.text.prompt import SplitPrompt
+
+
+def test_passed_keys_are_refused_where_the_server_recomputes_anchors(service):
+    service.settings = replace(service.settings, star=StarConfig(anchor="recompute"))
+    assert service.star_config(StarOptions(passed_keys=0)).passed_keys == 0
+    with pytest.raises(
+        FieldError, match="star.passed_keys is 5: it must be 0 with anchor=recompute"
+    ) as refused:
+        service.star_config(StarOptions(passed_keys=5))
+    assert refused.value.field == "star.passed_keys"
 
 
 @pytest.fixture
