@@ -102,11 +102,15 @@ class CompletionService:
         return await asyncio.get_running_loop().run_in_executor(self._tokenizers, function, *args)
 
     def star_config(self, options: StarOptions) -> StarConfig:
-        """The server's, with what the request sets. Raises FieldError where the two do not go together."""
+        """The server's, with what the request sets.
+
+        Raises:
+            FieldError: the two do not go together.
+        """
         try:
             return replace(self.settings.star, **options.encoding())
         except FieldError as error:
-            raise FieldError(f"star.{error}", f"star.{error.field}") from error
+            raise FieldError(str(error), f"star.{error.field}") from error
 
     def _reserve(self, count: int) -> None:
         most = self.settings.max_sequences

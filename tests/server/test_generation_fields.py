@@ -7,23 +7,13 @@ from types import SimpleNamespace
 import pytest
 from small_tokenizers import small_tokenizer
 
-from megatron_star.config import FieldError, StarConfig
+from megatron_star.config import StarConfig
 from megatron_star.server.ask import Ask, Filters, Generation, PlainPrompt, filters
 from megatron_star.server.errors import RequestError
 from megatron_star.server.service import CompletionService
 from megatron_star.server.settings import ServerSettings
 from megatron_star.server.star_options import StarOptions
 from megatron_star.text.prompt import SplitPrompt
-
-
-def test_passed_keys_are_refused_where_the_server_recomputes_anchors(service):
-    service.settings = replace(service.settings, star=StarConfig(anchor="recompute"))
-    assert service.star_config(StarOptions(passed_keys=0)).passed_keys == 0
-    with pytest.raises(
-        FieldError, match="star.passed_keys is 5: it must be 0 with anchor=recompute"
-    ) as refused:
-        service.star_config(StarOptions(passed_keys=5))
-    assert refused.value.field == "star.passed_keys"
 
 
 @pytest.fixture
@@ -91,10 +81,12 @@ def test_what_is_off_is_off_and_both_filters_may_be_on(top_k, top_p, zero_is_off
         ({"num_tokens": 4, "min_tokens": 5}, {}, "min_tokens"),
         ({"num_tokens": 4}, {"separator": "#"}, "star.separator"),
         ({"num_tokens": 400}, {}, None),
+        ({"num_tokens": 4}, {"passed_keys": 3}, "star.passed_keys"),
     ],
 )
 def test_what_is_refused_after_parsing_has_status_400_and_its_field(service, generation, star, field):
     service.engine.submit = lambda request: request.check(vocab_size=340, max_sequence_length=100)
+    service.settings = replace(service.settings, star=StarConfig(anchor="recompute"))
     prompt = PlainPrompt(content="the user", field="prompt")
     asked = Ask(prompts=[prompt], star=StarOptions(**star), generation=Generation(**generation))
 

@@ -183,6 +183,8 @@ def test_the_end_of_the_context_is_what_the_request_says(client, star, split, qu
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role"),
         ({"extra_body": {"star": {"block_size": 0}}}, "star.block_size"),
         ({"extra_body": {"star": {"passed_keys": -1}}}, "star.passed_keys"),
+        ({"extra_body": {"star": {"passed_keys": 0.5}}}, "star.passed_keys"),
+        ({"extra_body": {"star": {"passed_keys": (1 << 24) + 1}}}, "star.passed_keys"),
         ({"extra_body": {"star": {"separator": "absent"}}}, "star.separator"),
         ({"extra_body": {"unheard_of": 1}}, "unheard_of"),
         ({"max_completion_tokens": 9000}, None),
