@@ -92,7 +92,7 @@ class KvLayers:
         copies: Counter[int] = Counter()
         for wave in plan.waves:
             for block in named_blocks(plan, wave) if named else ():
-                copies[block.owner] += self.num_passing * block.num_keys
+                copies[block.owner] += self.num_passing * block.num_copies
             yield self._recent_tokens(plan, wave[-1].end) + copies
 
     def _recent_tokens(self, plan: ContextPlan, end: int) -> Counter[int]:
@@ -119,7 +119,7 @@ class KvLayers:
             tokens = sum(_context_tokens(plan, mask) for plan in plans) + _tail_tokens(num_tail_tokens, mask)
             kinds[mask.name if mask else "full"] = count * tokens * self.bytes_per_token
         named = [block for plan in plans for wave in plan.waves for block in named_blocks(plan, wave)]
-        if num_copies := self.num_passing * sum(block.num_keys for block in named):
+        if num_copies := self.num_passing * sum(block.num_copies for block in named):
             kinds["passed keys"] = num_copies * self.bytes_per_token
         return kinds
 

@@ -30,6 +30,11 @@ class Named(NamedTuple):
     num_keys: int
     num_anchor_keys: int
 
+    @property
+    def num_copies(self) -> int:
+        """Keys that the owner keeps copies of: it has those of a block that it stores."""
+        return 0 if self.is_whole else self.num_keys
+
 
 class Sent(NamedTuple):
     """The first so many of a block's named keys, which their owner sends to all ranks.

@@ -33,6 +33,8 @@ def with_sizes(star: StarConfig, num_tokens: int) -> StarConfig:
     """
     if star.mode == "exact":
         return star
+    if star.passed_keys and star.anchor_size is None:
+        star = replace(star, anchor_size=ANCHOR_SIZE)
     if star.block_size is not None:
         return replace(star, passed_keys=star.passed_keys or 0)
     if star.passed_keys == 0 or star.anchor == "recompute":

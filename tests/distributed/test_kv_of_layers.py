@@ -91,12 +91,14 @@ def held_after(plan: ContextPlan, end: int) -> list[int]:
 
 
 def named_by_rank(plan: ContextPlan, end: int) -> Counter[int]:
-    """Of the one full layer: what blocks name that end by there, on the ranks with their last tokens."""
+    """Of the one full layer: copies of what blocks name that end by there and are spread over ranks, on the
+    ranks with their last tokens.
+    """
     edges, named = plan.mask.block_edges, Counter()
     for block, last in enumerate(edges[1:]):
         if plan.start < last <= end:
-            (source,) = plan.owners_of(Range(last - 1, last))
-            named[source.owner] += plan.mask.num_named(block)
+            owners = [source.owner for source in plan.owners_of(Range(edges[block], last))]
+            named[owners[-1]] += plan.mask.num_named(block) if len(set(owners)) > 1 else 0
     return named
 
 

@@ -39,7 +39,7 @@ def test_star_alone_has_the_recommended_sizes(mode, num_tokens, block_size, pass
         ({"block_size": 8 * K}, (8 * K, 8 * K, 0)),
         ({"block_size": 8 * K, "anchor_size": 0}, (8 * K, 0, 0)),
         ({"block_size": 8 * K, "anchor_size": 5, "passed_keys": 7}, (8 * K, 5, 7)),
-        ({"block_size": 8 * K, "passed_keys": 7}, (8 * K, 8 * K, 7)),
+        ({"block_size": 8 * K, "passed_keys": 7}, (8 * K, 128, 7)),
         ({"anchor_size": 0}, (4 * K, 0, 1 * K)),
         ({"passed_keys": 7}, (4 * K, 128, 7)),
         ({"passed_keys": 0}, (16 * K, 16 * K, 0)),
