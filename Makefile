@@ -70,48 +70,63 @@ bench-gpu:  ## on all GPUs of a machine: encode and decode with a random 8B mode
 	    $(RUN) -m torch.distributed.run --nproc-per-node gpu benchmarks/decode.py --load - \
 	    --random-model llama-3.1-8b --bf16 --num-tokens $$tokens --output bench-gpu-decode-$$tokens.json; done
 
-.PHONY: accuracy
+.PHONY: accuracy accuracy-table accuracy-exact accuracy-calibration accuracy-journal
 ACCURACY := .demo/accuracy
 SAMPLES ?= 100
-DEPTH_SAMPLES ?= 10
-LOST_SAMPLES ?= 12
+COMPARED_SAMPLES ?= 12
 CALIBRATION_QUESTIONS ?= 120
 UNSEEN_QUESTIONS ?= 60
-COMPARED_SAMPLES ?= 12
+TOLERANCE ?= 0.2
+DEPTH_SAMPLES ?= 10
+LOST_SAMPLES ?= 12
 # Those that the model solves with exact attention at 4K.
 TASKS ?= niah_single_1 niah_single_2
+# On a CPU, linear layers are several times as fast as in float32.
+PRECISION ?= --bf16
 ON_TWO_RANKS := $(RUN) -m torch.distributed.run --standalone --nproc-per-node 2
 JOB := --load .demo/megatron --context-parallel-size 2
+EVALUATE := $(ON_TWO_RANKS) launch/evaluate.py $(JOB) --chat
+CALIBRATE := $(ON_TWO_RANKS) launch/calibrate.py $(JOB) $(PRECISION) --num-tokens-to-generate 8 --tolerance $(TOLERANCE)
+REPORT := $(RUN) -m megatron_star.programs.report
+QUESTIONS := $(RUN) benchmarks/calibration_questions.py --load .demo/megatron --length 2K
 # What calibration recommended here, which is then tried on questions that it did not see.
-RECOMMENDED ?= star block_size=256 neighbor_blocks=1
-CALIBRATE := $(ON_TWO_RANKS) launch/calibrate.py $(JOB) --tolerance 0.2 --num-tokens-to-generate 8
+RECOMMENDED ?= star
 
-# Every step goes on where it was interrupted. docs/accuracy.md says what comes out, and how long it takes.
-accuracy: model  ## score exact and star on RULER's tasks, draw it, calibrate (hours; SAMPLES=5 for a look)
+# Every step goes on where it was interrupted. docs/accuracy.md says what comes out.
+accuracy: accuracy-table accuracy-exact accuracy-calibration  ## score exact and star on needles, calibrate (hours; SAMPLES=5 for a look)
+
+accuracy-table: model
 	@mkdir -p $(ACCURACY)
-	@$(ON_TWO_RANKS) launch/evaluate.py $(JOB) --chat --lengths 4K --samples $(SAMPLES) --tasks $(TASKS) \
-	    --setting exact --setting "star block_size=1K" --setting "star block_size=512" \
+	@$(EVALUATE) $(PRECISION) --lengths 4K --samples $(SAMPLES) --tasks $(TASKS) --setting exact --setting star \
+	    --setting "star block_size=512 anchor_size=128 passed_keys=128" --setting "star block_size=512" \
 	    --setting "star block_size=256" --setting "star block_size=512 neighbor_blocks=1" \
-	    --setting "star block_size=256 neighbor_blocks=1" --setting "star block_size=1K anchor_size=0" \
-	    --output $(ACCURACY)/settings.jsonl
+	    --setting "star block_size=256 neighbor_blocks=1" --output $(ACCURACY)/settings.jsonl
+	@$(REPORT) $(ACCURACY)/settings.jsonl --format markdown --speed $(ACCURACY)/speed.png
+
+accuracy-exact: model
+	@mkdir -p $(ACCURACY)
+	@$(EVALUATE) --fp32 --lengths 4K --samples $(COMPARED_SAMPLES) --tasks $(TASKS) --setting exact \
+	    --output $(ACCURACY)/exact.jsonl
 	@OMP_NUM_THREADS=2 $(RUN) benchmarks/answers_of_transformers.py --load .demo/megatron --hf .demo/hf \
-	    --answers $(ACCURACY)/settings.jsonl --samples $(COMPARED_SAMPLES) --output $(ACCURACY)/transformers.jsonl
-	@$(ON_TWO_RANKS) launch/evaluate.py $(JOB) --chat --lengths 1K 2K 4K --samples $(DEPTH_SAMPLES) \
-	    --tasks niah_single_2 --depths 0.1 0.3 0.5 0.7 0.9 --setting exact --setting "star block_size=512" \
-	    --setting "star block_size=512 anchor_size=0" --output $(ACCURACY)/depths.jsonl
-	@$(RUN) -m megatron_star.programs.report $(ACCURACY)/settings.jsonl --format markdown --speed $(ACCURACY)/speed.png
-	@$(RUN) -m megatron_star.programs.report $(ACCURACY)/depths.jsonl --format markdown --heat-map $(ACCURACY)/needles.png
+	    --answers $(ACCURACY)/exact.jsonl --samples $(COMPARED_SAMPLES) --output $(ACCURACY)/transformers.jsonl
+
+accuracy-calibration: model
+	@mkdir -p $(ACCURACY)
+	@$(QUESTIONS) --samples $(CALIBRATION_QUESTIONS) --output $(ACCURACY)/questions.jsonl
+	@$(CALIBRATE) --input-jsonl $(ACCURACY)/questions.jsonl --output $(ACCURACY)/calibration.jsonl
+	@$(QUESTIONS) --seed 1 --samples $(UNSEEN_QUESTIONS) --output $(ACCURACY)/unseen.jsonl
+	@$(CALIBRATE) --input-jsonl $(ACCURACY)/unseen.jsonl --setting "$(RECOMMENDED)" --ask-all \
+	    --output $(ACCURACY)/promise.jsonl
+
+# What docs/journal.md says of star as published: by depth, and where the loss comes from.
+accuracy-journal: model
+	@mkdir -p $(ACCURACY)
+	@$(EVALUATE) --lengths 1K 2K 4K --samples $(DEPTH_SAMPLES) --tasks niah_single_2 --depths 0.1 0.3 0.5 0.7 0.9 \
+	    --setting exact --setting "star block_size=512" --setting "star block_size=512 anchor_size=0" \
+	    --output $(ACCURACY)/depths.jsonl
+	@$(REPORT) $(ACCURACY)/depths.jsonl --format markdown --heat-map $(ACCURACY)/needles.png
 	@OMP_NUM_THREADS=2 $(RUN) benchmarks/lost_needles.py --load .demo/megatron --length 4K --block-sizes 1K 512 \
 	    --samples $(LOST_SAMPLES) --output $(ACCURACY)/lost_needles.json
-	@$(RUN) benchmarks/calibration_questions.py --load .demo/megatron --length 2K \
-	    --samples $(CALIBRATION_QUESTIONS) --output $(ACCURACY)/questions.jsonl
-	@$(CALIBRATE) --input-jsonl $(ACCURACY)/questions.jsonl --setting "star block_size=512" \
-	    --setting "star block_size=256" --setting "star block_size=256 neighbor_blocks=1" \
-	    --output $(ACCURACY)/calibration.jsonl
-	@$(RUN) benchmarks/calibration_questions.py --load .demo/megatron --length 2K --seed 1 \
-	    --samples $(UNSEEN_QUESTIONS) --output $(ACCURACY)/unseen.jsonl
-	@$(CALIBRATE) --input-jsonl $(ACCURACY)/unseen.jsonl --setting "$(RECOMMENDED)" \
-	    --output $(ACCURACY)/promise.jsonl
 
 clean:  ## remove .venv and .demo
 	rm -rf .venv .demo

@@ -1,5 +1,9 @@
 """The slow truth: what the fast paths are compared with. Nothing here imports what it checks."""
 
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple, Self
+
 import torch
 from torch import Tensor
 
@@ -48,27 +52,6 @@ def chunk_mask(num_tokens: int, size: int) -> Tensor:
     return (column <= row) & (column // size == row // size)
 
 
-def most_distinct(key: Tensor) -> list[int]:
-    """Rows of [n, hn] by rising cosine similarity with the mean of all rows' directions.
-
-    That is KeyDiff (arXiv 2504.15364, section 3), key by key in float64.
-    """
-    directions = [one / one.norm() for one in key.double()]
-    mean = sum(directions) / len(directions)
-    likeness = [float(one @ mean) for one in directions]
-    return sorted(range(len(likeness)), key=lambda row: likeness[row])
-
-
-def named_positions(key: Tensor, edges: list[int], anchor_size: int, passed_keys: int) -> list[list[int]]:
-    """For each block, which of the keys [n, hn] of one KV head it names, in the order of passing."""
-    named = []
-    for start, end in zip(edges, edges[1:], strict=False):
-        anchor = range(min(anchor_size, end)) if start == 0 else range(0)
-        distinct = [start + row for row in most_distinct(key[start:end])]
-        named.append([*anchor, *[token for token in distinct if token not in anchor][:passed_keys]])
-    return named
-
-
 def share_of_distance(passed_keys: int, distance: int) -> int:
     """The block before passes all, the one 2 back half of it, 3 and 4 back a quarter, ..: rounded down."""
     reach = 1
@@ -77,33 +60,64 @@ def share_of_distance(passed_keys: int, distance: int) -> int:
     return passed_keys
 
 
-def num_seen_of_named(
-    block: int, earlier: int, *, anchor_size: int, passed_keys: int, neighbor_blocks: int
-) -> int:
-    """How many of the keys that an earlier block names a block sees, unless it sees all of that block.
+class PassingBlocks(NamedTuple):
+    """The definition of passed keys: what blocks name of their keys, and who sees how many of these."""
 
-    anchor_size: at most the first block, which names so many before all others.
-    """
-    distance = block - neighbor_blocks - earlier
-    return share_of_distance(passed_keys, distance) + (0 if earlier else anchor_size)
+    edges: list[int]
+    anchor_size: int
+    passed_keys: int
+    neighbor_blocks: int
 
+    @classmethod
+    def of(cls, turns: Sequence[int], star: Any) -> Self:
+        """Of a context that was encoded in turns, which end there.
 
-def mask_of_named(
-    edges: list[int], named: list[list[int]], *, anchor_size: int, passed_keys: int, neighbor_blocks: int
-) -> Tensor:
-    """[n, n] bool of one KV head, where these are the positions that each block names."""
-    mask = mask_of_blocks(edges, 0, neighbor_blocks)
-    for block, (start, end) in enumerate(zip(edges, edges[1:], strict=False)):
-        for earlier in range(block - neighbor_blocks):
-            seen = num_seen_of_named(
-                block,
-                earlier,
-                anchor_size=min(anchor_size, edges[1]),
-                passed_keys=passed_keys,
-                neighbor_blocks=neighbor_blocks,
-            )
-            mask[start:end, named[earlier][:seen]] = True
-    return mask
+        star: a `StarConfig` with a block size.
+        """
+        edges = block_edges(turns[0], star.block_size)
+        for end in turns[1:]:
+            edges = extended_edges(edges, end, star.block_size)
+        anchor_size = star.block_size if star.anchor_size is None else star.anchor_size
+        return cls(edges, min(anchor_size, edges[1]), star.passed_keys or 0, star.neighbor_blocks)
+
+    @property
+    def num_blocks(self) -> int:
+        return len(self.edges) - 1
+
+    def block_of(self, token: int) -> int:
+        return max(block for block in range(self.num_blocks) if self.edges[block] <= token)
+
+    def first_whole(self, block: int) -> int:
+        """The first of the blocks that this one sees whole."""
+        return max(0, block - self.neighbor_blocks)
+
+    def num_named(self, block: int) -> int:
+        """The first block names the anchor, and then so many of its other keys."""
+        size = self.edges[block + 1] - self.edges[block]
+        return min(size, self.passed_keys + (0 if block else self.anchor_size))
+
+    def num_seen(self, block: int, earlier: int) -> int:
+        """How many of the keys that an earlier block names a block sees, unless it sees it whole."""
+        share = share_of_distance(self.passed_keys, self.first_whole(block) - earlier)
+        return min(self.num_named(earlier), share + (0 if earlier else self.anchor_size))
+
+    def name(self, key: Tensor) -> list[list[int]]:
+        """For each block, the positions of what it names of one KV head's keys, [n, hn], in order."""
+        named = []
+        for block, (start, end) in enumerate(pairwise(self.edges)):
+            first = 0 if block else self.anchor_size
+            of_block = key[start:end, None, None]
+            distinct = most_distinct_one_by_one(of_block, self.num_named(block) - first, first)
+            named.append([*range(first), *(start + row for row in distinct[:, 0].tolist())])
+        return named
+
+    def mask(self, named: Sequence[Sequence[int]]) -> Tensor:
+        """[n, n] bool of one KV head, where these are the positions that each block names."""
+        mask = mask_of_blocks(self.edges, 0, self.neighbor_blocks)
+        for block, (start, end) in enumerate(pairwise(self.edges)):
+            for earlier in range(self.first_whole(block)):
+                mask[start:end, list(named[earlier][: self.num_seen(block, earlier)])] = True
+        return mask
 
 
 def with_query(context_mask: Tensor, num_query_tokens: int) -> Tensor:

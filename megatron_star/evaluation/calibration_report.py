@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from megatron_star.evaluation.calibration import Calibration, OpenAsk, Summary, summarize
 from megatron_star.evaluation.score_tables import plain_text
 from megatron_star.evaluation.search import Ask, Verdict, halves
+from megatron_star.evaluation.setting_text import what_was_chosen
 
 HEADING = [
     "setting",
@@ -90,12 +91,8 @@ def calibration_report(calibration: Calibration) -> str:
     """The table, and the recommendation."""
     summaries = [summarize(setting, calibration) for setting in calibration.cost.settings]
     table = plain_text([HEADING, *map(_row, summaries)])
-    sizes = [
-        f"{summary.setting} is {' or '.join(encoded)}."
-        for summary in summaries
-        if (encoded := [name for name in summary.encoded_as if name != summary.setting])
-    ]
-    return "\n\n".join([table, "\n".join([NOTES, *sizes]), advice(calibration.verdict())])
+    chosen = filter(None, (what_was_chosen(summary.setting, summary.encoded_as) for summary in summaries))
+    return "\n\n".join([table, "\n".join([NOTES, *chosen]), advice(calibration.verdict())])
 
 
 def _row(summary: Summary) -> list[str]:

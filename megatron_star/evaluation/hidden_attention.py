@@ -6,8 +6,9 @@ The share of the softmax that lies in them is
 
     hidden mass = exp(LSE over the hidden keys - LSE over all keys up to p),
 
-for each head of the layers whose mask the user's options choose. Shapes: P probed tokens, S masks, b = 1, np
-query heads, ng KV heads, hn head size.
+for each head of the layers whose mask the user's options choose. Keys in these ranges that a mask passes to p
+are not hidden: their share is taken off. Which keys those are is found in exact attention's KV (`NamedKeys`).
+Shapes: P probed tokens, S masks, b = 1, np query heads, ng KV heads, hn head size.
 """
 
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from megatron_star.algorithm.kv_store import EncodedContext
 from megatron_star.algorithm.star_model import StarModel
 from megatron_star.attention.merge import PartialSum
 from megatron_star.attention.partial import Partial
+from megatron_star.evaluation.named_keys import NamedKeys
 from megatron_star.model.attention import ForwardPass, LayerAttention, PassIsComplete
 from megatron_star.planning.layer_mask import LayerMask
 from megatron_star.planning.mask import Mask, Range
@@ -42,8 +44,7 @@ def hidden_masses(
         exact: the context as exact attention encodes it, on every rank, with all of it kept.
         positions: of the context tokens that are looked at; at least one.
     """
-    hidden = [[mask.hidden(position) for position in positions] for mask in masks]
-    probing = ProbingPass(star_model, exact, positions, hidden)
+    probing = ProbingPass(star_model, exact, positions, masks)
     star_model.forward([token_ids[position] for position in positions], probing)
     return torch.stack(probing.masses).mean(0).tolist() if probing.masses else [0.0] * len(masks)
 
@@ -56,7 +57,7 @@ class ProbingPass(ForwardPass):
         star_model: StarModel,
         context: EncodedContext,
         positions: Sequence[int],
-        hidden: Sequence[Sequence[Ranges]],
+        masks: Sequence[Mask],
     ) -> None:
         position_ids = torch.tensor(positions, dtype=torch.int64, device=star_model.device)
         super().__init__(position_ids, (context.is_long,))
@@ -65,7 +66,11 @@ class ProbingPass(ForwardPass):
         self.positions = positions
         # One row for what each token sees, then one for what each mask hides from it.
         seen = [(Range(0, position + 1),) for position in positions]
-        self.keys: list[Ranges] = [*seen, *(ranges for of_mask in hidden for ranges in of_mask)]
+        self.keys: list[Ranges] = [
+            *seen,
+            *(mask.hidden(position) for mask in masks for position in positions),
+        ]
+        self.named = NamedKeys(context, star_model.exchange, masks, positions)
         self.masses: list[Tensor] = []
 
     def attend(self, layer: LayerAttention, query: Tensor, key: Tensor, value: Tensor) -> Partial:
@@ -85,11 +90,23 @@ class ProbingPass(ForwardPass):
         found = partials.merged()
         merged_lse = self.exchange.gather(found.softmax_lse).logsumexp(0)
         lses = merged_lse[0].unflatten(-1, (-1, num_probed))  # [np, 1 + S, P]
-        self.masses.append((lses[:, 1:] - lses[:, :1]).exp().mean(dim=(0, 2)).cpu())
+        hidden = (lses[:, 1:] - lses[:, :1]).exp() - self._passed(layer, query, key, lses[:, 0])
+        self.masses.append(hidden.clamp(min=0).mean(dim=(0, 2)).cpu())
         if layer.number == self.num_layers:
             raise PassIsComplete
         out, lse = self.exchange.merge(found)
         return Partial(out[:, :, :num_probed], lse[:, :, :num_probed])
+
+    def _passed(self, layer: LayerAttention, query: Tensor, key: Tensor, lse_of_all: Tensor) -> Tensor:
+        """[np, S, P]: the share of the softmax that the keys have which each mask passes to each token.
+
+        lse_of_all: [np, P].
+        """
+        shares = lse_of_all.new_zeros(lse_of_all.size(0), self.named.num_masks, len(self.positions))
+        for mask, row, passed in self.named.passed(layer.number, like=key):
+            part = self.kernel(query[row : row + 1], *passed, causal=False, softmax_scale=layer.softmax_scale)
+            shares[:, mask, row] = (part.softmax_lse[0, :, 0] - lse_of_all[:, row]).exp()
+        return shares
 
     def _attend_in_bands(self, layer: LayerAttention, mask: LayerMask, query: Tensor) -> Partial:
         """A layer with a mask of its own, of which no other mask hides anything."""

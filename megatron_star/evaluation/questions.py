@@ -9,7 +9,9 @@ from megatron_star.engine.request import StarRequest, StarResult
 from megatron_star.evaluation.results import ScoredAnswer
 from megatron_star.evaluation.sample import Sample, greedy_request
 from megatron_star.evaluation.scoring import MATCHING
+from megatron_star.evaluation.setting_text import encoded_as
 from megatron_star.evaluation.tasks import NamedTask, SampleKey, SampleMaker
+from megatron_star.planning.planner import PlannedContext
 
 
 @dataclass(frozen=True)
@@ -27,9 +29,20 @@ class Question:
         return answer_id(self.setting, self.sample.id)
 
     def scored(
-        self, result: StarResult, *, model: str, chat: bool, seconds: float, encoding_flops: float
+        self,
+        result: StarResult,
+        planned: PlannedContext,
+        *,
+        model: str,
+        chat: bool,
+        seconds: float,
+        flops: float,
     ) -> ScoredAnswer:
-        """The line for its answer; see `ScoredAnswer`."""
+        """The line for its answer; see `ScoredAnswer`.
+
+        Args:
+            flops: of the encoding of the context on the slowest rank.
+        """
         sample = self.sample
         return ScoredAnswer(
             id=self.id,
@@ -50,7 +63,8 @@ class Question:
             num_query_tokens=result.num_query_tokens,
             num_blocks=result.num_blocks,
             seconds=seconds,
-            encoding_flops=encoding_flops,
+            encoded_as=encoded_as(self.request.star, planned.star),
+            encoding_flops=flops,
             cache_hit=result.cache_hit,
         )
 

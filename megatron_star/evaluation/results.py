@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from megatron_star.checked_input import json_lines, place, strict_fields, validated
+from megatron_star.evaluation.setting_text import what_was_chosen
 from megatron_star.evaluation.statistics import bootstrap_ratio, wilson_interval
 
 EXACT = "exact"
@@ -28,6 +29,7 @@ class ScoredAnswer:
         model: the checkpoint that answered.
         score: 0 to 1.
         seconds: of the batch that it was in, divided by the answers in it.
+        encoded_as: the setting with its mode and sizes decided, which may depend on the length.
         encoding_flops: of the slowest rank, for the context.
         cache_hit: the context was already there, so that `seconds` says nothing.
     """
@@ -49,6 +51,7 @@ class ScoredAnswer:
     num_context_tokens: int
     num_query_tokens: int
     num_blocks: int
+    encoded_as: str
     seconds: Annotated[float, Field(gt=0)]
     encoding_flops: Annotated[float, Field(ge=0)]
     cache_hit: bool
@@ -92,6 +95,14 @@ class ScoreTable:
             by_cell[answer.task, answer.length][answer.setting][answer.sample] = answer
         self.settings = exact_first(setting for of in by_cell.values() for setting in of)
         self.cells = {cell: _shared(of) for cell, of in sorted(by_cell.items(), key=_task_then_length)}
+
+    def chosen(self) -> list[str]:
+        """Sentences on the settings whose mode or sizes were chosen."""
+        encoded: dict[str, set[str]] = defaultdict(set)
+        for cell in self.cells.values():
+            for setting, of in cell.items():
+                encoded[setting].update(answer.encoded_as for answer in of)
+        return list(filter(None, (what_was_chosen(setting, encoded[setting]) for setting in self.settings)))
 
     def scores(self, cell: Cell, setting: str) -> list[float]:
         """In the order of the samples; none if this setting was not run on this cell."""

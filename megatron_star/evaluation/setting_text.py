@@ -1,11 +1,12 @@
 """Settings that are compared with each other, as written on a command line."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
 from megatron_star.config import MODES, OPTIONS, Option, StarConfig, parse_token_count
 
+MOST_SHOWN = 4
 _OPTIONS = {name: option for name, option in OPTIONS.items() if name != "mode"}
 
 
@@ -54,6 +55,15 @@ def setting_name(star: StarConfig) -> str:
 def encoded_as(star: StarConfig, planned: StarConfig) -> str:
     """The name of a setting once its mode and sizes are decided. Waves change no answer, and are left out."""
     return setting_name(replace(planned, wave_tokens=star.wave_tokens))
+
+
+def what_was_chosen(setting: str, encoded: Collection[str]) -> str | None:
+    """A sentence on a setting that left sizes or the mode open, from its `encoded_as`; else None."""
+    chosen = sorted(name for name in encoded if name != setting)
+    if not chosen:
+        return None
+    others = f", and {len(chosen) - MOST_SHOWN} others" if len(chosen) > MOST_SHOWN else ""
+    return f"{setting!r} was {' or '.join(map(repr, chosen[:MOST_SHOWN]))}{others}."
 
 
 def _value(option: Option, value: int | str) -> str:

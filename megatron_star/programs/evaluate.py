@@ -195,7 +195,7 @@ def evaluate(
         for question, asked, result in zip(batch, prepared, results, strict=True):
             flops = asked.plan.cost(engine.planner.costs)
             answer = question.scored(
-                result, model=model, chat=args.chat, seconds=seconds, encoding_flops=flops
+                result, asked.planned, model=model, chat=args.chat, seconds=seconds, flops=flops
             )
             records.append(answer.to_json() | {"asked": output.asked_with(question)})
         output.lines.append(records)

@@ -40,7 +40,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def report(answers: Sequence[ScoredAnswer], form: str) -> str:
     """The table and what its numbers mean."""
-    return f"{FORMATS[form](table_rows(ScoreTable(answers)))}\n\n{NOTES}"
+    table = ScoreTable(answers)
+    return "\n\n".join([FORMATS[form](table_rows(table)), "\n".join([NOTES, *table.chosen()])])
 
 
 def pictures() -> ModuleType:

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from megatron_star.config import StarConfig
+from megatron_star.config import FieldError, StarConfig
 from megatron_star.engine.answer import Answer
 from megatron_star.engine.request import StarRequest
 from megatron_star.engine.thread import EngineThread
@@ -102,8 +102,15 @@ class CompletionService:
         return await asyncio.get_running_loop().run_in_executor(self._tokenizers, function, *args)
 
     def star_config(self, options: StarOptions) -> StarConfig:
-        """The server's, with what the request sets."""
-        return replace(self.settings.star, **options.encoding())
+        """The server's, with what the request sets.
+
+        Raises:
+            FieldError: the two do not go together.
+        """
+        try:
+            return replace(self.settings.star, **options.encoding())
+        except FieldError as error:
+            raise FieldError(str(error), f"star.{error.field}") from error
 
     def _reserve(self, count: int) -> None:
         most = self.settings.max_sequences

@@ -10,60 +10,18 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from passed_keys_ranks import NUM_GENERATED, Answer, Case
-from reference import block_edges, extended_edges, mask_of_named, named_positions, window_mask, with_query
+from reference import PassingBlocks, window_mask, with_query
 from torch import Tensor, nn
 from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedModel
 
 FULL, WINDOW = "full_attention", "sliding_attention"
-Positions = tuple[tuple[int, ...], ...]
-"""For each block, which keys of one KV head it names."""
-Selection = dict[int, tuple[Positions, ...]]
-"""By layer, from 1, for each KV head."""
+Selection = dict[int, list[list[list[int]]]]
+"""By layer, from 1: for each KV head and each block, the positions of the keys that it names."""
 _NAME = "with_a_mask_for_each_head"
-
-
-class Blocks(NamedTuple):
-    """The definition of who sees which keys; its twin is `StarMask`."""
-
-    edges: list[int]
-    anchor_size: int
-    passed_keys: int
-    neighbor_blocks: int
-
-    @classmethod
-    def of(cls, case: Case) -> "Blocks":
-        """Of a case's last context."""
-        star, (first, *later) = case.star, case.turns
-        edges = block_edges(first, star.block_size)
-        for end in later:
-            edges = extended_edges(edges, end, star.block_size)
-        anchor_size = star.block_size if star.anchor_size is None else star.anchor_size
-        return cls(edges, min(anchor_size, edges[1]), star.passed_keys or 0, star.neighbor_blocks)
-
-    def name(self, key: Tensor) -> Positions:
-        """What the blocks name of the keys [n, hn] of one KV head."""
-        return tuple(map(tuple, named_positions(key, self.edges, self.anchor_size, self.passed_keys)))
-
-    def check(self, named: Positions) -> None:
-        """That each block names so many different keys of its own, and the first one the anchor first."""
-        assert named[0][: self.anchor_size] == tuple(range(self.anchor_size))
-        for block, (start, end) in enumerate(pairwise(self.edges)):
-            num_named = min(end - start, self.passed_keys + (0 if block else self.anchor_size))
-            assert len({*named[block]} & {*range(start, end)}) == len(named[block]) == num_named
-
-    def mask(self, named: Positions) -> Tensor:
-        """[n, n] bool."""
-        return mask_of_named(
-            self.edges,
-            [list(of_block) for of_block in named],
-            anchor_size=self.anchor_size,
-            passed_keys=self.passed_keys,
-            neighbor_blocks=self.neighbor_blocks,
-        )
 
 
 @cache
@@ -106,32 +64,33 @@ def _logits(
 @cache
 def answer_by_twin(directory: Path, token_ids: tuple[int, ...], case: Case) -> tuple[Tensor, Selection]:
     """Logits after the query and each later token, where the slow twin selects of each layer's own keys."""
-    blocks, selection = Blocks.of(case), {}
+    blocks, selection = PassingBlocks.of(case.turns, case.star), {}
 
     def see(layer: int, key: Tensor) -> Tensor:
-        selection[layer] = tuple(blocks.name(of_head) for of_head in key)
+        selection[layer] = [blocks.name(of_head) for of_head in key]
         return torch.stack([blocks.mask(named) for named in selection[layer]])
 
     return _logits_of_case(directory, token_ids, case, see), selection
 
 
 def logits_of_selection(
-    directory: Path,
-    token_ids: tuple[int, ...],
-    case: Case,
-    selection: Selection,
-    blocks: Blocks | None = None,
+    directory: Path, token_ids: tuple[int, ...], case: Case, selection: Selection
 ) -> Tensor:
-    """The same where these keys are selected. What context tokens see in the last layer reaches nobody.
+    """The same where these keys are selected. What context tokens see in the last layer reaches nobody."""
+    heads = ((layer, tuple(tuple(map(tuple, head)) for head in of)) for layer, of in selection.items())
+    return _logits_of_heads(directory, token_ids, case, tuple(sorted(heads)))
 
-    blocks: that see them, if not those of the case.
-    """
-    blocks = blocks or Blocks.of(case)
+
+@cache
+def _logits_of_heads(
+    directory: Path, token_ids: tuple[int, ...], case: Case, selection: tuple[tuple[int, Any], ...]
+) -> Tensor:
+    blocks = PassingBlocks.of(case.turns, case.star)
 
     def see(layer: int, key: Tensor) -> Tensor:
-        if layer not in selection:
+        if layer not in dict(selection):
             return torch.ones(1, key.size(1), key.size(1), dtype=torch.bool).tril()
-        return torch.stack([blocks.mask(named) for named in selection[layer]])
+        return torch.stack([blocks.mask(named) for named in dict(selection)[layer]])
 
     return _logits_of_case(directory, token_ids, case, see)
 
@@ -144,7 +103,7 @@ def _logits_of_case(
     return found[end - 1 :]
 
 
-def selection_of_run(of_ranks: Sequence[Answer], blocks: Blocks) -> Selection:
+def selection_of_run(of_ranks: Sequence[Answer], blocks: PassingBlocks) -> Selection:
     """Where the keys are that ranks named: KV of the context with the same bits, in the same head.
 
     Raises:
@@ -156,16 +115,20 @@ def selection_of_run(of_ranks: Sequence[Answer], blocks: Blocks) -> Selection:
         for layer in cp_ranks[0].held:
             context = _context_kv([answer.held[layer] for answer in cp_ranks])
             named = {key[1]: kv for answer in cp_ranks for key, kv in answer.named.items() if key[0] == layer}
-            assert [*range(len(blocks.edges) - 1)] == sorted(named)
+            assert sorted(named) == [*range(blocks.num_blocks)]
             of_blocks = [torch.cat(named[block], -1)[:, 0] for block in sorted(named)]
-            heads = tuple(
-                tuple(_positions(context[:, head], of_block[:, head]) for of_block in of_blocks)
-                for head in range(context.size(1))
-            )
-            for of_head in heads:
-                blocks.check(of_head)
-            selection[layer] = (*selection.get(layer, ()), *heads)
+            for head in range(context.size(1)):
+                found = [_positions(context[:, head], of_block[:, head]) for of_block in of_blocks]
+                _check(found, blocks)
+                selection.setdefault(layer, []).append(found)
     return selection
+
+
+def _check(named: Sequence[list[int]], blocks: PassingBlocks) -> None:
+    assert named[0][: blocks.anchor_size] == [*range(blocks.anchor_size)]
+    for block, (start, end) in enumerate(pairwise(blocks.edges)):
+        own = {*named[block]} & {*range(start, end)}
+        assert len(own) == len(named[block]) == blocks.num_named(block)
 
 
 def _context_kv(held: Sequence[tuple[list[int], Tensor, Tensor]]) -> Tensor:
@@ -176,8 +139,8 @@ def _context_kv(held: Sequence[tuple[list[int], Tensor, Tensor]]) -> Tensor:
     return kv[where.argsort()]
 
 
-def _positions(context: Tensor, named: Tensor) -> tuple[int, ...]:
+def _positions(context: Tensor, named: Tensor) -> list[int]:
     """Rows of [n, 2 * hn] that equal those of [num_named, 2 * hn]."""
     row, position = (named[:, None] == context).all(-1).nonzero(as_tuple=True)
     assert row.tolist() == [*range(len(named))], "what is named is not one key of the context each"
-    return tuple(position.tolist())
+    return position.tolist()

@@ -32,6 +32,20 @@ def test_only_the_anchors_kv_crosses_ranks_once_a_layer_and_wave(checkpoints, cp
     assert sum(counts.get("broadcasts", 0) for _, _, counts, _ in results) == ENCODED_LAYERS * num_waves
 
 
+@pytest.mark.parametrize("wave_tokens", [1000, 10])
+def test_passed_keys_and_the_anchor_cross_ranks_in_one_all_gather_a_layer_and_wave(checkpoints, wave_tokens):
+    """In one wave, 6 + 4 keys that the first block of 10 names, and 4 of each of the rank's three others."""
+    _, megatron = checkpoints("llama")
+    config = StarConfig(block_size=10, anchor_size=6, passed_keys=4, wave_tokens=wave_tokens)
+    results = run_ranks(2, communication, str(megatron), random_tokens(84), 80, config)
+    num_waves = len(results[0][3].waves)
+    for encoding, _, counts, _ in results:
+        assert len(encoding) == ENCODED_LAYERS * num_waves and all("gather" in name for name in encoding)
+        if num_waves == 1:
+            num_bytes = ENCODED_LAYERS * (6 + 4 + 3 * 4) * KV_BYTES_PER_TOKEN_AND_LAYER
+            assert counts["pass_bytes"] == num_bytes
+
+
 def test_a_recomputed_anchor_sends_nothing_while_encoding(checkpoints):
     _, megatron = checkpoints("llama")
     config = StarConfig(block_size=10, anchor="recompute")
@@ -54,14 +68,17 @@ def test_exact_mode_sends_every_key_once_to_whoever_lacks_it(checkpoints):
     [
         StarConfig(block_size=10, neighbor_blocks=1),
         StarConfig(block_size=33, anchor_size=5, wave_tokens=20),
+        StarConfig(block_size=10, anchor_size=6, passed_keys=3, wave_tokens=20),
+        StarConfig(block_size=33, anchor_size=5, passed_keys=9, neighbor_blocks=1, wave_tokens=20),
         StarConfig(mode="exact", wave_tokens=15),
     ],
-    ids=["neighbors", "spread blocks", "exact"],
+    ids=["neighbors", "spread blocks", "passed keys", "passed keys of spread blocks", "exact"],
 )
 def test_the_bytes_that_are_sent_are_those_of_the_cost_model(checkpoints, cp_size, config):
     _, megatron = checkpoints("llama")
     results = run_ranks(cp_size, communication, str(megatron), random_tokens(84), 80, config)
-    sent = sum(counts.get("broadcast_bytes", 0) for _, _, counts, _ in results)
+    kinds = ("broadcast_bytes", "pass_bytes")
+    sent = sum(counts.get(kind, 0) for _, _, counts, _ in results for kind in kinds)
     kv = KvLayers((None,) * LAYERS, KV_BYTES_PER_TOKEN_AND_LAYER)
     assert sent == encoding_bytes(results[0][3], kv) > 0
 

@@ -10,6 +10,7 @@ from ranks import generate, output_layer_calls
 
 from megatron_star.config import StarConfig
 from megatron_star.engine.request import StarRequest
+from megatron_star.planning.sizes import sizes_of, with_sizes
 
 GREEDY = {"top_k": 1}
 STAR = StarConfig(block_size=16)
@@ -130,6 +131,7 @@ def test_auto_is_exact_for_one_block_and_star_for_many(checkpoints):
 def test_a_result_says_what_was_used(checkpoints):
     ((result,),) = answers(checkpoints, 2, [request(60, 5, **GREEDY)])
     assert (result.num_context_tokens, result.num_query_tokens, result.num_blocks) == (60, 5, 4)
+    assert result.sizes == sizes_of(with_sizes(STAR, 60)) and result.sizes["block_size"] == STAR.block_size
     timings = result.timings
     assert timings.ttft_s == timings.context_encoding_s + timings.query_s > 0
     assert timings.tpot_s > 0

@@ -75,7 +75,7 @@ def run(smollm2, tmp_path):
 @pytest.mark.smollm2
 def test_a_run_that_was_cut_off_goes_on_and_then_holds_every_answer_once(run):
     options = ["--lengths", 400, "--tasks", "niah_single_2"]
-    settings = ["--setting", "exact", "--setting", "star block_size=128"]
+    settings = ["--setting", "exact", "--setting", "star passed_keys=8"]
     output = run(run_evaluate, *options, *settings, "--samples", 1)
     before = read_answers([output])
     lines = output.read_text().splitlines(keepends=True)
@@ -90,6 +90,7 @@ def test_a_run_that_was_cut_off_goes_on_and_then_holds_every_answer_once(run):
         assert answer.score == match_all(answer.text, answer.references)
         assert answer.num_context_tokens + answer.num_query_tokens + 128 <= 400
         assert (answer.setting == "exact") == (answer.num_blocks == 1)
+        assert (answer.encoded_as == answer.setting) == (answer.setting != "star passed_keys=8")
 
     before = output.read_bytes()
     with pytest.raises(RankError, match=r"'exact/.*' was asked with another dtype .*: give another --output"):

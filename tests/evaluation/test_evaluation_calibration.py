@@ -133,7 +133,7 @@ def test_the_report_ends_with_the_advice_and_shows_the_sizes_that_were_chosen(ca
     lines = calibration_report(calibration).splitlines()
     assert " ".join(lines[2].split()) == "medium 2.00x 1 of 120 (0.8%) 99.2% 0.0042 0.250 2.00x"
     assert lines[3].split() == ["useless", "1.00x", "not", "asked", "-", "-", "0.250", "-"]
-    assert "medium is medium block_size=1K." in lines
+    assert "'medium' was 'medium block_size=1K'." in lines
     assert lines[-1].startswith("Recommended: medium: it changed 0 of 60 answers")
 
 

@@ -37,6 +37,7 @@ def answer(setting: str, index: int, score: float, *, task="niah_single_1", leng
         "num_context_tokens": length - 100,
         "num_query_tokens": 50,
         "num_blocks": 4,
+        "encoded_as": setting,
         "seconds": 2.0 if setting == "exact" else 1.0,
         "encoding_flops": 3e9 if setting == "exact" else 1e9,
         "cache_hit": False,
@@ -87,6 +88,16 @@ def test_the_speedup_is_the_median_and_leaves_out_cached_contexts():
     fast = answer(STAR, 0, 1.0, length=512, seconds=1e-9, cache_hit=True)
     assert ScoreTable([*ANSWERS, slow, fast]).speedup(STAR) == (2.0, 3.0)
     assert ScoreTable([slow, fast]).speedup(STAR) is None
+
+
+def test_what_was_chosen_for_a_setting_is_said_below_the_table():
+    chosen = [
+        answer("star", i, 1.0, length=length, encoded_as=f"star block_size={length // 16}")
+        for i, length in enumerate((4096, 4096, 8192))
+    ]
+    text = report_program.report([*ANSWERS, *chosen], "text")
+    assert text.splitlines()[-1] == "'star' was 'star block_size=256' or 'star block_size=512'."
+    assert "was" not in report_program.report(ANSWERS, "text").splitlines()[-1]
 
 
 def test_without_exact_there_is_nothing_to_compare_with():

@@ -3,7 +3,13 @@
 import pytest
 
 from megatron_star.config import StarConfig
-from megatron_star.evaluation.setting_text import encoded_as, parse_setting, parse_settings, setting_name
+from megatron_star.evaluation.setting_text import (
+    encoded_as,
+    parse_setting,
+    parse_settings,
+    setting_name,
+    what_was_chosen,
+)
 from megatron_star.planning.plan import TokenCosts
 from megatron_star.planning.planner import Planner
 
@@ -38,6 +44,11 @@ def test_the_same_setting_has_one_name_however_it_is_written():
     )
     assert setting_name(StarConfig(mode="exact", block_size=5, anchor_size=1)) == "exact"
     assert setting_name(parse_setting("star passed_keys=0 block_size=2K")) == "star block_size=2K"
+
+
+def test_what_was_chosen_is_a_sentence_that_does_not_grow():
+    assert what_was_chosen("star block_size=1K", {"star block_size=1K"}) is None
+    assert what_was_chosen("star", map(str, range(9))) == "'star' was '0' or '1' or '2' or '3', and 5 others."
 
 
 def test_what_is_left_open_is_named_as_it_was_chosen():

@@ -52,8 +52,8 @@ FIELDS = [
     *("random_seed", "stop_token", "star", "prompt", "max_tokens", "n", "best_of", "seed", "stop", "echo"),
     *("stream", "stream_options", "messages", "model", "max_completion_tokens", "debug_fname", "beam_width"),
     *("logit_bias", "presence_penalty", "response_format", "tools", "a.b", "\ud800", "__proto__", "x" * 5000),
-    *("star.mode", "star.block_size", "star.anchor_size", "star.neighbor_blocks", "star.query_tokens"),
-    *("star.separator", "star.x", "messages.0", "messages.0.role", "messages.0.content"),
+    *("star.mode", "star.block_size", "star.anchor_size", "star.neighbor_blocks", "star.passed_keys"),
+    *("star.query_tokens", "star.separator", "star.x", "messages.0", "messages.0.role", "messages.0.content"),
 ]
 MEGABYTES_10 = 10 << 20
 HUGE = [

@@ -1,6 +1,7 @@
 """From a request's fields to what the engine is asked."""
 
 import asyncio
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -80,10 +81,12 @@ def test_what_is_off_is_off_and_both_filters_may_be_on(top_k, top_p, zero_is_off
         ({"num_tokens": 4, "min_tokens": 5}, {}, "min_tokens"),
         ({"num_tokens": 4}, {"separator": "#"}, "star.separator"),
         ({"num_tokens": 400}, {}, None),
+        ({"num_tokens": 4}, {"passed_keys": 3}, "star.passed_keys"),
     ],
 )
 def test_what_is_refused_after_parsing_has_status_400_and_its_field(service, generation, star, field):
     service.engine.submit = lambda request: request.check(vocab_size=340, max_sequence_length=100)
+    service.settings = replace(service.settings, star=StarConfig(anchor="recompute"))
     prompt = PlainPrompt(content="the user", field="prompt")
     asked = Ask(prompts=[prompt], star=StarOptions(**star), generation=Generation(**generation))
 

@@ -123,6 +123,20 @@ def test_a_second_question_about_a_document_finds_it_encoded(client):
     assert second.prompt_tokens_details.cached_tokens == second.star["context_tokens"]
 
 
+def test_the_sizes_that_were_used_give_the_same_encoding_and_other_passed_keys_another(client):
+    def ask(**star):
+        messages = [{"role": "user", "content": f"{DOCUMENT}###What is red?"}]
+        asked = {"extra_body": {"star": {"separator": "###", **star}}, "max_completion_tokens": 1}
+        return client.chat.completions.create(model=MODEL, messages=messages, **asked).usage.star
+
+    first = ask(block_size=200, anchor_size=20, passed_keys=16)
+    assert first["sizes"] == {"block_size": 200, "anchor_size": 20, "passed_keys": 16}
+    assert first["kv_bytes"].keys() == {"full", "passed keys"}
+    other = ask(block_size=200, anchor_size=20, passed_keys=8)
+    assert not first["cache_hit"] and not other["cache_hit"] and other["sizes"]["passed_keys"] == 8
+    assert ask(**first["sizes"])["cache_hit"]
+
+
 def test_the_next_turn_of_a_chat_finds_what_the_turn_before_encoded(client):
     messages = [{"role": "user", "content": DOCUMENT + "What is blue?"}]
     cached, contexts = [], []
@@ -168,6 +182,9 @@ def test_the_end_of_the_context_is_what_the_request_says(client, star, split, qu
         ({"messages": [{"role": "user", "content": 5}]}, "messages.0.content"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role"),
         ({"extra_body": {"star": {"block_size": 0}}}, "star.block_size"),
+        ({"extra_body": {"star": {"passed_keys": -1}}}, "star.passed_keys"),
+        ({"extra_body": {"star": {"passed_keys": 0.5}}}, "star.passed_keys"),
+        ({"extra_body": {"star": {"passed_keys": (1 << 24) + 1}}}, "star.passed_keys"),
         ({"extra_body": {"star": {"separator": "absent"}}}, "star.separator"),
         ({"extra_body": {"unheard_of": 1}}, "unheard_of"),
         ({"max_completion_tokens": 9000}, None),

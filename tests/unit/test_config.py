@@ -2,7 +2,7 @@
 
 import pytest
 
-from megatron_star.config import StarConfig, parse_token_count
+from megatron_star.config import FieldError, StarConfig, parse_token_count
 
 
 @pytest.mark.parametrize(
@@ -28,12 +28,23 @@ def test_what_is_no_token_count_is_refused_with_examples(text):
         ("block_size", True),
         ("anchor_size", -1),
         ("neighbor_blocks", -1),
+        ("passed_keys", -1),
+        ("passed_keys", 0.5),
+        ("passed_keys", "8"),
         ("wave_tokens", 0),
     ],
 )
 def test_a_value_out_of_bounds_is_named(field, value):
     with pytest.raises(ValueError, match=f"{field} is {value!r}"):
         StarConfig(**{field: value})
+
+
+def test_passed_keys_are_refused_where_the_anchor_is_recomputed():
+    """Then nothing is sent."""
+    with pytest.raises(FieldError, match="passed_keys is 5: it must be 0 with anchor=recompute") as error:
+        StarConfig(anchor="recompute", passed_keys=5)
+    assert error.value.field == "passed_keys"
+    assert StarConfig(anchor="recompute", passed_keys=0).passed_keys == 0
 
 
 def test_an_unknown_option_is_refused_with_the_known_ones():

@@ -6,9 +6,10 @@ from types import SimpleNamespace
 import pytest
 
 from megatron_star.config import StarConfig
-from megatron_star.planning.cost_model import encoding_bytes, kv_layers, token_costs
+from megatron_star.planning.cost_model import crossing_tokens, encoding_bytes, kv_layers, token_costs
 from megatron_star.planning.kv_memory import KvLayers, recent_tail_capacity, recent_tokens, spare_capacity
 from megatron_star.planning.layer_mask import Chunk, LayerMask, Window
+from megatron_star.planning.mask import Range
 from megatron_star.planning.plan import ContextPlan, TokenCosts
 from megatron_star.planning.planner import Planner
 
@@ -28,12 +29,14 @@ def random_chains(count: int) -> list[tuple[ContextPlan, ...]]:
     rng = random.Random(0)
     chains = []
     for _ in range(count):
+        passed_keys = rng.choice([0, 0, 1, 5, 50])
         star = StarConfig(
             mode=rng.choice(["star", "star", "exact"]),
             block_size=rng.choice([3, 10, 40]),
             anchor_size=rng.choice([None, 0, 4]),
             neighbor_blocks=rng.choice([0, 1]),
-            anchor=rng.choice(["broadcast", "recompute"]),
+            passed_keys=passed_keys,
+            anchor="broadcast" if passed_keys else rng.choice(["broadcast", "recompute"]),
             wave_tokens=rng.choice([4, 11, 1000]),
         )
         edges = sorted(rng.sample(range(1, 110), rng.choice([1, 2, 3])))
@@ -41,7 +44,35 @@ def random_chains(count: int) -> list[tuple[ContextPlan, ...]]:
     return chains
 
 
-CHAINS = random_chains(25)
+CHAINS = random_chains(30)
+
+
+def num_passed(plan: ContextPlan, block: int, seeing: int) -> int:
+    """Keys of `block` that the block `seeing` sees: half as many whenever the distance doubles."""
+    mask = plan.mask
+    distance = seeing - getattr(mask, "neighbor_blocks", 0) - block
+    passed_keys = getattr(mask, "passed_keys", 0)
+    if distance < 1 or not passed_keys:
+        return 0
+    while distance > 1:
+        passed_keys, distance = passed_keys // 2, (distance + 1) // 2
+    size = mask.block_edges[block + 1] - mask.block_edges[block]
+    return min(size, passed_keys + (0 if block else mask.anchor_size))
+
+
+def block_of(plan: ContextPlan, token: int) -> int:
+    return max(block for block, start in enumerate(plan.mask.block_edges[:-1]) if start <= token)
+
+
+def copies_after(plan: ContextPlan, end: int) -> list[int]:
+    """Keys that each rank has named, of blocks whose last token it has, once all before `end` is encoded."""
+    copies = [0] * plan.cp_size
+    for block, last in enumerate(plan.mask.block_edges[1:]):
+        if plan.start < last <= end:
+            (source,) = plan.owners_of(Range(last - 1, last))
+            seeing = block + getattr(plan.mask, "neighbor_blocks", 0) + 1
+            copies[source.owner] += num_passed(plan, block, seeing)
+    return copies
 
 
 @pytest.mark.parametrize("mask", MASKS, ids=str)
@@ -71,16 +102,49 @@ def test_a_rank_keeps_what_it_owns_and_later_tokens_can_see_and_no_more(mask):
 
 def test_a_context_takes_the_memory_of_the_wave_after_which_a_rank_holds_most():
     """In all layers together: not each of them after the same wave."""
-    layers = KvLayers((Window(9), None, Window(9), Chunk(12)), bytes_per_token=10)
+    layers = KvLayers((Window(9), None, None, Window(9), Chunk(12)), bytes_per_token=10)
     for plan in (plan for chain in CHAINS for plan in chain):
         ends = [wave[-1].end for wave in plan.waves]
         for rank, owned in enumerate(plan.owned_tokens):
             windows, chunks = (
                 [recent_tokens(plan, m, e)[rank] for e in ends] for m in (Window(9), Chunk(12))
             )
-            recent = max(2 * w + c for w, c in zip(windows, chunks, strict=True))
-            assert layers.of_context(plan)[rank] == 10 * (owned + spare_capacity(owned) + recent)
-            assert layers.of_context(plan, spare=False)[rank] == 10 * (owned + recent)
+            copies = [2 * copies_after(plan, end)[rank] for end in ends]
+            recent = max(2 * w + c + k for w, c, k in zip(windows, chunks, copies, strict=True))
+            assert layers.of_context(plan)[rank] == 10 * (2 * (owned + spare_capacity(owned)) + recent)
+            assert layers.of_context(plan, spare=False)[rank] == 10 * (2 * owned + recent)
+
+
+def test_of_the_last_layer_no_keys_are_named_and_no_query_reads_named_keys():
+    plan = ContextPlan.build(90, 2, StarConfig(block_size=10, anchor_size=3, passed_keys=4))
+    full, more = (KvLayers(masks, 1) for masks in ((None,), (None, Window(9), None)))
+    assert full.of_context(plan, spare=False) == list(plan.owned_tokens)
+    copies = sum(more.of_context(plan, spare=False)) - 2 * 90 - 8
+    assert copies == 9 * 4 + 3 and more.by_kind([plan], 0)["passed keys"] == copies
+    assert sum(more.of_context(plan, spare=False, named=False)) == 2 * 90 + 8
+
+
+def test_the_bytes_of_passed_keys_are_those_that_some_block_sees_padded_to_the_rank_that_sends_most():
+    """Once for each wave, from the rank that has the block's last token; none in the last layer."""
+    found = 0
+    for plan in (plan for chain in CHAINS for plan in chain):
+        num_gathered = 0
+        for wave in plan.waves:
+            seeing = {block_of(plan, segment.start) for segment in wave}
+            of_rank = [0] * plan.cp_size
+            for block, last in enumerate(plan.mask.block_edges[1:]):
+                (source,) = plan.owners_of(Range(last - 1, last))
+                of_rank[source.owner] += max(num_passed(plan, block, one) for one in seeing)
+            num_gathered += plan.cp_size * max(of_rank) if plan.cp_size > 1 else 0
+        found += num_gathered > 0
+        broadcast, halo = crossing_tokens(plan), crossing_tokens(plan, Window(9))
+        for masks, expected in (
+            ((None, None), broadcast + num_gathered),
+            ((None, Window(9), None, None), 2 * (broadcast + num_gathered) + halo),
+            ((Window(9), None), halo),
+        ):
+            assert encoding_bytes(plan, KvLayers(masks, 10)) == 10 * expected
+    assert found >= 10
 
 
 @pytest.mark.parametrize("mask", MASKS, ids=str)

@@ -15,6 +15,8 @@ STARS = [
     StarConfig(block_size=10, anchor_size=4, neighbor_blocks=3),
     StarConfig(block_size=1),
     StarConfig(block_size=100),
+    StarConfig(block_size=10, anchor_size=3, passed_keys=4),
+    StarConfig(block_size=7, anchor_size=0, neighbor_blocks=1, passed_keys=20),
 ]
 
 
@@ -24,6 +26,7 @@ def test_every_mode_that_is_no_choice_between_others_has_a_mask():
 
 @pytest.mark.parametrize("star", STARS)
 def test_what_is_hidden_from_a_token_is_what_the_definition_hides(star):
+    """Unless it is passed: which keys are, nobody knows before they are there."""
     mask = mask_of(star, 57)
     seen = star_mask(57, star.block_size, star.anchor_size, star.neighbor_blocks)
     for position in range(57):

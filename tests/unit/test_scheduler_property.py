@@ -8,7 +8,6 @@ import random
 
 import pytest
 import torch
-from torch import Tensor
 
 from megatron_star.config import StarConfig
 from megatron_star.engine.command import Command
@@ -16,6 +15,7 @@ from megatron_star.engine.scheduled_request import ScheduledRequest
 from megatron_star.engine.scheduler import Scheduler
 from megatron_star.planning.kv_memory import KvLayers, spare_capacity
 from megatron_star.planning.layer_mask import Chunk, LayerMask, Window
+from megatron_star.planning.passing import Named, wave_passing
 from megatron_star.planning.plan import ContextPlan, TokenCosts
 from megatron_star.planning.planner import Planner
 
@@ -27,16 +27,26 @@ TAIL_TOKENS = {FULL: 256, LAYERS[1]: 4 * 256}
 
 
 class PlayedContext:
-    """One context on the ranks: `mask` [n, n] bool has a row for each token that is encoded."""
+    """One context on the ranks, with a row for each token that is encoded: what it has seen.
+
+    Attributes:
+        mask: [n, n] bool, of tokens that its plan knows.
+        passed: [n, blocks], how many of the keys that each block names; where they are, only a model knows.
+        named: of each block that has named keys by now, here or in a context that this one extends.
+    """
 
     def __init__(self, tokens: list[int], star: StarConfig, cp_size: int, parent: "PlayedContext | None"):
         self.tokens, self.parent, self.num_waves = tokens, parent, 0
         base = parent.plan if parent else None
         self.plan = ContextPlan.build(len(tokens), cp_size, star, COSTS, base)
         self.mask = torch.zeros(len(tokens), len(tokens), dtype=torch.bool)
+        self.passed = torch.zeros(len(tokens), self.plan.num_blocks, dtype=torch.int64)
+        self.named: dict[int, int] = {}
         if parent:
             assert parent.tokens == tokens[: len(parent.tokens)] and parent.encoded
             self.mask[: len(parent.tokens), : len(parent.tokens)] = parent.mask
+            self.passed[: len(parent.tokens), : parent.plan.num_blocks] = parent.passed
+            self.named |= parent.named
 
     @property
     def encoded(self) -> bool:
@@ -44,6 +54,7 @@ class PlayedContext:
 
     def encode(self, wave: int) -> None:
         assert wave == self.num_waves
+        self.named |= {named.block: named.num_keys for named in self._named_in(wave)}
         for segment in self.plan.waves[wave]:
             rows = slice(segment.start, segment.end)
             self.mask[rows, : segment.recomputed] = True
@@ -53,11 +64,20 @@ class PlayedContext:
             for source in segment.sources(self.plan.mask):
                 assert not self.mask[rows, source.start : source.end].any(), "a key would count twice"
                 self.mask[rows, source.start : source.end] = True
+            for block, num_keys in self.plan.mask.passed(segment.start):
+                assert 0 < num_keys <= self.named[block], "a key is seen before it is named"
+                self.passed[rows, block] = num_keys
         self.num_waves += 1
+
+    def _named_in(self, wave: int) -> tuple[Named, ...]:
+        return wave_passing(self.plan, self.plan.waves[wave]).named
 
     def num_bytes(self, rank: int, layers: KvLayers) -> int:
         """What a rank holds by now of what this context's own plan encodes."""
-        return sum(self._num_tokens(rank, mask) for mask in layers.masks)
+        named = [named for wave in range(self.num_waves) for named in self._named_in(wave)]
+        num_copies = sum(one.num_keys for one in named if one.owner == rank)
+        copies = num_copies * sum(mask is None for mask in layers.masks[:-1])
+        return copies + sum(self._num_tokens(rank, mask) for mask in layers.masks)
 
     def _num_tokens(self, rank: int, mask: LayerMask | None) -> int:
         if not mask:
@@ -104,12 +124,14 @@ def random_request(rng: random.Random, request_id: int, cp_size: int, text: list
     length = rng.choice([0, 30, 60, 90, 120, 150])
     earlier = [edge for edge in (30, 60, 90, 120) if edge < length]
     edges = sorted(rng.sample(earlier, min(len(earlier), rng.randrange(3))))
+    passed_keys = rng.choice([0, 0, 4, 16, 100])
     star = StarConfig(
         mode=rng.choice(["star", "star", "star", "exact"]),
         block_size=rng.choice([20, 30, 60]),
         anchor_size=rng.choice([None, None, 7, 45]),
         neighbor_blocks=rng.choice([0, 0, 0, 1]),
-        anchor=rng.choice(["broadcast", "recompute"]),
+        passed_keys=passed_keys,
+        anchor="broadcast" if passed_keys else rng.choice(["broadcast", "recompute"]),
         wave_tokens=rng.choice([5, 17, 40, 1000]),
     )
     return request_of(request_id, text[:length], star, tuple(edges), cp_size)
@@ -123,8 +145,8 @@ def request_of(
     return ScheduledRequest(request_id, tokens, [1], 3, planned)
 
 
-def mask_alone(request: ScheduledRequest, cp_size: int) -> Tensor:
-    """What the tokens of a request's context see if no other request was ever there."""
+def seen_alone(request: ScheduledRequest, cp_size: int) -> PlayedContext:
+    """A request's context if no other request was ever there."""
     ranks, queue = PlayedRanks(cp_size, 10**9), scheduler(cp_size, 10**9)
     turn_edges = tuple(plan.num_tokens for plan in request.planned.plans[:-1])
     alone = request_of(0, request.context_tokens, request.planned.star, turn_edges, cp_size)
@@ -132,7 +154,12 @@ def mask_alone(request: ScheduledRequest, cp_size: int) -> Tensor:
     queue.admit()
     while alone.pending:
         ranks.execute(queue.next_command())
-    return ranks.seen[0].mask
+    return ranks.seen[0]
+
+
+def assert_same(found: PlayedContext, expected: PlayedContext) -> None:
+    """Each token saw the same."""
+    assert torch.equal(found.mask, expected.mask) and torch.equal(found.passed, expected.passed)
 
 
 def scheduler(cp_size: int, budget: int, layers: KvLayers = FULL) -> Scheduler:
@@ -193,7 +220,7 @@ def test_random_requests_see_what_each_sees_alone_and_leave_nothing(seed):
 
     for request in requests:
         if request.id in ranks.seen:
-            assert torch.equal(ranks.seen[request.id].mask, mask_alone(request, cp_size))
+            assert_same(ranks.seen[request.id], seen_alone(request, cp_size))
 
 
 def test_a_request_that_waited_with_another_ones_plan_encodes_its_own():
@@ -210,7 +237,7 @@ def test_a_request_that_waited_with_another_ones_plan_encodes_its_own():
     assert queue.admit() == [second]
     while second.pending:
         ranks.execute(queue.next_command())
-    assert torch.equal(ranks.seen[1].mask, mask_alone(second, 1))
+    assert_same(ranks.seen[1], seen_alone(second, 1))
 
 
 @pytest.mark.parametrize("seed", range(60))

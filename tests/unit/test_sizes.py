@@ -2,10 +2,12 @@
 
 import pytest
 
-from megatron_star.config import StarConfig
+from megatron_star.config import MOST_TOKENS_IN_REQUEST, StarConfig
+from megatron_star.planning.mask import most_sources
 from megatron_star.planning.plan import TokenCosts
 from megatron_star.planning.planner import Planner
-from megatron_star.planning.sizes import length_for_sizes, sizes_of, with_sizes
+from megatron_star.planning.sizes import GROWTH, length_for_sizes, sizes_of, with_sizes
+from megatron_star.server.service import MOST_BLOCK_SOURCES
 
 K, M = 1 << 10, 1 << 20
 
@@ -100,3 +102,10 @@ def test_a_further_turn_extends_the_contexts_of_the_turns_before(name):
         after = planner.plan(edges[turn], StarConfig(), edges[:turn])
         if edges[turn] < 4 * length_for_sizes(edges[turn - 1], edges[: turn - 1]):
             assert after.star == before.star and after.plans[:-1] == before.plans
+
+
+@pytest.mark.parametrize("num_tokens", [4 * K, 64 * K, M, MOST_TOKENS_IN_REQUEST])
+def test_the_server_takes_contexts_of_every_length_with_the_recommended_sizes(num_tokens):
+    """And conversations as long as they may become before sizes are chosen anew."""
+    for length in (num_tokens, num_tokens // GROWTH):
+        assert most_sources(with_sizes(StarConfig(), length), num_tokens) <= MOST_BLOCK_SOURCES
