@@ -136,17 +136,15 @@ class Deployment:
         transfers = {mask: self._transfer_seconds(plan, wave, mask) for mask in self.kv.num_layers}
         passing = wave_passing(plan, wave)
         gather_s = self._gather_seconds(passing)
-        if None in transfers and crossing_sources(plan, wave):
-            hidden_s = self._hiding_seconds(plan, wave, rank, _pairs_with_last(plan, wave, rank))
-            transfers[None] = max(0.0, transfers[None] - hidden_s)
-        if gather_s and not passing.reads_first:
-            gather_s = max(0.0, gather_s - self._hiding_seconds(plan, wave, rank))
-        return sum(transfers.values()) + gather_s
+        late_s = gather_s if passing.reads_first else 0.0
+        meanwhile_s = transfers.pop(None, 0.0) + gather_s - late_s
+        hidden_s = min(meanwhile_s, self._hiding_seconds(plan, wave, rank))
+        return sum(transfers.values()) + meanwhile_s - hidden_s + late_s
 
-    def _hiding_seconds(self, plan: ContextPlan, wave: Wave, rank: int, other_pairs: int = 0) -> float:
-        """A rank's attention without that to passed keys, and without further pairs."""
+    def _hiding_seconds(self, plan: ContextPlan, wave: Wave, rank: int) -> float:
+        """A rank's attention without that to passed keys, and to the source that crosses ranks last."""
         per_pair = TokenCosts(0.0, self._costs_in_seconds.attention_per_pair)
-        pairs = other_pairs + _pairs_with_passed(plan, wave, rank)
+        pairs = _pairs_with_last(plan, wave, rank) + _pairs_with_passed(plan, wave, rank)
         seconds = cost_by_rank(wave, plan.mask, per_pair)[rank] - per_pair.attention_per_pair * pairs
         return max(0.0, seconds)
 
@@ -192,8 +190,10 @@ class Deployment:
 
 
 def _pairs_with_last(plan: ContextPlan, wave: Wave, rank: int) -> int:
-    """Pairs of a rank's rows with the source that crosses ranks last."""
-    last = max(crossing_sources(plan, wave))
+    """Pairs of a rank's rows with the source that crosses ranks last, if any does."""
+    last = max(crossing_sources(plan, wave), default=None)
+    if last is None:
+        return 0
     return min(_rows_by_rank(wave)[rank], wave[-1].end - last.end) * (last.end - last.start)
 
 

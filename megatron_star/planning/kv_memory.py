@@ -119,9 +119,8 @@ class KvLayers:
             tokens = sum(_context_tokens(plan, mask) for plan in plans) + _tail_tokens(num_tail_tokens, mask)
             kinds[mask.name if mask else "full"] = count * tokens * self.bytes_per_token
         named = [block for plan in plans for wave in plan.waves for block in named_blocks(plan, wave)]
-        if named:
-            num_keys = sum(block.num_keys for block in named)
-            kinds["passed keys"] = self.num_passing * num_keys * self.bytes_per_token
+        if num_copies := self.num_passing * sum(block.num_keys for block in named):
+            kinds["passed keys"] = num_copies * self.bytes_per_token
         return kinds
 
     def of_tokens(self, num_tokens: int) -> int:
