@@ -125,15 +125,15 @@ def _draw_exact(panel: Axes, height: float) -> None:
     panel.axhline(height, color=COLORS["exact"], linewidth=1.5, zorder=0)
     panel.annotate(
         "exact, at 1.0 \u2192",
-        (1, height),
-        (-4, -5),
+        (0.9, height),
+        (0, -5),
         xycoords=panel.get_yaxis_transform(),
         textcoords="offset points",
         ha="right",
         va="top",
         fontsize=9,
         fontweight="bold",
-        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
+        zorder=0,
     )
 
 
