@@ -53,7 +53,8 @@ class ContextPlan:
         """The plan for a context of `num_tokens` >= 0, of which `base` has the beginning.
 
         `config.mode` is not `auto`, and sizes are chosen. `base` was built with the same mode, sizes and
-        neighbors; without passed keys, it may be one block, whatever else it was built with. Waves may differ.
+        neighbors; without passed keys, it may be one block, whatever else it was built with. Waves may
+        differ.
         """
         assert num_tokens >= 0 and cp_size >= 1
         start = base.num_tokens if base else 0
