@@ -98,7 +98,7 @@ accuracy: accuracy-table accuracy-exact accuracy-calibration  ## score exact and
 accuracy-table: model
 	@mkdir -p $(ACCURACY)
 	@$(EVALUATE) $(PRECISION) --lengths 4K --samples $(SAMPLES) --tasks $(TASKS) --setting exact --setting star \
-	    --setting "star block_size=512 anchor_size=128 passed_keys=128" --setting "star block_size=512" \
+	    --setting "star block_size=256 anchor_size=64 passed_keys=76" --setting "star block_size=512" \
 	    --setting "star block_size=256" --setting "star block_size=512 neighbor_blocks=1" \
 	    --setting "star block_size=256 neighbor_blocks=1" --output $(ACCURACY)/settings.jsonl
 	@$(REPORT) $(ACCURACY)/settings.jsonl --format markdown --speed $(ACCURACY)/speed.png
