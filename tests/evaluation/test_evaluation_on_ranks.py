@@ -5,7 +5,7 @@ import torch
 from distributed import run_ranks
 from evaluation_ranks import comparisons, greedy_answers, masses
 from models import dense_logits, random_tokens
-from reference import block_edges, mask_of_named, named_positions, star_mask
+from reference import PassingBlocks, star_mask
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.answers_of_transformers import greedy_answer
@@ -60,7 +60,7 @@ PASSING = [
     StarConfig(block_size=10, anchor_size=0, passed_keys=4),
     StarConfig(block_size=20, anchor_size=20, passed_keys=7),
     StarConfig(block_size=10, anchor_size=6, passed_keys=30, neighbor_blocks=1),
-    StarConfig(block_size=10, anchor_size=4),
+    StarConfig(block_size=10, anchor_size=4, passed_keys=0),
 ]
 
 
@@ -76,13 +76,10 @@ def test_keys_that_are_passed_are_not_hidden(checkpoints, world_size):
         answer = model(torch.tensor([tokens]), output_attentions=True, use_cache=True)
     heads_of_a_group = model.config.num_attention_heads // model.config.num_key_value_heads
     for setting, *of_ranks in zip(PASSING, *found, strict=True):
-        edges = block_edges(70, setting.block_size)
-        options = {"anchor_size": setting.anchor_size, "passed_keys": setting.passed_keys or 0}
-        shares = []
+        blocks, shares = PassingBlocks.of([70], setting), []
         for attention, layer in zip(answer.attentions, answer.past_key_values.layers, strict=True):
             for group, key in enumerate(layer.keys[0]):
-                named = named_positions(key, edges, **options)
-                mask = mask_of_named(edges, named, neighbor_blocks=setting.neighbor_blocks, **options)
+                mask = blocks.mask(blocks.name(key))
                 heads = attention[0, group * heads_of_a_group : (group + 1) * heads_of_a_group]
                 shares.append(heads[:, positions].masked_fill(mask[positions], 0.0).sum(2).mean())
         assert of_ranks == pytest.approx([torch.stack(shares).mean().item()] * world_size, abs=1e-5)
