@@ -19,11 +19,11 @@ K, M = 1 << 10, 1 << 20
         (1, 512, 128),
         (4 * K, 512, 128),
         (11 * K, 512, 128),
-        (12 * K, 1 * K, 256),
-        (16 * K, 1 * K, 256),
-        (128 * K, 8 * K, 2 * K),
-        (1 * M, 32 * K, 8 * K),
-        (16 * M, 32 * K, 8 * K),
+        (12 * K, 1 * K, 128),
+        (24 * K, 2 * K, 256),
+        (128 * K, 8 * K, 1 * K),
+        (1 * M, 32 * K, 4 * K),
+        (16 * M, 32 * K, 4 * K),
     ],
 )
 @pytest.mark.parametrize("mode", ["star", "auto"])
@@ -40,11 +40,11 @@ def test_star_alone_has_the_recommended_sizes(mode, num_tokens, block_size, pass
         ({"block_size": 8 * K, "anchor_size": 0}, (8 * K, 0, 0)),
         ({"block_size": 8 * K, "anchor_size": 5, "passed_keys": 7}, (8 * K, 5, 7)),
         ({"block_size": 8 * K, "passed_keys": 7}, (8 * K, 128, 7)),
-        ({"anchor_size": 0}, (4 * K, 0, 1 * K)),
+        ({"anchor_size": 0}, (4 * K, 0, 512)),
         ({"passed_keys": 7}, (4 * K, 128, 7)),
         ({"passed_keys": 0}, (16 * K, 16 * K, 0)),
         ({"anchor": "recompute"}, (16 * K, 16 * K, 0)),
-        ({"neighbor_blocks": 1}, (4 * K, 128, 1 * K)),
+        ({"neighbor_blocks": 1}, (4 * K, 128, 512)),
     ],
 )
 def test_what_is_asked_for_stays_and_a_block_size_alone_is_star_as_published(asked, found):
