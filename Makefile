@@ -90,7 +90,7 @@ CALIBRATE := $(ON_TWO_RANKS) launch/calibrate.py $(JOB) $(PRECISION) --num-token
 REPORT := $(RUN) -m megatron_star.programs.report
 QUESTIONS := $(RUN) benchmarks/calibration_questions.py --load .demo/megatron --length 2K
 # What calibration recommended here, which is then tried on questions that it did not see.
-RECOMMENDED ?= star
+RECOMMENDED ?= star block_size=237 anchor_size=64 passed_keys=30
 
 # Every step goes on where it was interrupted. docs/accuracy.md says what comes out.
 accuracy: accuracy-table accuracy-exact accuracy-calibration  ## score exact and star on needles, calibrate (hours; SAMPLES=5 for a look)

@@ -35,7 +35,7 @@ def test_the_contiguous_ring_gives_each_rank_one_stretch_and_the_last_most_work(
 def test_passed_keys_are_as_recommended_for_the_blocks_or_as_asked_for():
     costs, sizes = TokenCosts(1.0, 0.1), {"block_size": 1024, "wave_tokens": 4096}
     recommended = variant_plan(PASSED, 16 << 10, 2, costs, **sizes).mask
-    assert (recommended.num_blocks, recommended.anchor_size, recommended.passed_keys) == (16, 64, 128)
+    assert (recommended.num_blocks, recommended.anchor_size, recommended.passed_keys) == (16, 128, 128)
     asked = variant_plan(PASSED, 16 << 10, 2, costs, **sizes, anchor_size=0, passed_keys=5).mask
     assert (asked.anchor_size, asked.passed_keys) == (0, 5)
     of_star = variant_plan(BROADCAST, 16 << 10, 2, costs, **sizes, anchor_size=0, passed_keys=5).mask
