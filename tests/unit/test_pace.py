@@ -8,7 +8,7 @@ from megatron_star.planning.plan import ContextPlan, TokenCosts
 from megatron_star.planning.planner import Planner
 
 COSTS = TokenCosts(linear_per_token=1000.0, attention_per_pair=1.0)
-STAR = StarConfig(mode="star", block_size=4096)
+STAR = StarConfig(mode="star", block_size=4096, passed_keys=0)
 PLAN = ContextPlan.build(32768, 2, STAR, COSTS)
 
 
@@ -30,7 +30,7 @@ def test_without_a_gpu_no_rank_encodes_more_than_2k_tokens_in_a_wave():
 
 @pytest.mark.parametrize("wave_tokens", [512, CPU_WAVE_TOKENS])
 def test_a_smaller_bound_of_the_user_stays(wave_tokens):
-    star = StarConfig(mode="star", block_size=4096, wave_tokens=wave_tokens)
+    star = StarConfig(mode="star", block_size=4096, passed_keys=0, wave_tokens=wave_tokens)
     assert planner("cpu", float("inf")).plan(32768, star) == (
         star,
         (ContextPlan.build(32768, 2, star, COSTS),),

@@ -15,6 +15,7 @@ from megatron_star.engine.scheduled_request import ScheduledRequest
 from megatron_star.engine.scheduler import Scheduler
 from megatron_star.planning.kv_memory import KvLayers, spare_capacity
 from megatron_star.planning.layer_mask import Chunk, LayerMask, Window
+from megatron_star.planning.mask import Range
 from megatron_star.planning.passing import Named, wave_passing
 from megatron_star.planning.plan import ContextPlan, TokenCosts
 from megatron_star.planning.planner import Planner
@@ -75,9 +76,15 @@ class PlayedContext:
     def num_bytes(self, rank: int, layers: KvLayers) -> int:
         """What a rank holds by now of what this context's own plan encodes."""
         named = [named for wave in range(self.num_waves) for named in self._named_in(wave)]
-        num_copies = sum(one.num_keys for one in named if one.owner == rank)
+        num_copies = sum(one.num_keys for one in named if one.owner == rank and self._is_spread(one.tokens))
         copies = num_copies * sum(mask is None for mask in layers.masks[:-1])
         return copies + sum(self._num_tokens(rank, mask) for mask in layers.masks)
+
+    def _is_spread(self, tokens: Range) -> bool:
+        """Whether several ranks have tokens of this block: then who names its keys keeps copies of them."""
+        return (
+            len({s.owner for s in self.plan.segments() if s.start < tokens.end and tokens.start < s.end}) > 1
+        )
 
     def _num_tokens(self, rank: int, mask: LayerMask | None) -> int:
         if not mask:
