@@ -131,7 +131,7 @@ def test_the_sizes_that_were_used_give_the_same_encoding_and_other_passed_keys_a
 
     first = ask(block_size=200, anchor_size=20, passed_keys=16)
     assert first["sizes"] == {"block_size": 200, "anchor_size": 20, "passed_keys": 16}
-    assert first["kv_bytes"].keys() == {"full"}, "no copies: each block is on one rank"
+    assert "full" in first["kv_bytes"]  # and copies of passed keys, where a wave spreads a block over ranks
     other = ask(block_size=200, anchor_size=20, passed_keys=8)
     assert not first["cache_hit"] and not other["cache_hit"] and other["sizes"]["passed_keys"] == 8
     assert ask(**first["sizes"])["cache_hit"]
