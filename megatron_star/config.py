@@ -97,7 +97,8 @@ class StarConfig:
 
     Its fields are the table of the options: a further one is a further row. Sizes are in tokens. Without
     `block_size`, all sizes that are None are chosen by the length of the context (`planning/sizes.py`). With
-    it, the others are as published: the anchor as large as the first block, and no passed keys.
+    it, the others are as published: the anchor as large as the first block, and no passed keys. An anchor
+    that is not set is small where passed keys are.
 
     Attributes:
         mode: `star`, `exact` (one block), or `auto` (exact wherever star would not be cheaper).

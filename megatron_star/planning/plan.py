@@ -15,6 +15,7 @@ from typing import Self
 from megatron_star.config import StarConfig
 from megatron_star.planning.mask import Mask, Range, mask_of
 from megatron_star.planning.segment import Segment, Source, TokenCosts, Wave, slowest_rank
+from megatron_star.planning.sizes import with_sizes
 from megatron_star.planning.waves import WaveBuilder
 
 
@@ -52,11 +53,12 @@ class ContextPlan:
     ) -> Self:
         """The plan for a context of `num_tokens` >= 0, of which `base` has the beginning.
 
-        `config.mode` is not `auto`, and sizes are chosen. `base` was built with the same mode, sizes and
-        neighbors; without passed keys, it may be one block, whatever else it was built with. Waves may
-        differ.
+        `config.mode` is not `auto`. Sizes that it leaves open are those of `with_sizes`. `base` was built
+        with the same mode, sizes and neighbors; without passed keys, it may be one block, whatever else it
+        was built with. Waves may differ.
         """
         assert num_tokens >= 0 and cp_size >= 1
+        config = with_sizes(config, num_tokens)
         start = base.num_tokens if base else 0
         mask = mask_of(config, num_tokens, base.mask if base else None)
         waves = tuple(WaveBuilder(start, mask, cp_size, config, costs or TokenCosts()).waves())

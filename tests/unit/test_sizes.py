@@ -4,7 +4,7 @@ import pytest
 
 from megatron_star.config import MOST_TOKENS_IN_REQUEST, StarConfig
 from megatron_star.planning.mask import most_sources
-from megatron_star.planning.plan import TokenCosts
+from megatron_star.planning.plan import ContextPlan, TokenCosts
 from megatron_star.planning.planner import Planner
 from megatron_star.planning.sizes import GROWTH, length_for_sizes, sizes_of, with_sizes
 from megatron_star.server.service import MOST_BLOCK_SOURCES
@@ -109,3 +109,10 @@ def test_the_server_takes_contexts_of_every_length_with_the_recommended_sizes(nu
     """And conversations as long as they may become before sizes are chosen anew."""
     for length in (num_tokens, num_tokens // GROWTH):
         assert most_sources(with_sizes(StarConfig(), length), num_tokens) <= MOST_BLOCK_SOURCES
+
+
+def test_a_plan_that_is_built_directly_has_the_same_sizes_as_one_of_the_planner():
+    star = StarConfig()
+    mask = ContextPlan.build(64 * K, 2, star).mask
+    assert mask == Planner(TokenCosts(), 2).plan(64 * K, star).plan.mask
+    assert (mask.num_blocks, mask.anchor_size, mask.passed_keys) == (16, 128, 512)
