@@ -48,11 +48,11 @@ model: $(MEGATRON_MODEL)  ## fetch SmolLM2-135M and the essays, and convert the 
 te-check: setup  ## without a GPU: build TransformerEngine (once, 20 minutes), check the adapters against the libraries
 	@scripts/check_gpu_libraries.sh $(VENV)
 
-gpu-wheels:  ## fetch into .whl what a GPU machine that has torch and transformers needs besides: 30 MB
+gpu-wheels:  ## fetch into .whl what a GPU machine that has torch needs besides: 44 MB
 	@rm -rf .whl && scripts/step.sh "Fetching wheels into .whl" python3 -m pip download -qq --no-deps \
 	    --disable-pip-version-check --only-binary=:all: --python-version 3.12 --implementation cp \
 	    --platform manylinux_2_28_x86_64 --platform manylinux_2_24_x86_64 --platform manylinux_2_17_x86_64 \
-	    --dest .whl megatron-core==0.19.2 fa3-fwd==0.0.3
+	    --dest .whl megatron-core==0.19.2 fa3-fwd==0.0.3 transformers==5.24.0
 
 # None of these three makes an environment, since a GPU machine may have no network: RUN=python3 takes another one.
 test-gpu:  ## on a GPU: kernels, model parity, streams, graphs, memory

@@ -9,7 +9,7 @@ set -uo pipefail
 out=$1
 options=("${@:2}")
 readonly while_tests_run=machine,kernels,merge,load,parity
-readonly alone=machine,load,encode,decode,attention,ranks,compiled,memory,hf
+readonly alone=machine,load,encode,decode,profile,attention,compiled,memory,hf,ranks
 export PYTHONUNBUFFERED=1 OMP_NUM_THREADS=${OMP_NUM_THREADS:-4}
 
 mkdir -p "$out"
@@ -17,12 +17,12 @@ python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upg
 export PYTHONPATH=$PWD/.site:$PWD
 nvidia-smi >"$out/smi.txt" 2>&1
 (
-    timeout 170 python3 -m pytest tests/gpu -n 6 -rs -p no:cacheprovider --junitxml "$out/tests.xml" >"$out/tests.txt" 2>&1
+    timeout 190 python3 -m pytest tests/gpu -n 8 -rs -p no:cacheprovider --junitxml "$out/tests.xml" >"$out/tests.txt" 2>&1
     echo "status $?" >>"$out/tests.txt"
 ) &
 check() { python3 scripts/gpu_check.py --output "$out/check.jsonl" "${options[@]}" "$@"; }
 check --budget 120 --stages $while_tests_run >"$out/first.txt" 2>&1
 wait
 tail -n 15 "$out/tests.txt"
-check --budget 250 --stages $alone 2>&1 | tee "$out/second.txt" | cut -c 1-260
+check --budget 235 --stages $alone 2>&1 | tee "$out/second.txt" | cut -c 1-260
 python3 scripts/gpu_check.py --report "$out/check.jsonl" >"$out/tables.md"

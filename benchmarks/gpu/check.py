@@ -10,7 +10,7 @@ from time import monotonic
 
 import torch
 
-from benchmarks.gpu import card, decoding, encoding, kernels, parity
+from benchmarks.gpu import card, decoding, encoding, kernels, parity, profiling
 from benchmarks.gpu.bench import Bench, Figures, OutOfTime
 from benchmarks.gpu.gpu_tables import tables
 from megatron_star.attention.kernels import KERNEL_NAMES
@@ -25,12 +25,13 @@ STAGES: dict[str, Callable[[Bench], None]] = {
     "encode": encoding.encode,
     "decode": decoding.decode,
     "attention": kernels.attention,
+    "profile": profiling.profiled,
     "compiled": decoding.compiled,
     "memory": card.memory,
-    "ranks": encoding.ranks,
     "hf": decoding.hf,
+    "ranks": encoding.ranks,
 }
-"""`ranks` and `hf` come last: they take what is left of the budget, and forget the model."""
+"""`ranks` comes last: it takes what is left of the budget, and forgets the model."""
 
 SHORTEST_STAGE_SECONDS = 3.0
 

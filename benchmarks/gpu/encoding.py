@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.counted_work import encoding_bytes_of
 from benchmarks.gpu.bench import Bench, plan_of, written
 from benchmarks.gpu.one_of_many import OneOfMany
 from benchmarks.models import SHAPES, Shape, share_of_a_tp_rank
@@ -77,7 +78,7 @@ def _ranks_of(bench: Bench, star_model: StarModel, name: str, *, all_reduced: in
     for units, cp_size, mode in _rank_cases():
         num_tokens = units * bench.unit
         block_size = min(LARGEST_BLOCK_UNITS * bench.unit, num_tokens // cp_size)
-        options = {"mode": "exact"} if mode == "exact" else {"block_size": block_size, "anchor": mode}
+        options = encoding_options(mode, block_size)
         plan, costs = plan_of(star_model, num_tokens, cp_size, **options)
         for rank in slowest_ranks(plan, costs):
             if not bench.has_time_for(_cost_of(plan, rank, costs)):
@@ -89,7 +90,7 @@ def _ranks_of(bench: Bench, star_model: StarModel, name: str, *, all_reduced: in
                 figures, context = encoding_figures(bench, model, plan, costs)
                 found |= figures | {
                     "block": block_size if mode != "exact" else None,
-                    "sent_mb": exchange.counts["broadcast_bytes"] / 1e6,
+                    "sent_mb": encoding_bytes_of(exchange) / 1e6,
                     "received_mb": exchange.received_bytes / 1e6,
                     "all_reduced_mb": all_reduced * plan.num_owned_tokens(rank) / 1e6,
                 }
@@ -97,7 +98,8 @@ def _ranks_of(bench: Bench, star_model: StarModel, name: str, *, all_reduced: in
 
 
 def _rank_cases() -> Iterator[tuple[int, int, str]]:
-    for units, modes in ((16, ("broadcast", "recompute", "exact")), (128, ("broadcast", "recompute"))):
+    star = ("passed", "broadcast", "recompute")
+    for units, modes in ((16, (*star, "exact")), (128, star)):
         for mode in modes:
             yield from ((units, cp_size, mode) for cp_size in RANKS)
     yield from ((128, cp_size, "exact") for cp_size in reversed(RANKS))
@@ -120,13 +122,22 @@ def _all_reduced_bytes(shape: Shape) -> int:
 
 def _variants(unit: int) -> list[tuple[str, dict[str, Any]]]:
     """Exact, ours, the published one, which runs a forward pass for each block, and the recommended one."""
-    passed_keys = recommended_passed_keys(unit)
     return [
-        ("exact", {"mode": "exact"}),
-        ("star, broadcast", {"block_size": unit}),
-        ("star, recompute", {"block_size": unit, "anchor": "recompute", "wave_tokens": unit}),
-        ("star, passed", {"block_size": unit, "anchor_size": ANCHOR_SIZE, "passed_keys": passed_keys}),
+        ("exact", encoding_options("exact", unit)),
+        ("star, broadcast", encoding_options("broadcast", unit)),
+        ("star, recompute", encoding_options("recompute", unit) | {"wave_tokens": unit}),
+        ("star, passed", encoding_options("passed", unit)),
     ]
+
+
+def encoding_options(way: str, block_size: int) -> dict[str, Any]:
+    """Of `StarConfig`."""
+    if way == "exact":
+        return {"mode": "exact"}
+    if way == "passed":
+        passed_keys = recommended_passed_keys(block_size)
+        return {"block_size": block_size, "anchor_size": ANCHOR_SIZE, "passed_keys": passed_keys}
+    return {"block_size": block_size, "anchor": way}
 
 
 def encoding_figures(

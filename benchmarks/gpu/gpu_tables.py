@@ -20,6 +20,7 @@ COLUMNS: dict[str, dict[str, str]] = {
     "decode": {"tpot_ms": "TPOT ms", "host_ms": "host ms", "floor_ms": "floor ms", "gb_per_s": "GB/s"},
     "compiled": {"s": "s", "tpot_ms": "TPOT ms", "host_ms": "host ms", "floor_ms": "floor ms"},
     "attention": {"ms": "ms", "tflops": "TFLOP/s", "kv_gb_per_s": "KV GB/s"},
+    "profile": {"ms": "ms", "busy_ms": "busy ms", "calls": "calls", "share": "share"},
     "hf": {"s": "s", "tpot_ms": "TPOT ms"},
     "memory": {"max_gb": "most GB", "reserved_gb": "reserved GB"},
 }

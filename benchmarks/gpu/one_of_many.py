@@ -37,6 +37,12 @@ class OneOfMany(Exchange):
         self.count(kind, mine)
         return mine.expand(self.cp_size, *mine.shape).contiguous()
 
+    def start_gather(self, mine: Tensor, kind: str) -> Callable[[], Tensor]:
+        """See `Exchange`; all ranks have what this one has."""
+        everyone = self.all_gather(mine, kind)
+        self.received_bytes += everyone.nbytes - mine.nbytes
+        return lambda: everyone
+
     def add_up(self, mine: Tensor) -> Tensor:
         """See `Exchange`; the others add nothing."""
         self.count("sum", mine)
