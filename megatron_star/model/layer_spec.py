@@ -40,6 +40,9 @@ def layer_spec(
 ) -> ModuleSpec | TransformerBlockSubmodules:
     """The specification of all layers for this configuration; `transformer_impl` as Megatron names it.
 
+    For a specification of one layer Megatron takes the final norm of TransformerEngine or apex where they are
+    installed, so local layers come with theirs.
+
     Raises:
         ValueError: TransformerEngine's modules cannot compute what a field says.
     """
@@ -48,6 +51,7 @@ def layer_spec(
         _check_transformer_engine(config)
     spec = _megatrons_spec(config, transformer_impl)
     parts: TransformerLayerSubmodules = spec.submodules
+    final_norm = parts.input_layernorm if is_megatrons_norm(config) else norm
     _place_norms(parts, config, is_local)
     _place_qk_norms(parts.self_attention.submodules, config, groups)
     _add_biases(parts, config)
@@ -57,8 +61,8 @@ def layer_spec(
         spec.module, parts.pre_mlp_layernorm = ParallelLayer, IdentityOp
     if own_field(config, "activation") == "xielu":
         parts.mlp = partial(XieluMLP.as_mlp_submodule, **parts.mlp.keywords)
-    if is_local and not is_megatrons_norm(config):
-        return TransformerBlockSubmodules([spec] * config.num_layers, layer_norm=norm)
+    if is_local:
+        return TransformerBlockSubmodules([spec] * config.num_layers, layer_norm=final_norm)
     return spec
 
 
