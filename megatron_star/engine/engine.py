@@ -178,9 +178,8 @@ class StarEngine:
                 open_context=(CALIBRATION_CONTEXT, tokens, star, None), encode_wave=(CALIBRATION_CONTEXT, 0)
             )
         )
-        has_experts = self.expert_load is not None
-        self._run(Command(drop_contexts=[CALIBRATION_CONTEXT], read_expert_load=has_experts))
-        self.expert_load = ExpertLoad.of_model(self.star_model.model.config)  # nobody asked for these tokens
+        self._run(Command(drop_contexts=[CALIBRATION_CONTEXT], read_expert_load=bool(self.expert_load)))
+        self.expert_load = self.expert_load and self.expert_load.from_now_on()
 
     def _end_cancelled_and_late(self) -> None:
         for answer in self._unfinished():
@@ -205,7 +204,7 @@ class StarEngine:
         self._note_pace(command, monotonic() - start)
         if command.read_expert_load:
             assert self.expert_load
-            self.expert_load = self.expert_load.plus(read_expert_load(self.star_model, self.control))
+            self.expert_load = self.expert_load.read(read_expert_load(self.star_model, self.control))
         return logits
 
     def _emit(self, command: Command, logits: Tensor | None) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from megatron_star.algorithm.star_model import StarModel
 from megatron_star.parallel.control import sum_on_driver
+from megatron_star.planning.expert_layers import expert_layers
 
 
 @dataclass(frozen=True)
@@ -19,12 +20,14 @@ class ExpertLoad:
     Attributes:
         layers: which layers of the model have experts; the first layer is 0.
         ep_size: ranks that the experts of a layer are spread over, as many consecutive ones on each.
-        total: [expert layers, num_experts], int64, on the CPU: tokens since the start.
+        counted: [expert layers, num_experts], int64, on the CPU: what the ranks have counted so far.
+        total: the same, since `from_now_on`.
         recent: the same, between the last two readings that had any tokens between them.
     """
 
     layers: tuple[int, ...]
     ep_size: int
+    counted: Tensor
     total: Tensor
     recent: Tensor
 
@@ -33,19 +36,22 @@ class ExpertLoad:
         """Of a model that has seen no token yet; None if it has no experts."""
         if not config.num_moe_experts:
             return None
-        frequency = config.moe_layer_freq
-        if isinstance(frequency, int):
-            frequency = [int(layer % frequency == 0) for layer in range(config.num_layers)]
-        layers = tuple(layer for layer, has_experts in enumerate(frequency) if has_experts)
+        layers = tuple(layer for layer, has_experts in enumerate(expert_layers(config)) if has_experts)
         none = torch.zeros(len(layers), config.num_moe_experts, dtype=torch.int64)
-        return cls(layers, config.expert_model_parallel_size, none, none)
+        return cls(layers, config.expert_model_parallel_size, none, none, none)
 
-    def plus(self, counts: Tensor) -> Self:
-        """With what was counted since the last reading, shaped as `total`."""
-        assert counts.shape == self.total.shape
-        if not counts.any():
+    def read(self, counted: Tensor) -> Self:
+        """With what the ranks have counted by now."""
+        assert counted.shape == self.counted.shape
+        recent = counted - self.counted
+        if not recent.any():
             return self
-        return replace(self, total=self.total + counts, recent=counts)
+        return replace(self, counted=counted, total=self.total + recent, recent=recent)
+
+    def from_now_on(self) -> Self:
+        """Without what was counted by now."""
+        none = torch.zeros_like(self.counted)
+        return replace(self, total=none, recent=none)
 
     @property
     def busiest_expert(self) -> list[float]:
@@ -73,7 +79,7 @@ def _most_over_mean(tokens: Tensor) -> list[float]:
 
 
 def read_expert_load(star_model: StarModel, control: dist.ProcessGroup) -> Tensor:
-    """What all ranks have counted since the last reading, on the driver; called on all of them together.
+    """What all ranks have counted so far, on the driver; called on all of them together.
 
     Every rank does so as part of one and the same command: it waits for others no longer than it waits for
     the next command.
