@@ -61,6 +61,12 @@ def test_biases_are_recorded_too(name):
     assert_same(RANDOM[name], 3, [1, 8], "recorded", [CONTEXT], A_QUERY_THEN_TOKENS)
 
 
+@pytest.mark.parametrize(("name", "cp_size"), [("experts", 1), ("experts, gated", 2)])
+def test_experts_stay_outside_of_a_program(name, cp_size):
+    """Of which some steps are filled up; a filler is sent to no expert."""
+    assert_same(RANDOM[name], cp_size, [1, 4], "recorded", BATCH, BATCH_STEPS)
+
+
 @pytest.mark.parametrize("compiler", ["recorded", pytest.param("inductor", marks=NEEDS_COMPILER)])
 def test_each_layer_keeps_its_own_way_with_positions(compiler):
     """Interleaved pairs of a part of the head, two bases, a layer that rotates nothing and scales queries."""
@@ -112,11 +118,10 @@ def test_a_step_that_is_over_holds_no_kv(compiled):
     ("name", "tp_size", "row_counts", "message"),
     [
         ("biased", 2, [1], "compiled for token generation with tensor parallelism (2 ranks)"),
-        ("experts", 1, [1], "compiled for token generation with experts"),
         ("biased", 1, [0, 4], "compiled for 0 sequences: it must be 1 to 64"),
         ("biased", 1, [4, 65], "compiled for 65 sequences: it must be 1 to 64"),
     ],
-    ids=["tensor parallelism", "experts", "no row", "too many rows"],
+    ids=["tensor parallelism", "no row", "too many rows"],
 )
 def test_what_cannot_be_compiled_is_refused_by_name(name, tp_size, row_counts, message):
     first, *_ = run_ranks(tp_size, refusal, RANDOM[name], tp_size, row_counts)
