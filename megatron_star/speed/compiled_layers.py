@@ -3,8 +3,8 @@
 A step of few tokens reads weights and KV, and in a small model what Python and small operations take between
 two products shows. So a layer's own forward pass is recorded once, as a program of tensor operations on
 hidden states, rotation and weights. What changes from step to step stays outside, as four operations in the
-program: attention over the KV that this rank holds, the gathers and sums of the CP group, and experts, which
-are chosen by value. The pieces between these operations are compiled by torch's inductor. Layers with the same
+program: attention over the KV that this rank holds, the gathers and sums of the CP group, and experts, since
+values choose them. The pieces between these operations are compiled by torch's inductor. Layers with the same
 program share its pieces.
 """
 

@@ -67,7 +67,13 @@ def _divide(module: torch.nn.Module, base: type, faster: type, slicing: WeightSl
         slicing.layers[part].append(module)
 
 
-_QUERY_KEY_VALUE = ("linear_qkv", "linear_q_proj", "linear_q_down_proj", "linear_q_up_proj", "linear_kv_down_proj")
+_QUERY_KEY_VALUE = (
+    "linear_qkv",
+    "linear_q_proj",
+    "linear_q_down_proj",
+    "linear_q_up_proj",
+    "linear_kv_down_proj",
+)
 """Of an attention's linear layers, those before it: the first one, or of latent attention some of the others.
 Its `linear_kv_up_proj` is absorbed into other products in token generation, which need all of its weight."""
 
