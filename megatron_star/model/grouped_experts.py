@@ -31,7 +31,13 @@ class StackedExperts(SequentialMLP):
     A product of all experts is one `torch.nn.functional.grouped_mm` on a GPU in bfloat16, which finds on the
     device how many rows an expert has; else it is a product for each expert that has rows. Only the first
     tensor-parallel rank adds the bias of the second linear layer: the outputs of the ranks are summed.
+
+    Attributes:
+        ignores_rows_of_no_expert: so that a caller may give more rows than experts have, where it does not
+            know their number.
     """
+
+    ignores_rows_of_no_expert = True
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -49,7 +55,7 @@ class StackedExperts(SequentialMLP):
             probs: [rows], the weights.
 
         Returns:
-            [rows, h], zero for rows of no expert; and no bias, since it is in that.
+            [rows, h], which says nothing for rows of no expert; and no bias, since it is in that.
         """
         if self.config.moe_apply_probs_on_input:
             assert self.config.moe_router_topk == 1, "weights are applied to the input of one expert only"
@@ -68,12 +74,8 @@ class StackedExperts(SequentialMLP):
     def _together(self, rows: Tensor, tokens_per_expert: Tensor, probs: Tensor) -> Tensor:
         if not rows.size(0):
             return torch.empty_like(rows)
-        ends = tokens_per_expert.cumsum(0, dtype=torch.int32)
-        # Counts on the host come from a dispatcher; whether there are rows of no expert is not asked of a GPU.
-        may_have_others = ends.is_cuda or ends[-1].item() < rows.size(0)
-        products = _GroupedProducts(ends.to(rows.device, non_blocking=True))
-        out = self._mlp(rows, probs, products)
-        return products.without_others(out) if may_have_others else out
+        ends = tokens_per_expert.cumsum(0, dtype=torch.int32).to(rows.device, non_blocking=True)
+        return self._mlp(rows, probs, _GroupedProducts(ends))
 
     def _one_after_the_other(self, rows: Tensor, tokens_per_expert: list[int], probs: Tensor) -> Tensor:
         parts, start = [], 0
@@ -89,11 +91,11 @@ class StackedExperts(SequentialMLP):
         """As Megatron's MLP, in its order of roundings."""
         hidden = products.product(rows, self._stacked["linear_fc1.weight"])
         if self.config.add_bias_linear:
-            hidden = hidden + products.of_rows(self._stacked["linear_fc1.bias"])
+            hidden = hidden + products.of_rows(self._stacked["linear_fc1.bias"], rows.size(0))
         hidden = _weighted(_activated(hidden, self.config), probs)
         out = products.product(hidden, self._stacked["linear_fc2.weight"])
         if self._adds_bias_of_fc2:
-            out += products.of_rows(self._stacked["linear_fc2.bias"]) * probs.unsqueeze(-1)
+            out += products.of_rows(self._stacked["linear_fc2.bias"], rows.size(0)) * probs.unsqueeze(-1)
         return out
 
     def _stack(self, name: str) -> Tensor:
@@ -125,26 +127,27 @@ class _Products(Protocol):
         """[rows, columns] with [E, rows of an expert's weight, columns]."""
         ...
 
-    def of_rows(self, bias: Tensor) -> Tensor:
+    def of_rows(self, bias: Tensor, num_rows: int) -> Tensor:
         """[E, n] -> [rows, n]: of each row's expert."""
         ...
 
 
-class _GroupedProducts:
-    """Of all experts in one call.
+class _GroupedProducts(NamedTuple):
+    """Of all experts in one call, which nothing on the host waits for.
 
-    Args:
-        ends: [E], int32, on the device: where an expert's rows end.
+    Attributes:
+        ends: [E], int32, on the device: where the rows of each expert end.
     """
 
-    def __init__(self, ends: Tensor) -> None:
-        self.ends = ends
+    ends: Tensor
 
     def product(self, rows: Tensor, weight: Tensor) -> Tensor:
         return F.grouped_mm(rows, weight.transpose(-2, -1), offs=self.ends)
 
-    def of_rows(self, bias: Tensor) -> Tensor:
-        raise NotImplementedError
+    def of_rows(self, bias: Tensor, num_rows: int) -> Tensor:
+        positions = torch.arange(num_rows, dtype=torch.int32, device=self.ends.device)
+        experts = torch.bucketize(positions, self.ends, out_int32=True, right=True)
+        return bias[experts.clamp(max=bias.size(0) - 1)]  # of no expert: any
 
 
 class _SeparateProducts(NamedTuple):
@@ -157,7 +160,7 @@ class _SeparateProducts(NamedTuple):
         outs = [F.linear(part, weight[e]) for e, part in zip(self.rows_of_experts, parts, strict=True)]
         return outs[0] if len(outs) == 1 else torch.cat(outs)
 
-    def of_rows(self, bias: Tensor) -> Tensor:
+    def of_rows(self, bias: Tensor, num_rows: int) -> Tensor:
         return torch.cat([bias[e].expand(count, -1) for e, count in self.rows_of_experts.items()])
 
 
@@ -169,9 +172,9 @@ def check_latent_experts(config: TransformerConfig) -> None:
     """
     if config.moe_latent_size and not HAVE_TE:
         raise ValueError(
-            f"moe_latent_size={config.moe_latent_size}: Megatron-Core projects into the experts' latent space "
-            "with TransformerEngine, which is not installed; install transformer_engine[pytorch] on a machine "
-            "with a GPU"
+            f"moe_latent_size={config.moe_latent_size}: Megatron-Core projects into the experts' latent "
+            "space with TransformerEngine, which is not installed: install transformer_engine[pytorch], on a "
+            "machine with a GPU"
         )
 
 
@@ -187,13 +190,15 @@ def with_stacked_experts(mlp: partial[Any]) -> partial[Any]:
 def _portions(tokens_per_expert: Sequence[int]) -> Iterator[dict[int, int]]:
     """The experts that have rows, and how many: in portions of `ROWS_AT_ONCE` rows, or of one expert."""
     portion: dict[int, int] = {}
+    num_rows = 0
     for expert, count in enumerate(tokens_per_expert):
         if not count:
             continue
-        if portion and sum(portion.values()) + count > ROWS_AT_ONCE:
+        if portion and num_rows + count > ROWS_AT_ONCE:
             yield portion
-            portion = {}
+            portion, num_rows = {}, 0
         portion[expert] = count
+        num_rows += count
     if portion:
         yield portion
 

@@ -21,7 +21,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules
 
 from megatron_star.model.activations import XieluMLP
-from megatron_star.model.experts import with_biases_added_once
+from megatron_star.model.grouped_experts import check_latent_experts, with_stacked_experts
 from megatron_star.model.norms import (
     AllHeadsRMSNorm,
     L2Norm,
@@ -30,6 +30,7 @@ from megatron_star.model.norms import (
     rms_norm_after_rotation,
 )
 from megatron_star.model.residual import ParallelLayer, ResidualSum
+from megatron_star.model.router import with_star_router
 from megatron_star.model.transformer_config import own_field
 from megatron_star.planning.expert_layers import expert_layers
 
@@ -70,7 +71,10 @@ def _one_layer(
     parts: TransformerLayerSubmodules = spec.submodules
     _place_norms(parts, config, transformer_impl == "local")
     _place_qk_norms(parts.self_attention.submodules, config, groups)
-    _add_biases(parts, config, with_experts)
+    _add_biases(parts, config)
+    if with_experts:
+        check_latent_experts(config)
+        parts.mlp = with_stacked_experts(with_star_router(parts.mlp))
     if own_field(config, "norm_placement") != "before" or own_field(config, "residual_multiplier") != 1.0:
         parts.self_attn_bda = parts.mlp_bda = ModuleSpec(ResidualSum, {"config": config})
     if own_field(config, "parallel_mlp"):
@@ -136,7 +140,7 @@ def _place_qk_norms(
         attention.q_layernorm = attention.k_layernorm = rms_norm_after_rotation
 
 
-def _add_biases(parts: TransformerLayerSubmodules, config: TransformerConfig, with_experts: bool) -> None:
+def _add_biases(parts: TransformerLayerSubmodules, config: TransformerConfig) -> None:
     attention = parts.self_attention.submodules
     if own_field(config, "add_proj_bias"):
         attention.linear_proj = _with_bias(attention.linear_proj)
@@ -146,8 +150,6 @@ def _add_biases(parts: TransformerLayerSubmodules, config: TransformerConfig, wi
             linears, linear_fc1=_with_bias(linears.linear_fc1), linear_fc2=_with_bias(linears.linear_fc2)
         )
         parts.mlp = partial(parts.mlp.func, submodules=with_biases)
-    if with_experts and config.add_bias_linear:
-        parts.mlp = with_biases_added_once(parts.mlp)
 
 
 def _with_bias(build: Callable[..., torch.nn.Module]) -> Callable[..., torch.nn.Module]:

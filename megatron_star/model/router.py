@@ -68,9 +68,7 @@ class StarRouter(TopKRouter):
         return torch.zeros_like(logits).scatter(1, experts, weights), chosen
 
 
-def choose_experts(
-    logits: Tensor, config: TransformerConfig, bias: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def choose_experts(logits: Tensor, config: TransformerConfig, bias: Tensor | None) -> tuple[Tensor, Tensor]:
     """The experts of each token and their weights; softmax and sigmoid, with all that we have fields for.
 
     Args:
@@ -100,7 +98,11 @@ def with_star_router(mlp: partial[Any]) -> partial[Any]:
 
 def _best(scores: Tensor, config: TransformerConfig) -> Tensor:
     """[tokens, E] -> [tokens, topk], int64: the experts of the highest scores, of the best groups only."""
-    topk, num_groups, group_topk = _sizes(config)
+    topk, group_topk, num_groups = (
+        config.moe_router_topk,
+        config.moe_router_group_topk,
+        config.moe_router_num_groups,
+    )
     tokens, num_experts = scores.shape
     if not group_topk:
         return scores.topk(topk, dim=-1, sorted=False).indices
@@ -113,12 +115,6 @@ def _best(scores: Tensor, config: TransformerConfig) -> Tensor:
     return allowed.topk(topk, dim=-1, sorted=False).indices
 
 
-def _sizes(config: TransformerConfig) -> tuple[int, int, int]:
-    """Experts of a token; groups, and groups of a token, 0 and 0 where the choice is not limited to groups."""
-    num_groups, group_topk = config.moe_router_num_groups or 0, config.moe_router_group_topk or 0
-    return config.moe_router_topk, num_groups, group_topk
-
-
 def _megatron_normalises(config: TransformerConfig) -> bool:
     if config.moe_router_score_function == "softmax":
         return not config.moe_router_pre_softmax
@@ -126,7 +122,7 @@ def _megatron_normalises(config: TransformerConfig) -> bool:
 
 
 def _megatron_computes(config: TransformerConfig) -> bool:
-    """Whether `topk_routing_with_score_function` is what the configuration says."""
+    """Whether `topk_routing_with_score_function` does what the configuration says."""
     by_max = config.moe_router_group_topk and own_field(config, "moe_router_group_score") == "max"
     softmax_with_bias = config.moe_router_score_function == "softmax" and config.moe_router_enable_expert_bias
     normalised = own_field(config, "moe_router_normalised")
@@ -134,9 +130,13 @@ def _megatron_computes(config: TransformerConfig) -> bool:
 
 
 def _check_routing(config: TransformerConfig) -> None:
-    topk, num_groups, group_topk = _sizes(config)
+    topk, group_topk, score = (
+        config.moe_router_topk,
+        config.moe_router_group_topk,
+        config.moe_router_score_function,
+    )
     if group_topk:
-        allowed = config.num_moe_experts // num_groups * group_topk
+        allowed = config.num_moe_experts // config.moe_router_num_groups * group_topk
         if topk > allowed:
             raise ValueError(f"moe_router_topk {topk} is more than the {allowed} experts of a token's groups")
         if own_field(config, "moe_router_group_score") == "top_sum" and topk < group_topk:
@@ -144,10 +144,8 @@ def _check_routing(config: TransformerConfig) -> None:
                 f"moe_router_topk {topk} is less than moe_router_group_topk {group_topk}: a group's score is "
                 "the sum of its best moe_router_topk // moe_router_group_topk"
             )
-    score = config.moe_router_score_function
-    if own_field(config, "moe_router_normalised") is False and score == "softmax":
-        if not config.moe_router_pre_softmax:
-            raise ValueError("moe_router_normalised is false, which softmax over the chosen experts is not")
-    ours = ("softmax", "sigmoid")
-    if score not in ours and not _megatron_computes(config):
-        raise ValueError(f"moe_router_score_function {score!r} goes with Megatron's own choice only, not ours")
+    is_normalised = own_field(config, "moe_router_normalised")
+    if is_normalised is False and score == "softmax" and not config.moe_router_pre_softmax:
+        raise ValueError("moe_router_normalised=False goes with moe_router_pre_softmax only")
+    if score not in ("softmax", "sigmoid") and not _megatron_computes(config):
+        raise ValueError(f"moe_router_score_function={score!r} goes with what Megatron's router does only")
