@@ -71,15 +71,11 @@ def _one_layer(
     parts: TransformerLayerSubmodules = spec.submodules
     _place_norms(parts, config, transformer_impl == "local")
     _place_qk_norms(parts.self_attention.submodules, config, groups)
-<<<<<<< HEAD
+    _place_latent_norms(parts.self_attention.submodules, config)
     _add_biases(parts, config)
     if with_experts:
         check_latent_experts(config)
         parts.mlp = with_stacked_experts(with_star_router(parts.mlp))
-=======
-    _place_latent_norms(parts.self_attention.submodules, config)
-    _add_biases(parts, config, with_experts)
->>>>>>> main
     if own_field(config, "norm_placement") != "before" or own_field(config, "residual_multiplier") != 1.0:
         parts.self_attn_bda = parts.mlp_bda = ModuleSpec(ResidualSum, {"config": config})
     if own_field(config, "parallel_mlp"):
@@ -147,9 +143,6 @@ def _place_qk_norms(
         attention.q_layernorm = attention.k_layernorm = rms_norm_after_rotation
 
 
-<<<<<<< HEAD
-def _add_biases(parts: TransformerLayerSubmodules, config: TransformerConfig) -> None:
-=======
 def _place_latent_norms(attention: SelfAttentionSubmodules, config: TransformerConfig) -> None:
     epsilon = own_field(config, "latent_norm_epsilon")
     if epsilon is not None:
@@ -159,8 +152,7 @@ def _place_latent_norms(attention: SelfAttentionSubmodules, config: TransformerC
         attention.q_layernorm = IdentityOp
 
 
-def _add_biases(parts: TransformerLayerSubmodules, config: TransformerConfig, with_experts: bool) -> None:
->>>>>>> main
+def _add_biases(parts: TransformerLayerSubmodules, config: TransformerConfig) -> None:
     attention = parts.self_attention.submodules
     if own_field(config, "add_proj_bias"):
         attention.linear_proj = _always(attention.linear_proj, bias=True)
