@@ -1,19 +1,13 @@
 """A server whose experts are spread over its ranks: the same answers, and what /metrics says of experts."""
 
 from collections.abc import Callable
-from copy import deepcopy
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from random_models import CONFIGS
 from running_server import start_server
-from small_tokenizers import WORDS, small_tokenizer
-
-from benchmarks.random_models import save_random_model
-from checkpoints_tools.convert_hf_to_megatron import convert
+from small_tokenizers import WORDS
 
 NUM_QUERY_TOKENS, TOP_K = 5, 2
 QUESTION = {
@@ -33,21 +27,14 @@ class Served(NamedTuple):
     metrics: dict[tuple[str, ...], float]
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> Path:
-    """A random model of three layers with four experts each, of which a token chooses two."""
-    folder = tmp_path_factory.mktemp("experts")
-    tokenizer, config = small_tokenizer("byte_level"), deepcopy(CONFIGS["qwen3_moe"])
-    config.vocab_size = len(tokenizer)
-    save_random_model(config, folder / "hf")
-    tokenizer.save_pretrained(folder / "hf")
-    convert(folder / "hf", folder / "megatron")
-    return folder / "megatron"
-
-
 @pytest.fixture
-def served(checkpoint, tmp_path) -> Callable[..., Served]:
-    """Asks a server of so many ranks, and ends it."""
+def served(converted_with_tokenizer, tmp_path) -> Callable[..., Served]:
+    """Asks a server of so many ranks, and ends it.
+
+    Its model has three layers with four experts each, of which a token chooses two.
+    """
+
+    checkpoint = converted_with_tokenizer("qwen3_moe").megatron
 
     def ask(num_ranks: int, *arguments: str) -> Served:
         folder = tmp_path / str(num_ranks)
