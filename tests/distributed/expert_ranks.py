@@ -1,7 +1,7 @@
 """What the ranks of test_experts.py run: a model whose experts are spread over ranks, and what they do."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -70,7 +70,7 @@ def answers(checkpoint: str, spread: Spread, cases: list[Case]) -> Answers:
         context = _encoded(star_model, cases[-1])
     with _worked(star_model) as generation:
         logits.append(_generated(star_model, cases[-1], context))
-    return Answers(logits, encoding(), generation())
+    return Answers(logits, *encoding, *generation)
 
 
 def _encoded(star_model: StarModel, case: Case) -> EncodedContext:
@@ -88,21 +88,19 @@ def _generated(star_model: StarModel, case: Case, context: EncodedContext) -> Te
 
 
 @contextmanager
-def _worked(star_model: StarModel) -> Iterator[Callable[[], Work]]:
-    """Gives what says, afterwards, what this rank did meanwhile."""
-    rows, before = [0], star_model.expert_load().clone()
+def _worked(star_model: StarModel) -> Iterator[list[Work]]:
+    """Has, afterwards, what this rank did meanwhile."""
+    work, rows, before = [], [0], star_model.expert_load()
     hooks = [
         layer.experts.register_forward_hook(lambda _, given, __: rows.__setitem__(0, rows[0] + len(given[0])))
         for layer in moe_layers(star_model.model)
     ]
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        yield lambda: Work(
-            rows[0],
-            Counter(event.name for event in profile.events() if event.name.startswith("c10d::")),
-            star_model.expert_load() - before,
-        )
+        yield work
     for hook in hooks:
         hook.remove()
+    calls = Counter(event.name for event in profile.events() if event.name.startswith("c10d::"))
+    work.append(Work(rows[0], calls, star_model.expert_load() - before))
 
 
 def together_and_alone(checkpoint: str, spread: Spread, case: Case) -> list[tuple[Tensor, Tensor]]:
