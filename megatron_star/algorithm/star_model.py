@@ -12,7 +12,7 @@ from torch import Tensor
 
 from megatron_star.attention.partial import AttentionKernel
 from megatron_star.model.attention import ForwardPass, PassIsComplete
-from megatron_star.model.expert_layer import ExpertRows, expert_layers, share_rows
+from megatron_star.model.expert_layer import ExpertRows, moe_layers, share_rows
 from megatron_star.model.kernel import kernel_of
 from megatron_star.model.logits import soft_capped
 from megatron_star.model.rotary import rotate_at_positions
@@ -91,7 +91,7 @@ class StarModel:
 
         This rank's share: the sum over all ranks counts each row of each forward pass once.
         """
-        loads = [layer.load for layer in expert_layers(self.model)]
+        loads = [layer.load for layer in moe_layers(self.model)]
         return torch.stack(loads) if loads else torch.empty(0, 0, dtype=torch.int64, device=self.device)
 
     def synchronize(self) -> None:
@@ -127,5 +127,5 @@ def attach(
         kernel=attention_kernel,
         vocab_size=vocab_size or model.vocab_size,
         device=weight.device,
-        experts=share_rows(expert_layers(model), ExpertRows(groups, exchange)),
+        experts=share_rows(moe_layers(model), ExpertRows(groups, exchange)),
     )

@@ -51,8 +51,8 @@ class RowDispatcher(MoEAlltoAllTokenDispatcher):
     def _of_all_expert_tp_ranks(self, rows: Tensor) -> Tensor:
         """What all these ranks were sent, of which each holds a part of every expert here.
 
-        They were sent different numbers of rows. Megatron gathers them; gloo gathers only tensors of one size,
-        but sends any.
+        Megatron gathers these rows. They differ in number, and gloo gathers only tensors of one size, but
+        sends any.
         """
         if self.tp_size == 1:
             return rows

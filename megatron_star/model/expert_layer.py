@@ -1,8 +1,10 @@
 """Megatron's layer of experts, whose experts are spread over ranks, in both phases.
 
 To Megatron our CP ranks are data-parallel ranks, so experts spread over CP x TP: the ranks of the group
-`tp_ep` hold all experts of a layer together. In token generation they all have the same rows, so each computes
-its own experts, and one sum gives the output. In context encoding rows differ, and travel to their experts.
+`tp_ep` hold all experts of a layer together. In token generation they all have the same rows, so each
+computes its own experts, and one sum gives the output. In context encoding rows differ, and travel to their
+experts.
+
 Shapes: n rows (tokens of this forward pass), b = 1, h hidden size, E experts, of which L are on this rank.
 """
 
@@ -157,10 +159,10 @@ def sum_by_row(outs: Tensor, expert: Tensor, row: Tensor, chosen: Tensor, most: 
     nowhere = num_rows * most
     slots = outs.new_zeros(nowhere + 1, outs.size(1))
     slots[torch.where(expert < 0, nowhere, place)] = outs
-    return slots[:-1].view(num_rows, most, -1).sum(1, dtype=torch.float32).to(outs.dtype)
+    return slots[:-1].view(num_rows, most, outs.size(1)).sum(1, dtype=torch.float32).to(outs.dtype)
 
 
-def expert_layers(model: torch.nn.Module) -> list[StarMoELayer]:
+def moe_layers(model: torch.nn.Module) -> list[StarMoELayer]:
     """In the order of the layers.
 
     Raises:
@@ -171,7 +173,7 @@ def expert_layers(model: torch.nn.Module) -> list[StarMoELayer]:
         if not isinstance(layer, StarMoELayer):
             raise ValueError(
                 f"the experts of layer {layer.layer_number} are {type(layer).__name__}, not StarMoELayer: "
-                "build the model with a layer specification that went through megatron_star.with_star_attention"
+                "build it with a layer specification that went through megatron_star.with_star_attention"
             )
     return layers
 
