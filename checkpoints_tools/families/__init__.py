@@ -17,6 +17,7 @@ from checkpoints_tools.families.glm4 import GLM4
 from checkpoints_tools.families.gpt_oss import GPT_OSS
 from checkpoints_tools.families.granite import GRANITE
 from checkpoints_tools.families.granite_swa import GRANITE_SWA
+from checkpoints_tools.families.granitemoe import GRANITEMOE
 from checkpoints_tools.families.granitemoehybrid import GRANITEMOEHYBRID
 from checkpoints_tools.families.helium import HELIUM
 from checkpoints_tools.families.hunyuan_v1_dense import HUNYUAN_V1_DENSE
@@ -34,6 +35,7 @@ from checkpoints_tools.families.mixtral import MIXTRAL
 from checkpoints_tools.families.nemotron import NEMOTRON
 from checkpoints_tools.families.olmo2 import OLMO2
 from checkpoints_tools.families.olmo3 import OLMO3
+from checkpoints_tools.families.olmoe import OLMOE
 from checkpoints_tools.families.phi3 import PHI3
 from checkpoints_tools.families.qwen2 import QWEN2
 from checkpoints_tools.families.qwen3 import QWEN3
@@ -78,6 +80,8 @@ _TABLE = (
     GLM4,
     MIXTRAL,
     QWEN3_MOE,
+    OLMOE,
+    GRANITEMOE,
     SEED_OSS,
     ARCEE,
     STARCODER2,

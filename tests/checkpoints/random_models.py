@@ -20,6 +20,7 @@ from transformers import (
     GlmConfig,
     GptOssConfig,
     GraniteConfig,
+    GraniteMoeConfig,
     GraniteMoeHybridConfig,
     GraniteSWAConfig,
     HeliumConfig,
@@ -37,6 +38,7 @@ from transformers import (
     NemotronConfig,
     Olmo2Config,
     Olmo3Config,
+    OlmoeConfig,
     Phi3Config,
     PreTrainedConfig,
     Qwen2Config,
@@ -255,6 +257,12 @@ CONFIGS: dict[str, PreTrainedConfig] = {
         num_experts_per_tok=2,
         moe_intermediate_size=40,
         norm_topk_prob=False,
+    ),
+    "olmoe": OlmoeConfig(
+        **_FEW, num_experts=5, num_experts_per_tok=3, attention_bias=True, norm_topk_prob=False
+    ),
+    "granitemoe": GraniteMoeConfig(
+        **_FEW, **_GRANITE, num_local_experts=5, num_experts_per_tok=3, attention_bias=True
     ),
     "llama_biases": LlamaConfig(**_SIZES, **_HEAD, attention_bias=True, mlp_bias=True),
     "seed_oss": SeedOssConfig(**_SIZES, **_HEAD, attention_out_bias=True),
