@@ -4,9 +4,10 @@ from typing import NamedTuple
 
 from benchmarks.repair_candidates import Candidate
 from benchmarks.repair_selection import ROWS
-from megatron_star.planning.cost_model import ModelShape, kv_layers, token_costs
+from megatron_star.planning.cost_model import kv_layers, token_costs
 from megatron_star.planning.layer_mask import layer_masks
 from megatron_star.planning.mask import joined_ranges
+from megatron_star.planning.model_shape import ModelShape
 
 
 class Costs(NamedTuple):

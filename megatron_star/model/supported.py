@@ -25,11 +25,9 @@ PARALLELISM = (
     "context_parallel_size",
     "pipeline_model_parallel_size",
     "virtual_pipeline_model_parallel_size",
-    "expert_model_parallel_size",
     "sequence_parallel",
 )
 CORE_ATTENTION = (
-    "multi_latent_attention",
     "experimental_attention_variant",
     "linear_attention_freq",
     "apply_query_key_layer_scaling",

@@ -7,32 +7,17 @@ no process group.
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from megatron_star.config import StarConfig
 from megatron_star.planning.kv_memory import KvLayers
 from megatron_star.planning.layer_mask import LayerMask, layer_masks
 from megatron_star.planning.mask import possible_modes
+from megatron_star.planning.model_shape import ModelShape, latent_attention
 from megatron_star.planning.passing import wave_passing
 from megatron_star.planning.plan import ContextPlan, TokenCosts
 from megatron_star.planning.reads import wave_reads
 from megatron_star.planning.segment import Source, Wave
-
-
-class ModelShape(Protocol):
-    """The fields of Megatron's `TransformerConfig` that decide the cost; and those of `layer_masks`."""
-
-    num_layers: int
-    hidden_size: int
-    ffn_hidden_size: int
-    num_attention_heads: int
-    num_query_groups: int
-    kv_channels: int
-    gated_linear_unit: bool
-    num_moe_experts: int | None
-    moe_router_topk: int
-    moe_ffn_hidden_size: int | None
-    moe_shared_expert_intermediate_size: int | None
 
 
 def token_costs(shape: ModelShape) -> TokenCosts:
@@ -71,10 +56,30 @@ def ffn_size(shape: ModelShape, num_experts: int) -> int:
     return num_experts * shape.moe_ffn_hidden_size + (shape.moe_shared_expert_intermediate_size or 0)
 
 
+def latent_form(rows: int, keys: int, shape: ModelShape) -> str:
+    """How rows of a rank attend to a source of so many keys, for the fewest operations of latent attention.
+
+    "expanded": the source is projected up once, to keys and values of each head, for all rows that read it.
+    "absorbed": the up-projection is applied to the rows instead: to their queries, and to what they read.
+    """
+    latent = latent_attention(shape)
+    assert latent, "the model has no latent attention"
+    cost = {
+        form: rows * keys * latent.per_pair(form) + 2.0 * projected * latent.up_projection
+        for form, projected in (("expanded", keys), ("absorbed", rows))
+    }
+    return min(cost, key=cost.__getitem__)
+
+
 def kv_layers(shape: ModelShape, *, tp_size: int, bytes_per_value: int) -> KvLayers:
-    """The KV that a TP rank keeps. Fewer KV heads than TP ranks are replicated."""
-    groups = max(1, shape.num_query_groups // tp_size)
-    return KvLayers(layer_masks(shape), 2 * groups * shape.kv_channels * bytes_per_value)
+    """The KV that a TP rank keeps. Fewer KV heads than TP ranks are replicated, and so is a latent, which
+    stands for key and value of all heads.
+    """
+    if latent := latent_attention(shape):
+        values = latent.stored_values
+    else:
+        values = 2 * max(1, shape.num_query_groups // tp_size) * shape.kv_channels
+    return KvLayers(layer_masks(shape), values * bytes_per_value)
 
 
 def encoding_bytes(plan: ContextPlan, kv: KvLayers) -> int:

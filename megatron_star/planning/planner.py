@@ -11,7 +11,8 @@ from dataclasses import replace
 from typing import NamedTuple, Self
 
 from megatron_star.config import StarConfig
-from megatron_star.planning.cost_model import ModelShape, choose_plan, token_costs
+from megatron_star.planning.cost_model import choose_plan, token_costs
+from megatron_star.planning.model_shape import ModelShape
 from megatron_star.planning.pace import SMALLEST_WAVE_TOKENS, Pace, largest_wave_tokens
 from megatron_star.planning.plan import ContextPlan, TokenCosts
 from megatron_star.planning.sizes import length_for_sizes, with_sizes

@@ -7,6 +7,7 @@ from megatron_star.planning.cost_model import (
     PartTimes,
     choose_plan,
     kv_layers,
+    latent_form,
     parts_worth_slicing,
     token_costs,
 )
@@ -82,3 +83,50 @@ def test_a_part_is_sliced_where_its_collectives_take_less_time_than_the_reading_
     assert parts_worth_slicing(times, 2) == {"mlp", "output"}
     assert parts_worth_slicing(times, 4) == {"mlp", "output", "qkv"}
     assert parts_worth_slicing(times, 1) == frozenset()
+
+
+DEEPSEEK_V3 = SimpleNamespace(
+    num_layers=61,
+    hidden_size=7168,
+    ffn_hidden_size=18432,
+    num_attention_heads=128,
+    num_query_groups=128,
+    kv_channels=192,
+    gated_linear_unit=True,
+    num_moe_experts=256,
+    moe_router_topk=8,
+    moe_ffn_hidden_size=2048,
+    moe_shared_expert_intermediate_size=2048,
+    moe_layer_freq=[0] * 3 + [1] * 58,
+    multi_latent_attention=True,
+    q_lora_rank=1536,
+    kv_lora_rank=512,
+    qk_head_dim=128,
+    qk_pos_emb_head_dim=64,
+    v_head_dim=128,
+)
+
+
+def test_the_kv_of_latent_attention_is_512_latent_and_64_rotated_values_on_every_tp_rank():
+    """Once, not as key and as value; 61 layers in bfloat16."""
+    for tp_size in (1, 8, 128):
+        kv = kv_layers(DEEPSEEK_V3, tp_size=tp_size, bytes_per_value=2)
+        assert kv.bytes_per_token == 2 * 576
+        assert kv.of_tokens(1000) == 1000 * 61 * 2 * 576 == 70_272_000
+
+
+def test_a_source_is_projected_up_where_enough_rows_read_it():
+    """Of DeepSeek-V3, a pair is 320 values expanded and 1,088 absorbed; a projection 512 * 256 = 131,072.
+
+    131,072 / (1,088 - 320) = 170.7: with more rows expanding costs less, whatever the number of keys; with
+    fewer, only if the rows are nearly as many as the keys.
+    """
+    assert latent_form(1, 100_000, DEEPSEEK_V3) == "absorbed"
+    assert latent_form(170, 1_000_000, DEEPSEEK_V3) == "absorbed"
+    assert latent_form(171, 1_000_000, DEEPSEEK_V3) == "expanded"
+    assert latent_form(100, 100, DEEPSEEK_V3) == "expanded"
+    for rows, keys in ((1, 1), (20, 23), (20, 24), (170, 37_000), (170, 33_000)):
+        expanded = 320 * rows * keys + 131_072 * keys
+        absorbed = 1088 * rows * keys + 131_072 * rows
+        cheaper = "expanded" if expanded <= absorbed else "absorbed"
+        assert latent_form(rows, keys, DEEPSEEK_V3) == cheaper
