@@ -38,6 +38,7 @@ from checkpoints_tools.families.olmo3 import OLMO3
 from checkpoints_tools.families.olmoe import OLMOE
 from checkpoints_tools.families.phi3 import PHI3
 from checkpoints_tools.families.qwen2 import QWEN2
+from checkpoints_tools.families.qwen2_moe import QWEN2_MOE
 from checkpoints_tools.families.qwen3 import QWEN3
 from checkpoints_tools.families.qwen3_moe import QWEN3_MOE
 from checkpoints_tools.families.seed_oss import SEED_OSS
@@ -79,6 +80,7 @@ _TABLE = (
     GLM,
     GLM4,
     MIXTRAL,
+    QWEN2_MOE,
     QWEN3_MOE,
     OLMOE,
     GRANITEMOE,

@@ -25,8 +25,6 @@ def expert_arguments(
     """
     if layers is not None and not any(layers):
         return {}
-    if layers is not None and not all(layers):
-        raise ValueError("config.json: experts in some layers only are not supported")
     num_experts = values.integer(count, most=MOST_LAYERS)
     return {
         "num_experts": num_experts,

@@ -5,7 +5,7 @@ _FAMILIES = {
         *("afmoe", "aria_text", "axk1", "axk2", "cohere2_moe", "dbrx", "dots1", "ernie4_5_moe", "exaone_moe"),
         *("flex_olmo", "glm4_moe", "granitemoe_swa", "granitemoeshared", "hunyuan_v1_moe"),
         *("hy_v3", "jetmoe", "kolibri1", "laguna", "mellum", "mimo_v2_flash", "minimax_m2"),
-        *("phimoe", "qwen2_moe", "solar_open"),
+        *("phimoe", "solar_open"),
     ),
     "latent attention": (
         *("deepseek_v2", "deepseek_v3", "glm4_moe_lite", "longcat_flash", "minicpm3", "youtu"),

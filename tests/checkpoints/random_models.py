@@ -42,6 +42,7 @@ from transformers import (
     Phi3Config,
     PreTrainedConfig,
     Qwen2Config,
+    Qwen2MoeConfig,
     Qwen3Config,
     Qwen3MoeConfig,
     SeedOssConfig,
@@ -258,6 +259,27 @@ CONFIGS: dict[str, PreTrainedConfig] = {
         moe_intermediate_size=40,
         norm_topk_prob=False,
     ),
+    "qwen2_moe": Qwen2MoeConfig(
+        **_SIZES | {"num_hidden_layers": 4},
+        num_experts=5,
+        num_experts_per_tok=2,
+        moe_intermediate_size=40,
+        shared_expert_intermediate_size=48,
+        decoder_sparse_step=2,
+        layer_types=[_FULL, _SLIDING, _FULL, _SLIDING],
+        use_sliding_window=True,
+        sliding_window=_WINDOW,
+    ),
+    "qwen3_moe_dense_layers": Qwen3MoeConfig(
+        **_SIZES,
+        **_HEAD,
+        attention_bias=True,
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=40,
+        norm_topk_prob=True,
+        mlp_only_layers=[1],
+    ),
     "olmoe": OlmoeConfig(
         **_FEW, num_experts=5, num_experts_per_tok=3, attention_bias=True, norm_topk_prob=False
     ),
@@ -275,6 +297,7 @@ CONFIGS: dict[str, PreTrainedConfig] = {
         **_SIZES, **_HEAD, rope_parameters=_LLAMA3 | {"factor": 4.0, "original_max_position_embeddings": 64}
     ),
     "llama4_text_experts": Llama4TextConfig(**_LLAMA4),
+    "llama4_text_some_experts": Llama4TextConfig(**_LLAMA4, interleave_moe_layer_step=2),
     "llama4_text": Llama4TextConfig(
         **_LLAMA4,
         moe_layers=[],

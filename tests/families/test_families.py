@@ -25,7 +25,10 @@ from megatron_star.model.checkpoint import read_checkpoint_info
 TOLERANCE = 1e-4
 NAMES = [name for name in CONFIGS if name not in LLAMAS]
 GRIDS = {"CP 1": (1, 1), "CP 2": (1, 2), "CP 3": (1, 3), "TP 2, CP 2": (2, 2)}
-WITH_EXPERTS = ("mixtral", "qwen3_moe", "olmoe", "granitemoe", "gpt_oss", "llama4_text_experts")
+WITH_EXPERTS = (
+    *("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "granitemoe", "gpt_oss"),
+    *("llama4_text_experts", "llama4_text_some_experts"),
+)
 PARALLEL = ("cohere", "cohere2", "stablelm_parallel")
 NOT_COMPILED = dict.fromkeys(WITH_EXPERTS, "experts") | dict.fromkeys(PARALLEL, "layers of ParallelLayer")
 """By `model_type` or small model, what compiling its layers is refused with."""
