@@ -25,10 +25,7 @@ def dense_or_experts(dense: tuple[Weight, ...], experts: tuple[Weight, ...]) -> 
         def is_in(args: Mapping[str, Any], layer: int) -> bool:
             return has_experts(args, layer) == with_experts and weight.is_in(args, layer)
 
-        def belongs(args: Mapping[str, Any]) -> bool:
-            return weight.belongs_to(args) and any(is_in(args, layer) for layer in range(args["num_layers"]))
-
-        return weight._replace(only_with=belongs, only_in=is_in)
+        return weight._replace(only_in=is_in)
 
     return (*(of(weight, False) for weight in dense), *(of(weight, True) for weight in experts))
 
