@@ -21,7 +21,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules
 
 from megatron_star.model.activations import XieluMLP
-from megatron_star.model.experts import with_biases_added_once
+from megatron_star.model.grouped_experts import check_latent_experts, with_stacked_experts
 from megatron_star.model.norms import (
     AllHeadsRMSNorm,
     L2Norm,
@@ -30,6 +30,7 @@ from megatron_star.model.norms import (
     rms_norm_after_rotation,
 )
 from megatron_star.model.residual import ParallelLayer, ResidualSum
+from megatron_star.model.router import with_star_router
 from megatron_star.model.transformer_config import own_field
 from megatron_star.planning.expert_layers import expert_layers
 
@@ -71,7 +72,10 @@ def _one_layer(
     _place_norms(parts, config, transformer_impl == "local")
     _place_qk_norms(parts.self_attention.submodules, config, groups)
     _place_latent_norms(parts.self_attention.submodules, config)
-    _add_biases(parts, config, with_experts)
+    _add_biases(parts, config)
+    if with_experts:
+        check_latent_experts(config)
+        parts.mlp = with_stacked_experts(with_star_router(parts.mlp))
     if own_field(config, "norm_placement") != "before" or own_field(config, "residual_multiplier") != 1.0:
         parts.self_attn_bda = parts.mlp_bda = ModuleSpec(ResidualSum, {"config": config})
     if own_field(config, "parallel_mlp"):
@@ -148,7 +152,7 @@ def _place_latent_norms(attention: SelfAttentionSubmodules, config: TransformerC
         attention.q_layernorm = IdentityOp
 
 
-def _add_biases(parts: TransformerLayerSubmodules, config: TransformerConfig, with_experts: bool) -> None:
+def _add_biases(parts: TransformerLayerSubmodules, config: TransformerConfig) -> None:
     attention = parts.self_attention.submodules
     if own_field(config, "add_proj_bias"):
         attention.linear_proj = _always(attention.linear_proj, bias=True)
@@ -160,8 +164,6 @@ def _add_biases(parts: TransformerLayerSubmodules, config: TransformerConfig, wi
             linear_fc2=_always(linears.linear_fc2, bias=True),
         )
         parts.mlp = partial(parts.mlp.func, submodules=with_biases)
-    if with_experts and config.add_bias_linear:
-        parts.mlp = with_biases_added_once(parts.mlp)
 
 
 def _always(build: Callable[..., torch.nn.Module], **options: Any) -> Callable[..., torch.nn.Module]:
