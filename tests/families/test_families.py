@@ -25,12 +25,8 @@ from megatron_star.model.checkpoint import read_checkpoint_info
 TOLERANCE = 1e-4
 NAMES = [name for name in CONFIGS if name not in (*LLAMAS, *LATENT)]
 GRIDS = {"CP 1": (1, 1), "CP 2": (1, 2), "CP 3": (1, 3), "TP 2, CP 2": (2, 2)}
-WITH_EXPERTS = (
-    *("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "granitemoe", "glm4_moe", "gpt_oss"),
-    *("llama4_text_experts", "llama4_text_some_experts"),
-)
 PARALLEL = ("cohere", "cohere2", "stablelm_parallel")
-NOT_COMPILED = dict.fromkeys(WITH_EXPERTS, "experts") | dict.fromkeys(PARALLEL, "layers of ParallelLayer")
+NOT_COMPILED = dict.fromkeys(PARALLEL, "layers of ParallelLayer")
 """By `model_type` or small model, what compiling its layers is refused with."""
 SEVERAL_KINDS = [name for name in NAMES if {*kinds_of_layers(CONFIGS[name])} != {FULL}]
 
