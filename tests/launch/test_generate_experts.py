@@ -51,11 +51,12 @@ def test_a_question_for_a_needle_has_the_greedy_tokens_of_the_dense_oracle(
     ],
 )
 def test_experts_that_cannot_be_spread_end_all_ranks_with_one_line(
-    converted_with_tokenizer, name, sizes, message
+    converted_with_tokenizer, tmp_path, name, sizes, message
 ):
+    (tmp_path / "context.txt").write_text("one two three")
     checkpoint = converted_with_tokenizer(name).megatron
-    asked = ["--load", checkpoint, "--query", "why?", "--context-parallel-size", 2]
-    asked += ["--expert-model-parallel-size", *sizes]
+    asked = ["--load", checkpoint, "--query", "why?", "--context-file", tmp_path / "context.txt"]
+    asked += ["--context-parallel-size", 2, "--expert-model-parallel-size", *sizes]
     ranks = start_ranks(2, *map(str, [REPOSITORY / GENERATE, *asked]))
     errors = [rank.communicate(timeout=240)[1] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [2, 2], errors
