@@ -5,6 +5,8 @@ from itertools import product
 from math import prod
 from typing import Any, NamedTuple
 
+import torch
+
 from checkpoints_tools.families.family import Family
 from checkpoints_tools.families.weight import QKV, TURNED, TURNED_PAIRS, VOCABULARY, Part, Place, Weight
 
@@ -26,11 +28,23 @@ class HfTensor(NamedTuple):
     shape: Shape
     elsewhere: Slab | None = None
 
+    def written(self, *, fused_experts: bool) -> tuple[str, Shape]:
+        """Name and shape of the tensor that it is written to, or to a piece of.
+
+        Args:
+            fused_experts: all experts of a layer go to one tensor, where the family has one for them.
+        """
+        slab = self.elsewhere
+        if slab and (self.name.endswith("]") or (fused_experts and slab.shape != self.shape)):
+            return slab.name, slab.shape
+        return self.name, self.shape
+
 
 class Chunk(NamedTuple):
     """The unit of conversion: one layer's (and expert's) piece of a Megatron tensor, and where it comes from.
 
-    `offsets` and `shape` include the leading axes; `weight_shape` leaves them out.
+    `offsets` and `shape` include the leading axes; `weight_shape` leaves them out. `may_be_float32`: see
+    `Weight`.
     """
 
     key: str
@@ -41,6 +55,11 @@ class Chunk(NamedTuple):
     sources: tuple[HfTensor, ...]
     layout: str
     split_axis: int | None
+    may_be_float32: bool = False
+
+    def dtype(self, found: torch.dtype, common: torch.dtype) -> torch.dtype:
+        """What it is written in: the dtype of all weights, or as it is `found`."""
+        return found if self.may_be_float32 and found == torch.float32 else common
 
     @property
     def num_leading(self) -> int:
@@ -79,6 +98,21 @@ def axis_sizes(args: Mapping[str, Any]) -> dict[str, int]:
         "expert_gate_up_ffn": 2 * (args.get("moe_ffn_hidden_size") or 0),
         "shared_ffn": args.get("moe_shared_expert_intermediate_size"),
         "one": 1,
+        **_latent_sizes(args),
+    }
+
+
+def _latent_sizes(args: Mapping[str, Any]) -> dict[str, int]:
+    """Of latent attention."""
+    if not args.get("multi_latent_attention"):
+        return {}
+    heads, latent = args["num_attention_heads"], args["kv_lora_rank"]
+    return {
+        "query_latent": args.get("q_lora_rank"),
+        "latent": latent,
+        "latent_and_rotated_key": latent + args["qk_pos_emb_head_dim"],
+        "plain_keys_and_values": heads * (args["qk_head_dim"] + args["v_head_dim"]),
+        "values": heads * args["v_head_dim"],
     }
 
 
@@ -87,8 +121,12 @@ def chunks(family: Family, args: Mapping[str, Any]) -> Iterator[Chunk]:
     output_layer = [family.output_layer] if family.output_layer.belongs_to(args) else []
     embedding = family.embedding if output_layer else _tied(family.embedding, family.output_layer)
     yield from _weight_chunks(embedding, args)
-    in_layers = [weight for weight in family.layer if weight.belongs_to(args)]
     layers = range(args["num_layers"])
+    in_layers = [
+        weight
+        for weight in family.layer
+        if weight.belongs_to(args) and any(weight.is_in(args, layer) for layer in layers)
+    ]
     stacked = all(weight.is_in(args, layer) for weight in in_layers for layer in layers)
     for layer in layers:
         for weight in in_layers:
@@ -115,9 +153,7 @@ def _weight_chunks(
     key = weight.key if stacked or layer is None else key_of_layer(weight.key, layer)
     groups = [weight.parts] if weight.layout == QKV else [(part,) for part in weight.parts]
     heights = [_height(weight.layout, group, args, sizes) for group in groups]
-    columns = tuple(sizes[axis] for axis in weight.parts[0].axes[1:])
-    if weight.layout in (TURNED, TURNED_PAIRS):
-        columns = columns[::-1]
+    columns = tuple(sizes[axis] for axis in _axes(weight.layout, weight.parts[0])[1:])
     for expert, (i, group) in product(range(num_experts or 1), enumerate(groups)):
         index = [n for n in (layer if stacked else None, expert if num_experts else None) if n is not None]
         yield Chunk(
@@ -129,13 +165,19 @@ def _weight_chunks(
             sources=tuple(_hf_tensor(part, sizes, layer, expert) for part in group),
             layout=weight.layout,
             split_axis=weight.split_axis,
+            may_be_float32=weight.may_be_float32,
         )
 
 
 def _height(layout: str, parts: tuple[Part, ...], args: Mapping[str, Any], sizes: Mapping[str, int]) -> int:
     if layout == VOCABULARY:
         return args["padded_vocab_size"]
-    return sum(sizes[part.axes[0]] if part.axes else 1 for part in parts)
+    return sum(sizes[_axes(layout, part)[0]] if part.axes else 1 for part in parts)
+
+
+def _axes(layout: str, part: Part) -> tuple[str, ...]:
+    """As Megatron has them."""
+    return part.axes[::-1] if layout in (TURNED, TURNED_PAIRS) else part.axes
 
 
 def _hf_tensor(part: Part, sizes: Mapping[str, int], layer: int | None, expert: int) -> HfTensor:

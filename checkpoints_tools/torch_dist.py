@@ -4,6 +4,7 @@ Nothing here needs torch.distributed to be initialised, a model, or more memory 
 """
 
 import io
+import re
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from math import prod
@@ -39,8 +40,9 @@ from torch.distributed.checkpoint.planner_helpers import create_read_items_for_c
 
 from checkpoints_tools.chunks import Chunk, Shape, key_of_layer
 from checkpoints_tools.families.weight import VOCABULARY
-from megatron_star.model.stored_weights import read_stored, without_torch_warnings
+from megatron_star.model.stored_weights import names_of_tensor, read_stored, without_torch_warnings
 
+_QKV_OF = re.compile("linear_qkv|linear_kv_up_proj")  # of the modules beside a core attention
 _COMMON_STATE = ShardedObject("common_state", None, (1,), (0,)).unique_key
 
 
@@ -49,7 +51,7 @@ def write_weights(
     chunks: Sequence[Chunk],
     value_of: Callable[[Chunk], Tensor],
     args: Namespace,
-    dtype: torch.dtype,
+    dtype_of: Callable[[Chunk], torch.dtype],
 ) -> None:
     """Write the weights as Megatron's `save_checkpoint` would.
 
@@ -57,12 +59,12 @@ def write_weights(
         chunks: what will be written, in order.
         value_of: the data of a chunk, of its `weight_shape`; called when its turn comes.
         args: what `--use-checkpoint-args` finds.
-        dtype: of all chunks.
+        dtype_of: the dtype of a chunk's data.
     """
     common_state = {"args": args, "iteration": 0, "checkpoint_version": 3.0}
     objects = {_COMMON_STATE: _serialised([common_state])}
     objects |= dict.fromkeys(_extra_state_keys(chunks), _serialised([None]))
-    planner = _LazySavePlanner(chunks, value_of, objects, dtype)
+    planner = _LazySavePlanner(chunks, value_of, objects, dtype_of)
     # Copying ahead, which only happens beside a GPU, would reorder the chunks.
     writer = FileSystemWriter(directory, per_thread_copy_ahead=0)
     try:
@@ -85,7 +87,7 @@ def _extra_state_keys(chunks: Sequence[Chunk]) -> Iterator[str]:
     for chunk in chunks:
         module, _, _ = chunk.key.rpartition(".")
         shape, offset = chunk.global_shape[: chunk.num_leading], chunk.offsets[: chunk.num_leading]
-        names = [module, module.replace("linear_qkv", "core_attention")]
+        names = [module, _QKV_OF.sub("core_attention", module)]
         for name in names if module.startswith("decoder.") else []:
             yield ShardedObject(f"{name}._extra_state", None, shape or (1,), offset or (0,)).unique_key
 
@@ -98,13 +100,13 @@ class _LazySavePlanner(DefaultSavePlanner):
         chunks: Sequence[Chunk],
         value_of: Callable[[Chunk], Tensor],
         objects: Mapping[str, io.BytesIO],
-        dtype: torch.dtype,
+        dtype_of: Callable[[Chunk], torch.dtype],
     ) -> None:
         super().__init__(flatten_state_dict=False)
         self._chunks = {MetadataIndex(chunk.key, chunk.offsets): chunk for chunk in chunks}
         self._value_of = value_of
         self._objects = objects
-        self._dtype = dtype
+        self._dtype_of = dtype_of
 
     def create_local_plan(self) -> SavePlan:
         objects = [WriteItem(MetadataIndex(key), WriteItemType.BYTE_IO) for key in self._objects]
@@ -118,7 +120,7 @@ class _LazySavePlanner(DefaultSavePlanner):
     def _describe(self, chunk: Chunk) -> TensorWriteData:
         return TensorWriteData(
             chunk=ChunkStorageMetadata(torch.Size(chunk.offsets), torch.Size(chunk.shape)),
-            properties=TensorProperties(dtype=self._dtype),
+            properties=TensorProperties(dtype=self._dtype_of(chunk)),
             size=torch.Size(chunk.global_shape),
         )
 
@@ -127,7 +129,7 @@ class _LazySavePlanner(DefaultSavePlanner):
             return self._objects[write_item.index.fqn]
         chunk = self._chunks[MetadataIndex(write_item.index.fqn, write_item.index.offset)]
         value = self._value_of(chunk)
-        assert value.dtype == self._dtype, (chunk.key, value.dtype)
+        assert value.dtype == self._dtype_of(chunk), (chunk.key, value.dtype)
         return value.view(chunk.shape)
 
 
@@ -153,14 +155,15 @@ class MegatronWeights:
         }
 
     def stored(self, chunk: Chunk) -> tuple[str, TensorStorageMetadata]:
-        """The key that the chunk's tensor is stored under, with or without the layer in it.
+        """The key that the chunk's tensor is stored under, with or without the layer in it, by whatever name.
 
         Raises:
             ValueError: the checkpoint has no such tensor.
         """
         for key in (chunk.key, key_of_layer(chunk.key, chunk.layer)):
-            if key in self.tensors:
-                return key, self.tensors[key]
+            for name in names_of_tensor(key):
+                if name in self.tensors:
+                    return name, self.tensors[name]
         raise ValueError(f"{self.directory}: {chunk.key} is not in the checkpoint")
 
     def check(self, pieces: Iterable[Chunk]) -> list[Chunk]:
@@ -169,7 +172,7 @@ class MegatronWeights:
         for piece in pieces:
             checked.append(piece)
             key, stored = self.stored(piece)
-            self._check_size(key, tuple(stored.size), _place(piece, without_layer=key != piece.key)[2], piece)
+            self._check_size(key, tuple(stored.size), _place(piece, key)[2], piece)
         return checked
 
     def read(self, chunk: Chunk) -> Tensor:
@@ -179,7 +182,7 @@ class MegatronWeights:
             ValueError: it is missing, has another shape, or is not wholly there.
         """
         key, stored = self.stored(chunk)
-        offsets, shape, size = _place(chunk, without_layer=key != chunk.key)
+        offsets, shape, size = _place(chunk, key)
         self._check_size(key, tuple(stored.size), size, chunk)
         out = torch.empty(shape, dtype=stored.properties.dtype)
         region = ChunkStorageMetadata(torch.Size(offsets), torch.Size(shape))
@@ -197,12 +200,12 @@ class MegatronWeights:
             raise ValueError(f"{self.directory}: {key} has shape {found}, expected {expected}")
 
 
-def _place(chunk: Chunk, *, without_layer: bool) -> tuple[Shape, Shape, Shape]:
-    """Offsets and shape of the chunk's real data, and the whole tensor's shape, as they are stored."""
-    rows_axis = chunk.num_leading
+def _place(chunk: Chunk, key: str) -> tuple[Shape, Shape, Shape]:
+    """Offsets and shape of the chunk's real data, and the whole tensor's shape, as stored under `key`."""
     shape = list(chunk.shape)
-    shape[rows_axis] = sum(prod(source.shape[:1]) for source in chunk.sources)
-    skip = 1 if without_layer else 0
+    if chunk.layout == VOCABULARY:
+        shape[chunk.num_leading] = chunk.sources[0].shape[0]
+    skip = 0 if key in names_of_tensor(chunk.key) else 1  # the layer's number is in the key
     return chunk.offsets[skip:], tuple(shape[skip:]), chunk.global_shape[skip:]
 
 

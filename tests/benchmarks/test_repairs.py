@@ -22,7 +22,7 @@ from benchmarks.repair_selection import Block, named_keys
 from megatron_star.attention.distinct_keys import most_distinct
 from megatron_star.attention.torch_cpu import TORCH_CPU
 from megatron_star.planning.cost_model import token_costs
-from megatron_star.planning.model_size import ModelSize
+from megatron_star.planning.deployment import ModelSize
 
 NUM_TOKENS, NUM_HEADS, NUM_KV_HEADS, HEAD_SIZE, SCALE = 97, 6, 2, 16, 0.4
 CANDIDATES = [

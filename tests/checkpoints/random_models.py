@@ -10,6 +10,8 @@ from transformers import (
     Cohere2Config,
     CohereConfig,
     CwmConfig,
+    DeepseekV2Config,
+    DeepseekV3Config,
     Ernie4_5Config,
     Exaone4Config,
     ExaoneConfig,
@@ -17,9 +19,12 @@ from transformers import (
     Gemma3TextConfig,
     GemmaConfig,
     Glm4Config,
+    Glm4MoeConfig,
+    Glm4MoeLiteConfig,
     GlmConfig,
     GptOssConfig,
     GraniteConfig,
+    GraniteMoeConfig,
     GraniteMoeHybridConfig,
     GraniteSWAConfig,
     HeliumConfig,
@@ -30,6 +35,7 @@ from transformers import (
     Jais2Config,
     Llama4TextConfig,
     LlamaConfig,
+    MiniCPM3Config,
     Ministral3Config,
     MinistralConfig,
     MistralConfig,
@@ -37,16 +43,20 @@ from transformers import (
     NemotronConfig,
     Olmo2Config,
     Olmo3Config,
+    OlmoeConfig,
     Phi3Config,
     PreTrainedConfig,
     Qwen2Config,
+    Qwen2MoeConfig,
     Qwen3Config,
     Qwen3MoeConfig,
+    SarvamMLAConfig,
     SeedOssConfig,
     SmolLM3Config,
     StableLmConfig,
     Starcoder2Config,
     VaultGemmaConfig,
+    YoutuConfig,
 )
 
 VOCAB_SIZE = 259
@@ -115,6 +125,27 @@ _GRANITE_DENSE = {
     "mamba_n_heads": 2,
 }
 _GEMMA = {"sliding_window": _WINDOW, "final_logit_softcapping": 11.0, "query_pre_attn_scalar": 24}
+# No two sizes are the same.
+_LATENT = {
+    **_FEW,
+    "num_key_value_heads": 4,
+    "q_lora_rank": 28,
+    "kv_lora_rank": 20,
+    "qk_nope_head_dim": 12,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 14,
+}
+_LATENT_EXPERTS = {
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 4,
+    "moe_intermediate_size": 40,
+    "n_shared_experts": 2,
+    "n_group": 4,
+    "topk_group": 2,
+    "routed_scaling_factor": 1.7,
+}
+_DEEPSEEK_YARN = _YARN | {"mscale": 0.9, "mscale_all_dim": 0.6, "beta_fast": 16, "beta_slow": 2}
+_KIMI_YARN = _YARN | {"mscale": 1.0, "mscale_all_dim": 1.0, "beta_fast": 1.0, "beta_slow": 1.0}
 
 CONFIGS: dict[str, PreTrainedConfig] = {
     "llama2": LlamaConfig(**_SIZES | {"num_key_value_heads": 4}, **_HEAD),
@@ -256,6 +287,57 @@ CONFIGS: dict[str, PreTrainedConfig] = {
         moe_intermediate_size=40,
         norm_topk_prob=False,
     ),
+    "qwen2_moe": Qwen2MoeConfig(
+        **_SIZES | {"num_hidden_layers": 4},
+        num_experts=5,
+        num_experts_per_tok=2,
+        moe_intermediate_size=40,
+        shared_expert_intermediate_size=48,
+        decoder_sparse_step=2,
+        layer_types=[_FULL, _SLIDING, _FULL, _SLIDING],
+        use_sliding_window=True,
+        sliding_window=_WINDOW,
+    ),
+    "qwen3_moe_dense_layers": Qwen3MoeConfig(
+        **_SIZES,
+        **_HEAD,
+        attention_bias=True,
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=40,
+        norm_topk_prob=True,
+        mlp_only_layers=[1],
+    ),
+    "olmoe": OlmoeConfig(
+        **_FEW, num_experts=5, num_experts_per_tok=3, attention_bias=True, norm_topk_prob=False
+    ),
+    "granitemoe": GraniteMoeConfig(
+        **_FEW, **_GRANITE, num_local_experts=5, num_experts_per_tok=3, attention_bias=True
+    ),
+    "glm4_moe": Glm4MoeConfig(
+        **_FEW,
+        **_HEAD,
+        attention_bias=True,
+        use_qk_norm=True,
+        n_routed_experts=6,
+        num_experts_per_tok=2,
+        moe_intermediate_size=40,
+        n_shared_experts=2,
+        routed_scaling_factor=1.7,
+        first_k_dense_replace=1,
+        num_mtp_layers=0,
+    ),
+    "glm4_moe_groups": Glm4MoeConfig(
+        **_FEW,
+        **_HEAD,
+        n_routed_experts=8,
+        num_experts_per_tok=4,
+        n_group=4,
+        topk_group=2,
+        moe_intermediate_size=40,
+        first_k_dense_replace=0,
+        num_mtp_layers=0,
+    ),
     "llama_biases": LlamaConfig(**_SIZES, **_HEAD, attention_bias=True, mlp_bias=True),
     "seed_oss": SeedOssConfig(**_SIZES, **_HEAD, attention_out_bias=True),
     "arcee": ArceeConfig(**_SIZES, **_HEAD, rope_parameters=_YARN),
@@ -267,6 +349,7 @@ CONFIGS: dict[str, PreTrainedConfig] = {
         **_SIZES, **_HEAD, rope_parameters=_LLAMA3 | {"factor": 4.0, "original_max_position_embeddings": 64}
     ),
     "llama4_text_experts": Llama4TextConfig(**_LLAMA4),
+    "llama4_text_some_experts": Llama4TextConfig(**_LLAMA4, interleave_moe_layer_step=2),
     "llama4_text": Llama4TextConfig(
         **_LLAMA4,
         moe_layers=[],
@@ -282,7 +365,46 @@ CONFIGS: dict[str, PreTrainedConfig] = {
         swiglu_limit=0.8,
         rope_parameters=_YARN | {"truncate": False},
     ),
+    "deepseek_v2": DeepseekV2Config(
+        **_LATENT,
+        **_LATENT_EXPERTS,
+        topk_method="group_limited_greedy",
+        first_k_dense_replace=1,
+        rope_parameters=_DEEPSEEK_YARN,
+    ),
+    "deepseek_v2_lite": DeepseekV2Config(
+        **_LATENT | {"q_lora_rank": None}, **_LATENT_EXPERTS, first_k_dense_replace=0
+    ),
+    "deepseek_v3": DeepseekV3Config(
+        **_LATENT,
+        **_LATENT_EXPERTS,
+        first_k_dense_replace=1,
+        num_mtp_layers=0,
+        rope_parameters=_DEEPSEEK_YARN,
+    ),
+    "deepseek_v3_not_normalised": DeepseekV3Config(
+        **_LATENT | {"num_hidden_layers": 1},
+        **_LATENT_EXPERTS | {"n_group": 1, "topk_group": 1, "num_experts_per_tok": 3},
+        first_k_dense_replace=0,
+        norm_topk_prob=False,
+        num_mtp_layers=0,
+        rope_interleave=False,
+    ),
+    "sarvam_mla": SarvamMLAConfig(
+        **_LATENT | {"q_lora_rank": None},
+        **_LATENT_EXPERTS | {"n_group": 1, "topk_group": 1},
+        rope_parameters=_KIMI_YARN,
+    ),
+    "glm4_moe_lite": Glm4MoeLiteConfig(
+        **_LATENT, **_LATENT_EXPERTS, mlp_layer_types=["sparse", "dense"], rope_parameters=_DEFAULT
+    ),
+    "youtu": YoutuConfig(**_LATENT | {"tie_word_embeddings": True}, rope_parameters=_DEFAULT),
+    "minicpm3": MiniCPM3Config(
+        **_LATENT | {"tie_word_embeddings": True}, scale_emb=3, scale_depth=1.1, dim_model_base=30
+    ),
 }
+LATENT = tuple(name for name, config in CONFIGS.items() if getattr(config, "kv_lora_rank", None))
+"""Of CONFIGS, what has latent attention: converted, and not run yet."""
 LLAMAS = ("exaone", "internlm3", "iquestcoder")
 """Of CONFIGS, what transformers builds as Llama: its own are a configuration, and names of tensors."""
 
