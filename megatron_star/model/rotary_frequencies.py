@@ -20,6 +20,8 @@ ROTARY_TYPES = ("rope", "yarn", "longrope")
 
 def rotary_size(args: Mapping[str, Any]) -> int:
     """Of a head's values, how many are rotated; of an odd number, one more."""
+    if args.get("multi_latent_attention"):
+        return args["qk_pos_emb_head_dim"]
     return int(args["kv_channels"] * args.get("rotary_percent", 1.0))
 
 

@@ -5,16 +5,21 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from megatron.core.transformer.attention import Attention, SelfAttention
+from megatron.core.transformer.multi_latent_attention import MLASelfAttention
 from megatron.core.transformer.spec_utils import ModuleSpec
 
 from megatron_star.model.attention import StarCoreAttention, StarSelfAttention
+from megatron_star.model.latent_attention import StarMLASelfAttention
+
+_SWAPPED = {SelfAttention: StarSelfAttention, MLASelfAttention: StarMLASelfAttention}
 
 PLAIN_CORE_ATTENTIONS = ("DotProductAttention", "TEDotProductAttention")
 """Of Megatron: what `StarCoreAttention` computes. By name, since TransformerEngine's may not be installed."""
 
 
 def with_star_attention(spec: Any) -> Any:
-    """A copy of a layer or block specification in which every SelfAttention is a StarSelfAttention.
+    """A copy of a layer or block specification in which every SelfAttention is a StarSelfAttention, and every
+    MLASelfAttention a StarMLASelfAttention.
 
     Raises:
         ValueError: the specification holds an attention that Star Attention does not support.
@@ -33,16 +38,16 @@ def _star_attention(spec: Any) -> ModuleSpec | None:
     """What an item of a specification is swapped for; None goes on inside the item."""
     if not (isinstance(spec, ModuleSpec) and isinstance(spec.module, type)):
         return None
-    if spec.module is SelfAttention:
+    if spec.module in _SWAPPED:
         core = getattr(spec.submodules.core_attention, "module", spec.submodules.core_attention)
         name = getattr(core, "__name__", type(core).__name__)
         if name not in PLAIN_CORE_ATTENTIONS:
             raise ValueError(f"Star Attention does not support a core attention of {name}")
         swapped = copy(spec)
-        swapped.module = StarSelfAttention
+        swapped.module = _SWAPPED[spec.module]
         swapped.submodules = copy(spec.submodules)
         swapped.submodules.core_attention = StarCoreAttention
         return swapped
-    if issubclass(spec.module, Attention) and spec.module is not StarSelfAttention:
+    if issubclass(spec.module, Attention) and spec.module not in _SWAPPED.values():
         raise ValueError(f"Star Attention does not support layers of {spec.module.__name__}")
     return None

@@ -7,8 +7,8 @@ import torch
 from ranks import load
 from torch import Tensor
 
-from megatron_star.algorithm.kv_pieces import KeyValue
 from megatron_star.algorithm.kv_store import EncodedContext
+from megatron_star.attention.kv_layout import KeyValue
 from megatron_star.config import StarConfig
 from megatron_star.engine.command import Command
 from megatron_star.engine.executor import RankExecutor

@@ -23,7 +23,6 @@ VALUES = {
     "virtual_pipeline_model_parallel_size": 2,
     "expert_model_parallel_size": 2,
     "sequence_parallel": True,
-    "multi_latent_attention": True,
     "experimental_attention_variant": "dsa",
     "linear_attention_freq": 4,
     "apply_query_key_layer_scaling": True,
