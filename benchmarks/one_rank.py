@@ -34,7 +34,7 @@ from megatron_star.planning.cost_model import choose_plan, token_costs
 from megatron_star.algorithm.context_encoding import encode_context
 from megatron_star.algorithm.star_model import StarModel
 from megatron_star.algorithm.token_generation import Sequence, generate_step
-from megatron_star.model.architecture import gpt_model_arguments, transformer_config
+from megatron_star.model.architecture import ModelParallelSizes, gpt_model_arguments, transformer_config
 from megatron_star.model.layer_spec import layer_spec
 from megatron_star.model.checkpoint import read_checkpoint_info
 from megatron_star.model.stored_weights import load_weights
@@ -79,7 +79,7 @@ def megatron(directory: str, groups: StarGroups, device: torch.device) -> FirstT
         inference_rng_tracker=True, force_reset=True
     )  # dropout's, which needs CUDA otherwise
     info = read_checkpoint_info(directory)
-    config = transformer_config(info.args, tp_size=1, dtype=torch.float32, device=device)
+    config = transformer_config(info.args, ModelParallelSizes(), dtype=torch.float32, device=device)
     model = GPTModel(
         config=config,
         transformer_layer_spec=layer_spec(config, "local", groups.model),

@@ -14,7 +14,7 @@ from checkpoints_tools.hf_config import model_arguments, read_hf_config
 from megatron_star.evaluation.sample import Sample, prompt_tokens
 from megatron_star.evaluation.task_files import TaskFiles
 from megatron_star.evaluation.tasks import SampleKey, SampleMaker
-from megatron_star.model.architecture import transformer_config
+from megatron_star.model.architecture import ModelParallelSizes, transformer_config
 from megatron_star.planning.cost_model import ModelShape
 from megatron_star.text.tokenizer import load_tokenizer
 
@@ -44,7 +44,7 @@ class Laboratory:
     def open(cls, directory: Path, dtype: torch.dtype) -> "Laboratory":
         """A Hugging Face checkpoint; raises ValueError or OSError if it cannot be used."""
         args = model_arguments(read_hf_config(directory))
-        shape = transformer_config(args, tp_size=1, dtype=dtype, device=torch.device("cpu"))
+        shape = transformer_config(args, ModelParallelSizes(), dtype=dtype, device=torch.device("cpu"))
         maker = SampleMaker(load_tokenizer(directory), TaskFiles(), chat=True)
         return cls(RepairedModel.load(directory, dtype), shape, maker)
 

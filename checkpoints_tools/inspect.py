@@ -17,7 +17,7 @@ from checkpoints_tools.families import family_named
 from checkpoints_tools.hf_checkpoint import common_dtype, notes, open_hf_checkpoint
 from checkpoints_tools.kinds_of_layers import kinds_of_layers, positions
 from checkpoints_tools.torch_dist import MegatronWeights
-from megatron_star.model.architecture import transformer_config
+from megatron_star.model.architecture import ModelParallelSizes, transformer_config
 from megatron_star.model.checkpoint import DESCRIPTION_FILE, CheckpointInfo, weights_directory
 from megatron_star.planning.cost_model import kv_layers
 
@@ -99,7 +99,7 @@ def _why_not(args: Mapping[str, Any], dtype: torch.dtype, tp_size: int) -> str |
     if (args.get("moe_ffn_hidden_size") or 0) % tp_size:
         return f"moe_ffn_hidden_size {args['moe_ffn_hidden_size']} cannot be divided"
     try:
-        transformer_config(args, tp_size=tp_size, dtype=dtype, device=torch.device("cpu"))
+        transformer_config(args, ModelParallelSizes(tp_size), dtype=dtype, device=torch.device("cpu"))
     except ValueError as error:
         return str(error)
     return None

@@ -15,7 +15,7 @@ from megatron.training.arguments import add_megatron_arguments
 
 from checkpoints_tools.families import FAMILIES
 from megatron_star.checked_input import shown
-from megatron_star.model.optional_arguments import OPTIONAL
+from megatron_star.model.optional_arguments import LATENT_SIZES, OPTIONAL
 from megatron_star.model.recorded_arguments import is_every_layer, not_understood
 from megatron_star.model.stored_weights import without_torch_warnings
 from megatron_star.model.transformer_config import OWN_FIELDS, StarTransformerConfig
@@ -217,17 +217,20 @@ def check_agreement(directory: Path, recorded: Mapping[str, Any], model_args: Ma
             continue
         if found != expected and not (name == "num_experts" and not found and not expected):
             raise _disagreement(directory, name, {name: found}, expected)
-    for name in _optional_names(recorded, bool(model_args.get("num_experts"))):
+    for name in _optional_names(recorded, model_args):
         if not _means_the_same(name, recorded, model_args):
             raise _disagreement(directory, name, recorded, model_args.get(name))
 
 
-def _optional_names(recorded: Mapping[str, Any], with_experts: bool) -> list[str]:
+def _optional_names(recorded: Mapping[str, Any], model_args: Mapping[str, Any]) -> list[str]:
     """Of arguments that a description may lack, those that were recorded and have an effect by themselves."""
-    names = [
-        name for name in (*OPTIONAL, *OWN_FIELDS) if name in recorded and name != "window_attn_skip_freq"
-    ]
-    return [name for name in names if with_experts or not name.startswith("moe_")]
+    names = [name for name in (*OPTIONAL, *OWN_FIELDS) if name in recorded]
+    without_effect = {"window_attn_skip_freq"}
+    if not model_args.get("multi_latent_attention"):
+        without_effect |= {"q_lora_rank", *LATENT_SIZES}
+    if not model_args.get("num_experts"):
+        without_effect |= {name for name in names if name.startswith("moe_")}
+    return [name for name in names if name not in without_effect]
 
 
 def _disagreement(directory: Path, name: str, recorded: Mapping[str, Any], expected: Any) -> ValueError:

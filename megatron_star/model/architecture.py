@@ -5,13 +5,13 @@ converted checkpoint carries them. It is the only description of a model that th
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 
 from megatron_star.model.supported import check_supported
-from megatron_star.model.transformer_config import OWN_FIELDS, StarTransformerConfig
+from megatron_star.model.transformer_config import OWN_FIELDS, StarMLATransformerConfig, StarTransformerConfig
 
 _SAME_NAME = (
     "num_layers",
@@ -36,8 +36,14 @@ _SAME_NAME = (
     "moe_router_load_balancing_type",
     "moe_token_dispatcher_type",
     "moe_router_score_function",
+    "moe_router_enable_expert_bias",
+    "moe_router_num_groups",
+    "moe_router_group_topk",
+    "moe_router_topk_scaling_factor",
+    "moe_latent_size",
     "moe_apply_probs_on_input",
     "moe_shared_expert_intermediate_size",
+    "moe_shared_expert_gate",
     "activation_func_clamp_value",
     "glu_linear_offset",
     *OWN_FIELDS,
@@ -47,9 +53,17 @@ _RENAMED = {
     "num_experts": "num_moe_experts",
     "apply_layernorm_1p": "layernorm_zero_centered_gamma",
 }
+_LATENT = ("q_lora_rank", "kv_lora_rank", "qk_head_dim", "qk_pos_emb_head_dim", "v_head_dim")
+_LATENT_YARN = {
+    "rotary_scaling_factor": "rotary_scaling_factor",
+    "yarn_original_max_position_embeddings": "original_max_position_embeddings",
+    "yarn_beta_fast": "beta_fast",
+    "yarn_beta_slow": "beta_slow",
+    "mscale": "mscale",
+    "mscale_all_dim": "mscale_all_dim",
+}
 _DIVIDED_OVER_TP = (
-    *("num_attention_heads", "ffn_hidden_size", "moe_ffn_hidden_size", "moe_shared_expert_intermediate_size"),
-    "padded_vocab_size",
+    *("num_attention_heads", "ffn_hidden_size", "moe_shared_expert_intermediate_size", "padded_vocab_size"),
 )
 _YARN = {
     "rotary_scaling_factor": "yarn_rotary_scaling_factor",
@@ -62,18 +76,26 @@ _YARN = {
 }
 
 
+class ModelParallelSizes(NamedTuple):
+    """Over how many ranks a model's weights are cut: all but experts, the experts of a layer, each expert."""
+
+    tp: int = 1
+    ep: int = 1
+    expert_tp: int = 1
+
+
 def transformer_config(
-    args: Mapping[str, Any], *, tp_size: int, dtype: torch.dtype, device: torch.device
+    args: Mapping[str, Any], sizes: ModelParallelSizes, *, dtype: torch.dtype, device: torch.device
 ) -> StarTransformerConfig:
-    """Megatron's configuration of the model that `args` describe, for inference at this TP size.
+    """Megatron's configuration of the model that `args` describe, for inference over so many ranks.
 
     Context parallelism is off in it: Megatron would cut rotary embeddings and assert in its attention.
 
     Raises:
-        ValueError: heads, KV heads or another size do not divide over the TP ranks.
+        ValueError: heads, KV heads, experts or another size do not divide over the ranks.
         KeyError: an argument that every model has is missing from `args`.
     """
-    _check_divisible(args, tp_size)
+    _check_divisible(args, sizes)
     values = {name: args[name] for name in _SAME_NAME if args.get(name) is not None}
     values |= {field: args[name] for name, field in _RENAMED.items() if args.get(name) is not None}
     values["num_query_groups"] = args["num_query_groups"] if args.get("group_query_attention") else None
@@ -81,12 +103,19 @@ def transformer_config(
         values["window_size"] = tuple(window)
     if args.get("swiglu"):
         values |= {"activation_func": F.silu, "gated_linear_unit": True}
-    if args.get("num_experts") and args.get("add_bias_linear"):
-        # Megatron has biases of experts only where each is whole on its rank; ours, see `layer_spec.py`.
-        values["expert_tensor_parallel_size"] = 1
-    config = StarTransformerConfig(
+    if args.get("num_experts"):
+        # Megatron has biases of experts only where each is whole on its rank; ours, see `experts.py`.
+        values |= {"expert_tensor_parallel_size": 1, "moe_router_dtype": "fp32"}
+        if isinstance(args.get("moe_layer_freq"), list):
+            values["moe_layer_freq"] = args["moe_layer_freq"]
+    make_config = StarTransformerConfig
+    if args.get("multi_latent_attention"):
+        make_config = StarMLATransformerConfig
+        values |= _latent_values(args)
+    config = make_config(
         **values,
-        tensor_model_parallel_size=tp_size,
+        tensor_model_parallel_size=sizes.tp,
+        expert_model_parallel_size=sizes.ep,
         params_dtype=dtype,
         bf16=dtype == torch.bfloat16,
         fp16=dtype == torch.float16,
@@ -98,7 +127,7 @@ def transformer_config(
         gradient_accumulation_fusion=False,
         masked_softmax_fusion=False,
     )
-    config.expert_tensor_parallel_size = tp_size
+    config.expert_tensor_parallel_size = sizes.expert_tp
     if args["position_embedding_type"] == "yarn":
         # GPTModel reads these as plain attributes of the configuration; it declares no fields for them.
         for name, attribute in _YARN.items():
@@ -123,12 +152,29 @@ def gpt_model_arguments(args: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _check_divisible(args: Mapping[str, Any], tp_size: int) -> None:
+def _latent_values(args: Mapping[str, Any]) -> dict[str, Any]:
+    """Of `MLATransformerConfig`, whose defaults are DeepSeek's."""
+    is_yarn = args["position_embedding_type"] == "yarn"
+    values = {name: args.get(name) for name in _LATENT}
+    values |= {"rope_type": "yarn" if is_yarn else "rope", "rotary_base": args["rotary_base"]}
+    scaling = {field: args[name] for name, field in _LATENT_YARN.items() if args.get(name) is not None}
+    return values | {"rotary_scaling_factor": 1.0, "mscale": 1.0, "mscale_all_dim": 0.0} | scaling
+
+
+def _check_divisible(args: Mapping[str, Any], sizes: ModelParallelSizes) -> None:
+    tp_size = sizes.tp
     heads = args["num_attention_heads"]
     groups = args["num_query_groups"] if args.get("group_query_attention") else heads
     for name in _DIVIDED_OVER_TP:
         if (args.get(name) or 0) % tp_size:
             raise ValueError(f"{name} {args[name]} cannot be divided over tensor-parallel size {tp_size}")
+    experts = (("num_experts", "expert-parallel", sizes.ep),)
+    experts += (("moe_ffn_hidden_size", "expert-tensor-parallel", sizes.expert_tp),)
+    for name, kind, size in experts if args.get("num_experts") else ():
+        if args[name] % size:
+            raise ValueError(f"{name} {args[name]} cannot be divided over {kind} size {size}")
+    if sizes.ep > 1 and not args.get("num_experts"):
+        raise ValueError(f"expert-parallel size {sizes.ep}: the model has no experts")
     if groups % tp_size and tp_size % groups:
         raise ValueError(
             f"{groups} KV heads (num_query_groups) and tensor-parallel size {tp_size}: "

@@ -7,7 +7,7 @@ import torch
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.process_groups_config import ProcessGroupCollection
 
-from megatron_star.model.architecture import gpt_model_arguments, transformer_config
+from megatron_star.model.architecture import ModelParallelSizes, gpt_model_arguments, transformer_config
 from megatron_star.model.layer_spec import layer_spec
 from megatron_star.model.rotary import rotate_at_positions
 from megatron_star.model.rotary_frequencies import ROTARY_TYPES, rotary_frequencies
@@ -32,7 +32,8 @@ def build_gpt_model(
     Raises:
         ValueError: something in `args` that Star Attention does not support, or heads that do not divide.
     """
-    config = transformer_config(args, tp_size=groups.tp.size(), dtype=dtype, device=device)
+    sizes = ModelParallelSizes(groups.tp.size(), groups.ep.size(), groups.expt_tp.size())
+    config = transformer_config(args, sizes, dtype=dtype, device=device)
     arguments = gpt_model_arguments(args)
     is_rotary = args["position_embedding_type"] in ROTARY_TYPES
     model = GPTModel(

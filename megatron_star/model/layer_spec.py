@@ -6,6 +6,8 @@ from functools import partial
 from typing import Any
 
 import torch
+from megatron.core.extensions.transformer_engine import TENorm
+from megatron.core.models.backends import LocalSpecProvider
 from megatron.core.models.gpt.gpt_layer_specs import (
     get_gpt_layer_local_spec,
     get_gpt_layer_with_transformer_engine_spec,
@@ -29,6 +31,7 @@ from megatron_star.model.norms import (
 )
 from megatron_star.model.residual import ParallelLayer, ResidualSum
 from megatron_star.model.transformer_config import own_field
+from megatron_star.planning.expert_layers import expert_layers
 
 TRANSFORMER_IMPLEMENTATIONS = ("local", "transformer_engine")
 _NOT_WITH_TRANSFORMER_ENGINE = {"norm_placement": "after", "norm_bias": False, "parallel_mlp": True}
@@ -40,8 +43,9 @@ def layer_spec(
 ) -> ModuleSpec | TransformerBlockSubmodules:
     """The specification of all layers for this configuration; `transformer_impl` as Megatron names it.
 
-    For a specification of one layer Megatron takes the final norm of TransformerEngine or apex where they are
-    installed, so local layers come with theirs.
+    A specification of one layer is enough for layers of TransformerEngine that are all alike. Otherwise
+    Megatron would take the final norm of TransformerEngine or apex where they are installed, so the norm
+    comes with the layers.
 
     Raises:
         ValueError: TransformerEngine's modules cannot compute what a field says.
@@ -49,29 +53,48 @@ def layer_spec(
     is_local = transformer_impl == "local"
     if not is_local:
         _check_transformer_engine(config)
-    spec = _megatrons_spec(config, transformer_impl)
+    layers = expert_layers(config)
+    by_kind = {kind: _one_layer(config, transformer_impl, groups, kind) for kind in set(layers)}
+    if not is_local and len(by_kind) == 1:
+        return by_kind[layers[0]]
+    return TransformerBlockSubmodules(
+        [by_kind[kind] for kind in layers], layer_norm=_final_norm(config, is_local)
+    )
+
+
+def _one_layer(
+    config: TransformerConfig, transformer_impl: str, groups: ProcessGroupCollection, with_experts: bool
+) -> ModuleSpec:
+    """The specification of a layer with experts, or with one MLP."""
+    spec = _megatrons_spec(config, transformer_impl, with_experts)
     parts: TransformerLayerSubmodules = spec.submodules
-    final_norm = parts.input_layernorm if is_megatrons_norm(config) else norm
-    _place_norms(parts, config, is_local)
+    _place_norms(parts, config, transformer_impl == "local")
     _place_qk_norms(parts.self_attention.submodules, config, groups)
-    _add_biases(parts, config)
+    _add_biases(parts, config, with_experts)
     if own_field(config, "norm_placement") != "before" or own_field(config, "residual_multiplier") != 1.0:
         parts.self_attn_bda = parts.mlp_bda = ModuleSpec(ResidualSum, {"config": config})
     if own_field(config, "parallel_mlp"):
         spec.module, parts.pre_mlp_layernorm = ParallelLayer, IdentityOp
     if own_field(config, "activation") == "xielu":
         parts.mlp = partial(XieluMLP.as_mlp_submodule, **parts.mlp.keywords)
-    if is_local:
-        return TransformerBlockSubmodules([spec] * config.num_layers, layer_norm=final_norm)
     return spec
 
 
-def _megatrons_spec(config: TransformerConfig, transformer_impl: str) -> ModuleSpec:
+def _final_norm(config: TransformerConfig, is_local: bool) -> Callable[..., torch.nn.Module]:
+    if not is_local:
+        return TENorm
+    if not is_megatrons_norm(config):
+        return norm
+    return LocalSpecProvider().layer_norm(rms_norm=config.normalization == "RMSNorm")
+
+
+def _megatrons_spec(config: TransformerConfig, transformer_impl: str, with_experts: bool) -> ModuleSpec:
     options = {
-        "num_experts": config.num_moe_experts,
-        "moe_grouped_gemm": config.moe_grouped_gemm,
+        "num_experts": config.num_moe_experts if with_experts else None,
+        "moe_grouped_gemm": config.moe_grouped_gemm and with_experts,
         "qk_layernorm": config.qk_layernorm,
         "qk_l2_norm": config.qk_l2_norm,
+        "multi_latent_attention": config.multi_latent_attention,
     }
     if transformer_impl == "transformer_engine":
         return get_gpt_layer_with_transformer_engine_spec(**options)
@@ -91,7 +114,7 @@ def _place_norms(parts: TransformerLayerSubmodules, config: TransformerConfig, i
     """Those of the residual stream that stand before attention and MLP, and of a head's query and key."""
     if is_local and not is_megatrons_norm(config):
         parts.input_layernorm = parts.pre_mlp_layernorm = norm
-        if config.qk_layernorm:
+        if config.qk_layernorm and not config.multi_latent_attention:
             attention = parts.self_attention.submodules
             attention.q_layernorm = attention.k_layernorm = norm
     if own_field(config, "norm_placement") == "after":
@@ -103,7 +126,7 @@ def _place_qk_norms(
 ) -> None:
     if config.qk_l2_norm:
         attention.q_layernorm = attention.k_layernorm = L2Norm
-    if not config.qk_layernorm:
+    if not config.qk_layernorm or config.multi_latent_attention:
         return
     if own_field(config, "qk_layernorm_span") == "all_heads":
         build = partial(AllHeadsRMSNorm, groups=groups)
@@ -113,7 +136,7 @@ def _place_qk_norms(
         attention.q_layernorm = attention.k_layernorm = rms_norm_after_rotation
 
 
-def _add_biases(parts: TransformerLayerSubmodules, config: TransformerConfig) -> None:
+def _add_biases(parts: TransformerLayerSubmodules, config: TransformerConfig, with_experts: bool) -> None:
     attention = parts.self_attention.submodules
     if own_field(config, "add_proj_bias"):
         attention.linear_proj = _with_bias(attention.linear_proj)
@@ -123,7 +146,7 @@ def _add_biases(parts: TransformerLayerSubmodules, config: TransformerConfig) ->
             linears, linear_fc1=_with_bias(linears.linear_fc1), linear_fc2=_with_bias(linears.linear_fc2)
         )
         parts.mlp = partial(parts.mlp.func, submodules=with_biases)
-    if config.num_moe_experts and config.add_bias_linear:
+    if with_experts and config.add_bias_linear:
         parts.mlp = with_biases_added_once(parts.mlp)
 
 

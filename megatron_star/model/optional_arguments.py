@@ -22,14 +22,26 @@ OPTIONAL: dict[str, Check] = {
     "apply_layernorm_1p": CheckedValues.boolean,
     "attention_output_gate": CheckedValues.boolean,
     "glu_linear_offset": partial(CheckedValues.number, above=-float("inf")),
+    "kv_lora_rank": CheckedValues.integer,
     "moe_apply_probs_on_input": CheckedValues.boolean,
+    "moe_latent_size": CheckedValues.integer,
+    "moe_router_enable_expert_bias": CheckedValues.boolean,
+    "moe_router_group_topk": CheckedValues.integer,
+    "moe_router_num_groups": CheckedValues.integer,
     "moe_router_score_function": partial(CheckedValues.one_of, allowed=("softmax", "sigmoid")),
+    "moe_router_topk_scaling_factor": CheckedValues.number,
+    "moe_shared_expert_gate": CheckedValues.boolean,
     "moe_shared_expert_intermediate_size": CheckedValues.integer,
+    "multi_latent_attention": CheckedValues.boolean,
     "no_rope_freq": one_per_layer,
+    "q_lora_rank": CheckedValues.integer,
+    "qk_head_dim": CheckedValues.integer,
     "qk_l2_norm": CheckedValues.boolean,
+    "qk_pos_emb_head_dim": CheckedValues.integer,
     "rotary_seq_len_interpolation_factor": CheckedValues.number,
     "softmax_scale": CheckedValues.number,
     "softmax_type": partial(CheckedValues.one_of, allowed=("vanilla", "off-by-one", "learnable")),
+    "v_head_dim": CheckedValues.integer,
     "window_attn_skip_freq": one_per_layer,
     "window_size": _window,
 }
@@ -40,7 +52,17 @@ _EXCLUDE_EACH_OTHER = (
     ("activation", "swiglu"),
     ("add_mlp_bias", "num_experts"),
     ("qk_norm_of_rotated_only", "qk_layernorm_after_rotation"),
+    *(
+        ("multi_latent_attention", other)
+        for other in (
+            *("window_size", "chunked_layers", "attention_softcap", "attention_output_gate", "qk_l2_norm"),
+            *("add_qkv_bias", "no_rope_freq", "query_scale_beta", "longrope_short_factors"),
+            "qk_layernorm_after_rotation",
+        )
+    ),
 )
+
+LATENT_SIZES = ("kv_lora_rank", "qk_head_dim", "qk_pos_emb_head_dim", "v_head_dim")
 
 
 def check_optional(values: CheckedValues, args: Mapping[str, Any]) -> None:
@@ -61,6 +83,8 @@ def check_optional(values: CheckedValues, args: Mapping[str, Any]) -> None:
     if args.get("activation") == "xielu" and (args.get("gated_mlp") or args.get("num_experts")):
         raise values.wrong("activation", "another one of gated MLPs and of experts")
     _check_masks(values, args)
+    _check_groups_of_experts(values, args)
+    _check_latent_attention(values, args)
     _check_norms_of_queries_and_keys(values, args)
 
 
@@ -71,6 +95,38 @@ def _check_masks(values: CheckedValues, args: Mapping[str, Any]) -> None:
         windows = args.get("window_attn_skip_freq") or [1] * args["num_layers"]
         if any(map(operator.and_, windows, args["chunked_layers"])):
             raise values.wrong("chunked_layers", "0 for layers that have a window")
+
+
+def _check_groups_of_experts(values: CheckedValues, args: Mapping[str, Any]) -> None:
+    """The router first chooses groups of experts, then experts in them."""
+    experts, groups = args.get("num_experts"), args.get("moe_router_num_groups")
+    if not args.get("moe_router_group_topk"):
+        return
+    if not groups or not experts or experts % groups:
+        raise values.wrong("moe_router_num_groups", f"a divisor of num_experts, {experts}")
+    values.integer("moe_router_group_topk", most=groups)
+    if args["moe_router_topk"] > args["moe_router_group_topk"] * (experts // groups):
+        raise values.wrong("moe_router_topk", "at most the experts of moe_router_group_topk groups")
+
+
+def _check_latent_attention(values: CheckedValues, args: Mapping[str, Any]) -> None:
+    if not args.get("multi_latent_attention"):
+        for name in (*LATENT_SIZES, "q_lora_rank"):
+            if args.get(name) is not None:
+                raise values.wrong(name, "absent without multi_latent_attention")
+        return
+    for name in LATENT_SIZES:
+        values.integer(name)
+    head_size = args["qk_head_dim"] + args["qk_pos_emb_head_dim"]
+    values.one_of("kv_channels", (head_size,))
+    values.one_of("num_query_groups", (args["num_attention_heads"],))
+    values.one_of("group_query_attention", (False,))
+    values.one_of("qk_layernorm", (True,))  # Megatron's word for the norms of the latents
+    values.one_of("softmax_type", ("vanilla", None), None)
+    values.one_of("normalization", ("RMSNorm",))
+    values.one_of("position_embedding_type", ("rope", "yarn"))
+    if args["qk_pos_emb_head_dim"] % 2:
+        raise values.wrong("qk_pos_emb_head_dim", "even, to be rotated in pairs")
 
 
 def _check_norms_of_queries_and_keys(values: CheckedValues, args: Mapping[str, Any]) -> None:

@@ -73,7 +73,6 @@ _ALLOWED: dict[str, tuple[Any, ...]] = {
     "hybrid_mlp_ratio": (0.0,),
     "hybrid_override_pattern": (None,),
     "linear_attention_freq": (None,),
-    "moe_router_topk_scaling_factor": (1.0,),
     _ROUTING_TYPE: _ROUTING_TYPES,
     "mtp_enabled": (False,),
     "mtp_num_layers": (0,),
@@ -173,7 +172,7 @@ def _check_experts(values: CheckedValues, layers: int) -> None:
     values.boolean(_EXPERTS_SWITCH)
     values.one_of(_ROUTING_TYPE, _ROUTING_TYPES, "aux_loss")
     if not is_every_layer(values.any("moe_layer_freq", 1), layers):
-        raise values.wrong("moe_layer_freq", "1, experts in every layer")
+        values.flags("moe_layer_freq", layers)
 
 
 def is_every_layer(moe_layer_freq: Any, num_layers: int) -> bool:

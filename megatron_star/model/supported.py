@@ -26,7 +26,6 @@ PARALLELISM = (
     "context_parallel_size",
     "pipeline_model_parallel_size",
     "virtual_pipeline_model_parallel_size",
-    "expert_model_parallel_size",
     "sequence_parallel",
 )
 CORE_ATTENTION = (

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from megatron.core.activations import quick_gelu
-from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
 from torch import Tensor
 
 from megatron_star.model.checked_values import CheckedValues
@@ -83,6 +83,10 @@ class StarTransformerConfig(TransformerConfig):
         longrope_attention_factor: of cosines and sines, as YaRN's concentration factor.
         query_scale_beta, query_scale_floor, query_scale_offset: see `query_scale.py`.
         query_scale_layers: 1 for each layer that scales its queries, else 0; None for all.
+        moe_router_group_score: of a group of experts: the sum of its best moe_router_topk //
+            moe_router_group_topk scores (arXiv 2412.19437), or its best one (arXiv 2405.04434).
+        moe_router_normalised: whether the weights of the chosen experts are divided by their sum; None for
+            what Megatron does with the score function.
     """
 
     attention_chunk_size: int | None = _own(None, CheckedValues.integer, "chunked_layers")
@@ -117,6 +121,8 @@ class StarTransformerConfig(TransformerConfig):
     query_scale_offset: int = _own(0, _one_of(0, 1), "query_scale_beta")
     query_scale_layers: list[int] | None = _own(None, one_per_layer, "query_scale_beta")
     logits_multiplier: float = _own(1.0, CheckedValues.number)
+    moe_router_group_score: str = _own("top_sum", _one_of("top_sum", "max"), "moe_router_group_topk")
+    moe_router_normalised: bool | None = _own(None, CheckedValues.boolean, "num_experts")
 
     def __post_init__(self) -> None:
         """What Megatron has fields for is written into them."""
@@ -128,12 +134,21 @@ class StarTransformerConfig(TransformerConfig):
             self.mup_attn_scale_power = 0.5  # 1 / sqrt(head size), as without MuP
             self.mup_embedding_mult = self._embedding_multiplier()
             self.mup_output_mult = self.logits_multiplier
+        # Megatron's router has a bias of the choice with sigmoids only; ours, see `router.py`.
+        has_bias = self.moe_router_enable_expert_bias
+        self.moe_router_enable_expert_bias = has_bias and self.moe_router_score_function != "softmax"
         super().__post_init__()
+        self.moe_router_enable_expert_bias = has_bias
 
     def _embedding_multiplier(self) -> float:
         if not self.round_embedding_multiplier:
             return self.embedding_multiplier
         return torch.tensor(self.embedding_multiplier, dtype=self.params_dtype).item()
+
+
+@dataclass
+class StarMLATransformerConfig(StarTransformerConfig, MLATransformerConfig):
+    """The same of a model with multi-head latent attention (arXiv 2405.04434)."""
 
 
 OWN_FIELDS = {f.name: f for f in fields(StarTransformerConfig) if "check" in f.metadata}

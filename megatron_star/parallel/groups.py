@@ -36,18 +36,32 @@ class StarGroups:
 
 
 def initialize_groups(
-    *, tp_size: int, cp_size: int, timeout: timedelta = timedelta(minutes=10)
+    *,
+    tp_size: int,
+    cp_size: int,
+    ep_size: int = 1,
+    expert_tp_size: int | None = None,
+    timeout: timedelta = timedelta(minutes=10),
 ) -> StarGroups:
     """Create the groups with Megatron's rank order (TP fastest, then CP).
 
     `torch.distributed` must be initialised with tp_size * cp_size ranks. `timeout` is of the model's groups.
 
+    Args:
+        ep_size: ranks over which the experts of a layer are spread, of all TP x CP.
+        expert_tp_size: ranks over which each expert is cut; by default as many as TP has where experts are
+            not spread, else 1.
+
     Raises:
-        ValueError: another number of ranks.
+        ValueError: another number of ranks, or one over which experts cannot be spread so.
     """
     check_world_size(dist.get_world_size(), tp_size=tp_size, cp_size=cp_size)
+    expert_tp_size = expert_tp_size or default_expert_tp_size(tp_size, ep_size)
+    check_expert_sizes(tp_size * cp_size, ep_size=ep_size, expert_tp_size=expert_tp_size)
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=tp_size,
+        expert_model_parallel_size=ep_size,
+        expert_tensor_parallel_size=expert_tp_size,
         create_gloo_process_groups=False,
         distributed_timeout_minutes=max(1, int(timeout.total_seconds() // 60)),
     )
@@ -63,6 +77,20 @@ def check_world_size(world_size: int, *, tp_size: int, cp_size: int) -> None:
         raise ValueError(
             f"tensor-parallel size {tp_size} x context-parallel size {cp_size} needs {tp_size * cp_size} "
             f"ranks, but {world_size} were started"
+        )
+
+
+def default_expert_tp_size(tp_size: int, ep_size: int) -> int:
+    """Over how many ranks an expert is cut unless the user says it."""
+    return tp_size if ep_size == 1 else 1
+
+
+def check_expert_sizes(world_size: int, *, ep_size: int, expert_tp_size: int) -> None:
+    """Raises ValueError unless each place of the expert grid has the same number of ranks."""
+    if world_size % (ep_size * expert_tp_size):
+        raise ValueError(
+            f"expert-parallel size {ep_size} x expert-tensor-parallel size {expert_tp_size} must divide the "
+            f"{world_size} ranks (tensor-parallel x context-parallel size)"
         )
 
 

@@ -21,7 +21,6 @@ VALUES = {
     "context_parallel_size": 2,
     "pipeline_model_parallel_size": 2,
     "virtual_pipeline_model_parallel_size": 2,
-    "expert_model_parallel_size": 2,
     "sequence_parallel": True,
     "experimental_attention_variant": "dsa",
     "linear_attention_freq": 4,

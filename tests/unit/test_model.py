@@ -6,7 +6,7 @@ from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.transformer.attention import SelfAttention
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 
-from megatron_star.model.architecture import transformer_config
+from megatron_star.model.architecture import ModelParallelSizes, transformer_config
 from megatron_star.model.attention import StarCoreAttention, StarSelfAttention
 from megatron_star.model.spec import with_star_attention
 
@@ -61,4 +61,6 @@ def test_an_attention_of_another_kind_is_refused_by_its_name():
 )
 def test_sizes_that_do_not_divide_over_tp_ranks_are_refused(changes, tp_size, message):
     with pytest.raises(ValueError, match=message):
-        transformer_config(ARGS | changes, tp_size=tp_size, dtype=torch.float32, device=torch.device("cpu"))
+        transformer_config(
+            ARGS | changes, ModelParallelSizes(tp_size), dtype=torch.float32, device=torch.device("cpu")
+        )

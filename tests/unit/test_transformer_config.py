@@ -8,7 +8,7 @@ import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
 from test_model import ARGS
 
-from megatron_star.model.architecture import gpt_model_arguments, transformer_config
+from megatron_star.model.architecture import ModelParallelSizes, gpt_model_arguments, transformer_config
 from megatron_star.model.recorded_arguments import check_arguments
 from megatron_star.model.transformer_config import OWN_FIELDS, StarTransformerConfig, own_field
 
@@ -48,7 +48,9 @@ SAYS_SOMETHING = {
 
 
 def config_of(**args) -> StarTransformerConfig:
-    return transformer_config(ARGS | args, tp_size=1, dtype=torch.float32, device=torch.device("cpu"))
+    return transformer_config(
+        ARGS | args, ModelParallelSizes(), dtype=torch.float32, device=torch.device("cpu")
+    )
 
 
 def test_what_a_description_says_is_in_the_configuration():
