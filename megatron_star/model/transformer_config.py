@@ -150,6 +150,8 @@ class StarTransformerConfig(TransformerConfig):
 class StarMLATransformerConfig(StarTransformerConfig, MLATransformerConfig):
     """The same of a model with multi-head latent attention (arXiv 2405.04434)."""
 
+    multi_latent_attention: bool = True  # again: the first base has Megatron's plain default
+
 
 OWN_FIELDS = {f.name: f for f in fields(StarTransformerConfig) if "check" in f.metadata}
 """By name; a checkpoint's description has the same names."""
