@@ -60,6 +60,27 @@ GEMMA_3_270M = LLAMA | {
     "gated_mlp": True,
     "embedding_multiplier": 640**0.5,
 }
+QWEN_3_MOE_1B = LLAMA | {
+    "num_layers": 6,
+    "hidden_size": 1024,
+    "ffn_hidden_size": 768,
+    "num_attention_heads": 16,
+    "num_query_groups": 4,
+    "kv_channels": 64,
+    "qk_layernorm": True,
+    "norm_epsilon": 1e-6,
+    "max_position_embeddings": 32768,
+    "vocab_size": 16384,
+    "padded_vocab_size": 16384,
+    "untie_embeddings_and_output_weights": False,
+    "rotary_base": 1000000,
+    "use_rope_scaling": False,
+    # Each expert as in Qwen3-MoE, gated and of three quarters of the hidden size; 906 million weights of 939.
+    "num_experts": 64,
+    "moe_router_topk": 16,
+    "moe_ffn_hidden_size": 768,
+    "moe_router_pre_softmax": False,
+}
 Shape = dict[str, Any]
 SHAPES: dict[str, Shape] = {
     "tiny": LLAMA
@@ -72,6 +93,10 @@ SHAPES: dict[str, Shape] = {
     | {"num_layers": 32, "hidden_size": 4096, "ffn_hidden_size": 14336, "num_attention_heads": 32},
     "llama-3.1-70b": LLAMA
     | {"num_layers": 80, "hidden_size": 8192, "ffn_hidden_size": 28672, "num_attention_heads": 64},
+    "qwen3-moe-1b": QWEN_3_MOE_1B,
+    "tiny-qwen3-moe": QWEN_3_MOE_1B
+    | {"num_layers": 2, "hidden_size": 64, "ffn_hidden_size": 32, "moe_ffn_hidden_size": 32, "num_experts": 8}
+    | {"moe_router_topk": 3, "vocab_size": 512, "padded_vocab_size": 512},
     "gemma-3-270m": GEMMA_3_270M,
     "tiny-gemma-3": GEMMA_3_270M
     | {"num_layers": 6, "hidden_size": 64, "ffn_hidden_size": 96, "kv_channels": 32, "window_size": [63, 0]}

@@ -79,6 +79,21 @@ def axis_sizes(args: Mapping[str, Any]) -> dict[str, int]:
         "expert_gate_up_ffn": 2 * (args.get("moe_ffn_hidden_size") or 0),
         "shared_ffn": args.get("moe_shared_expert_intermediate_size"),
         "one": 1,
+        **_latent_sizes(args),
+    }
+
+
+def _latent_sizes(args: Mapping[str, Any]) -> dict[str, int]:
+    """Of latent attention."""
+    if not args.get("multi_latent_attention"):
+        return {}
+    heads, latent = args["num_attention_heads"], args["kv_lora_rank"]
+    return {
+        "query_latent": args.get("q_lora_rank"),
+        "latent": latent,
+        "latent_and_rotated_key": latent + args["qk_pos_emb_head_dim"],
+        "plain_keys_and_values": heads * (args["qk_head_dim"] + args["v_head_dim"]),
+        "values": heads * args["v_head_dim"],
     }
 
 
@@ -87,8 +102,12 @@ def chunks(family: Family, args: Mapping[str, Any]) -> Iterator[Chunk]:
     output_layer = [family.output_layer] if family.output_layer.belongs_to(args) else []
     embedding = family.embedding if output_layer else _tied(family.embedding, family.output_layer)
     yield from _weight_chunks(embedding, args)
-    in_layers = [weight for weight in family.layer if weight.belongs_to(args)]
     layers = range(args["num_layers"])
+    in_layers = [
+        weight
+        for weight in family.layer
+        if weight.belongs_to(args) and any(weight.is_in(args, layer) for layer in layers)
+    ]
     stacked = all(weight.is_in(args, layer) for weight in in_layers for layer in layers)
     for layer in layers:
         for weight in in_layers:

@@ -13,7 +13,7 @@ from checkpoints_tools.chunks import Chunk, HfTensor, chunks
 from checkpoints_tools.families import family_named
 from checkpoints_tools.families.family import Family
 from checkpoints_tools.hf_config import model_arguments, read_hf_config, read_whole_config
-from checkpoints_tools.multimodal import surroundings_of, text_config
+from checkpoints_tools.multimodal import prediction_layers, surroundings_of, text_config
 from checkpoints_tools.quantisation import quantisation_of
 from checkpoints_tools.safetensors_files import HfWeights
 from checkpoints_tools.safetensors_header import DTYPES_IN_FILES
@@ -63,7 +63,11 @@ def open_hf_weights(directory: Path) -> HfWeights:
         ValueError, FileNotFoundError: they cannot be read.
     """
     config = read_whole_config(directory)
-    return HfWeights(directory, quantisation_of(text_config(config)), surroundings_of(config))
+    of_text = text_config(config)
+    surroundings = surroundings_of(config)
+    if family_named(of_text.get("model_type")).has_prediction_layers:
+        surroundings = surroundings or prediction_layers(of_text)
+    return HfWeights(directory, quantisation_of(of_text), surroundings)
 
 
 def _has_an_output_layer_of_its_own(weights: HfWeights, family: Family) -> bool:
@@ -88,12 +92,18 @@ def notes(checkpoint: HfCheckpoint) -> list[str]:
         found.append(f"{len(weights.quantised)} tensors are stored as {described}, and decoded")
     if weights.left_out:
         num_bytes = sum(entry.end - entry.begin for entry in weights.left_out.values())
-        modules = {name.removeprefix("model.").partition(".")[0] for name in weights.left_out}
+        modules = {_module(name) for name in weights.left_out}
         found.append(
             f"{len(weights.left_out)} tensors ({num_bytes / 1e9:.3f} GB) are no part of the language model, "
             f"and left out: {', '.join(sorted(modules))}"
         )
     return found
+
+
+def _module(name: str) -> str:
+    """`vision_tower`, or of a layer that predicts several tokens `layers.61`."""
+    module, number, *_ = name.removeprefix("model.").split(".")
+    return f"{module}.{number}" if module == "layers" else module
 
 
 def check_names_and_shapes(weights: HfWeights, family: Family, args: Mapping[str, Any]) -> list[Chunk]:

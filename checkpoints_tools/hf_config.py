@@ -79,7 +79,7 @@ def _resolved(family: Family, config: Config) -> CheckedValues:
             raw.integer(key)  # transformers divides by some of them before it has looked at them
     try:
         copied = json.loads(json.dumps(config), object_hook=_special_float)
-        resolved = CONFIG_MAPPING[family.model_type].from_dict(copied)
+        resolved = CONFIG_MAPPING[family.config_type].from_dict(copied)
         resolved.standardize_rope_params()  # again, as its models do, which then see all top-level keys
     except Exception as error:  # whatever transformers' code raises on this JSON is about this JSON
         said = " ".join(f"{type(error).__name__}: {error}".split())[:_LONGEST_ERROR]

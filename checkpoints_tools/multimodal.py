@@ -10,8 +10,11 @@ from typing import Any, NamedTuple
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 from megatron_star.checked_input import shown
+from megatron_star.model.checked_values import CheckedValues
 
 Config = dict[str, Any]
+
+_MOST_PREDICTION_LAYERS = 100
 
 # What may stand in config.json outside of the language model's own part, and is of the whole.
 _OF_THE_WHOLE = (
@@ -76,6 +79,18 @@ SURROUNDINGS: Mapping[str, Surroundings] = {
     "mistral3": _LLAVA,
     "smolvlm": _IDEFICS,
 }
+
+
+def prediction_layers(config: Mapping[str, Any]) -> Surroundings:
+    """Around a language model alone: the layers after its last one, which predict several tokens at once.
+
+    Raises:
+        ValueError: config.json does not say how many there are of either.
+    """
+    values = CheckedValues(config, "config.json")
+    first = values.integer("num_hidden_layers")
+    count = values.integer("num_nextn_predict_layers", least=0, most=_MOST_PREDICTION_LAYERS, default=1)
+    return Surroundings((), tuple(f"model.layers.{first + i}." for i in range(count)))
 
 
 def surroundings_of(config: Mapping[str, Any]) -> Surroundings | None:

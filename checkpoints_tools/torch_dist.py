@@ -4,6 +4,7 @@ Nothing here needs torch.distributed to be initialised, a model, or more memory 
 """
 
 import io
+import re
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from math import prod
@@ -39,8 +40,9 @@ from torch.distributed.checkpoint.planner_helpers import create_read_items_for_c
 
 from checkpoints_tools.chunks import Chunk, Shape, key_of_layer
 from checkpoints_tools.families.weight import VOCABULARY
-from megatron_star.model.stored_weights import read_stored, without_torch_warnings
+from megatron_star.model.stored_weights import names_of_tensor, read_stored, without_torch_warnings
 
+_QKV_OF = re.compile("linear_qkv|linear_kv_up_proj")  # of the modules beside a core attention
 _COMMON_STATE = ShardedObject("common_state", None, (1,), (0,)).unique_key
 
 
@@ -85,7 +87,7 @@ def _extra_state_keys(chunks: Sequence[Chunk]) -> Iterator[str]:
     for chunk in chunks:
         module, _, _ = chunk.key.rpartition(".")
         shape, offset = chunk.global_shape[: chunk.num_leading], chunk.offsets[: chunk.num_leading]
-        names = [module, module.replace("linear_qkv", "core_attention")]
+        names = [module, _QKV_OF.sub("core_attention", module)]
         for name in names if module.startswith("decoder.") else []:
             yield ShardedObject(f"{name}._extra_state", None, shape or (1,), offset or (0,)).unique_key
 
@@ -153,14 +155,15 @@ class MegatronWeights:
         }
 
     def stored(self, chunk: Chunk) -> tuple[str, TensorStorageMetadata]:
-        """The key that the chunk's tensor is stored under, with or without the layer in it.
+        """The key that the chunk's tensor is stored under, with or without the layer in it, by whatever name.
 
         Raises:
             ValueError: the checkpoint has no such tensor.
         """
         for key in (chunk.key, key_of_layer(chunk.key, chunk.layer)):
-            if key in self.tensors:
-                return key, self.tensors[key]
+            for name in names_of_tensor(key):
+                if name in self.tensors:
+                    return name, self.tensors[name]
         raise ValueError(f"{self.directory}: {chunk.key} is not in the checkpoint")
 
     def check(self, pieces: Iterable[Chunk]) -> list[Chunk]:
@@ -169,7 +172,7 @@ class MegatronWeights:
         for piece in pieces:
             checked.append(piece)
             key, stored = self.stored(piece)
-            self._check_size(key, tuple(stored.size), _place(piece, without_layer=key != piece.key)[2], piece)
+            self._check_size(key, tuple(stored.size), _place(piece, key)[2], piece)
         return checked
 
     def read(self, chunk: Chunk) -> Tensor:
@@ -179,7 +182,7 @@ class MegatronWeights:
             ValueError: it is missing, has another shape, or is not wholly there.
         """
         key, stored = self.stored(chunk)
-        offsets, shape, size = _place(chunk, without_layer=key != chunk.key)
+        offsets, shape, size = _place(chunk, key)
         self._check_size(key, tuple(stored.size), size, chunk)
         out = torch.empty(shape, dtype=stored.properties.dtype)
         region = ChunkStorageMetadata(torch.Size(offsets), torch.Size(shape))
@@ -197,12 +200,12 @@ class MegatronWeights:
             raise ValueError(f"{self.directory}: {key} has shape {found}, expected {expected}")
 
 
-def _place(chunk: Chunk, *, without_layer: bool) -> tuple[Shape, Shape, Shape]:
-    """Offsets and shape of the chunk's real data, and the whole tensor's shape, as they are stored."""
+def _place(chunk: Chunk, key: str) -> tuple[Shape, Shape, Shape]:
+    """Offsets and shape of the chunk's real data, and the whole tensor's shape, as stored under `key`."""
     rows_axis = chunk.num_leading
     shape = list(chunk.shape)
     shape[rows_axis] = sum(prod(source.shape[:1]) for source in chunk.sources)
-    skip = 1 if without_layer else 0
+    skip = 0 if key in names_of_tensor(chunk.key) else 1  # the layer's number is in the key
     return chunk.offsets[skip:], tuple(shape[skip:]), chunk.global_shape[skip:]
 
 

@@ -17,17 +17,18 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
+    PreTrainedConfig,
     PreTrainedModel,
 )
 
 from checkpoints_tools.command_line import EXIT_MISMATCH, command_parser, progress_bar, run_command
 from checkpoints_tools.convert_megatron_to_hf import hf_tensors
 from checkpoints_tools.describe import describe, stored_dtype
-from checkpoints_tools.families import family_named
+from checkpoints_tools.families import FAMILIES, family_named
 from checkpoints_tools.hf_checkpoint import check_names_and_shapes, open_hf_checkpoint, open_hf_weights
 from checkpoints_tools.hf_config import read_hf_config, read_whole_config
 from checkpoints_tools.multimodal import surroundings_of
-from checkpoints_tools.quantisation import quantisation_of
+from checkpoints_tools.quantisation import Quantisation, quantisation_of
 from checkpoints_tools.torch_dist import MegatronWeights
 from checkpoints_tools.whole_sequence import megatron_logits
 from megatron_star.model.checkpoint import CheckpointInfo, weights_directory
@@ -136,11 +137,11 @@ def _hf_logits(hf: Path, token_ids: list[int], dtype: torch.dtype) -> Tensor:
 
 def _hf_model(hf: Path, dtype: torch.dtype) -> PreTrainedModel:
     """transformers' model; quantised weights are decoded to `dtype`, by transformers where it can."""
-    config = AutoConfig.from_pretrained(hf, trust_remote_code=False)
+    config = _hf_config(hf)
     quantisation = quantisation_of(read_hf_config(hf))
     is_multimodal = surroundings_of(read_whole_config(hf)) is not None
     model_class = AutoModelForImageTextToText if is_multimodal else AutoModelForCausalLM
-    if quantisation and not quantisation.by_transformers:
+    if quantisation and not _is_decoded_by_transformers(hf, quantisation):
         print(f"note: transformers does not decode {quantisation.described} here; its model has our weights")
         return _hf_model_of_decoded(hf, dtype)
     if quantisation:
@@ -153,12 +154,30 @@ def _hf_model(hf: Path, dtype: torch.dtype) -> PreTrainedModel:
     return inside if inside is not None and inside.get_output_embeddings() is not None else model
 
 
+def _hf_config(hf: Path) -> PreTrainedConfig:
+    model_type = read_whole_config(hf)["model_type"]
+    if model_type in FAMILIES and FAMILIES[model_type].config_of:
+        return CONFIG_MAPPING[FAMILIES[model_type].config_of].from_pretrained(hf)
+    return AutoConfig.from_pretrained(hf, trust_remote_code=False)
+
+
+def _is_decoded_by_transformers(hf: Path, quantisation: Quantisation) -> bool:
+    """It divides a weight into equal blocks, as many as there are scales: else the last ones are smaller."""
+    if not quantisation.by_transformers or quantisation.block is None:
+        return quantisation.by_transformers
+    return all(
+        size <= of_block or size % of_block == 0
+        for tensor in open_hf_checkpoint(hf).weights.quantised.values()
+        for size, of_block in zip(tensor.shape, quantisation.block, strict=True)
+    )
+
+
 def _hf_model_of_decoded(hf: Path, dtype: torch.dtype) -> PreTrainedModel:
     checkpoint = open_hf_checkpoint(hf)
     names = {source.name for piece in checkpoint.pieces for source in piece.sources}
     weights = {name: checkpoint.weights.read(name).to(dtype) for name in names}
     described = {name: value for name, value in read_hf_config(hf).items() if name != "quantization_config"}
-    config = CONFIG_MAPPING[checkpoint.family].from_dict(described)
+    config = CONFIG_MAPPING[family_named(checkpoint.family).config_type].from_dict(described)
     model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     model, found = model_class.from_pretrained(
         None, config=config, state_dict=weights, dtype=dtype, output_loading_info=True

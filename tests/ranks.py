@@ -116,6 +116,13 @@ def norms_and_mlps(args: dict[str, Any]) -> tuple[str, str]:
     return type(layer.input_layernorm).__name__, type(layer.mlp).__name__
 
 
+def sliceable_layers(args: dict[str, Any]) -> dict[str, list[str]]:
+    """By part, the names of a model's linear layers that can be sliced."""
+    star_model, _ = random_star_model(args, 1)
+    names = {module: name for name, module in star_model.model.named_modules()}
+    return {part: [names[layer] for layer in of_part] for part, of_part in star_model.slicing.layers.items()}
+
+
 def slices_in_one_piece(args: dict[str, Any], parts: frozenset[str], is_amd: bool) -> dict[str, bool]:
     """By part, whether a rank's slices of all its weights are contiguous, laid out for slices of `parts`."""
     star_model = random_star_model(args, 1)[0]

@@ -10,7 +10,7 @@ from time import monotonic
 
 import torch
 
-from benchmarks.gpu import card, decoding, encoding, kernels, parity, profiling
+from benchmarks.gpu import card, decoding, encoding, graphs, kernels, parity, profiling
 from benchmarks.gpu.bench import Bench, Figures, OutOfTime
 from benchmarks.gpu.gpu_tables import tables
 from megatron_star.attention.kernels import KERNEL_NAMES
@@ -24,6 +24,7 @@ STAGES: dict[str, Callable[[Bench], None]] = {
     "parity": parity.parity,
     "encode": encoding.encode,
     "decode": decoding.decode,
+    "graph": graphs.graphed,
     "attention": kernels.attention,
     "profile": profiling.profiled,
     "compiled": decoding.compiled,

@@ -5,6 +5,8 @@ from checkpoints_tools.families.arcee import ARCEE
 from checkpoints_tools.families.cohere import COHERE
 from checkpoints_tools.families.cohere2 import COHERE2
 from checkpoints_tools.families.cwm import CWM
+from checkpoints_tools.families.deepseek_v2 import DEEPSEEK_V2
+from checkpoints_tools.families.deepseek_v3 import DEEPSEEK_V3
 from checkpoints_tools.families.ernie4_5 import ERNIE4_5
 from checkpoints_tools.families.exaone import EXAONE
 from checkpoints_tools.families.exaone4 import EXAONE4
@@ -14,6 +16,7 @@ from checkpoints_tools.families.gemma2 import GEMMA2
 from checkpoints_tools.families.gemma3_text import GEMMA3_TEXT
 from checkpoints_tools.families.glm import GLM
 from checkpoints_tools.families.glm4 import GLM4
+from checkpoints_tools.families.glm4_moe_lite import GLM4_MOE_LITE
 from checkpoints_tools.families.gpt_oss import GPT_OSS
 from checkpoints_tools.families.granite import GRANITE
 from checkpoints_tools.families.granite_swa import GRANITE_SWA
@@ -24,8 +27,10 @@ from checkpoints_tools.families.hyperclovax import HYPERCLOVAX
 from checkpoints_tools.families.internlm3 import INTERNLM3
 from checkpoints_tools.families.iquestcoder import IQUESTCODER
 from checkpoints_tools.families.jais2 import JAIS2
+from checkpoints_tools.families.kimi_k2 import KIMI_K2
 from checkpoints_tools.families.llama import LLAMA
 from checkpoints_tools.families.llama4_text import LLAMA4_TEXT
+from checkpoints_tools.families.minicpm3 import MINICPM3
 from checkpoints_tools.families.ministral import MINISTRAL
 from checkpoints_tools.families.ministral3 import MINISTRAL3
 from checkpoints_tools.families.missing import MISSING
@@ -38,11 +43,13 @@ from checkpoints_tools.families.phi3 import PHI3
 from checkpoints_tools.families.qwen2 import QWEN2
 from checkpoints_tools.families.qwen3 import QWEN3
 from checkpoints_tools.families.qwen3_moe import QWEN3_MOE
+from checkpoints_tools.families.sarvam_mla import SARVAM_MLA
 from checkpoints_tools.families.seed_oss import SEED_OSS
 from checkpoints_tools.families.smollm3 import SMOLLM3
 from checkpoints_tools.families.stablelm import STABLELM
 from checkpoints_tools.families.starcoder2 import STARCODER2
 from checkpoints_tools.families.vaultgemma import VAULTGEMMA
+from checkpoints_tools.families.youtu import YOUTU
 from megatron_star.checked_input import shown
 
 _TABLE = (
@@ -87,6 +94,13 @@ _TABLE = (
     HUNYUAN_V1_DENSE,
     APERTUS,
     LLAMA4_TEXT,
+    DEEPSEEK_V2,
+    DEEPSEEK_V3,
+    GLM4_MOE_LITE,
+    KIMI_K2,
+    MINICPM3,
+    SARVAM_MLA,
+    YOUTU,
 )
 FAMILIES: dict[str, Family] = {family.model_type: family for family in _TABLE}
 

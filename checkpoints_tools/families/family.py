@@ -40,12 +40,15 @@ class Family:
 
     Attributes:
         model_type: of config.json. transformers' configuration class of this name reads the JSON.
+        config_of: the `model_type` whose class of transformers reads the JSON, if there is none of this name.
         bridge_provider: a pattern of what Megatron Bridge calls it, before `ModelProvider`; None: nothing
             that we know.
         arguments: the model in Megatron's argument names. Raises ValueError for what has none.
         neutral: keys that are not read but change results, and the only values that they may have.
         windows: which layers may have a sliding window, or chunks: IN_ALL_LAYERS, all where `sliding_window`
             is set; IN_SOME_LAYERS, those of which `layer_types` says so; None, the model has no such layers.
+        has_prediction_layers: checkpoints may have layers after the last one, which predict several tokens:
+            `num_nextn_predict_layers` of them. They are left out.
         layer: the weights of a layer; those that a model has whose arguments ask for them.
         end: the weights between the layers and the output layer.
     """
@@ -55,7 +58,14 @@ class Family:
     arguments: Callable[[CheckedValues], dict[str, Any]] = decoder_arguments
     neutral: Mapping[str, tuple[Any, ...]] = field(default_factory=lambda: NEUTRAL)
     windows: str | None = None
+    config_of: str | None = None
+    has_prediction_layers: bool = False
     embedding: Weight = EMBEDDING
     layer: tuple[Weight, ...] = (*ATTENTION, *DENSE_MLP)
     end: tuple[Weight, ...] = (FINAL_NORM, FINAL_NORM_BIAS)
     output_layer: Weight = OUTPUT_LAYER
+
+    @property
+    def config_type(self) -> str:
+        """The `model_type` of transformers' configuration class."""
+        return self.config_of or self.model_type

@@ -2,15 +2,16 @@
 
 _FAMILIES = {
     "its experts": (
-        *("afmoe", "aria_text", "axk1", "axk2", "cohere2_moe", "dbrx", "dots1", "ernie4_5_moe", "exaone_moe"),
+        *("afmoe", "aria_text", "axk2", "cohere2_moe", "dbrx", "dots1", "ernie4_5_moe", "exaone_moe"),
         *("flex_olmo", "glm4_moe", "granitemoe", "granitemoe_swa", "granitemoeshared", "hunyuan_v1_moe"),
         *("hy_v3", "jetmoe", "kolibri1", "laguna", "mellum", "mimo_v2_flash", "minimax_m2", "olmoe"),
         *("phimoe", "qwen2_moe", "solar_open"),
     ),
-    "latent attention": (
-        *("deepseek_v2", "deepseek_v3", "glm4_moe_lite", "longcat_flash", "minicpm3", "youtu"),
-    ),
-    "attention to tokens that an index chooses": ("deepseek_v32", "deepseek_v4", "glm_moe_dsa", "hy_v4"),
+    "scales of latents, and two attentions in a layer": ("longcat_flash",),
+    "a norm after experts, and none after dense layers": ("axk1",),
+    "latent attention whose queries are scaled by their position": ("mistral4",),
+    "sparse attention to the tokens that an indexer (DSA) chooses; exact attention without the indexer is "
+    "another model": (*("deepseek_v32", "deepseek_v4", "glm5_next", "glm_moe_dsa", "hy_v4"),),
     "layers with a state (Mamba, linear attention)": (
         *("bailing_hybrid", "bamba", "falcon_h1", "falcon_mamba", "jamba", "kimi_linear", "mamba", "mamba2"),
         *("minimax", "nemotron_h", "olmo_hybrid", "qwen3_5", "qwen3_5_moe", "qwen3_5_text", "qwen3_next"),

@@ -193,3 +193,35 @@ def query_scale_arguments(values: CheckedValues) -> dict[str, Any]:
         "query_scale_beta": rope.number("llama_4_scaling_beta"),
         "query_scale_floor": rope.integer("original_max_position_embeddings"),
     }
+
+
+def latent_rotary_arguments(values: CheckedValues, arguments: dict[str, Any]) -> dict[str, Any]:
+    """What latent attention changes of the `arguments` that `rotary_arguments` gave.
+
+    Its attention scores grow with `mscale_all_dim` alone (by mscale(factor, mscale_all_dim)^2), whatever the
+    cosines and sines are multiplied with: so both scales are numbers.
+
+    Raises:
+        ValueError: a way of scaling that we do not have for latent attention.
+    """
+    rope, _ = _by_kind(values)
+    if arguments["position_embedding_type"] != "yarn":
+        if (kind := rope.any("rope_type", "default")) != "default":
+            raise ValueError(
+                f"{_SOURCE}: rope_type {shown(kind)} is not supported with latent "
+                "attention; default and yarn are"
+            )
+        return {}
+    all_dim = rope.number("mscale_all_dim") if rope.any("mscale_all_dim", None) else 0.0
+    mscale = 1.0 if arguments["mscale"] is None else arguments["mscale"]
+    divisor = arguments["mscale_all_dim"] or 0.0
+    factor = arguments["rotary_scaling_factor"]
+    if divisor != all_dim and factor > 1:
+        grown = _mscale(factor, mscale) / _mscale(factor, divisor) * _mscale(factor, all_dim)
+        mscale = (grown - 1) / (0.1 * math.log(factor))
+    return {"mscale": mscale, "mscale_all_dim": all_dim}
+
+
+def _mscale(factor: float, mscale: float) -> float:
+    """DeepSeek's `yarn_get_mscale`."""
+    return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0

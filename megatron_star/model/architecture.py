@@ -104,7 +104,7 @@ def transformer_config(
     if args.get("swiglu"):
         values |= {"activation_func": F.silu, "gated_linear_unit": True}
     if args.get("num_experts"):
-        # Megatron has biases of experts only where each is whole on its rank; ours, see `experts.py`.
+        # Megatron has biases of experts only where each is whole on its rank; ours, see `grouped_experts.py`.
         values |= {"expert_tensor_parallel_size": 1, "moe_router_dtype": "fp32"}
         if isinstance(args.get("moe_layer_freq"), list):
             values["moe_layer_freq"] = args["moe_layer_freq"]

@@ -17,7 +17,7 @@ from torch import Tensor
 from megatron_star.attention.latent_kernel import Latent
 from megatron_star.model.attention import ForwardPass
 from megatron_star.model.rotary import cosines_and_sines, rotate
-from megatron_star.model.transformer_config import OWN_FIELDS, own_field
+from megatron_star.model.transformer_config import OWN_FIELDS, StarMLATransformerConfig, own_field
 from megatron_star.planning.layer_mask import layer_masks
 
 _PLAIN = {"cache_mla_latents": False, "softmax_type": "vanilla", "no_rope_freq": None}
@@ -56,6 +56,10 @@ class StarMLASelfAttention(MLASelfAttention):
         self.core_attention.layer = self.core_attention.layer._replace(
             latent=Latent(lambda: up_projection.weight, config)
         )
+        # Megatron's configuration has no word for it: pairs are always adjacent in its latent attention.
+        self._has_adjacent_pairs = (
+            not isinstance(config, StarMLATransformerConfig) or config.rotary_interleaved
+        )
         self._concentration = 1.0
         if config.rope_type == "yarn":
             self._concentration = _yarn_get_concentration_factor(
@@ -72,8 +76,8 @@ class StarMLASelfAttention(MLASelfAttention):
         if for_key.size(-1) != sum(sizes):
             for_key = gather_from_tensor_model_parallel_region(for_key, group=self.tp_group)
         cos, sin = self._rotation(inference_context, hidden_states.dtype)
-        latent, rotated = for_key.split(sizes, -1)
-        key = torch.cat((self.kv_layernorm(latent), self._rotate(rotated, cos, sin)), -1).unsqueeze(2)
+        latent, rotated = for_key.unsqueeze(2).split(sizes, -1)
+        key = torch.cat((self.kv_layernorm(latent), self._rotate(rotated, cos, sin)), -1)
         query = self._queries(for_query)
         plain, rotated = query.split((self.config.qk_head_dim, sizes[1]), -1)
         query = torch.cat((plain, self._rotate(rotated, cos, sin)), -1)
@@ -96,11 +100,8 @@ class StarMLASelfAttention(MLASelfAttention):
 
         return forward_pass.once("of latent attention", make)
 
-    @staticmethod
-    def _rotate(tensor: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """[sq, 1, r] or [sq, 1, np, r]. Pairs are adjacent in every layer of Megatron's latent attention."""
-        heads = tensor if tensor.dim() == 4 else tensor.unsqueeze(2)
-        return rotate(heads, cos, sin, interleaved=True).view_as(tensor)
+    def _rotate(self, heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        return rotate(heads, cos, sin, interleaved=self._has_adjacent_pairs)
 
     def _adjust_key_value_for_inference(
         self,

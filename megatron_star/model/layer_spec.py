@@ -21,7 +21,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules
 
 from megatron_star.model.activations import XieluMLP
-from megatron_star.model.experts import with_biases_added_once
+from megatron_star.model.grouped_experts import check_latent_experts, with_stacked_experts
 from megatron_star.model.norms import (
     AllHeadsRMSNorm,
     L2Norm,
@@ -30,6 +30,7 @@ from megatron_star.model.norms import (
     rms_norm_after_rotation,
 )
 from megatron_star.model.residual import ParallelLayer, ResidualSum
+from megatron_star.model.router import with_star_router
 from megatron_star.model.transformer_config import own_field
 from megatron_star.planning.expert_layers import expert_layers
 
@@ -70,7 +71,11 @@ def _one_layer(
     parts: TransformerLayerSubmodules = spec.submodules
     _place_norms(parts, config, transformer_impl == "local")
     _place_qk_norms(parts.self_attention.submodules, config, groups)
-    _add_biases(parts, config, with_experts)
+    _place_latent_norms(parts.self_attention.submodules, config)
+    _add_biases(parts, config)
+    if with_experts:
+        check_latent_experts(config)
+        parts.mlp = with_stacked_experts(with_star_router(parts.mlp))
     if own_field(config, "norm_placement") != "before" or own_field(config, "residual_multiplier") != 1.0:
         parts.self_attn_bda = parts.mlp_bda = ModuleSpec(ResidualSum, {"config": config})
     if own_field(config, "parallel_mlp"):
@@ -102,7 +107,9 @@ def _megatrons_spec(config: TransformerConfig, transformer_impl: str, with_exper
 
 
 def _check_transformer_engine(config: TransformerConfig) -> None:
-    for name, value in _NOT_WITH_TRANSFORMER_ENGINE.items():
+    epsilon = own_field(config, "latent_norm_epsilon")
+    not_computed = _NOT_WITH_TRANSFORMER_ENGINE | ({"latent_norm_epsilon": epsilon} if epsilon else {})
+    for name, value in not_computed.items():
         if own_field(config, name) == value:
             raise ValueError(
                 f"TransformerEngine's layers do not compute {name}={value!r}: use the transformer "
@@ -136,24 +143,33 @@ def _place_qk_norms(
         attention.q_layernorm = attention.k_layernorm = rms_norm_after_rotation
 
 
-def _add_biases(parts: TransformerLayerSubmodules, config: TransformerConfig, with_experts: bool) -> None:
+def _place_latent_norms(attention: SelfAttentionSubmodules, config: TransformerConfig) -> None:
+    epsilon = own_field(config, "latent_norm_epsilon")
+    if epsilon is not None:
+        attention.q_layernorm = _always(attention.q_layernorm, eps=epsilon)
+        attention.kv_layernorm = _always(attention.kv_layernorm, eps=epsilon)
+    if config.multi_latent_attention and config.q_lora_rank is None:
+        attention.q_layernorm = IdentityOp
+
+
+def _add_biases(parts: TransformerLayerSubmodules, config: TransformerConfig) -> None:
     attention = parts.self_attention.submodules
     if own_field(config, "add_proj_bias"):
-        attention.linear_proj = _with_bias(attention.linear_proj)
+        attention.linear_proj = _always(attention.linear_proj, bias=True)
     if own_field(config, "add_mlp_bias"):
         linears = parts.mlp.keywords["submodules"]
         with_biases = replace(
-            linears, linear_fc1=_with_bias(linears.linear_fc1), linear_fc2=_with_bias(linears.linear_fc2)
+            linears,
+            linear_fc1=_always(linears.linear_fc1, bias=True),
+            linear_fc2=_always(linears.linear_fc2, bias=True),
         )
         parts.mlp = partial(parts.mlp.func, submodules=with_biases)
-    if with_experts and config.add_bias_linear:
-        parts.mlp = with_biases_added_once(parts.mlp)
 
 
-def _with_bias(build: Callable[..., torch.nn.Module]) -> Callable[..., torch.nn.Module]:
-    """What builds a linear layer, with a bias whatever Megatron asks for."""
+def _always(build: Callable[..., torch.nn.Module], **options: Any) -> Callable[..., torch.nn.Module]:
+    """What builds a module with these options, whatever Megatron asks for."""
 
-    def build_with_bias(*args: Any, **options: Any) -> torch.nn.Module:
-        return build(*args, **options | {"bias": True})
+    def build_so(*args: Any, **asked_for: Any) -> torch.nn.Module:
+        return build(*args, **asked_for | options)
 
-    return build_with_bias
+    return build_so

@@ -15,6 +15,15 @@ from torch.distributed.checkpoint import CheckpointException
 from megatron_star.model.checkpoint import CheckpointInfo, weights_directory
 from megatron_star.model.weight_hashes import WHOLE, DamagedWeights, Share, checked_beside
 
+# A norm is a module of its own, or belongs to the projection after it. Checkpoints, which are made with
+# TransformerEngine's layers, have the first before experts, else the second. Megatron's local layers have the
+# first only with latent attention, and there for all norms.
+_NAMES_OF_NORMS = (
+    ("pre_mlp_layernorm.", "mlp.linear_fc1.layer_norm_"),
+    ("self_attention.q_layernorm.", "self_attention.linear_q_up_proj.layer_norm_"),
+    ("self_attention.kv_layernorm.", "self_attention.linear_kv_up_proj.layer_norm_"),
+)
+
 
 @torch.no_grad()
 def load_weights(model: torch.nn.Module, info: CheckpointInfo, *, verify: Share | None = WHOLE) -> None:
@@ -87,13 +96,18 @@ def _sharded_tensors(model: torch.nn.Module, stored: Mapping[str, ShardedTensor]
     return tensors
 
 
-def _stored_key(key: str, stored: Mapping[str, ShardedTensor]) -> str:
-    """Of a layer with experts, Megatron's local specification names the norm as if it had a dense MLP.
+def names_of_tensor(key: str) -> Iterator[str]:
+    """The key, then what another of Megatron's specifications of layers calls the same tensor."""
+    yield key
+    for names in _NAMES_OF_NORMS:
+        for name, other in (names, names[::-1]):
+            if name in key:
+                yield key.replace(name, other)
 
-    Its TransformerEngine specification, which checkpoints are made with, does not.
-    """
-    with_experts = key.replace("mlp.linear_fc1.layer_norm_", "pre_mlp_layernorm.")
-    return key if key in stored else with_experts
+
+def _stored_key(key: str, stored: Mapping[str, ShardedTensor]) -> str:
+    """The first of its names that the checkpoint has; its own if none."""
+    return next((name for name in names_of_tensor(key) if name in stored), key)
 
 
 def _check_same_tensors(

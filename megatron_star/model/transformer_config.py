@@ -85,6 +85,7 @@ class StarTransformerConfig(TransformerConfig):
         query_scale_layers: 1 for each layer that scales its queries, else 0; None for all.
         moe_router_group_score: of a group of experts: the sum of its best moe_router_topk //
             moe_router_group_topk scores (arXiv 2412.19437), or its best one (arXiv 2405.04434).
+        latent_norm_epsilon: of the norms of latents; None for that of all norms.
         moe_router_normalised: whether the weights of the chosen experts are divided by their sum; None for
             what Megatron does with the score function.
     """
@@ -122,6 +123,7 @@ class StarTransformerConfig(TransformerConfig):
     query_scale_layers: list[int] | None = _own(None, one_per_layer, "query_scale_beta")
     logits_multiplier: float = _own(1.0, CheckedValues.number)
     moe_router_group_score: str = _own("top_sum", _one_of("top_sum", "max"), "moe_router_group_topk")
+    latent_norm_epsilon: float | None = _own(None, CheckedValues.number, "multi_latent_attention")
     moe_router_normalised: bool | None = _own(None, CheckedValues.boolean, "num_experts")
 
     def __post_init__(self) -> None:
@@ -150,7 +152,11 @@ class StarTransformerConfig(TransformerConfig):
 class StarMLATransformerConfig(StarTransformerConfig, MLATransformerConfig):
     """The same of a model with multi-head latent attention (arXiv 2405.04434)."""
 
-    multi_latent_attention: bool = True  # again: the first base has Megatron's plain default
+    def __post_init__(self) -> None:
+        """`rotary_interleaved` counts: Megatron, which refuses it here, always rotates neighboring values."""
+        interleaved, self.rotary_interleaved = self.rotary_interleaved, False
+        super().__post_init__()
+        self.rotary_interleaved = interleaved
 
 
 OWN_FIELDS = {f.name: f for f in fields(StarTransformerConfig) if "check" in f.metadata}

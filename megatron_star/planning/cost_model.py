@@ -5,15 +5,22 @@ no process group.
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
 from megatron_star.config import StarConfig
+from megatron_star.planning.expert_layers import expert_layers
 from megatron_star.planning.kv_memory import KvLayers
 from megatron_star.planning.layer_mask import LayerMask, layer_masks
 from megatron_star.planning.mask import possible_modes
-from megatron_star.planning.model_shape import ModelShape, latent_attention
+from megatron_star.planning.model_shape import (
+    ModelShape,
+    attention_inputs,
+    latent_attention,
+    weights_but_experts,
+    weights_of_an_expert,
+)
 from megatron_star.planning.passing import wave_passing
 from megatron_star.planning.plan import ContextPlan, TokenCosts
 from megatron_star.planning.reads import wave_reads
@@ -26,34 +33,57 @@ def token_costs(shape: ModelShape) -> TokenCosts:
     A multiplication by a weight counts 2 (one multiply, one add). Of a mixture of experts, those that a token
     uses count: the router's choice and the shared ones. Of the last layer only keys and values are wanted, so
     nothing is run behind its product with the QKV weights, nor is the output layer.
+
+    Latent attention is counted expanded, each token's keys and values once: where another rank, or a later
+    wave, makes them again, see `sources_up`.
     """
-    whole_layers = shape.num_layers - 1
     masks = Counter(layer_masks(shape)[:-1])
-    per_pair = 4.0 * shape.num_attention_heads * shape.kv_channels
-    weights = whole_layers * weights_of_a_layer(shape, shape.moe_router_topk) + _qkv_weights(shape)
+    per_pair = _per_pair(shape)
+    layers = expert_layers(shape)[:-1]
+    weights = sum(weights_but_experts(shape, has_experts) for has_experts in layers)
     return TokenCosts(
-        linear_per_token=2.0 * weights,
+        linear_per_token=2.0 * (weights + attention_inputs(shape)) + expert_operations(shape),
         attention_per_pair=per_pair * masks[None],
         attention_of_masks=tuple((mask, per_pair * count) for mask, count in masks.items() if mask),
     )
 
 
-def _qkv_weights(shape: ModelShape) -> int:
-    return shape.hidden_size * shape.kv_channels * (shape.num_attention_heads + 2 * shape.num_query_groups)
+def expert_operations(shape: ModelShape) -> float:
+    """Of `token_costs`, per token, those of the experts that the router chooses."""
+    num_layers = sum(expert_layers(shape)[:-1])
+    return 2.0 * num_layers * shape.moe_router_topk * weights_of_an_expert(shape)
 
 
-def weights_of_a_layer(shape: ModelShape, num_experts: int) -> int:
-    """Its weight matrices, with so many of its experts; where it has none, with its one MLP."""
-    attention = _qkv_weights(shape) + shape.hidden_size * shape.num_attention_heads * shape.kv_channels
-    ffn, router = ffn_size(shape, num_experts), shape.num_moe_experts or 0
-    return attention + shape.hidden_size * (ffn * (3 if shape.gated_linear_unit else 2) + router)
+def _per_pair(shape: ModelShape) -> float:
+    """Operations of a visible pair in one layer: a product with the key, and one with the value."""
+    if latent := latent_attention(shape):
+        return latent.per_pair("expanded")
+    return 4.0 * shape.num_attention_heads * shape.kv_channels
 
 
-def ffn_size(shape: ModelShape, num_experts: int) -> int:
-    """The inner size of so many experts and the shared ones together, or of the one MLP."""
-    if not shape.num_moe_experts:
-        return shape.ffn_hidden_size
-    return num_experts * shape.moe_ffn_hidden_size + (shape.moe_shared_expert_intermediate_size or 0)
+def sources_up(plan: ContextPlan, wave: Wave, cp_rank: int, shape: ModelShape) -> float:
+    """What a rank computes for the sources of a wave in one layer, beyond the pairs of `token_costs`.
+
+    Of latent attention alone: keys and values of a source are made of its latents, once on each rank that
+    reads it, or else its rows are projected; `latent_form` says which.
+    """
+    latent = latent_attention(shape)
+    if not latent:
+        return 0.0
+    extra, expanded = 0.0, latent.per_pair("expanded")
+    for rows, keys in _rows_and_keys(plan, wave, cp_rank):
+        extra += latent.operations(rows, keys, latent_form(rows, keys, shape)) - rows * keys * expanded
+    return extra
+
+
+def _rows_and_keys(plan: ContextPlan, wave: Wave, cp_rank: int) -> Iterator[tuple[int, int]]:
+    """Of each source that rows of a rank read in a wave, and of the keys that are passed to a segment."""
+    for read in wave_reads(plan, wave, cp_rank):
+        if rows := sum(end - start for start, end in read.rows):
+            yield rows, read.source.end - read.source.start
+    for segment in wave:
+        if segment.owner == cp_rank and (passed := plan.mask.num_passed(segment.start)):
+            yield segment.num_tokens, passed
 
 
 def latent_form(rows: int, keys: int, shape: ModelShape) -> str:
@@ -64,11 +94,8 @@ def latent_form(rows: int, keys: int, shape: ModelShape) -> str:
     """
     latent = latent_attention(shape)
     assert latent, "the model has no latent attention"
-    cost = {
-        form: rows * keys * latent.per_pair(form) + 2.0 * projected * latent.up_projection
-        for form, projected in (("expanded", keys), ("absorbed", rows))
-    }
-    return min(cost, key=cost.__getitem__)
+    forms = ("expanded", "absorbed")
+    return min(forms, key=lambda form: latent.operations(rows, keys, form))
 
 
 def kv_layers(shape: ModelShape, *, tp_size: int, bytes_per_value: int) -> KvLayers:

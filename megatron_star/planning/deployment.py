@@ -5,52 +5,22 @@ from dataclasses import dataclass
 
 from megatron_star.planning.cost_model import (
     crossing_sources,
-    ffn_size,
+    expert_operations,
     kv_layers,
+    sources_up,
     token_costs,
-    weights_of_a_layer,
 )
+from megatron_star.planning.expert_layers import expert_layers
+from megatron_star.planning.expert_layout import ExpertLayout
 from megatron_star.planning.hardware import Cluster
 from megatron_star.planning.kv_memory import KvLayers
+from megatron_star.planning.layer_collectives import LayerCollectives
 from megatron_star.planning.layer_mask import LayerMask
+from megatron_star.planning.model_shape import expert_input, latent_attention, weights_of_an_expert
+from megatron_star.planning.model_size import ModelSize
 from megatron_star.planning.passing import WavePassing, wave_passing
 from megatron_star.planning.plan import ContextPlan
 from megatron_star.planning.segment import TokenCosts, Wave, cost_by_rank
-
-
-@dataclass(frozen=True)
-class ModelSize:
-    """A `ModelShape` with what its weights need besides. Tied embeddings are the output layer as well."""
-
-    num_layers: int
-    hidden_size: int
-    ffn_hidden_size: int
-    num_attention_heads: int
-    num_query_groups: int
-    kv_channels: int
-    gated_linear_unit: bool
-    vocab_size: int
-    tied_embeddings: bool
-    num_moe_experts: int | None = None
-    moe_router_topk: int = 0
-    moe_ffn_hidden_size: int | None = None
-    moe_shared_expert_intermediate_size: int | None = None
-    window_size: tuple[int, int] | None = None
-    window_attn_skip_freq: tuple[int, ...] | None = None
-    attention_chunk_size: int | None = None
-    chunked_layers: tuple[int, ...] | None = None
-
-    @property
-    def num_parameters(self) -> int:
-        """All weight matrices; norms and biases are left out."""
-        layers = self.num_layers * weights_of_a_layer(self, self.num_moe_experts or 0)
-        return layers + self.vocab_size * self.hidden_size * (1 if self.tied_embeddings else 2)
-
-    @property
-    def num_parameters_per_token(self) -> int:
-        """Those that generating one token reads: of its experts, and of the output layer."""
-        layers = self.num_layers * weights_of_a_layer(self, self.moe_router_topk)
-        return layers + self.vocab_size * self.hidden_size
 
 
 @dataclass(frozen=True)
@@ -62,8 +32,13 @@ class Deployment:
 
     size: ModelSize
     cluster: Cluster
-    tp_size: int
+    layout: ExpertLayout
     bytes_per_value: int = 2
+
+    @property
+    def tp_size(self) -> int:
+        """Ranks that share the weights of all but experts."""
+        return self.layout.tp_size
 
     @property
     def cp_size(self) -> int:
@@ -73,12 +48,19 @@ class Deployment:
     @property
     def weights_bytes(self) -> float:
         """Weights of one rank."""
-        return self.size.num_parameters * self.bytes_per_value / self.tp_size
+        of_experts = self.size.num_expert_parameters
+        others = (self.size.num_parameters - of_experts) / self.tp_size
+        return (others + of_experts / self.layout.num_ranks) * self.bytes_per_value
 
     @property
     def kv(self) -> KvLayers:
         """The KV of a rank."""
         return kv_layers(self.size, tp_size=self.tp_size, bytes_per_value=self.bytes_per_value)
+
+    @property
+    def collectives(self) -> LayerCollectives:
+        """What its layers send besides KV."""
+        return LayerCollectives(self.size, self.cluster, self.layout, self.bytes_per_value)
 
     def kv_bytes(self, plan: ContextPlan) -> int:
         """KV of the context on the rank that has most of it."""
@@ -89,20 +71,36 @@ class Deployment:
 
         Eight values of the hidden size (residual, normalised, reduced, ..); the query and the attention's
         output, with the float32 sum of partial results and one more partial; three values of the MLP. The
-        named keys that all ranks have gathered come on top.
+        named keys that all ranks have gathered come on top; of latent attention, the keys and values of each
+        head, of the rank's tokens and of the longest source.
         """
         query_size = self.size.num_attention_heads * self.size.kv_channels / self.tp_size
-        mlp = 3 * ffn_size(self.size, self.size.moe_router_topk) / self.tp_size
-        of_a_token = (
-            self.bytes_per_value * (8 * self.size.hidden_size + 4 * query_size + mlp) + 12 * query_size
-        )
+        values = 8 * self.size.hidden_size + 4 * query_size + self._mlp_values()
+        of_a_token = self.bytes_per_value * values + 12 * query_size
+        expanded = 2 * query_size * self.bytes_per_value if latent_attention(self.size) else 0
         return max(
             (
-                max(_rows_by_rank(wave).values()) * of_a_token + self._gathered_bytes(plan, wave)
+                rows * of_a_token
+                + (rows + _longest_source(plan, wave)) * expanded
+                + self._gathered_bytes(plan, wave)
                 for wave in plan.waves
+                for rows in (max(_rows_by_rank(wave).values()),)
             ),
             default=0,
         )
+
+    def _mlp_values(self) -> float:
+        """Of a token of the rank: three values of the MLP. Of experts, these of the chosen ones and of the
+        shared one, and the tokens as they come to the experts and leave them.
+        """
+        size, layout = self.size, self.layout
+        kinds = set(expert_layers(size))
+        values = [3 * size.ffn_hidden_size / self.tp_size] if False in kinds else []
+        if True in kinds:
+            of_an_expert = 3 * size.moe_ffn_hidden_size + 2 * layout.expert_tp_size * expert_input(size)
+            shared = 3 * (size.moe_shared_expert_intermediate_size or 0) / self.tp_size
+            values.append(shared + size.moe_router_topk * layout.expert_work * of_an_expert)
+        return max(values)
 
     def _gathered_bytes(self, plan: ContextPlan, wave: Wave) -> int:
         """Named keys of all ranks in one layer that passes them."""
@@ -119,14 +117,23 @@ class Deployment:
         seconds = cost_by_rank(wave, plan.mask, costs)
         slowest = max(rows, key=seconds.__getitem__)
         exposed_s = self._exposed_transfer_seconds(plan, wave, slowest)
-        return seconds[slowest] + self._all_reduce_seconds(rows[slowest]) + exposed_s
+        up_s = self.kv.num_passing * sources_up(plan, wave, slowest, self.size) * self._linear_seconds
+        return seconds[slowest] + up_s + self.collectives.encoding_seconds(rows[slowest]) + exposed_s
+
+    @property
+    def _linear_seconds(self) -> float:
+        """Of an operation that the TP ranks share."""
+        return 1 / self.tp_size / self.cluster.gpu.matmul_flops_per_s
 
     @property
     def _costs_in_seconds(self) -> TokenCosts:
+        """Experts do what their own rows and those of other ranks ask: on average as much as its own rows."""
         gpu, costs = self.cluster.gpu, token_costs(self.size)
-        return costs.scaled(
-            1 / self.tp_size / gpu.matmul_flops_per_s, 1 / self.tp_size / gpu.attention_flops_per_s
-        )
+        in_experts = expert_operations(self.size)
+        others = costs.linear_per_token - in_experts
+        shared = others / self.tp_size + in_experts * self.layout.expert_work
+        seconds = costs.scaled(0.0, 1 / self.tp_size / gpu.attention_flops_per_s)
+        return seconds._replace(linear_per_token=shared / gpu.matmul_flops_per_s)
 
     def _exposed_transfer_seconds(self, plan: ContextPlan, wave: Wave, rank: int) -> float:
         """Of the exchanges, what attention does not hide: it runs meanwhile, but for its part with what comes
@@ -164,29 +171,51 @@ class Deployment:
         of_a_layer = num_tokens * self.kv.bytes_per_token / rate + len(crossing) * latency
         return self.kv.num_layers[mask] * of_a_layer
 
-    def _all_reduce_seconds(self, rows: int) -> float:
-        """Two a layer over the TP group, each a ring: every byte is sent and received almost twice."""
-        if self.tp_size == 1:
-            return 0.0
-        rate, latency = self.cluster.link(self.tp_size)
-        num_bytes = rows * self.size.hidden_size * self.bytes_per_value
-        ring_s = 2 * (self.tp_size - 1) / self.tp_size * num_bytes / rate
-        return 2 * self.size.num_layers * (ring_s + latency)
+    def all_to_all_bytes(self, plan: ContextPlan) -> float:
+        """What leaves the rank with most rows for the experts of others, and returns, in a whole encoding."""
+        return self.collectives.all_to_all_bytes(
+            sum(max(_rows_by_rank(wave).values()) for wave in plan.waves)
+        )
 
     def step_seconds(self, plan: ContextPlan) -> float:
         """One token of one sequence: read weights and KV once, two all-reduces and one merge a layer."""
-        weights = self.size.num_parameters_per_token * self.bytes_per_value / self.tp_size
         kv = max(self.kv.of_context(plan, spare=False, named=False))
-        read_s = (weights + kv) / self.cluster.gpu.memory_bytes_per_s
-        return read_s + self._all_reduce_seconds(1) + self._merge_seconds()
+        weights_s = self._step_weights() * self.bytes_per_value / self.cluster.gpu.memory_bytes_per_s
+        attention_s = max(kv / self.cluster.gpu.memory_bytes_per_s, self._absorbed_seconds(kv))
+        return weights_s + attention_s + self.collectives.step_seconds() + self._merge_seconds()
+
+    def _absorbed_seconds(self, kv_bytes: int) -> float:
+        """Attention to so many latents: all heads read the same one, and may take longer than reading it."""
+        if not (latent := latent_attention(self.size)):
+            return 0.0
+        operations = kv_bytes / self.kv.bytes_per_token * latent.per_pair("absorbed") / self.tp_size
+        return operations / self.cluster.gpu.attention_flops_per_s
+
+    def _step_weights(self) -> float:
+        """Read on the rank that has most of the token's experts."""
+        size = self.size
+        others = (size.num_parameters_per_token - size.num_chosen_parameters) / self.tp_size
+        if not size.num_moe_experts:
+            return others
+        expert = weights_of_an_expert(size) / self.layout.expert_tp_size
+        return others + size.num_expert_layers * self.layout.busiest(size) * expert
 
     def _merge_seconds(self) -> float:
-        """One all-gather a layer over the CP group: each rank's float32 output and LSE of one token."""
+        """One all-gather a layer over the CP group: each rank's float32 output and LSE of one token; of
+        latent attention, the output is a latent for each head.
+        """
         if self.cp_size == 1:
             return 0.0
         rate, latency = self.cluster.link(self.cluster.num_gpus)
-        part = 4 * self.size.num_attention_heads / self.tp_size * (self.size.kv_channels + 1)
+        latent = latent_attention(self.size)
+        values = latent.kv_lora_rank if latent else self.size.kv_channels
+        part = 4 * self.size.num_attention_heads / self.tp_size * (values + 1)
         return self.size.num_layers * ((self.cp_size - 1) * part / rate + latency)
+
+
+def _longest_source(plan: ContextPlan, wave: Wave) -> int:
+    """Tokens of the longest source that crosses ranks for a wave."""
+    return max((source.end - source.start for source in crossing_sources(plan, wave)), default=0)
 
 
 def _pairs_with_last(plan: ContextPlan, wave: Wave, rank: int) -> int:

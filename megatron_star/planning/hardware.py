@@ -77,3 +77,12 @@ class Cluster:
         if num_neighbors <= self.gpus_per_node:
             return self.gpu.node_link_bytes_per_s, NODE_LATENCY_SECONDS
         return self.gpu.network_link_bytes_per_s, NETWORK_LATENCY_SECONDS
+
+    def all_to_all(self, num_bytes: float, num_ranks: int) -> tuple[float, float]:
+        """Seconds, and latency in seconds, in which each of so many consecutive GPUs sends `num_bytes` to
+        the others, as much to each: those of its node and those of others at the same time.
+        """
+        in_node = min(num_ranks, self.gpus_per_node)
+        to_nodes = num_bytes * (num_ranks - in_node) / max(1, num_ranks - 1)
+        seconds = (num_bytes - to_nodes) / self.gpu.node_link_bytes_per_s
+        return max(seconds, to_nodes / self.gpu.network_link_bytes_per_s), self.link(num_ranks)[1]

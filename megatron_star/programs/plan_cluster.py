@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Any, NotRequired
+from typing import Annotated, Any, Literal, NotRequired
 
 from pydantic import Field
 
@@ -23,22 +23,22 @@ from megatron_star.job.argument_types import ArgumentParser, count, real_number,
 from megatron_star.job.progress import heartbeat
 from megatron_star.job.single_process import exit_on_user_errors
 from megatron_star.model.checkpoint import DESCRIPTION_FILE, read_checkpoint_info
-from megatron_star.planning.deployment import ModelSize
+from megatron_star.planning.cost_model import kv_layers
 from megatron_star.planning.estimates import (
     LARGEST_CLUSTER,
-    MODES,
     MOST_WAVES,
     Estimate,
     Workload,
     estimates,
-    half_is_faster,
     refuse,
 )
 from megatron_star.planning.hardware import GPUS, Cluster
-from megatron_star.planning.sizes import sizes_of
+from megatron_star.planning.known_models import KNOWN_MODELS
+from megatron_star.planning.model_size import ModelSize
+from megatron_star.programs.plan_report import SIZES, print_table
 
 LARGEST_NODE, LARGEST_CONTEXT, MOST_BLOCKS = 128, 16 << 20, 4096
-SIZES = ("block_size", "anchor_size", "passed_keys")
+LATENT_SIZES = ("kv_lora_rank", "qk_head_dim", "qk_pos_emb_head_dim", "v_head_dim")
 Size = Annotated[int, Field(ge=1, lt=1 << 24)]
 TokensOnBothSides = Annotated[list[int], Field(min_length=2, max_length=2)]
 
@@ -57,56 +57,63 @@ class _Arguments:
     untie_embeddings_and_output_weights: bool
     max_position_embeddings: Annotated[int, Field(ge=1, le=MOST_TOKENS)]
     num_experts: NotRequired[Size | None]
+    moe_layer_freq: NotRequired[Annotated[list[Literal[0, 1]], Field(max_length=10_000)] | Literal[1] | None]
     moe_router_topk: NotRequired[Size | None]
     moe_ffn_hidden_size: NotRequired[Size | None]
     moe_shared_expert_intermediate_size: NotRequired[Size | None]
+    moe_shared_expert_gate: NotRequired[bool | None]
+    moe_latent_size: NotRequired[Size | None]
     gated_mlp: NotRequired[bool]
     window_size: NotRequired[TokensOnBothSides | None]
     window_attn_skip_freq: NotRequired[list[int] | None]
     attention_chunk_size: NotRequired[Size | None]
     chunked_layers: NotRequired[list[int] | None]
+    multi_latent_attention: NotRequired[bool | None]
+    q_lora_rank: NotRequired[Size | None]
+    kv_lora_rank: NotRequired[Size | None]
+    qk_head_dim: NotRequired[Size | None]
+    qk_pos_emb_head_dim: NotRequired[Size | None]
+    v_head_dim: NotRequired[Size | None]
 
 
 _ARGUMENTS = strict_fields(_Arguments)
 
 
-def model_size(args: Mapping[str, Any]) -> ModelSize:
-    """From Megatron's argument names, as a converted checkpoint carries them."""
-    same = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups")
-    of_experts = ("moe_router_topk", "moe_ffn_hidden_size", "moe_shared_expert_intermediate_size")
-    experts = {name: args[name] for name in of_experts if args.get("num_experts") and args.get(name)}
-    of_masks = ("window_size", "window_attn_skip_freq", "chunked_layers")
-    masks = {name: tuple(args[name]) for name in of_masks if args.get(name) is not None}
-    return ModelSize(
-        **{name: args[name] for name in same},
-        kv_channels=args["kv_channels"],
-        gated_linear_unit=args["swiglu"] or args.get("gated_mlp", False),
-        vocab_size=args["vocab_size"],
-        tied_embeddings=not args["untie_embeddings_and_output_weights"],
-        num_moe_experts=args.get("num_experts"),
-        attention_chunk_size=args.get("attention_chunk_size"),
-        **experts,
-        **masks,
-    )
-
-
 def read_model(path: Path) -> Mapping[str, Any]:
-    """Megatron arguments of a converted checkpoint, a Hugging Face folder, or its config.json.
+    """Megatron arguments of a converted checkpoint, a Hugging Face folder, its config.json, or a model that
+    is known by name.
 
     Raises:
         ValueError, OSError: there is none, or the model is not supported, or cannot be.
     """
     args = validated(_ARGUMENTS, _unchecked_arguments(path), str(path))
+    _check_experts(args, path)
+    missing = [name for name in LATENT_SIZES if args.get("multi_latent_attention") and not args.get(name)]
+    if missing:
+        raise ValueError(f"{path}: latent attention needs {' and '.join(missing)}")
+    return args
+
+
+def _check_experts(args: Mapping[str, Any], path: Path) -> None:
     num_experts, used = args.get("num_experts"), args.get("moe_router_topk")
-    if num_experts and not (used and used <= num_experts and args.get("moe_ffn_hidden_size")):
+    if not num_experts:
+        return
+    if not (used and used <= num_experts and args.get("moe_ffn_hidden_size")):
         raise ValueError(
             f"{path}: {num_experts} experts, moe_router_topk {used} and moe_ffn_hidden_size "
             f"{args.get('moe_ffn_hidden_size')} do not describe a model"
         )
-    return args
+    layers = args.get("moe_layer_freq")
+    if isinstance(layers, list) and len(layers) != args["num_layers"]:
+        raise ValueError(
+            f"{path}: moe_layer_freq has {len(layers)} values: it must have one for each of "
+            f"{args['num_layers']} layers"
+        )
 
 
 def _unchecked_arguments(path: Path) -> Mapping[str, Any]:
+    if str(path) in KNOWN_MODELS and not path.exists():
+        return KNOWN_MODELS[str(path)]
     if path.name == "config.json":
         return model_arguments(read_hf_config(path.parent))
     if (path / "config.json").is_file():
@@ -114,57 +121,12 @@ def _unchecked_arguments(path: Path) -> Mapping[str, Any]:
     return read_checkpoint_info(path.parent if path.name == DESCRIPTION_FILE else path).args
 
 
-def print_table(workload: Workload, cluster: Cluster, found: list[Estimate]) -> None:
-    """For people; the best first."""
-    billions = workload.size.num_parameters / 1e9
-    print(
-        f"{billions:.2f} B parameters, {workload.num_context_tokens:,} context tokens\n"
-        f"star: {_sizes(workload.settings['star'])}\n"
-        f"recompute and broadcast, as published: {_sizes(workload.settings['broadcast'])}\n"
-        f"{cluster.num_gpus} x {cluster.gpu.name} in nodes of "
-        f"{cluster.gpus_per_node}, of which each has {cluster.gpu.memory_bytes / 1e9:.0f} GB to use\n"
-    )
-    print(f"{'':9}   {'GB on each GPU':^31}   {'TTFT in s':^39}   {'TPOT':>7}")
-    columns = f"{'weights':>7} {'KV':>7} {'other':>7} {'all':>7}   " + " ".join(
-        f"{mode:>9}" for mode in MODES
-    )
-    print(f"{'TP x CP':>9}   {columns}   {'in ms':>7}")
-    for of in found:
-        print(_row(of))
-    if half_is_faster(workload, cluster, found[0]):
-        print(f"\nHalf as many GPUs would answer sooner: {found[0].cp_size} ranks share too few blocks.")
-    print(f"\n{_command(workload, cluster, found[0])}\n\nEstimates; docs/slurm.md says what they assume.")
-
-
-def _sizes(star: StarConfig) -> str:
-    block_size, anchor_size, passed_keys = sizes_of(star).values()
-    passed = f" and {passed_keys:,} passed keys" if passed_keys else ""
-    return f"blocks of {block_size:,} with an anchor of {anchor_size:,}{passed}"
-
-
-def _row(of: Estimate) -> str:
-    sizes = (of.weights_bytes, of.kv_bytes, of.activation_bytes, of.bytes_by_mode["star"])
-    memory = " ".join(f"{num_bytes / 1e9:>7.1f}" for num_bytes in sizes)
-    times = " ".join(f"{of.ttft_s[mode]:>9.2f}" if of.fits[mode] else f"{'no room':>9}" for mode in MODES)
-    return f"{of.tp_size:>2} x {of.cp_size:<4}   {memory}   {times}   {of.tpot_s * 1e3:>7.1f}"
-
-
-def _command(workload: Workload, cluster: Cluster, best: Estimate) -> str:
-    tasks = min(cluster.gpus_per_node, cluster.num_gpus)
-    nodes = cluster.num_gpus // tasks
-    asked = {name.upper(): getattr(workload.star, name) for name in SIZES}
-    sizes = "".join(f"{name}={size} " for name, size in asked.items() if size is not None)
-    return (
-        f"CHECKPOINT=DIR TP={best.tp_size} CP={best.cp_size} {sizes}sbatch "
-        f"--nodes={nodes} \\\n    --ntasks-per-node={tasks} --gpus-per-node={tasks} launch/serve.sbatch"
-    )
-
-
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line; raises ValueError on a wrong one."""
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     _add_cluster(parser)
     _add_workload(parser)
+    _add_experts(parser)
     parser.add_argument("--json", action="store_true", help="print everything, for scripts; default: a table")
     args = parser.parse_args(argv)
     _check_sizes(parser, args)
@@ -173,7 +135,10 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def _add_cluster(parser: ArgumentParser) -> None:
     parser.add_argument(
-        "--model", type=Path, required=True, help="checkpoint, Hugging Face folder, config.json"
+        "--model",
+        type=Path,
+        required=True,
+        help=f"checkpoint, Hugging Face folder, config.json, or {' or '.join(KNOWN_MODELS)}",
     )
     parser.add_argument(
         "--context", type=token_count, required=True, metavar="TOKENS", help="at most 16M; 128K is 131,072"
@@ -212,6 +177,19 @@ def _add_workload(parser: ArgumentParser) -> None:
     )
 
 
+def _add_experts(parser: ArgumentParser) -> None:
+    for kind, help_text in (
+        ("model", "ranks over which the experts of a layer are spread"),
+        ("tensor", "ranks over which each expert is cut"),
+    ):
+        parser.add_argument(
+            f"--expert-{kind}-parallel-size",
+            type=count,
+            metavar="N",
+            help=f"{help_text}; default: the best",
+        )
+
+
 def _check_sizes(parser: ArgumentParser, args: argparse.Namespace) -> None:
     """A plan of very many pieces takes minutes to make, and nobody would run it."""
     context = args.context
@@ -245,9 +223,7 @@ def run(args: argparse.Namespace) -> None:
         ValueError, OSError: the model cannot be read, or does not fit.
     """
     model = read_model(args.model)
-    sizes = {name: getattr(args, name) for name in SIZES}
-    star = StarConfig(**sizes, wave_tokens=args.wave_tokens)
-    workload = Workload(model_size(model), args.context, args.num_tokens_to_generate, star)
+    workload = _workload(args, ModelSize.of_arguments(model))
     cluster = cluster_of(args)
     with heartbeat("planning"):
         found = estimates(workload, cluster)
@@ -256,11 +232,38 @@ def run(args: argparse.Namespace) -> None:
     if args.context + args.num_tokens_to_generate > model["max_position_embeddings"]:
         print(f"warning: the model was made for {model['max_position_embeddings']:,} tokens", file=sys.stderr)
     if args.json:
-        settings = {name: asdict(star) for name, star in workload.settings.items()}
-        plans = [asdict(of) for of in found]
-        print(json.dumps({"gpu": asdict(cluster.gpu), "settings": settings, "plans": plans}, indent=2))
+        print(json.dumps(_everything(workload, cluster, found), indent=2))
     else:
         print_table(workload, cluster, found)
+
+
+def _workload(args: argparse.Namespace, size: ModelSize) -> Workload:
+    ep_size, expert_tp_size = args.expert_model_parallel_size, args.expert_tensor_parallel_size
+    if (ep_size or expert_tp_size) and not size.num_moe_experts:
+        raise ValueError(f"{args.model}: the model has no experts, so they cannot be spread over ranks")
+    sizes = {name: getattr(args, name) for name in SIZES}
+    return Workload(
+        size,
+        args.context,
+        args.num_tokens_to_generate,
+        StarConfig(**sizes, wave_tokens=args.wave_tokens),
+        ep_size=ep_size,
+        expert_tp_size=expert_tp_size,
+    )
+
+
+def _everything(workload: Workload, cluster: Cluster, found: list[Estimate]) -> dict[str, Any]:
+    """For scripts."""
+    size = workload.size
+    kv = kv_layers(size, tp_size=1, bytes_per_value=workload.bytes_per_value)
+    model = {
+        "parameters": size.num_parameters,
+        "active_parameters": size.num_parameters_per_token,
+        "kv_bytes_per_token": kv.num_bytes(lambda mask: 1),
+    }
+    settings = {name: asdict(star) for name, star in workload.settings.items()}
+    plans = [asdict(of) for of in found]
+    return {"model": model, "gpu": asdict(cluster.gpu), "settings": settings, "plans": plans}
 
 
 def main() -> None:

@@ -2,13 +2,15 @@
 
 A step of few tokens reads weights and KV, and in a small model what Python and small operations take between
 two products shows. So a layer's own forward pass is recorded once, as a program of tensor operations on
-hidden states, rotation and weights. What changes from step to step stays outside, as three operations in the
-program: attention over the KV that this rank holds, and the gathers and sums of the CP group. The pieces
-between these operations are compiled by torch's inductor. Layers with the same program share its pieces.
+hidden states, rotation and weights. What changes from step to step stays outside, as four operations in the
+program: attention over the KV that this rank holds, the gathers and sums of the CP group, and experts, since
+values choose them. The pieces between these operations are compiled by torch's inductor. Layers with the same
+program share its pieces.
 """
 
 import logging
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from time import perf_counter
 from typing import Any
@@ -18,6 +20,7 @@ import torch._inductor
 from megatron.core.inference.utils import InferenceMode
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear
+from megatron.core.transformer.multi_latent_attention import MultiLatentAttention
 from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor
 from torch.func import functional_call
@@ -71,6 +74,26 @@ class _RecordedPass(ForwardPass):
         return merge_gathered(torch.ops.megatron_star.attend(query, key, value, self.exchange.cp_size))
 
 
+class _RecordedExperts(torch.nn.Module):
+    """The experts of a layer whose program is being recorded."""
+
+    def forward(self, hidden_states: Tensor, **_: object) -> tuple[Tensor, None]:
+        """As Megatron's: hidden states [sq, 1, h] to the same, and no bias that is still to be added."""
+        return torch.ops.megatron_star.experts(hidden_states), None
+
+
+@contextmanager
+def _with_recorded_experts(layer: TransformerLayer) -> Iterator[None]:
+    """A layer of experts without them, for the time of a `with` block."""
+    mlp = layer.mlp
+    if layer.is_moe_layer:
+        layer.mlp = _RecordedExperts()
+    try:
+        yield
+    finally:
+        layer.mlp = mlp
+
+
 def inductor(piece: GraphModule, inputs: list[Tensor]) -> Callable[..., Tensor]:
     """What torch makes of a piece of a program: fused C++ or Triton kernels. Needs a C++ compiler."""
     return torch._inductor.compile(piece, inputs, options={"compile_threads": 1})
@@ -122,24 +145,35 @@ def check_can_be_compiled(model: GPTModel, row_counts: Sequence[int]) -> None:
     for rows in row_counts:
         if not 1 <= rows <= MOST_ROWS:
             raise ValueError(f"layers cannot be compiled for {rows} sequences: it must be 1 to {MOST_ROWS}")
-    config, layer = model.config, model.decoder.layers[0]
-    obstacle = None
+    config = model.config
+    obstacles = [_obstacle(layer) for layer in model.decoder.layers]
     if config.tensor_model_parallel_size > 1:
-        obstacle = f"tensor parallelism ({config.tensor_model_parallel_size} ranks)"
-    elif config.num_moe_experts:
-        obstacle = "experts"
-    elif type(layer) not in (TransformerLayer, ProgrammedLayer):
-        obstacle = f"layers of {type(layer).__name__}"
-    elif not isinstance(layer.self_attention.linear_qkv, ColumnParallelLinear):
-        obstacle = "layers of TransformerEngine"
+        obstacles = [f"tensor parallelism ({config.tensor_model_parallel_size} ranks)"]
     elif config.apply_rope_fusion:
-        obstacle = "fused rotary embeddings"
-    if obstacle:
+        obstacles = ["fused rotary embeddings"]
+    if obstacle := next(filter(None, obstacles), None):
         raise ValueError(f"layers cannot be compiled for token generation with {obstacle}")
 
 
+def _obstacle(layer: TransformerLayer) -> str | None:
+    """What keeps this layer from being compiled."""
+    if type(layer) not in (TransformerLayer, ProgrammedLayer):
+        return f"layers of {type(layer).__name__}"
+    if isinstance(layer.self_attention, MultiLatentAttention):
+        return "latent attention"
+    if not isinstance(layer.self_attention.linear_qkv, ColumnParallelLinear):
+        return "layers of TransformerEngine"
+    return None
+
+
 def _weights(layer: ProgrammedLayer) -> dict[str, Tensor]:
-    return dict(layer.named_parameters()) | dict(layer.named_buffers())
+    """Of its program: those of experts are outside."""
+    weights = dict(layer.named_parameters()) | dict(layer.named_buffers())
+    return {
+        name: weight
+        for name, weight in weights.items()
+        if not (layer.is_moe_layer and name.startswith("mlp."))
+    }
 
 
 def _inputs(by_position: ByPosition) -> list[Tensor]:
@@ -168,7 +202,8 @@ def _record(star_model: FastStarModel, layer: ProgrammedLayer, num_rows: int) ->
             return functional_call(layer, state, hidden_states, options)[0]
 
     try:
-        program = make_fx(run, tracing_mode="fake")(*inputs, *weights.values())
+        with _with_recorded_experts(layer):
+            program = make_fx(run, tracing_mode="fake")(*inputs, *weights.values())
     except Exception as error:
         raise ValueError(f"layer {layer.layer_number} cannot be compiled: {first_line(error)}") from error
     if any(node.op == "get_attr" for node in program.graph.nodes):
@@ -184,11 +219,11 @@ def _identity(program: GraphModule, layer: ProgrammedLayer) -> object:
 
 def _program(compiled: Callable[..., Tensor], layer: ProgrammedLayer) -> LayerProgram:
     weights = list(_weights(layer).values())
-    attention = layer.self_attention
+    attention, mlp = layer.self_attention, layer.mlp
     described = attention.core_attention.layer
 
     def run(step: ProgramStep, hidden_states: Tensor, angles: tuple[Tensor, Tensor] | None) -> Tensor:
         by_position = _inputs(attention.by_position(step, angles, hidden_states.dtype))
-        return compiled(RunningLayer(step, described), hidden_states, *by_position, *weights)
+        return compiled(RunningLayer(step, described, mlp), hidden_states, *by_position, *weights)
 
     return run

@@ -15,13 +15,12 @@ from megatron_star.speed.cache import cache_sized_pieces
 
 
 def is_plain_swiglu(config: TransformerConfig) -> bool:
-    """Whether all MLPs are dense, with silu(gate) * up (arXiv 2002.05202) and nothing else."""
+    """Whether dense MLPs compute silu(gate) * up (arXiv 2002.05202) and nothing else."""
     return (
         config.gated_linear_unit
         and config.activation_func == F.silu
         and config.activation_func_clamp_value is None
         and config.glu_linear_offset == 0.0
-        and not config.num_moe_experts
         and not config.use_te_activation_func
     )
 

@@ -11,6 +11,7 @@ import torch
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.mlp import MLP
+from megatron.core.transformer.moe.shared_experts import SharedExpertMLP
 from megatron.core.transformer.transformer_layer import TransformerLayer
 
 from megatron_star.model.activations import XieluMLP
@@ -39,8 +40,10 @@ def speed_up_modules(model: GPTModel, device: torch.device) -> WeightSlicing:
     for layer in model.decoder.layers:
         _become(layer, TransformerLayer, ProgrammedLayer, programs={})
         _speed_up_attention(layer.self_attention, slicing)
-        if type(layer.mlp) in (MLP, SwigluInPlaceMLP, XieluMLP):
-            _speed_up_mlp(layer.mlp, slicing)
+        shared = getattr(layer.mlp, "shared_experts", None)  # of a layer of experts
+        for mlp in (layer.mlp, shared):
+            if type(mlp) in (MLP, SwigluInPlaceMLP, XieluMLP, SharedExpertMLP):
+                _speed_up_mlp(mlp, slicing)
         if device.type == "cpu":
             _become(layer.self_attention, StarSelfAttention, CachedRotation)
             for module in layer.modules():
@@ -64,8 +67,21 @@ def _divide(module: torch.nn.Module, base: type, faster: type, slicing: WeightSl
         slicing.layers[part].append(module)
 
 
-def _speed_up_attention(attention: StarSelfAttention, slicing: WeightSlicing) -> None:
-    _divide(attention.linear_qkv, ColumnParallelLinear, GatheredLinear, slicing, "qkv")
+_QUERY_KEY_VALUE = (
+    "linear_qkv",
+    "linear_q_proj",
+    "linear_q_down_proj",
+    "linear_q_up_proj",
+    "linear_kv_down_proj",
+)
+"""Of an attention's linear layers, those before it: the first one, or of latent attention some of the others.
+Its `linear_kv_up_proj` is absorbed into other products in token generation, which need all of its weight."""
+
+
+def _speed_up_attention(attention: torch.nn.Module, slicing: WeightSlicing) -> None:
+    for name in _QUERY_KEY_VALUE:
+        if hasattr(attention, name):
+            _divide(getattr(attention, name), ColumnParallelLinear, GatheredLinear, slicing, "qkv")
     _divide(attention.linear_proj, RowParallelLinear, SummedLinear, slicing, "proj")
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
@@ -24,6 +25,7 @@ torch.library.define(
 )
 torch.library.define("megatron_star::all_gather", "(Tensor mine, int num_ranks, str kind) -> Tensor")
 torch.library.define("megatron_star::add_up", "(Tensor mine) -> Tensor")
+torch.library.define("megatron_star::experts", "(Tensor hidden_states) -> Tensor")
 
 
 @torch.library.register_fake("megatron_star::attend")
@@ -42,13 +44,22 @@ def _shape_of_add_up(mine: Tensor) -> Tensor:
     return mine.new_empty(mine.shape)
 
 
+@torch.library.register_fake("megatron_star::experts")
+def _shape_of_experts(hidden_states: Tensor) -> Tensor:
+    return hidden_states.new_empty(hidden_states.shape)
+
+
 class RunningLayer(NamedTuple):
     """The step and layer that a program runs for, which is its first argument; and what is done outside of
     its compiled pieces. Each method computes what the operation of its name stands for in a recorded program.
+
+    Attributes:
+        mlp: of the layer; in a program only where it is one of experts.
     """
 
     step: ProgramStep
     layer: LayerAttention
+    mlp: torch.nn.Module
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, num_ranks: int) -> Tensor:
         """All ranks' parts, as `Exchange.gather_partials` gives them."""
@@ -63,9 +74,15 @@ class RunningLayer(NamedTuple):
         """Of a copy: a large tensor is added up in place."""
         return self.step.exchange.add_up(mine.clone())
 
+    def experts(self, hidden_states: Tensor) -> Tensor:
+        """Of the step's own rows: its fillers are sent to no expert, whose weights would be read for them."""
+        own, _ = self.mlp(hidden_states[: self.step.step.num_rows])
+        return F.pad(own, (0, 0, 0, 0, 0, self.step.num_fillers)) if self.step.num_fillers else own
+
 
 _OUTSIDE = {
-    getattr(torch.ops.megatron_star, name).default: name for name in ("attend", "all_gather", "add_up")
+    getattr(torch.ops.megatron_star, name).default: name
+    for name in ("attend", "all_gather", "add_up", "experts")
 }
 
 

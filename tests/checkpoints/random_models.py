@@ -10,6 +10,8 @@ from transformers import (
     Cohere2Config,
     CohereConfig,
     CwmConfig,
+    DeepseekV2Config,
+    DeepseekV3Config,
     Ernie4_5Config,
     Exaone4Config,
     ExaoneConfig,
@@ -17,6 +19,7 @@ from transformers import (
     Gemma3TextConfig,
     GemmaConfig,
     Glm4Config,
+    Glm4MoeLiteConfig,
     GlmConfig,
     GptOssConfig,
     GraniteConfig,
@@ -30,6 +33,7 @@ from transformers import (
     Jais2Config,
     Llama4TextConfig,
     LlamaConfig,
+    MiniCPM3Config,
     Ministral3Config,
     MinistralConfig,
     MistralConfig,
@@ -42,11 +46,13 @@ from transformers import (
     Qwen2Config,
     Qwen3Config,
     Qwen3MoeConfig,
+    SarvamMLAConfig,
     SeedOssConfig,
     SmolLM3Config,
     StableLmConfig,
     Starcoder2Config,
     VaultGemmaConfig,
+    YoutuConfig,
 )
 
 VOCAB_SIZE = 259
@@ -115,6 +121,27 @@ _GRANITE_DENSE = {
     "mamba_n_heads": 2,
 }
 _GEMMA = {"sliding_window": _WINDOW, "final_logit_softcapping": 11.0, "query_pre_attn_scalar": 24}
+# No two sizes are the same.
+_LATENT = {
+    **_FEW,
+    "num_key_value_heads": 4,
+    "q_lora_rank": 28,
+    "kv_lora_rank": 20,
+    "qk_nope_head_dim": 12,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 14,
+}
+_LATENT_EXPERTS = {
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 4,
+    "moe_intermediate_size": 40,
+    "n_shared_experts": 2,
+    "n_group": 4,
+    "topk_group": 2,
+    "routed_scaling_factor": 1.7,
+}
+_DEEPSEEK_YARN = _YARN | {"mscale": 0.9, "mscale_all_dim": 0.6, "beta_fast": 16, "beta_slow": 2}
+_KIMI_YARN = _YARN | {"mscale": 1.0, "mscale_all_dim": 1.0, "beta_fast": 1.0, "beta_slow": 1.0}
 
 CONFIGS: dict[str, PreTrainedConfig] = {
     "llama2": LlamaConfig(**_SIZES | {"num_key_value_heads": 4}, **_HEAD),
@@ -282,7 +309,46 @@ CONFIGS: dict[str, PreTrainedConfig] = {
         swiglu_limit=0.8,
         rope_parameters=_YARN | {"truncate": False},
     ),
+    "deepseek_v2": DeepseekV2Config(
+        **_LATENT,
+        **_LATENT_EXPERTS,
+        topk_method="group_limited_greedy",
+        first_k_dense_replace=1,
+        rope_parameters=_DEEPSEEK_YARN,
+    ),
+    "deepseek_v2_lite": DeepseekV2Config(
+        **_LATENT | {"q_lora_rank": None}, **_LATENT_EXPERTS, first_k_dense_replace=0
+    ),
+    "deepseek_v3": DeepseekV3Config(
+        **_LATENT,
+        **_LATENT_EXPERTS,
+        first_k_dense_replace=1,
+        num_mtp_layers=0,
+        rope_parameters=_DEEPSEEK_YARN,
+    ),
+    "deepseek_v3_not_normalised": DeepseekV3Config(
+        **_LATENT | {"num_hidden_layers": 1},
+        **_LATENT_EXPERTS | {"n_group": 1, "topk_group": 1, "num_experts_per_tok": 3},
+        first_k_dense_replace=0,
+        norm_topk_prob=False,
+        num_mtp_layers=0,
+        rope_interleave=False,
+    ),
+    "sarvam_mla": SarvamMLAConfig(
+        **_LATENT | {"q_lora_rank": None},
+        **_LATENT_EXPERTS | {"n_group": 1, "topk_group": 1},
+        rope_parameters=_KIMI_YARN,
+    ),
+    "glm4_moe_lite": Glm4MoeLiteConfig(
+        **_LATENT, **_LATENT_EXPERTS, mlp_layer_types=["sparse", "dense"], rope_parameters=_DEFAULT
+    ),
+    "youtu": YoutuConfig(**_LATENT | {"tie_word_embeddings": True}, rope_parameters=_DEFAULT),
+    "minicpm3": MiniCPM3Config(
+        **_LATENT | {"tie_word_embeddings": True}, scale_emb=3, scale_depth=1.1, dim_model_base=30
+    ),
 }
+LATENT = tuple(name for name, config in CONFIGS.items() if getattr(config, "kv_lora_rank", None))
+"""Of CONFIGS, what has latent attention: converted, and not run yet."""
 LLAMAS = ("exaone", "internlm3", "iquestcoder")
 """Of CONFIGS, what transformers builds as Llama: its own are a configuration, and names of tensors."""
 

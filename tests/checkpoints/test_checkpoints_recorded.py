@@ -202,7 +202,7 @@ def bridge(tmp_path):
         ("position_embedding_type", "yarn", "position_embedding_type"),
         ("activation_func", {"_target_": "torch.nn.functional.gelu"}, "activation_func"),
         ("_target_", "megatron.bridge.models.gemma.gemma2_provider.Gemma2ModelProvider", "_target_"),
-        ("_target_", "megatron.bridge.models.deepseek.deepseek_provider.DeepSeekV3ModelProvider", "_target_"),
+        ("_target_", "megatron.bridge.models.mamba.mamba_provider.MambaModelProvider", "_target_"),
     ],
 )
 def test_what_bridge_recorded_and_we_do_not_compute_is_refused_by_name(bridge, name, value, word):

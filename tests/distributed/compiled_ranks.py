@@ -97,6 +97,18 @@ def layers_of_two_kinds(model: dict[str, Any], token_ids: SequenceOf[int]) -> tu
     return len(pieces), all(map(_same, expected, found))
 
 
+def rows_of_experts(model: dict[str, Any], token_ids: SequenceOf[int], num_rows: int) -> list[int]:
+    """That each layer's experts are given where one token is filled up to so many rows."""
+    star_model, given = random_star_model(model, 1)[0], []
+    compiled = compile_layers(star_model, [num_rows], recorded)
+    _, plan = choose_plan(len(token_ids), 1, STAR, token_costs(star_model.model.config))
+    context = encode_context(star_model, token_ids, plan)
+    for layer in star_model.model.decoder.layers:
+        layer.mlp.register_forward_pre_hook(lambda _, inputs: given.append(len(inputs[0])))
+    generate_step(compiled, [(Sequence(context, tail_rank=0), [1])])
+    return given
+
+
 def kept_after_generation(model: dict[str, Any], token_ids: SequenceOf[int], compiled: bool) -> bool:
     """Whether a context's KV is still held once nobody has the context any more."""
     star_model = random_star_model(model, 1)[0]
@@ -118,6 +130,16 @@ def refusal(model: dict[str, Any], tp_size: int, row_counts: SequenceOf[int]) ->
     """What compiling it is refused with."""
     with pytest.raises(ValueError) as refused:
         compile_layers(random_star_model(model, tp_size)[0], row_counts)
+    return str(refused.value)
+
+
+def refusal_of_the_last_layer(model: dict[str, Any]) -> str:
+    """What compiling is refused with where the last layer is of another class than the first."""
+    star_model = random_star_model(model, 1)[0]
+    layer = star_model.model.decoder.layers[-1]
+    layer.__class__ = type("OtherLayer", (type(layer),), {})
+    with pytest.raises(ValueError) as refused:
+        compile_layers(star_model, [1])
     return str(refused.value)
 
 

@@ -60,6 +60,9 @@ _YARN = {
 CONFIGS: dict[str, PreTrainedConfig] = {
     "rope": DeepseekV3Config(**_SIZES, q_lora_rank=24, rope_parameters=_ROPE),
     "yarn": DeepseekV3Config(**_SIZES, q_lora_rank=24, rope_parameters=_YARN),
+    "rotated in halves": DeepseekV3Config(
+        **_SIZES, q_lora_rank=24, rope_interleave=False, rope_parameters=_ROPE
+    ),
     "yarn, queries of full rank": DeepseekV2Config(**_SIZES, q_lora_rank=None, rope_parameters=_YARN),
 }
 
@@ -106,6 +109,7 @@ def megatron_arguments(name: str) -> dict[str, Any]:
         "untie_embeddings_and_output_weights": True,
         "position_embedding_type": "rope",
         "rotary_base": rope["rope_theta"],
+        "rotary_interleaved": getattr(config, "rope_interleave", True),
     }
     if rope["rope_type"] == "default":
         return args

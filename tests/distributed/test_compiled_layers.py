@@ -10,7 +10,9 @@ from compiled_ranks import (
     layers_of_two_kinds,
     logits_of_steps,
     refusal,
+    refusal_of_the_last_layer,
     refusal_without_a_compiler,
+    rows_of_experts,
 )
 from distributed import run_ranks
 from models import random_tokens
@@ -59,6 +61,17 @@ def test_recorded_layers_give_the_logits_of_the_model(checkpoints, name, cp_size
 @pytest.mark.parametrize("name", ["biased", "biased, gated"])
 def test_biases_are_recorded_too(name):
     assert_same(RANDOM[name], 3, [1, 8], "recorded", [CONTEXT], A_QUERY_THEN_TOKENS)
+
+
+@pytest.mark.parametrize(
+    ("name", "cp_size"), [("experts", 1), ("experts, gated", 2), ("experts after a dense layer, shared", 2)]
+)
+def test_experts_stay_outside_of_a_program(name, cp_size):
+    assert_same(RANDOM[name], cp_size, [1, 6], "recorded", BATCH, BATCH_STEPS)
+
+
+def test_rows_that_fill_up_a_program_are_sent_to_no_expert():
+    assert run_ranks(1, rows_of_experts, RANDOM["experts"], CONTEXT, 4) == [[1, 1]]
 
 
 @pytest.mark.parametrize("compiler", ["recorded", pytest.param("inductor", marks=NEEDS_COMPILER)])
@@ -112,15 +125,19 @@ def test_a_step_that_is_over_holds_no_kv(compiled):
     ("name", "tp_size", "row_counts", "message"),
     [
         ("biased", 2, [1], "compiled for token generation with tensor parallelism (2 ranks)"),
-        ("experts", 1, [1], "compiled for token generation with experts"),
         ("biased", 1, [0, 4], "compiled for 0 sequences: it must be 1 to 64"),
         ("biased", 1, [4, 65], "compiled for 65 sequences: it must be 1 to 64"),
     ],
-    ids=["tensor parallelism", "experts", "no row", "too many rows"],
+    ids=["tensor parallelism", "no row", "too many rows"],
 )
 def test_what_cannot_be_compiled_is_refused_by_name(name, tp_size, row_counts, message):
     first, *_ = run_ranks(tp_size, refusal, RANDOM[name], tp_size, row_counts)
     assert first == "layers cannot be " + message
+
+
+def test_every_layer_is_looked_at_before_any_is_compiled():
+    (message,) = run_ranks(1, refusal_of_the_last_layer, RANDOM["experts after a dense layer, shared"])
+    assert message == "layers cannot be compiled for token generation with layers of OtherLayer"
 
 
 def test_a_missing_compiler_is_named():

@@ -41,6 +41,7 @@ CASES = {
     "passed keys, waves within blocks": case(131, block_size=33, anchor_size=5, passed_keys=9, wave_tokens=7),
 }
 GRIDS = [
+    ("rotated in halves", 1, 1),
     ("rope", 1, 1),
     ("yarn", 1, 3),
     ("yarn", 2, 2),

@@ -8,6 +8,7 @@ from ranks import (
     chosen_parts,
     logits_whole_and_sliced,
     norms_and_mlps,
+    sliceable_layers,
     slices_in_one_piece,
     weights_read,
 )
@@ -43,6 +44,11 @@ RANDOM = {
     | {"add_bias_linear": False, "num_experts": 3, "moe_router_topk": 2, "moe_ffn_hidden_size": 20},
 }
 RANDOM["experts, gated"] = RANDOM["experts"] | {"swiglu": True}
+RANDOM["experts after a dense layer, shared"] = RANDOM["experts, gated"] | {
+    "moe_layer_freq": [0, 1],
+    "moe_shared_expert_intermediate_size": 30,
+    "moe_shared_expert_gate": True,
+}
 NO_BIASES = BIASED | {"add_bias_linear": False, "add_qkv_bias": False, "normalization": "RMSNorm"}
 RANDOM |= {
     "norms before and after, some biases, xielu": NO_BIASES
@@ -83,6 +89,15 @@ def test_sliced_weights_give_the_logits_of_whole_weights(checkpoints, name, tp_s
 def test_biases_are_added_once_and_experts_stay_whole(name, tp_size, cp_size):
     for whole, sliced in logits(RANDOM[name], tp_size, cp_size, NO_PARTS, ALL_PARTS):
         assert_same(sliced, whole)
+
+
+def test_shared_experts_and_dense_layers_beside_experts_are_sliced():
+    (found,) = run_ranks(1, sliceable_layers, RANDOM["experts after a dense layer, shared"])
+    assert found["mlp"] == [
+        f"decoder.layers.{mlp}.{linear}"
+        for mlp in ("0.mlp", "1.mlp.shared_experts")
+        for linear in ("linear_fc1", "linear_fc2")
+    ]
 
 
 def test_each_part_can_be_sliced_by_itself():

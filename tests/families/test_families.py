@@ -14,7 +14,7 @@ from cases import CASES, FOR_SPEED, NUM_CONTEXT, WINDOW, Case
 from dense import CHUNK, FULL, case_logits, kinds_of_layers, masked_logits
 from distributed import run_ranks
 from family_ranks import half_precision_embeddings
-from random_models import CONFIGS, LLAMAS
+from random_models import CONFIGS, LATENT, LLAMAS
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -23,11 +23,10 @@ from megatron_star.config import StarConfig
 from megatron_star.model.checkpoint import read_checkpoint_info
 
 TOLERANCE = 1e-4
-NAMES = [name for name in CONFIGS if name not in LLAMAS]
+NAMES = [name for name in CONFIGS if name not in (*LLAMAS, *LATENT)]
 GRIDS = {"CP 1": (1, 1), "CP 2": (1, 2), "CP 3": (1, 3), "TP 2, CP 2": (2, 2)}
-WITH_EXPERTS = ("mixtral", "qwen3_moe", "gpt_oss", "llama4_text_experts")
 PARALLEL = ("cohere", "cohere2", "stablelm_parallel")
-NOT_COMPILED = dict.fromkeys(WITH_EXPERTS, "experts") | dict.fromkeys(PARALLEL, "layers of ParallelLayer")
+NOT_COMPILED = dict.fromkeys(PARALLEL, "layers of ParallelLayer")
 """By `model_type` or small model, what compiling its layers is refused with."""
 SEVERAL_KINDS = [name for name in NAMES if {*kinds_of_layers(CONFIGS[name])} != {FULL}]
 

@@ -80,14 +80,20 @@ def test_compiled_layers_give_the_same_logits(checkpoints, num_ranks):
         torch.testing.assert_close(logits, expected, atol=1e-3, rtol=1e-3)
 
 
-def test_transformer_engines_layers_give_the_same_logits(checkpoints):
+def test_transformer_engines_layers_are_as_close_as_local_ones(checkpoints):
+    """In bfloat16, since its products of float32 tensors are of TF32."""
     pytest.importorskip("transformer_engine.pytorch", reason="transformer-engine is not installed")
     hf, megatron = checkpoints("llama")
     token_ids = random_tokens(NUM_CONTEXT + NUM_LATER)
     config = StarConfig(block_size=32)
-    arguments = (str(megatron), token_ids, NUM_CONTEXT, config, torch.float32, "auto", "transformer_engine")
-    (logits,) = run_ranks(1, gpu_ranks.star_logits, *arguments)
-    torch.testing.assert_close(logits, expected_logits(hf, token_ids, config), atol=1e-2, rtol=1e-2)
+    expected = expected_logits(hf, token_ids, config)
+
+    def error(transformer_impl: str) -> float:
+        arguments = (str(megatron), token_ids, NUM_CONTEXT, config, torch.bfloat16, "auto", transformer_impl)
+        [logits] = run_ranks(1, gpu_ranks.star_logits, *arguments)
+        return (logits - expected).pow(2).mean().sqrt().item()
+
+    assert error("transformer_engine") <= 2 * error("local")
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2])

@@ -22,6 +22,7 @@ LLAMA_8B = SimpleNamespace(
     kv_channels=128,
     gated_linear_unit=True,
     num_moe_experts=None,
+    moe_layer_freq=1,
     moe_router_topk=2,
     moe_ffn_hidden_size=None,
     moe_shared_expert_intermediate_size=None,

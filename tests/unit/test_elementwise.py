@@ -62,7 +62,6 @@ def test_swiglu_in_place_is_the_gates_silu_times_up(cache_bytes, num_rows, dtype
         {"activation_func": F.gelu},
         {"activation_func_clamp_value": 7.0},
         {"glu_linear_offset": 1.0},
-        {"num_moe_experts": 4, "moe_ffn_hidden_size": 40},
         {"use_te_activation_func": True},
     ],
     ids=lambda other: next(iter(other)),

@@ -21,8 +21,9 @@ from megatron_star.planning.hardware import (
     Gpu,
 )
 from megatron_star.planning.layer_mask import Window, layer_masks
+from megatron_star.planning.model_size import ModelSize
 from megatron_star.programs import plan_cluster as plan
-from megatron_star.programs.plan_cluster import main, model_size, parse_arguments, read_model, run
+from megatron_star.programs.plan_cluster import main, parse_arguments, read_model, run
 
 K, M = 1 << 10, 1 << 20
 LLAMA = {
@@ -80,7 +81,7 @@ def write_config(tmp_path):
 def workload(path, num_context_tokens, **options):
     """As published."""
     sizes = {"passed_keys": 0, "wave_tokens": 32 * K} | options
-    return Workload(model_size(read_model(path)), num_context_tokens, 256, StarConfig(**sizes))
+    return Workload(ModelSize.of_arguments(read_model(path)), num_context_tokens, 256, StarConfig(**sizes))
 
 
 def h100s(num_gpus):
@@ -262,7 +263,7 @@ KINDS_OF_LAYERS = {
 @pytest.mark.parametrize("name", KINDS_OF_LAYERS)
 def test_the_masks_of_layers_are_read_from_the_model(write_config, name):
     config = CONFIGS_OF_FAMILIES[name].to_dict()
-    assert layer_masks(model_size(read_model(write_config(**config)))) == KINDS_OF_LAYERS[name]
+    assert layer_masks(ModelSize.of_arguments(read_model(write_config(**config)))) == KINDS_OF_LAYERS[name]
 
 
 @pytest.mark.parametrize("name", CONFIGS_OF_FAMILIES)
@@ -273,12 +274,16 @@ def test_the_weights_of_every_family_are_those_of_its_model_in_transformers(tmp_
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     matrices = [p for key, p in model.named_parameters() if p.dim() > 1 and not key.endswith("bias")]
-    assert model_size(read_model(tmp_path)).num_parameters == sum(matrix.numel() for matrix in matrices)
+    assert ModelSize.of_arguments(read_model(tmp_path)).num_parameters == sum(
+        matrix.numel() for matrix in matrices
+    )
 
 
 def test_tp_stays_inside_a_node_and_divides_the_heads(write_config):
-    assert tp_sizes(model_size(read_model(write_config(**LLAMA, **CONFIGS["8B"]))), h100s(32)) == [1, 2, 4, 8]
-    assert tp_sizes(model_size(read_model(write_config(**SMOLLM2))), h100s(32)) == [1]
+    assert tp_sizes(
+        ModelSize.of_arguments(read_model(write_config(**LLAMA, **CONFIGS["8B"]))), h100s(32)
+    ) == [1, 2, 4, 8]
+    assert tp_sizes(ModelSize.of_arguments(read_model(write_config(**SMOLLM2))), h100s(32)) == [1]
 
 
 def test_a_thousand_gpus_and_a_million_tokens_are_planned(write_config):
@@ -291,7 +296,7 @@ def test_a_thousand_gpus_and_a_million_tokens_are_planned(write_config):
 def test_experts_count_once_in_memory_and_by_use_in_time(write_config):
     experts = {"num_local_experts": 8, "num_experts_per_tok": 2, "sliding_window": None}
     mixtral = LLAMA | {"model_type": "mixtral", "vocab_size": 32000} | CONFIGS["8B"] | experts
-    size = model_size(read_model(write_config(**mixtral)))
+    size = ModelSize.of_arguments(read_model(write_config(**mixtral)))
     assert size.num_parameters == pytest.approx(46.7e9, rel=0.01)
     assert size.num_parameters_per_token == pytest.approx(12.7e9, rel=0.01)
 

@@ -1,0 +1,140 @@
+"""Experts behind dense layers, beside one MLP that every token has: of DeepSeek's models and their kin."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from checkpoints_tools.families.weight import LayerCondition, Weight
+from checkpoints_tools.families.weights import DENSE_MLP, experts, layer_weight
+from megatron_star.checked_input import shown
+from megatron_star.model.checked_values import CheckedValues
+from megatron_star.model.recorded_arguments import MOST_LAYERS
+
+_SPARSE, _DENSE = "sparse", "dense"
+
+
+def after_dense_layers(values: CheckedValues, num_layers: int) -> dict[str, Any]:
+    """Experts in all layers but the first `first_k_dense_replace`; nothing if those are all layers."""
+    dense = values.integer("first_k_dense_replace", least=0)
+    return _experts(values, [int(layer >= dense) for layer in range(num_layers)])
+
+
+def in_sparse_layers(values: CheckedValues, num_layers: int) -> dict[str, Any]:
+    """Experts in the layers that `mlp_layer_types` calls sparse; nothing if it calls none so."""
+    kinds = values.any("mlp_layer_types")
+    if not isinstance(kinds, list) or len(kinds) != num_layers:
+        raise values.wrong("mlp_layer_types", f"a list of {num_layers}, one for each layer")
+    for kind in kinds:
+        if kind not in (_SPARSE, _DENSE):
+            raise ValueError(f"config.json: mlp_layer_types has {shown(kind)}, which is not supported")
+    return _experts(values, [int(kind == _SPARSE) for kind in kinds])
+
+
+def _experts(values: CheckedValues, layers: list[int]) -> dict[str, Any]:
+    if not any(layers):
+        return {}
+    num_experts = values.integer("n_routed_experts", most=MOST_LAYERS)
+    size = values.integer("moe_intermediate_size")
+    return {
+        "num_experts": num_experts,
+        "moe_ffn_hidden_size": size,
+        "moe_router_topk": values.integer("num_experts_per_tok", most=num_experts),
+        "moe_shared_expert_intermediate_size": size * values.integer("n_shared_experts"),
+        "moe_router_load_balancing_type": "none",
+        "moe_token_dispatcher_type": "allgather",
+        "moe_layer_freq": 1 if all(layers) else layers,
+    }
+
+
+def sigmoid_routing(values: CheckedValues) -> dict[str, Any]:
+    """Sigmoids, to which a bias is added where experts are chosen, and the groups of experts before them."""
+    groups = _groups(values)
+    if groups and values.integer("num_experts_per_tok") // groups["moe_router_group_topk"] != 2:
+        raise values.wrong(
+            "num_experts_per_tok",
+            f"twice topk_group, {groups['moe_router_group_topk']}: the best two of a group choose it",
+        )
+    return {
+        "moe_router_score_function": "sigmoid",
+        "moe_router_pre_softmax": False,
+        "moe_router_enable_expert_bias": True,
+        **_normalised(values),
+        **_scaling_factor(values),
+        **groups,
+    }
+
+
+def softmax_routing(values: CheckedValues) -> dict[str, Any]:
+    """The largest of a softmax over all experts, not normalised; or those of the groups with the largest."""
+    method = values.one_of("topk_method", ("greedy", "group_limited_greedy"))
+    groups = _groups(values) if method == "group_limited_greedy" else {}
+    return {
+        "moe_router_score_function": "softmax",
+        "moe_router_pre_softmax": True,
+        **_scaling_factor(values),
+        **(groups | {"moe_router_group_score": "max"} if groups else {}),
+    }
+
+
+def _normalised(values: CheckedValues) -> dict[str, bool]:
+    """Where it is not what Megatron does with sigmoids: of several experts they are divided by their sum."""
+    normalised, by_megatron = values.boolean("norm_topk_prob"), values.integer("num_experts_per_tok") > 1
+    return {} if normalised == by_megatron else {"moe_router_normalised": normalised}
+
+
+def _scaling_factor(values: CheckedValues) -> dict[str, float]:
+    factor = values.number("routed_scaling_factor")
+    return {} if factor == 1 else {"moe_router_topk_scaling_factor": float(factor)}
+
+
+def _groups(values: CheckedValues) -> dict[str, int]:
+    """Into how many groups experts are divided, and of how many of them a token's are; nothing if of all."""
+    experts = values.integer("n_routed_experts")
+    groups = values.integer("n_group", most=experts)
+    chosen = values.integer("topk_group", most=groups)
+    if experts % groups:
+        raise values.wrong("n_group", f"a divisor of n_routed_experts, {experts}")
+    most = chosen * (experts // groups)
+    if values.integer("num_experts_per_tok") > most:
+        raise values.wrong("num_experts_per_tok", f"at most {most}, as many as {chosen} groups have")
+    return {} if chosen == groups else {"moe_router_num_groups": groups, "moe_router_group_topk": chosen}
+
+
+def _has_experts(args: Mapping[str, Any], layer: int) -> bool:
+    if not args.get("num_experts"):
+        return False
+    layers = args.get("moe_layer_freq") or 1
+    return layers == 1 or bool(layers[layer])
+
+
+def _is_dense(args: Mapping[str, Any], layer: int) -> bool:
+    return not _has_experts(args, layer)
+
+
+def _in(condition: LayerCondition, *weights: Weight) -> tuple[Weight, ...]:
+    return tuple(weight._replace(only_in=condition) for weight in weights)
+
+
+MIXED_MLP = (
+    *_in(_is_dense, *DENSE_MLP),
+    *_in(
+        _has_experts,
+        *experts("mlp", "gate_proj", "up_proj", "down_proj"),
+        layer_weight(
+            "mlp.router.expert_bias",
+            ("mlp.gate.e_score_correction_bias", ("experts",)),
+            only_with="moe_router_enable_expert_bias",
+        ),
+        layer_weight(
+            "mlp.shared_experts.linear_fc1.weight",
+            ("mlp.shared_experts.gate_proj.weight", ("shared_ffn", "hidden")),
+            ("mlp.shared_experts.up_proj.weight", ("shared_ffn", "hidden")),
+            split_axis=0,
+        ),
+        layer_weight(
+            "mlp.shared_experts.linear_fc2.weight",
+            ("mlp.shared_experts.down_proj.weight", ("hidden", "shared_ffn")),
+            split_axis=1,
+        ),
+    ),
+)
+"""A dense MLP with its norm, or experts with theirs, by layer."""
