@@ -101,9 +101,7 @@ def overlap(num_rows: int, num_anchor: int) -> tuple[float, float, float]:
         PartialSum(query).set_rows(0, num_rows, own)
 
     def send() -> SourceTransfers:
-        return exchange.broadcast_sources(
-            [anchor], lambda _: (key[:num_anchor], value[:num_anchor]), (key, value)
-        )
+        return exchange.broadcast_sources([anchor], lambda _: (key[:num_anchor], value[:num_anchor]), key)
 
     def both() -> None:
         transfers = send()

@@ -10,7 +10,7 @@ from latent_oracle import CONFIGS, dense_logits, logits_of_case, megatron_argume
 from latent_ranks import batch_and_alone, expansions, latent_answers, logits_of_forms, memory
 from models import random_tokens
 from passed_keys_ranks import Case
-from reference import star_mask
+from reference import block_edges, star_mask
 
 from megatron_star.config import StarConfig
 from megatron_star.planning.cost_model import kv_layers
@@ -74,7 +74,7 @@ def test_yarn_differs_from_rope_and_its_scales_from_none_at_these_lengths():
     assert (plain - scaled).abs().max() > 0.1
 
 
-@pytest.mark.parametrize("name", ["exact in waves", "passed keys"])
+@pytest.mark.parametrize("name", ["exact in waves", "passed keys, waves within blocks"])
 def test_every_form_gives_the_same_logits(name):
     model = "yarn"
     ask = megatron_arguments(model), megatron_weights(model), TOKENS, CASES[name]
@@ -108,7 +108,8 @@ def test_the_latent_cache_has_the_bytes_of_the_formula(tp_size, cp_size):
         assert found["context"] == planned.of_context(plan)[rank]
         tails = {0, TAIL_CHUNK_TOKENS * num_layers * LATENT_BYTES}
         assert found["tail"] in tails and planned.of_tail(3) == max(tails)
-        anchor_bytes = 9 * (num_layers - 1) * LATENT_BYTES if cp_size > 1 and rank == 0 else 0
+        anchor = block_edges(plan.num_tokens, star.block_size)[1]
+        anchor_bytes = anchor * (num_layers - 1) * LATENT_BYTES if cp_size > 1 and rank == 0 else 0
         assert found["sent"].get("broadcast_bytes", 0) == anchor_bytes
 
 
