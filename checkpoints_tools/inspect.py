@@ -36,8 +36,7 @@ def inspect(directory: Path, hf_config: Path | None = None) -> str:
         "layers": args["num_layers"],
         **kinds_of_layers(args, info.dtype.itemsize),
         "hidden, feed-forward size": f"{args['hidden_size']}, {args['ffn_hidden_size']}{_experts(args)}",
-        "heads": f"{args['num_attention_heads']} query, {args['num_query_groups']} key-value, "
-        f"of {args['kv_channels']}",
+        "heads": _heads(args),
         "vocabulary": f"{args['vocab_size']:,} (padded to {args['padded_vocab_size']:,}), "
         f"{'untied' if args['untie_embeddings_and_output_weights'] else 'tied'} output layer",
         "positions": f"{positions(args)}, up to {args['max_position_embeddings']:,} tokens",
@@ -65,6 +64,17 @@ def _read(directory: Path, hf_config: Path | None) -> tuple[CheckpointInfo, list
 
 def _num_real_elements(piece: Chunk) -> int:
     return sum(torch.Size(source.shape).numel() for source in piece.sources)
+
+
+def _heads(args: Mapping[str, Any]) -> str:
+    heads, size = args["num_attention_heads"], args["kv_channels"]
+    if not args.get("multi_latent_attention"):
+        return f"{heads} query, {args['num_query_groups']} key-value, of {size}"
+    of_queries = f", {args['q_lora_rank']} of queries" if args.get("q_lora_rank") else ""
+    return (
+        f"{heads} of {size}, {args['qk_pos_emb_head_dim']} of which are rotated, values of "
+        f"{args['v_head_dim']}; latents: {args['kv_lora_rank']} of keys and values{of_queries}"
+    )
 
 
 def _experts(args: Mapping[str, Any]) -> str:

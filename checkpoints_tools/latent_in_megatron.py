@@ -1,8 +1,8 @@
 """The arguments of latent attention as Megatron-LM and Megatron Bridge have them, and in our names.
 
 Megatron's latent attention has a rotary embedding of its own, which `rope_type` and the fields of
-`MLATransformerConfig` describe: what describes that of other models says nothing there. It rotates neighboring
-values, and refuses a configuration that says so.
+`MLATransformerConfig` describe: what describes that of other models says nothing there. It rotates
+neighboring values, and refuses a configuration that says so.
 """
 
 from collections.abc import Mapping

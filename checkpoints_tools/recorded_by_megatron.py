@@ -35,6 +35,7 @@ _RENAMED = {
     "seq_len_interpolation_factor": "rotary_seq_len_interpolation_factor",
 }
 _ROPE_SCALING, _EXPERTS, _YARN = "use_rope_scaling", "num_experts", "yarn"
+_LATENT = "multi_latent_attention"
 # What decides the result and may differ between models whose tensors have the same shapes; and with what.
 _COMPARED = {
     "num_layers": None,
@@ -212,6 +213,8 @@ def _has_effect(name: str, args: Mapping[str, Any]) -> bool:
 
 def check_agreement(directory: Path, recorded: Mapping[str, Any], model_args: Mapping[str, Any]) -> None:
     """Raises ValueError, naming it, if something was recorded that is not what `model_args` say."""
+    if recorded.get(_LATENT) and not model_args.get(_LATENT):  # of which other names have another meaning
+        raise _disagreement(directory, _LATENT, recorded, False)
     for name in _COMPARED:
         if recorded.get(name) is None or not _has_effect(name, model_args):
             continue
@@ -222,13 +225,17 @@ def check_agreement(directory: Path, recorded: Mapping[str, Any], model_args: Ma
             expected = _YARN_SCALES[name]
         if name == "moe_router_pre_softmax" and model_args.get("moe_router_score_function") == "sigmoid":
             continue
-        if name == "moe_layer_freq" and is_every_layer(found, model_args["num_layers"]):
+        if name == "moe_layer_freq" and _are_in_every_layer(found, expected, model_args["num_layers"]):
             continue
         if found != expected and not (name == "num_experts" and not found and not expected):
             raise _disagreement(directory, name, {name: found}, expected)
     for name in _optional_names(recorded, model_args):
         if not _means_the_same(name, recorded, model_args):
             raise _disagreement(directory, name, recorded, model_args.get(name))
+
+
+def _are_in_every_layer(found: Any, expected: Any, num_layers: int) -> bool:
+    return is_every_layer(found, num_layers) and is_every_layer(expected, num_layers)
 
 
 def _optional_names(recorded: Mapping[str, Any], model_args: Mapping[str, Any]) -> list[str]:
