@@ -69,17 +69,6 @@ def _num_real_elements(piece: Chunk) -> int:
     return sum(torch.Size(source.shape).numel() for source in piece.sources)
 
 
-def _heads(args: Mapping[str, Any]) -> str:
-    heads, size = args["num_attention_heads"], args["kv_channels"]
-    if not args.get("multi_latent_attention"):
-        return f"{heads} query, {args['num_query_groups']} key-value, of {size}"
-    of_queries = f", {args['q_lora_rank']} of queries" if args.get("q_lora_rank") else ""
-    return (
-        f"{heads} of {size}, {args['qk_pos_emb_head_dim']} of which are rotated, values of "
-        f"{args['v_head_dim']}; latents: {args['kv_lora_rank']} of keys and values{of_queries}"
-    )
-
-
 def _active(args: Mapping[str, Any], dtype: torch.dtype, pieces: list[Chunk]) -> dict[str, str]:
     """Of a model of experts: what generating one token reads, without the embedding; and what experts are."""
     if not args["num_experts"]:

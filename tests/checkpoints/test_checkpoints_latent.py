@@ -331,8 +331,8 @@ def test_inspect_says_the_sizes_of_latents_and_the_same_of_both_formats(converte
     report = inspect(pair.megatron)
     assert report == inspect(pair.hf)
     assert (
-        "\nheads                     4 of 20, 8 of which are rotated, values of 14; "
-        "latents: 20 of keys and values, 28 of queries\n"
-    ) in report
+        "\nheads                     4, of 12 and 8 rotated (keys), 14 (values), of a latent of 20\n"
+        in report
+    )
     # Of two layers a latent of 20 and a rotated key of 8, in float32.
     assert "\nKV cache                  224 bytes per token\n" in report
