@@ -1,4 +1,4 @@
-"""Grouped products of experts, and attention to latents, on a GPU: as on the CPU, and without waiting for it."""
+"""Grouped products of experts, and attention to latents, on a GPU: as on a CPU, without waiting for it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
