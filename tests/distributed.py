@@ -16,7 +16,7 @@ from datetime import timedelta
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-MAX_RANKS = 4
+MAX_RANKS = 6
 RANK_TIMEOUT_SECONDS = 120
 
 

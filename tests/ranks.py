@@ -51,11 +51,23 @@ def gpus_that_differ(uuids: str, backend: str) -> str:
 
 
 def load(
-    checkpoint: str, tp_size: int, timeout: timedelta = TIMEOUT, decode_weights: str = "whole"
+    checkpoint: str,
+    tp_size: int,
+    timeout: timedelta = TIMEOUT,
+    decode_weights: str = "whole",
+    *,
+    ep_size: int = 1,
+    expert_tp_size: int | None = None,
 ) -> tuple[FastStarModel, StarGroups]:
     """The checkpoint in float32; all ranks that TP does not take form the CP groups."""
     device = use_cpu_where_cuda_is_absent()
-    groups = initialize_groups(tp_size=tp_size, cp_size=dist.get_world_size() // tp_size, timeout=timeout)
+    groups = initialize_groups(
+        tp_size=tp_size,
+        cp_size=dist.get_world_size() // tp_size,
+        ep_size=ep_size,
+        expert_tp_size=expert_tp_size,
+        timeout=timeout,
+    )
     info = read_checkpoint_info(checkpoint)
     star_model = load_star_model(
         info, groups, device=device, dtype=torch.float32, decode_weights=decode_weights

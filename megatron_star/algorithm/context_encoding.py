@@ -61,6 +61,7 @@ class ContextEncodingPass(ForwardPass):
         self.segments = tuple(segment for segment in wave if segment.owner == rank)
         # Megatron's attention cannot reshape an empty batch: a rank without segments runs one filler token,
         # which attends to nothing and is not stored.
+        self.is_filler = not self.segments
         self.positions = [position for segment in self.segments for position in _positions(segment)] or [0]
         positions = torch.tensor(self.positions, dtype=torch.int64, device=star_model.device)
         super().__init__(positions, (context.is_long,))

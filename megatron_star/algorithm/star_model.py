@@ -12,6 +12,7 @@ from torch import Tensor
 
 from megatron_star.attention.partial import AttentionKernel
 from megatron_star.model.attention import ForwardPass, PassIsComplete
+from megatron_star.model.expert_layer import ExpertRows, moe_layers, share_rows
 from megatron_star.model.kernel import kernel_of
 from megatron_star.model.logits import soft_capped
 from megatron_star.model.rotary import rotate_at_positions
@@ -26,6 +27,7 @@ class StarModel:
 
     Attributes:
         vocab_size: tokens that exist; the model's vocabulary may be padded beyond it.
+        experts: what the model's expert layers share, if it has any.
     """
 
     model: GPTModel
@@ -33,6 +35,7 @@ class StarModel:
     kernel: AttentionKernel
     vocab_size: int
     device: torch.device
+    experts: ExpertRows
 
     @torch.inference_mode()
     def forward(
@@ -47,6 +50,7 @@ class StarModel:
         Returns:
             Logits [len(logit_rows), vocab_size], float32; none if the pass was complete before them.
         """
+        self.experts.begin(forward_pass)
         with InferenceMode.active(), suppress(PassIsComplete):
             logits = self.model(
                 input_ids=torch.tensor([list(token_ids)], dtype=torch.int64, device=self.device),
@@ -82,6 +86,14 @@ class StarModel:
         """Logits [rows, 1, vocabulary of all TP ranks] of [rows, 1, h]; the weight is None where not tied."""
         return output_layer(hidden_states, weight=output_weight, runtime_gather_output=True)[0]
 
+    def expert_load(self) -> Tensor:
+        """[layers with experts, experts], int64, on the device: rows that chose an expert, so far.
+
+        This rank's share: the sum over all ranks counts each row of each forward pass once.
+        """
+        loads = [layer.load for layer in moe_layers(self.model)]
+        return torch.stack(loads) if loads else torch.empty(0, 0, dtype=torch.int64, device=self.device)
+
     def synchronize(self) -> None:
         """Wait until the device has done what it was given."""
         if self.device.type == "cuda":
@@ -108,10 +120,12 @@ def attach(
     attention_kernel = kernel_of(model, kernel, device=weight.device, dtype=weight.dtype)
     rotate_at_positions(model)
     model.eval()
+    exchange = Exchange(groups.cp)
     return StarModel(
         model=model,
-        exchange=Exchange(groups.cp),
+        exchange=exchange,
         kernel=attention_kernel,
         vocab_size=vocab_size or model.vocab_size,
         device=weight.device,
+        experts=share_rows(moe_layers(model), ExpertRows(groups, exchange)),
     )

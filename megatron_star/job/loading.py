@@ -1,13 +1,14 @@
 """From a checkpoint to a model that is ready to encode contexts."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 
 from megatron_star.algorithm.star_model import StarModel, attach
 from megatron_star.model.build import build_gpt_model
 from megatron_star.model.checkpoint import CheckpointInfo
+from megatron_star.model.expert_layer import moe_layers
 from megatron_star.model.stored_weights import load_weights
 from megatron_star.model.weight_hashes import WHOLE, Share
 from megatron_star.parallel.control import SharedError, gather_integers, on_every_rank
@@ -41,8 +42,8 @@ def load_star_model(
 
     Raises:
         SharedError: on all ranks: the kernel or `decode_weights` is unknown, the model is unsupported, the
-            checkpoint does not fit it, its layers cannot be compiled, or the ranks of a CP group have read
-            different weights.
+            checkpoint does not fit it, its layers cannot be compiled, or ranks with the same part of it
+            have read different weights.
     """
 
     def build_and_load() -> StarModel:
@@ -62,21 +63,29 @@ def load_star_model(
 
 
 def check_same_weights(model: torch.nn.Module, groups: StarGroups) -> None:
-    """Raises SharedError on all ranks unless those with the same part of the model have the same weights."""
-    sums = gather_integers(sum_of_weights(model), groups.control)
-    tp_size = groups.model.tp.size()
-    for rank, value in enumerate(sums):
-        if value != sums[rank % tp_size]:
-            raise SharedError(
-                f"rank {rank} has read other weights than rank {rank % tp_size}: is the checkpoint the same "
-                "on all nodes?"
-            )
+    """Raises SharedError on all ranks unless those with the same part of the model have the same weights.
+
+    Ranks with the same part of all but experts are those of a CP group; of the experts' parts there are as
+    many as ranks hold a layer's experts together, and rank after rank has the next.
+    """
+    of_experts = {id(weight) for layer in moe_layers(model) for weight in layer.experts.parameters()}
+    experts, others = [], []
+    for name, weight in sorted(model.named_parameters()):
+        (experts if id(weight) in of_experts else others).append((name, weight))
+    for weights, num_parts in ((others, groups.model.tp.size()), (experts, groups.model.tp_ep.size())):
+        sums = gather_integers(sum_of_weights(weights), groups.control)
+        for rank, value in enumerate(sums):
+            if value != sums[rank % num_parts]:
+                raise SharedError(
+                    f"rank {rank} has read other weights than rank {rank % num_parts}: is the checkpoint the "
+                    "same on all nodes?"
+                )
 
 
 @torch.no_grad()
-def sum_of_weights(model: torch.nn.Module) -> int:
-    """63 bits of a hash of each parameter's sum of integers: as fast as memory is read."""
-    sums = [(name, _sum_of_bits(weight)) for name, weight in sorted(model.named_parameters())]
+def sum_of_weights(weights: Iterable[tuple[str, torch.Tensor]]) -> int:
+    """63 bits of a hash of names, and of each weight's sum of integers: as fast as memory is read."""
+    sums = [(name, _sum_of_bits(weight)) for name, weight in weights]
     return int.from_bytes(hashlib.sha256(repr(sums).encode()).digest()[:8]) >> 1
 
 

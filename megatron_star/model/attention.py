@@ -67,6 +67,9 @@ class ForwardPass(BaseInferenceContext):
     is_replicated = False
     """Whether all CP ranks run the same tokens."""
 
+    is_filler = False
+    """Whether the only row stands for no token, on a rank that has none and takes part."""
+
     max_sequence_length = 0  # Megatron sizes rotary tables by it; RotaryAtPositions needs none.
 
     def __init__(self, position_ids: Tensor, long_rows: Sequence[bool] = (False,)) -> None:

@@ -2,12 +2,15 @@
 
 from copy import copy
 from dataclasses import fields, is_dataclass
+from functools import partial
 from typing import Any
 
 from megatron.core.transformer.attention import Attention, SelfAttention
+from megatron.core.transformer.moe.moe_layer import MoELayer
 from megatron.core.transformer.spec_utils import ModuleSpec
 
 from megatron_star.model.attention import StarCoreAttention, StarSelfAttention
+from megatron_star.model.expert_layer import StarMoELayer
 
 PLAIN_CORE_ATTENTIONS = ("DotProductAttention", "TEDotProductAttention")
 """Of Megatron: what `StarCoreAttention` computes. By name, since TransformerEngine's may not be installed."""
@@ -16,12 +19,14 @@ PLAIN_CORE_ATTENTIONS = ("DotProductAttention", "TEDotProductAttention")
 def with_star_attention(spec: Any) -> Any:
     """A copy of a layer or block specification in which every SelfAttention is a StarSelfAttention.
 
+    Every MoELayer is a StarMoELayer in it.
+
     Raises:
-        ValueError: the specification holds an attention that Star Attention does not support.
+        ValueError: the specification holds an attention, or experts, that Star Attention does not support.
     """
     if isinstance(spec, list | tuple):
         return type(spec)(map(with_star_attention, spec))
-    swapped = _star_attention(spec)
+    swapped = _star_attention(spec) or _star_experts(spec)
     if swapped is None and is_dataclass(spec) and not isinstance(spec, type):
         swapped = copy(spec)
         for field in fields(spec):
@@ -46,3 +51,17 @@ def _star_attention(spec: Any) -> ModuleSpec | None:
     if issubclass(spec.module, Attention) and spec.module is not StarSelfAttention:
         raise ValueError(f"Star Attention does not support layers of {spec.module.__name__}")
     return None
+
+
+def _star_experts(spec: Any) -> ModuleSpec | partial | None:
+    """What a specification of a layer of experts is swapped for; Megatron has it in either form."""
+    module = getattr(spec, "func", getattr(spec, "module", None))
+    if not (isinstance(module, type) and issubclass(module, MoELayer)):
+        return None
+    if module not in (MoELayer, StarMoELayer):
+        raise ValueError(f"Star Attention does not support experts of {module.__name__}")
+    if isinstance(spec, partial):
+        return partial(StarMoELayer, *spec.args, **spec.keywords)
+    swapped = copy(spec)
+    swapped.module = StarMoELayer
+    return swapped

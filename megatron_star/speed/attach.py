@@ -48,6 +48,7 @@ def with_fast_modules(star_model: StarModel) -> FastStarModel:
         kernel=_fast_kernel(star_model.kernel),
         vocab_size=star_model.vocab_size,
         device=star_model.device,
+        experts=star_model.experts,
         slicing=speed_up_modules(star_model.model, star_model.device),
     )
 
