@@ -119,7 +119,7 @@ class StackedExperts(SequentialMLP):
         return stacked
 
     def replace_stacked(self, name: str, stacked: Tensor) -> None:
-        """Let the experts' parameters be views of another tensor, with the same values elsewhere in memory."""
+        """Let the experts' parameters be views of another tensor that has the same values."""
         self.stacked[name] = stacked
         self._let_view(name, stacked)
 

@@ -65,7 +65,11 @@ def _weights_of_a_token(star_model: FastStarModel) -> dict[str, list[list[Tensor
         weights["mlp"] = [first + second for first, second in batched(mlps, 2)]
     if layers := star_model.slicing.experts:
         weights[EXPERTS] = [
-            [linear.weight for one in experts.local_experts[:num_chosen] for linear in (one.linear_fc1, one.linear_fc2)]
+            [
+                linear.weight
+                for one in experts.local_experts[:num_chosen]
+                for linear in (one.linear_fc1, one.linear_fc2)
+            ]
             for experts in layers
         ]
     return weights

@@ -1,4 +1,4 @@
-"""Experts of which a CP rank can use a slice: of each that a token chose, as `sliced_linear.py` slices an MLP.
+"""Experts of which a CP rank can use a slice, of each that a token chose, as `sliced_linear.py` does of MLPs.
 
 That is possible where each CP rank has all experts. No rank then has more to read than another, and one sum
 over the CP ranks gives the layer's output.
@@ -6,7 +6,6 @@ Shapes: rows are tokens of this step, one for each expert that they chose; E exp
 """
 
 import torch
-from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor
 
 from megatron_star.model.expert_layer import StarMoELayer
