@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 AS_IS, QKV, QKV_ROWS, VOCABULARY = "as_is", "qkv", "qkv_rows", "vocabulary"
+QUERY_HALVES, KEY_HALVES = "query_halves", "key_halves"
 TURNED, TURNED_PAIRS, PAIRS = "turned", "turned_pairs", "pairs"  # of an expert
 Condition = Callable[[Mapping[str, Any]], bool]  # of Megatron's arguments
 LayerCondition = Callable[[Mapping[str, Any], int], bool]  # and of the layer's number, from 0 on

@@ -388,7 +388,6 @@ CONFIGS: dict[str, PreTrainedConfig] = {
         first_k_dense_replace=0,
         norm_topk_prob=False,
         num_mtp_layers=0,
-        rope_interleave=False,
     ),
     "sarvam_mla": SarvamMLAConfig(
         **_LATENT | {"q_lora_rank": None},
