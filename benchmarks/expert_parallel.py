@@ -4,9 +4,9 @@
         --random-model qwen3-moe-1b --expert-model-parallel-size 2 --compile --output result.json
 
 Both models run in one process group with the same weights, one after the other, `--repeats` times; ratios are
-medians within a round. Whatever else a step reads is the same on both sides: whole weights of attention and of
-the output layer, or slices of them. With slices of experts every rank reads its part of each chosen expert,
-which needs all experts in its memory, and leaves no rank with more to read than another.
+medians within a round. Whatever else a step reads is the same on both sides: of attention and of the output
+layer whole weights, or slices. With slices of experts every rank reads its part of each chosen expert. Then
+no rank has more to read than another, but each has all experts in its memory.
 
 Of the experts that tokens chose, the rank with most of them has the share *busiest*, which is counted. So
 reading experts is at most 1 / busiest times as fast.
