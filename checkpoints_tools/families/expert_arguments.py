@@ -52,7 +52,5 @@ def softmax_router(values: CheckedValues, *, renormalised: bool) -> dict[str, An
 def layers_by_step(values: CheckedValues) -> list[bool]:
     """Of Qwen: every `decoder_sparse_step`-th layer has experts, but those of `mlp_only_layers`."""
     dense, step = values.any("mlp_only_layers"), values.integer("decoder_sparse_step")
-    if not isinstance(dense, list):
-        raise values.wrong("mlp_only_layers", "a list of layers")
     layers = range(values.integer("num_hidden_layers"))
     return [layer not in dense and (layer + 1) % step == 0 for layer in layers]

@@ -216,7 +216,6 @@ REFUSED = {
         "num_experts_per_tok=6",
     ),
     "experts with another activation": ("qwen2_moe", {"hidden_act": "gelu"}, "hidden_act='gelu'"),
-    "layers of no list": ("qwen3_moe", {"mlp_only_layers": 1}, "mlp_only_layers=1"),
     "more experts than there are": ("qwen3_moe", {"num_experts_per_tok": 5}, "num_experts_per_tok=5"),
     "heads that are no groups": ("llama2", {"num_key_value_heads": 3}, "num_key_value_heads=3"),
     "no heads": ("llama2", {"num_attention_heads": 0}, "num_attention_heads=0"),
