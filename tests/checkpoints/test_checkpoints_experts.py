@@ -74,9 +74,11 @@ def test_experts_are_written_as_one_tensor_that_transformers_and_we_read_as_the_
     pair = converted(name)
     convert_megatron_to_hf.convert(pair.megatron, tmp_path / "fused", fused_experts=True)
     stored = HfWeights(tmp_path / "fused").entries
-    assert {key for key in stored if ".experts." in key} == {
-        key for key in stored if key.endswith((".experts.gate_up_proj", ".experts.down_proj"))
-    } != set()
+    assert (
+        {key for key in stored if ".experts." in key}
+        == {key for key in stored if key.endswith((".experts.gate_up_proj", ".experts.down_proj"))}
+        != set()
+    )
     token_ids = random_token_ids()
     expected = hf_logits(pair.hf, token_ids)
     torch.testing.assert_close(hf_logits(tmp_path / "fused", token_ids), expected, rtol=0, atol=1e-5)
