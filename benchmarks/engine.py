@@ -9,6 +9,7 @@ import copy
 import statistics
 import sys
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 from time import monotonic, perf_counter
 
@@ -28,6 +29,7 @@ from megatron_star.engine.request import SamplingParams, StarRequest
 from megatron_star.engine.thread import EngineThread
 from megatron_star.job.argument_types import ArgumentParser, token_count
 from megatron_star.job.environment import read_environment
+from megatron_star.job.grid import Grid
 from megatron_star.job.loading import load_star_model
 from megatron_star.job.model_arguments import add_model_arguments
 from megatron_star.job.session import end_process, exit_on_errors, process_groups
@@ -150,9 +152,9 @@ def main() -> None:
         parser.add_argument("--repeats", type=int, default=3, metavar="N")
         parser.add_argument("--output", metavar="FILE")
         args = parser.parse_args()
-        grid = {"tp_size": 1, "cp_size": environment.world_size}
+        grid = replace(Grid.of_arguments(args), tp_size=1, cp_size=environment.world_size)
         timeout = args.distributed_timeout_minutes
-        with process_groups(environment, **grid, timeout=timeout, backend=args.distributed_backend) as (
+        with process_groups(environment, grid, timeout=timeout, backend=args.distributed_backend) as (
             groups,
             device,
         ):

@@ -5,6 +5,7 @@ import statistics
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from megatron_star.algorithm.star_model import StarModel
 from megatron_star.job.answer_files import AnswerFile
 from megatron_star.job.argument_types import ArgumentParser
 from megatron_star.job.environment import read_environment
+from megatron_star.job.grid import Grid
 from megatron_star.job.model_arguments import add_model_arguments
 from megatron_star.job.session import exit_on_errors, process_groups
 from megatron_star.parallel.control import is_driver
@@ -43,9 +45,9 @@ def run_on_ranks(
         if args.output and environment.is_driver:
             AnswerFile(args.output, PROGRAM, {}).close()  # what is wrong with it shows before the work
         cp_size = environment.world_size // args.tensor_model_parallel_size
-        grid = {"tp_size": args.tensor_model_parallel_size, "cp_size": cp_size}
+        grid = replace(Grid.of_arguments(args), cp_size=cp_size)
         timeout = args.distributed_timeout_minutes
-        with process_groups(environment, **grid, timeout=timeout, backend=args.distributed_backend) as (
+        with process_groups(environment, grid, timeout=timeout, backend=args.distributed_backend) as (
             groups,
             device,
         ):

@@ -14,6 +14,7 @@ from megatron_star.job.loading import load_star_model
 from megatron_star.model.build import build_gpt_model
 from megatron_star.model.checkpoint import read_checkpoint_info
 from megatron_star.parallel.groups import StarGroups
+from megatron_star.planning.known_models import KNOWN_MODELS
 from megatron_star.speed.attach import with_speed
 from megatron_star.speed.fast_model import FastStarModel
 
@@ -81,6 +82,36 @@ QWEN_3_MOE_1B = LLAMA | {
     "moe_ffn_hidden_size": 768,
     "moe_router_pre_softmax": False,
 }
+QWEN_3_30B_A3B = QWEN_3_MOE_1B | {
+    "num_layers": 48,
+    "hidden_size": 2048,
+    "ffn_hidden_size": 6144,
+    "num_attention_heads": 32,
+    "kv_channels": 128,
+    "vocab_size": 151936,
+    "padded_vocab_size": 151936,
+    "untie_embeddings_and_output_weights": True,
+    "num_experts": 128,
+    "moe_router_topk": 8,
+}
+DEEPSEEK_V3 = (
+    LLAMA
+    | KNOWN_MODELS["deepseek-v3"]
+    | {
+        "group_query_attention": False,
+        "qk_layernorm": True,
+        "padded_vocab_size": 129280,
+        "rotary_base": 10000,
+        "rotary_interleaved": True,
+        "use_rope_scaling": False,
+        "moe_router_pre_softmax": True,
+        "moe_router_score_function": "sigmoid",
+        "moe_router_enable_expert_bias": True,
+        "moe_router_num_groups": 8,
+        "moe_router_group_topk": 4,
+        "moe_router_topk_scaling_factor": 2.5,
+    }
+)
 Shape = dict[str, Any]
 SHAPES: dict[str, Shape] = {
     "tiny": LLAMA
@@ -97,6 +128,8 @@ SHAPES: dict[str, Shape] = {
     "tiny-qwen3-moe": QWEN_3_MOE_1B
     | {"num_layers": 2, "hidden_size": 64, "ffn_hidden_size": 32, "moe_ffn_hidden_size": 32, "num_experts": 8}
     | {"moe_router_topk": 3, "vocab_size": 512, "padded_vocab_size": 512},
+    "qwen3-30b-a3b": QWEN_3_30B_A3B,
+    "deepseek-v3": DEEPSEEK_V3,
     "gemma-3-270m": GEMMA_3_270M,
     "tiny-gemma-3": GEMMA_3_270M
     | {"num_layers": 6, "hidden_size": 64, "ffn_hidden_size": 96, "kv_channels": 32, "window_size": [63, 0]}

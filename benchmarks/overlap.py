@@ -27,9 +27,10 @@ from benchmarks.encoding_variants import BROADCAST, PASSED, engine_wave_tokens, 
 from benchmarks.measuring import measure_rounds, medians, over_ranks, run_on_ranks
 from megatron_star.algorithm.context_encoding import encode_context
 from megatron_star.algorithm.star_model import StarModel
+from megatron_star.attention.kv_layout import KeyValue
 from megatron_star.job.argument_types import ArgumentParser, token_count
 from megatron_star.parallel.control import is_driver
-from megatron_star.parallel.exchange import Exchange, KeyValue, SourceTransfers
+from megatron_star.parallel.exchange import Exchange, SourceTransfers
 from megatron_star.parallel.groups import StarGroups
 from megatron_star.planning.cost_model import token_costs
 from megatron_star.planning.plan import ContextPlan, Source
@@ -44,7 +45,7 @@ class LinkedExchange(Exchange):
         self.seconds_on_the_link = self.seconds_waited = 0.0
 
     def broadcast_sources(
-        self, sources: Sequence[Source], read: Callable[[Source], KeyValue], like: Tensor
+        self, sources: Sequence[Source], read: Callable[[Source], KeyValue], like: KeyValue
     ) -> SourceTransfers:
         """See `Exchange`."""
         return LinkedTransfers(self, sources, read, like)

@@ -15,7 +15,7 @@ from megatron_star.evaluation.sample import Sample, prompt_tokens
 from megatron_star.evaluation.task_files import TaskFiles
 from megatron_star.evaluation.tasks import SampleKey, SampleMaker
 from megatron_star.model.architecture import ModelParallelSizes, transformer_config
-from megatron_star.planning.cost_model import ModelShape
+from megatron_star.planning.model_shape import ModelShape
 from megatron_star.text.tokenizer import load_tokenizer
 
 SEED_OF_LAYERS = 1

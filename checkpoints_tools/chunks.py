@@ -5,6 +5,8 @@ from itertools import product
 from math import prod
 from typing import Any, NamedTuple
 
+import torch
+
 from checkpoints_tools.families.family import Family
 from checkpoints_tools.families.weight import QKV, TURNED, TURNED_PAIRS, VOCABULARY, Part, Place, Weight
 
@@ -26,11 +28,23 @@ class HfTensor(NamedTuple):
     shape: Shape
     elsewhere: Slab | None = None
 
+    def written(self, *, fused_experts: bool) -> tuple[str, Shape]:
+        """Name and shape of the tensor that it is written to, or to a piece of.
+
+        Args:
+            fused_experts: all experts of a layer go to one tensor, where the family has one for them.
+        """
+        slab = self.elsewhere
+        if slab and (self.name.endswith("]") or (fused_experts and slab.shape != self.shape)):
+            return slab.name, slab.shape
+        return self.name, self.shape
+
 
 class Chunk(NamedTuple):
     """The unit of conversion: one layer's (and expert's) piece of a Megatron tensor, and where it comes from.
 
-    `offsets` and `shape` include the leading axes; `weight_shape` leaves them out.
+    `offsets` and `shape` include the leading axes; `weight_shape` leaves them out. `may_be_float32`: see
+    `Weight`.
     """
 
     key: str
@@ -41,6 +55,11 @@ class Chunk(NamedTuple):
     sources: tuple[HfTensor, ...]
     layout: str
     split_axis: int | None
+    may_be_float32: bool = False
+
+    def dtype(self, found: torch.dtype, common: torch.dtype) -> torch.dtype:
+        """What it is written in: the dtype of all weights, or as it is `found`."""
+        return found if self.may_be_float32 and found == torch.float32 else common
 
     @property
     def num_leading(self) -> int:
@@ -134,9 +153,7 @@ def _weight_chunks(
     key = weight.key if stacked or layer is None else key_of_layer(weight.key, layer)
     groups = [weight.parts] if weight.layout == QKV else [(part,) for part in weight.parts]
     heights = [_height(weight.layout, group, args, sizes) for group in groups]
-    columns = tuple(sizes[axis] for axis in weight.parts[0].axes[1:])
-    if weight.layout in (TURNED, TURNED_PAIRS):
-        columns = columns[::-1]
+    columns = tuple(sizes[axis] for axis in _axes(weight.layout, weight.parts[0])[1:])
     for expert, (i, group) in product(range(num_experts or 1), enumerate(groups)):
         index = [n for n in (layer if stacked else None, expert if num_experts else None) if n is not None]
         yield Chunk(
@@ -148,13 +165,19 @@ def _weight_chunks(
             sources=tuple(_hf_tensor(part, sizes, layer, expert) for part in group),
             layout=weight.layout,
             split_axis=weight.split_axis,
+            may_be_float32=weight.may_be_float32,
         )
 
 
 def _height(layout: str, parts: tuple[Part, ...], args: Mapping[str, Any], sizes: Mapping[str, int]) -> int:
     if layout == VOCABULARY:
         return args["padded_vocab_size"]
-    return sum(sizes[part.axes[0]] if part.axes else 1 for part in parts)
+    return sum(sizes[_axes(layout, part)[0]] if part.axes else 1 for part in parts)
+
+
+def _axes(layout: str, part: Part) -> tuple[str, ...]:
+    """As Megatron has them."""
+    return part.axes[::-1] if layout in (TURNED, TURNED_PAIRS) else part.axes
 
 
 def _hf_tensor(part: Part, sizes: Mapping[str, int], layer: int | None, expert: int) -> HfTensor:

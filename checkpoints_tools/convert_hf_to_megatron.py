@@ -5,6 +5,8 @@ python -m checkpoints_tools.convert_hf_to_megatron --hf DIR --output DIR [--dtyp
 
 import hashlib
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +61,9 @@ def convert(
         check_tokenizer(hf, temporary / TOKENIZER_DIRECTORY, wanted=with_tokenizer)
         args = args_for_megatron(source.args, output / TOKENIZER_DIRECTORY, dtype)
         with progress_bar(num_bytes, "converting") as bar:
-            values = _Source(source.weights, dtype, heads_of(source.args), bar)
-            write_weights(temporary / "release", source.pieces, values.value_of, args, dtype)
+            dtype_of = partial(source.dtype_of, common=dtype)
+            values = _Source(source.weights, dtype_of, heads_of(source.args), bar)
+            write_weights(temporary / "release", source.pieces, values.value_of, args, dtype_of)
         (temporary / TRACKER_FILE).write_text("release")
         info = CheckpointInfo(
             temporary,
@@ -83,17 +86,19 @@ def _hash_weights(directory: Path) -> dict[str, Any]:
 class _Source:
     """Makes Megatron's chunks from Hugging Face tensors."""
 
-    def __init__(self, weights: HfWeights, dtype: torch.dtype, heads: Heads, bar: Any) -> None:
+    def __init__(
+        self, weights: HfWeights, dtype_of: Callable[[Chunk], torch.dtype], heads: Heads, bar: Any
+    ) -> None:
         self._weights = weights
-        self._dtype = dtype
+        self._dtype_of = dtype_of
         self._heads = heads
         self._bar = bar
 
     def value_of(self, chunk: Chunk) -> Tensor:
         """The chunk's data, of its `weight_shape` and the dtype of the result."""
-        parts = []
+        parts, dtype = [], self._dtype_of(chunk)
         for source in chunk.sources:
-            parts.append(cast(self._weights.read(source.name), self._dtype, source.name))
+            parts.append(cast(self._weights.read(source.name), dtype, source.name))
         value = fuse(chunk.layout, parts, chunk.weight_shape, self._heads)
         self._bar.update(value.nbytes)
         return value

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from checkpoints_tools.casting import cast
-from checkpoints_tools.chunks import Chunk, HfTensor, chunks
+from checkpoints_tools.chunks import Chunk, chunks
 from checkpoints_tools.command_line import (
     add_dtype_option,
     command_parser,
@@ -26,10 +26,10 @@ from checkpoints_tools.families import family_named
 from checkpoints_tools.hf_config import model_arguments, read_hf_config, read_whole_config
 from checkpoints_tools.layouts import heads_of, split
 from checkpoints_tools.output import check_can_write, new_directory
-from checkpoints_tools.safetensors_files import write_hf_weights
+from checkpoints_tools.safetensors_output import Written, write_hf_weights
 from checkpoints_tools.tokenizer_files import copy_tokenizer
 from checkpoints_tools.torch_dist import MegatronWeights
-from megatron_star.model.checkpoint import DTYPES, CheckpointInfo, weights_directory
+from megatron_star.model.checkpoint import DTYPES, weights_directory
 from megatron_star.model.weight_hashes import WHOLE, checked_beside
 
 
@@ -41,6 +41,7 @@ def convert(
     dtype: torch.dtype | None = None,
     force: bool = False,
     verify_weights: bool = True,
+    fused_experts: bool = False,
 ) -> None:
     """Convert `megatron` to `output`.
 
@@ -48,6 +49,7 @@ def convert(
         hf_config: a Hugging Face directory of the same model, for a checkpoint without star_checkpoint.json.
         dtype: of the result; None keeps that of the checkpoint.
         verify_weights: compare the files of the weights with their hashes while they are read.
+        fused_experts: all experts of a layer are written as one tensor, where the family has one for them.
     """
     inputs = [megatron, *([hf_config] if hf_config else [])]
     check_can_write(output, inputs=inputs, force=force)
@@ -56,26 +58,28 @@ def convert(
     with checked_beside(info.directory, info.weight_files, share) as wait_for_hashes:
         weights = MegatronWeights(weights_directory(info.directory))
         pieces = weights.check(chunks(family_named(info.family), info.args))
+        groups = _groups(weights, pieces, dtype or info.dtype, fused_experts)
         num_bytes = sum(piece.num_elements for piece in pieces) * (dtype or info.dtype).itemsize
         with (
             new_directory(output, inputs=inputs, force=force, num_bytes=num_bytes) as temporary,
             progress_bar(num_bytes, "converting") as bar,
         ):
-            _write(temporary, info, hf_tensors(weights, pieces, info.args, bar), pieces, dtype or info.dtype)
+            write_hf_weights(temporary, groups, _cast(hf_tensors(weights, pieces, info.args, bar), groups))
+            copy_tokenizer(info.tokenizer_directory, temporary)
+            _write_config(temporary, info.args, dtype or info.dtype)
             wait_for_hashes()
 
 
-def _write(
-    directory: Path,
-    info: CheckpointInfo,
-    values: Iterable[list[Tensor]],
-    pieces: list[Chunk],
-    dtype: torch.dtype,
-) -> None:
-    groups = [piece.sources for piece in pieces]
-    write_hf_weights(directory, groups, _cast(values, groups, dtype), dtype)
-    copy_tokenizer(info.tokenizer_directory, directory)
-    _write_config(directory, info.args, dtype)
+def _groups(
+    weights: MegatronWeights, pieces: list[Chunk], dtype: torch.dtype, fused_experts: bool
+) -> list[list[Written]]:
+    """Of each piece the tensors that it is written to."""
+    groups = []
+    for piece in pieces:
+        found = piece.dtype(weights.stored(piece)[1].properties.dtype, dtype)
+        names_and_shapes = (source.written(fused_experts=fused_experts) for source in piece.sources)
+        groups.append([Written(*each, found) for each in names_and_shapes])
+    return groups
 
 
 def hf_tensors(
@@ -88,11 +92,9 @@ def hf_tensors(
         yield split(piece.layout, fused, [source.shape for source in piece.sources], heads_of(args))
 
 
-def _cast(
-    values: Iterable[list[Tensor]], groups: list[tuple[HfTensor, ...]], dtype: torch.dtype
-) -> Iterator[list[Tensor]]:
-    for tensors, sources in zip(values, groups, strict=True):
-        yield [cast(tensor, dtype, source.name) for tensor, source in zip(tensors, sources, strict=True)]
+def _cast(values: Iterable[list[Tensor]], groups: list[list[Written]]) -> Iterator[list[Tensor]]:
+    for tensors, group in zip(values, groups, strict=True):
+        yield [cast(tensor, to.dtype, to.name) for tensor, to in zip(tensors, group, strict=True)]
 
 
 def _write_config(directory: Path, args: Mapping[str, Any], dtype: torch.dtype) -> None:
@@ -125,6 +127,11 @@ def main() -> None:
     parser.add_argument(
         "--no-verify-weights", action="store_true", help="do not compare the weights with their hashes"
     )
+    parser.add_argument(
+        "--fused-experts",
+        action="store_true",
+        help="write all experts of a layer as one tensor, as transformers 5 has them in memory",
+    )
     options = parser.parse_args()
     convert(
         options.megatron,
@@ -133,6 +140,7 @@ def main() -> None:
         dtype=dtype_option(options),
         force=options.force,
         verify_weights=not options.no_verify_weights,
+        fused_experts=options.fused_experts,
     )
     print(f"{options.output} written")
 

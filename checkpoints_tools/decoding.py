@@ -52,15 +52,14 @@ def decode_fp8(weight: Tensor, scale: Tensor, block: tuple[int, int] | None) -> 
 
 
 def decode_mxfp4(blocks: Tensor, scales: Tensor) -> Tensor:
-    """The weights [experts, columns, rows] in bfloat16, which holds every value of the format.
+    """The weight [..., columns, rows] in bfloat16, which holds every value of the format.
 
     Args:
-        blocks: [experts, rows, groups, 16], uint8: the first of two values is in the low half of a byte.
-        scales: [experts, rows, groups], uint8: exponents.
+        blocks: [..., rows, groups, 16], uint8: the first of two values is in the low half of a byte.
+        scales: [..., rows, groups], uint8: exponents.
     """
     values = torch.tensor(_E2M1, dtype=torch.bfloat16)
     pairs = torch.stack((values.repeat(16), values.repeat_interleave(16)), dim=1)  # of each byte
     out = torch.empty(*scales.shape, MXFP4_GROUP, dtype=torch.bfloat16)
-    for found, packed, exponents in zip(out, blocks, scales, strict=True):
-        torch.ldexp(pairs[packed.int()].flatten(-2), exponents.int()[..., None] - _BIAS, out=found)
-    return out.flatten(-2).transpose(1, 2)
+    torch.ldexp(pairs[blocks.int()].flatten(-2), scales.int()[..., None] - _BIAS, out=out)
+    return out.flatten(-2).transpose(-1, -2)

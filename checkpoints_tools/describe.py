@@ -58,7 +58,7 @@ def describe(directory: Path, hf_config: Path | None) -> CheckpointInfo:
 
 
 def stored_dtype(weights: MegatronWeights, pieces: list[Chunk]) -> torch.dtype:
-    """The dtype of all weights.
+    """The dtype of all weights but those that may be float32.
 
     Raises:
         ValueError: there are several, or one that is not supported; or a tensor is missing.
@@ -66,7 +66,8 @@ def stored_dtype(weights: MegatronWeights, pieces: list[Chunk]) -> torch.dtype:
     first = weights.stored(pieces[0])[1].properties.dtype
     for piece in pieces:
         key, stored = weights.stored(piece)
-        if stored.properties.dtype != first or first not in DTYPES.values():
+        expected = piece.dtype(stored.properties.dtype, first)
+        if stored.properties.dtype != expected or first not in DTYPES.values():
             raise ValueError(
                 f"{weights.directory}: {key} has dtype {stored.properties.dtype}, others {first}"
             )

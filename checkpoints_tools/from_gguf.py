@@ -19,7 +19,7 @@ from checkpoints_tools.gguf_file import GgufFile
 from checkpoints_tools.gguf_tokenizer import write_tokenizer
 from checkpoints_tools.hf_config import model_arguments
 from checkpoints_tools.output import check_can_write, new_directory
-from checkpoints_tools.safetensors_files import write_hf_weights
+from checkpoints_tools.safetensors_output import Written, write_hf_weights
 
 _END_TOKENS = ("eos", "eot", "eom")  # of a text, of a turn, of a message
 _HEADS_OF = {"attn_q.weight": "num_attention_heads", "attn_k.weight": "num_key_value_heads"}
@@ -103,14 +103,15 @@ def convert(path: Path, output: Path, *, force: bool = False) -> None:
     file = GgufFile(path)
     config = hf_config(file)
     _check_tensors(file, config)
-    groups = [[file.hf_tensor(name)] for name in file.tensors]
+    tensors = map(file.hf_tensor, file.tensors)
+    groups = [[Written(tensor.name, tensor.shape, torch.float32)] for tensor in tensors]
     num_bytes = sum(4 * int(tensor.n_elements) for tensor in file.tensors.values())
     with (
         new_directory(output, inputs=[path], force=force, num_bytes=num_bytes) as temporary,
         progress_bar(num_bytes, "dequantising") as bar,
     ):
         _write_tokenizer(file, temporary)
-        write_hf_weights(temporary, groups, _values(file, config, bar), torch.float32)
+        write_hf_weights(temporary, groups, _values(file, config, bar))
         _write_json(temporary / "config.json", config)
         tokens = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
         _write_json(temporary / "generation_config.json", tokens)

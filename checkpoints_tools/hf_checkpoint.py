@@ -39,6 +39,11 @@ class HfCheckpoint:
     weights: HfWeights
     pieces: list[Chunk]
 
+    def dtype_of(self, piece: Chunk, common: torch.dtype) -> torch.dtype:
+        """What the piece is converted to, where all others are converted to `common`."""
+        found = self.weights.entries[piece.sources[0].name].dtype
+        return piece.dtype(DTYPES_IN_FILES.get(found, common), common)
+
 
 def open_hf_checkpoint(directory: Path) -> HfCheckpoint:
     """Reads the configuration and headers, and of weights the output layer of a tied model, if it is stored.
@@ -89,7 +94,8 @@ def notes(checkpoint: HfCheckpoint) -> list[str]:
     weights, found = checkpoint.weights, []
     if weights.quantised:
         described = next(iter(weights.quantised.values())).quantisation.described
-        found.append(f"{len(weights.quantised)} tensors are stored as {described}, and decoded")
+        num_stored = len({tensor.names for tensor in weights.quantised.values()})
+        found.append(f"{num_stored} tensors are stored as {described}, and decoded")
     if weights.left_out:
         num_bytes = sum(entry.end - entry.begin for entry in weights.left_out.values())
         modules = {_module(name) for name in weights.left_out}
@@ -144,14 +150,19 @@ def _check_tensor(weights: HfWeights, source: HfTensor) -> None:
 
 
 def common_dtype(checkpoint: HfCheckpoint) -> torch.dtype:
-    """The dtype that all tensors have which are not quantised; bfloat16 if all are.
+    """The dtype that all tensors have which are not quantised, and need not be float32; bfloat16 if all are.
 
     Raises:
         ValueError: they have several.
     """
     weights = checkpoint.weights
-    names = [source.name for piece in checkpoint.pieces for source in piece.sources]
-    dtypes = {name: weights.entries[name].dtype for name in names if name not in weights.quantised}
+    dtypes = {
+        source.name: weights.entries[source.name].dtype
+        for piece in checkpoint.pieces
+        for source in piece.sources
+        if source.name not in weights.quantised
+        and not (piece.may_be_float32 and weights.entries[source.name].dtype == "F32")
+    }
     if not dtypes:
         return torch.bfloat16
     common = Counter(dtypes.values()).most_common(1)[0][0]

@@ -5,7 +5,6 @@ python -m checkpoints_tools.inspect DIR [--hf-config DIR]
 
 from collections.abc import Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -20,8 +19,11 @@ from checkpoints_tools.torch_dist import MegatronWeights
 from megatron_star.model.architecture import ModelParallelSizes, transformer_config
 from megatron_star.model.checkpoint import DESCRIPTION_FILE, CheckpointInfo, weights_directory
 from megatron_star.planning.cost_model import kv_layers
+from megatron_star.planning.model_shape import latent_attention
+from megatron_star.planning.model_size import ModelSize
 
 _TP_SIZES = range(1, 9)
+_EXPERTS, _EMBEDDING = ".experts.experts.", "embedding.word_embeddings.weight"
 
 
 def inspect(directory: Path, hf_config: Path | None = None) -> str:
@@ -33,11 +35,11 @@ def inspect(directory: Path, hf_config: Path | None = None) -> str:
         "family": info.family,
         "dtype": str(info.dtype).removeprefix("torch."),
         "parameters": f"{parameters:,}",
+        **_active(args, info.dtype, pieces),
         "layers": args["num_layers"],
         **kinds_of_layers(args, info.dtype.itemsize),
         "hidden, feed-forward size": f"{args['hidden_size']}, {args['ffn_hidden_size']}{_experts(args)}",
-        "heads": f"{args['num_attention_heads']} query, {args['num_query_groups']} key-value, "
-        f"of {args['kv_channels']}",
+        "heads": _heads(args),
         "vocabulary": f"{args['vocab_size']:,} (padded to {args['padded_vocab_size']:,}), "
         f"{'untied' if args['untie_embeddings_and_output_weights'] else 'tied'} output layer",
         "positions": f"{positions(args)}, up to {args['max_position_embeddings']:,} tokens",
@@ -67,16 +69,48 @@ def _num_real_elements(piece: Chunk) -> int:
     return sum(torch.Size(source.shape).numel() for source in piece.sources)
 
 
+def _active(args: Mapping[str, Any], dtype: torch.dtype, pieces: list[Chunk]) -> dict[str, str]:
+    """Of a model of experts: what generating one token reads, without the embedding; and what experts are."""
+    if not args["num_experts"]:
+        return {}
+    in_experts = [piece for piece in pieces if _EXPERTS in piece.key]
+    of_experts = sum(map(_num_real_elements, in_experts))
+    unused = of_experts - of_experts * args["moe_router_topk"] // args["num_experts"]
+    if args["untie_embeddings_and_output_weights"]:
+        unused += sum(_num_real_elements(piece) for piece in pieces if piece.key == _EMBEDDING)
+    active = sum(map(_num_real_elements, pieces)) - unused
+    num_bytes = sum(piece.num_elements for piece in in_experts) * dtype.itemsize
+    return {
+        "active parameters": f"{active:,} per token",
+        "experts": f"{num_bytes / 1e9:.3f} GB, over expert-parallel x expert-tensor-parallel ranks",
+    }
+
+
 def _experts(args: Mapping[str, Any]) -> str:
     if not args["num_experts"]:
         return ""
-    chosen = args["moe_router_topk"]
-    return f"; {args['num_experts']} experts of {args['moe_ffn_hidden_size']}, {chosen} per token"
+    layers = ModelSize.of_arguments(args).num_expert_layers
+    chosen, shared = args["moe_router_topk"], args.get("moe_shared_expert_intermediate_size")
+    return (
+        f"; {args['num_experts']} experts of {args['moe_ffn_hidden_size']}, {chosen} per token"
+        + (f", {shared} of shared ones" if shared else "")
+        + (f"; in {layers} of {args['num_layers']} layers" if layers < args["num_layers"] else "")
+    )
+
+
+def _heads(args: Mapping[str, Any]) -> str:
+    if not (latent := latent_attention(ModelSize.of_arguments(args))):
+        heads, groups = args["num_attention_heads"], args["num_query_groups"]
+        return f"{heads} query, {groups} key-value, of {args['kv_channels']}"
+    return (
+        f"{latent.num_attention_heads}, of {latent.qk_head_dim} and {latent.qk_pos_emb_head_dim} rotated "
+        f"(keys), {latent.v_head_dim} (values), of a latent of {latent.kv_lora_rank}"
+    )
 
 
 def _kv(args: Mapping[str, Any], dtype: torch.dtype, *, tp_size: int) -> str:
     """Of each token of a context, and what layers with a mask of their own keep of its end at most."""
-    layers = kv_layers(SimpleNamespace(**args), tp_size=tp_size, bytes_per_value=dtype.itemsize)
+    layers = kv_layers(ModelSize.of_arguments(args), tp_size=tp_size, bytes_per_value=dtype.itemsize)
     of_all = layers.num_bytes(lambda mask: 0 if mask else 1)
     of_end = layers.num_bytes(lambda mask: mask.size - 1 if mask else 0)
     return f"{of_all:,} bytes per token" + (f", and at most {of_end:,} more in all" if of_end else "")

@@ -30,13 +30,13 @@ def fuse(layout: str, parts: list[Tensor], shape: Shape, heads: Heads) -> Tensor
 
     QKV: for each query group its query heads, its key head, its value head. QKV_ROWS: the same, of one part
     with the rows of all query heads, of all key heads, of all value heads. VOCABULARY: zero rows are added
-    up to `shape`. TURNED: of each expert the transpose, columns by rows. PAIRS: of each expert the even
-    values (of the gate), then the odd ones. TURNED_PAIRS: the transpose, the even rows, then the odd ones.
+    up to `shape`. TURNED: the transpose. PAIRS: the even values (of the gate), then the odd ones.
+    TURNED_PAIRS: of the transpose the even rows, then the odd ones.
     """
     if layout == AS_IS:
         return parts[0]
     if layout in (TURNED, TURNED_PAIRS, PAIRS):
-        return _of_experts(layout, parts[0])
+        return _of_expert(layout, parts[0])
     if layout == QKV_ROWS:
         return _by_group(_rows_of_each(parts[0], heads), heads)
     if layout == QKV:
@@ -54,7 +54,7 @@ def split(layout: str, fused: Tensor, shapes: list[Shape], heads: Heads) -> list
     if layout == AS_IS:
         return [fused.view(shapes[0])]
     if layout in (TURNED, TURNED_PAIRS, PAIRS):
-        return [_of_experts_back(layout, fused)]
+        return [_of_expert_back(layout, fused)]
     if layout == QKV_ROWS:
         return [torch.cat(_by_kind(fused, heads))]
     if layout == QKV:
@@ -63,16 +63,16 @@ def split(layout: str, fused: Tensor, shapes: list[Shape], heads: Heads) -> list
     return [fused[: shapes[0][0]]]
 
 
-def _of_experts(layout: str, part: Tensor) -> Tensor:
-    turned = part if layout == PAIRS else part.transpose(1, 2)
-    return turned.contiguous() if layout == TURNED else torch.cat((turned[:, ::2], turned[:, 1::2]), dim=1)
+def _of_expert(layout: str, part: Tensor) -> Tensor:
+    turned = part if layout == PAIRS else part.t()
+    return turned.contiguous() if layout == TURNED else torch.cat((turned[::2], turned[1::2]))
 
 
-def _of_experts_back(layout: str, fused: Tensor) -> Tensor:
-    """The inverse of `_of_experts`."""
+def _of_expert_back(layout: str, fused: Tensor) -> Tensor:
+    """The inverse of `_of_expert`."""
     if layout != TURNED:
-        fused = torch.stack(fused.chunk(2, dim=1), dim=2).flatten(1, 2)
-    return fused if layout == PAIRS else fused.transpose(1, 2).contiguous()
+        fused = torch.stack(fused.chunk(2), dim=1).flatten(0, 1)
+    return fused if layout == PAIRS else fused.t().contiguous()
 
 
 def _rows_of_each(fused: Tensor, heads: Heads) -> list[Tensor]:

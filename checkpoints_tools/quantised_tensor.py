@@ -26,6 +26,12 @@ class QuantisedTensor(NamedTuple):
     quantisation: Quantisation
     names: frozenset[str]
 
+    def item(self, index: int) -> "QuantisedTensor":
+        """An expert's, of a tensor of all experts; `names` are those of the whole."""
+        return self._replace(
+            values=self.values.item(index), scale=self.scale.item(index), shape=self.shape[1:]
+        )
+
     def decode(self, read: Callable[[Entry], Tensor]) -> Tensor:
         """In float32 or bfloat16, whichever the format needs."""
         values, scale = read(self.values), read(self.scale)

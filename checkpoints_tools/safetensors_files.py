@@ -1,32 +1,20 @@
-"""Read and write safetensors one tensor at a time, so that memory is that of a tensor, not of a file."""
+"""Read safetensors one tensor at a time, so that memory is that of a tensor, not of a file."""
 
-import json
-from collections.abc import Iterable, Sequence
 from math import prod
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from checkpoints_tools.chunks import HfTensor
+from checkpoints_tools.chunks import HfTensor, Shape, Slab
 from checkpoints_tools.multimodal import Surroundings
 from checkpoints_tools.quantisation import Quantisation
 from checkpoints_tools.quantised_tensor import QuantisedTensor, find_quantised
-from checkpoints_tools.safetensors_header import (
-    DTYPES_IN_FILES,
-    STORED_DTYPES,
-    TOOL_KEY,
-    Entry,
-    read_header,
-)
+from checkpoints_tools.safetensors_header import INDEX_FILE, SINGLE_FILE, STORED_DTYPES, Entry, read_header
 from megatron_star.checked_input import read_json_object, shown
 
-_DTYPE_NAMES = {dtype: name for name, dtype in DTYPES_IN_FILES.items()}
-_INDEX_FILE = "model.safetensors.index.json"
-_SINGLE_FILE = "model.safetensors"
 _ADAPTER_FILE = "adapter_config.json"
 _LONGEST_NAME = 255  # characters of a file's name
-_MAX_FILE_BYTES = 5_000_000_000
 
 
 class HfWeights:
@@ -85,19 +73,16 @@ class HfWeights:
         Raises:
             ValueError: it is a piece of another that has not the right shape, or its scales do not fit.
         """
-        if self._quantisation and (found := find_quantised(self.entries, tensor.name, self._quantisation)):
+        if found := self._find_quantised(tensor):
             self.quantised[tensor.name] = found
             self.taken |= found.names
             self.entries[tensor.name] = found.values._replace(
-                dtype=self._quantisation.format, shape=found.shape
+                dtype=found.quantisation.format, shape=found.shape
             )
         slab = tensor.elsewhere
         if tensor.name not in self.entries and slab and slab.name in self.entries:
             whole = self.entries[slab.name]
-            if whole.shape != slab.shape:
-                raise ValueError(
-                    f"{whole.file}: {slab.name} has shape {whole.shape}, config.json says {slab.shape}"
-                )
+            _check_shape(whole.file, slab, whole.shape)
             num_bytes = whole.end - whole.begin
             begin, size = (n * num_bytes // prod(slab.shape) for n in (slab.begin, prod(tensor.shape)))
             self.entries[tensor.name] = whole._replace(
@@ -106,11 +91,30 @@ class HfWeights:
             self.taken.add(slab.name)
         return self.entries.get(tensor.name)
 
+    def _find_quantised(self, tensor: HfTensor) -> QuantisedTensor | None:
+        """By its own name, or as an expert's of the tensor of all experts."""
+        quantisation, slab = self._quantisation, tensor.elsewhere
+        if quantisation is None:
+            return None
+        found = find_quantised(self.entries, tensor.name, quantisation)
+        if found or slab is None or slab.shape[1:] != tensor.shape:
+            return found
+        whole = find_quantised(self.entries, slab.name, quantisation)
+        if whole is None:
+            return None
+        _check_shape(whole.values.file, slab, whole.shape)
+        return whole.item(slab.begin // prod(tensor.shape))
+
     def read(self, name: str) -> Tensor:
         """The tensor, in memory of its own."""
         if name in self.quantised:
             return self.quantised[name].decode(_read)
         return _read(self.entries[name])
+
+
+def _check_shape(file: Path, slab: Slab, found: Shape) -> None:
+    if found != slab.shape:
+        raise ValueError(f"{file}: {slab.name} has shape {found}, config.json says {slab.shape}")
 
 
 def _read(entry: Entry) -> Tensor:
@@ -133,15 +137,15 @@ def _weight_files(directory: Path) -> list[Path]:
     """As transformers chooses: the single file comes before the index."""
     if (directory / _ADAPTER_FILE).is_file():
         raise ValueError(f"{directory / _ADAPTER_FILE}: an adapter; merge it into its model first")
-    if (directory / _SINGLE_FILE).is_file():
-        return [directory / _SINGLE_FILE]
-    if (directory / _INDEX_FILE).is_file():
-        return _files_of_index(directory / _INDEX_FILE)
+    if (directory / SINGLE_FILE).is_file():
+        return [directory / SINGLE_FILE]
+    if (directory / INDEX_FILE).is_file():
+        return _files_of_index(directory / INDEX_FILE)
     if legacy := sorted(directory.glob("pytorch_model*.bin")) + sorted(directory.glob("consolidated*.pth")):
         raise FileNotFoundError(
             f"{legacy[0]}: only safetensors are read; save the model as safetensors first"
         )
-    raise FileNotFoundError(f"{directory}: neither {_SINGLE_FILE} nor {_INDEX_FILE} in it")
+    raise FileNotFoundError(f"{directory}: neither {SINGLE_FILE} nor {INDEX_FILE} in it")
 
 
 def _files_of_index(index: Path) -> list[Path]:
@@ -156,64 +160,3 @@ def _files_of_index(index: Path) -> list[Path]:
         if not file.is_file():
             raise FileNotFoundError(f"{file}: no such file, but {index.name} lists it; download it again")
     return files
-
-
-def write_hf_weights(
-    directory: Path, groups: Sequence[Sequence[HfTensor]], values: Iterable[list[Tensor]], dtype: torch.dtype
-) -> None:
-    """Write `model*.safetensors` and, if there are several, their index.
-
-    Args:
-        groups: what will be written, in order; a group is never divided over files.
-        values: the tensors of each group, drawn one group at a time.
-        dtype: of all tensors.
-    """
-    files = _divide_over_files(groups, dtype)
-    values = iter(values)
-    weight_map = {}
-    for number, groups_of_file in enumerate(files, start=1):
-        name = _SINGLE_FILE if len(files) == 1 else f"model-{number:05d}-of-{len(files):05d}.safetensors"
-        tensors = [tensor for group in groups_of_file for tensor in group]
-        weight_map |= {tensor.name: name for tensor in tensors}
-        with (directory / name).open("wb") as file:
-            file.write(_header(tensors, dtype))
-            for _ in groups_of_file:
-                for value in next(values):
-                    file.write(memoryview(value.contiguous().view(-1).view(torch.uint8).numpy()))
-    if len(files) > 1:
-        total = sum(_num_bytes(group, dtype) for group in groups)
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        (directory / _INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")
-
-
-def _divide_over_files(groups: Sequence[Sequence[HfTensor]], dtype: torch.dtype) -> list[list]:
-    files: list[list] = [[]]
-    filled = 0
-    for group in groups:
-        size = _num_bytes(group, dtype)
-        if files[-1] and filled + size > _MAX_FILE_BYTES:
-            files.append([])
-            filled = 0
-        files[-1].append(group)
-        filled += size
-    return files
-
-
-def _num_bytes(group: Sequence[HfTensor], dtype: torch.dtype) -> int:
-    return sum(torch.Size(tensor.shape).numel() for tensor in group) * dtype.itemsize
-
-
-def _header(tensors: Sequence[HfTensor], dtype: torch.dtype) -> bytes:
-    header: dict[str, object] = {"__metadata__": {"format": "pt", TOOL_KEY: "megatron-star"}}
-    begin = 0
-    for tensor in tensors:
-        end = begin + _num_bytes([tensor], dtype)
-        header[tensor.name] = {
-            "dtype": _DTYPE_NAMES[dtype],
-            "shape": tensor.shape,
-            "data_offsets": [begin, end],
-        }
-        begin = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the data begins at a multiple of 8 bytes
-    return len(text).to_bytes(8, "little") + text

@@ -22,6 +22,7 @@ STORED_DTYPES = {
     "F8_E8M0": torch.float8_e8m0fnu,
     "U8": torch.uint8,
 }
+SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 TOOL_KEY = "written_by"  # in the metadata of files that we write
 _LARGEST_HEADER = 100_000_000  # bytes, as the format says
 _MOST_AXES = 16
@@ -35,6 +36,12 @@ class Entry(NamedTuple):
     shape: Shape
     begin: int
     end: int
+
+    def item(self, index: int) -> "Entry":
+        """One of those along the first axis."""
+        size = (self.end - self.begin) // self.shape[0]
+        begin = self.begin + index * size
+        return self._replace(shape=self.shape[1:], begin=begin, end=begin + size)
 
 
 def read_header(path: Path) -> dict[str, Entry]:

@@ -51,7 +51,7 @@ def write_weights(
     chunks: Sequence[Chunk],
     value_of: Callable[[Chunk], Tensor],
     args: Namespace,
-    dtype: torch.dtype,
+    dtype_of: Callable[[Chunk], torch.dtype],
 ) -> None:
     """Write the weights as Megatron's `save_checkpoint` would.
 
@@ -59,12 +59,12 @@ def write_weights(
         chunks: what will be written, in order.
         value_of: the data of a chunk, of its `weight_shape`; called when its turn comes.
         args: what `--use-checkpoint-args` finds.
-        dtype: of all chunks.
+        dtype_of: the dtype of a chunk's data.
     """
     common_state = {"args": args, "iteration": 0, "checkpoint_version": 3.0}
     objects = {_COMMON_STATE: _serialised([common_state])}
     objects |= dict.fromkeys(_extra_state_keys(chunks), _serialised([None]))
-    planner = _LazySavePlanner(chunks, value_of, objects, dtype)
+    planner = _LazySavePlanner(chunks, value_of, objects, dtype_of)
     # Copying ahead, which only happens beside a GPU, would reorder the chunks.
     writer = FileSystemWriter(directory, per_thread_copy_ahead=0)
     try:
@@ -100,13 +100,13 @@ class _LazySavePlanner(DefaultSavePlanner):
         chunks: Sequence[Chunk],
         value_of: Callable[[Chunk], Tensor],
         objects: Mapping[str, io.BytesIO],
-        dtype: torch.dtype,
+        dtype_of: Callable[[Chunk], torch.dtype],
     ) -> None:
         super().__init__(flatten_state_dict=False)
         self._chunks = {MetadataIndex(chunk.key, chunk.offsets): chunk for chunk in chunks}
         self._value_of = value_of
         self._objects = objects
-        self._dtype = dtype
+        self._dtype_of = dtype_of
 
     def create_local_plan(self) -> SavePlan:
         objects = [WriteItem(MetadataIndex(key), WriteItemType.BYTE_IO) for key in self._objects]
@@ -120,7 +120,7 @@ class _LazySavePlanner(DefaultSavePlanner):
     def _describe(self, chunk: Chunk) -> TensorWriteData:
         return TensorWriteData(
             chunk=ChunkStorageMetadata(torch.Size(chunk.offsets), torch.Size(chunk.shape)),
-            properties=TensorProperties(dtype=self._dtype),
+            properties=TensorProperties(dtype=self._dtype_of(chunk)),
             size=torch.Size(chunk.global_shape),
         )
 
@@ -129,7 +129,7 @@ class _LazySavePlanner(DefaultSavePlanner):
             return self._objects[write_item.index.fqn]
         chunk = self._chunks[MetadataIndex(write_item.index.fqn, write_item.index.offset)]
         value = self._value_of(chunk)
-        assert value.dtype == self._dtype, (chunk.key, value.dtype)
+        assert value.dtype == self._dtype_of(chunk), (chunk.key, value.dtype)
         return value.view(chunk.shape)
 
 
@@ -202,9 +202,9 @@ class MegatronWeights:
 
 def _place(chunk: Chunk, key: str) -> tuple[Shape, Shape, Shape]:
     """Offsets and shape of the chunk's real data, and the whole tensor's shape, as stored under `key`."""
-    rows_axis = chunk.num_leading
     shape = list(chunk.shape)
-    shape[rows_axis] = sum(prod(source.shape[:1]) for source in chunk.sources)
+    if chunk.layout == VOCABULARY:
+        shape[chunk.num_leading] = chunk.sources[0].shape[0]
     skip = 0 if key in names_of_tensor(chunk.key) else 1  # the layer's number is in the key
     return chunk.offsets[skip:], tuple(shape[skip:]), chunk.global_shape[skip:]
 

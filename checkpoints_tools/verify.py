@@ -51,7 +51,7 @@ class Difference(NamedTuple):
 
 
 def compare_tensors(hf: Path, info: CheckpointInfo) -> Difference:
-    """The largest difference of any value, after a cast to the dtype of the Megatron checkpoint.
+    """The largest difference of any value, after a cast to the dtype in the Megatron checkpoint.
 
     Raises:
         ValueError: names, shapes or dtypes are not those of the table.
@@ -67,7 +67,9 @@ def compare_tensors(hf: Path, info: CheckpointInfo) -> Difference:
         values = hf_tensors(weights, pieces, info.args, bar)
         for piece, tensors in zip(pieces, values, strict=True):
             for expected, found in zip(piece.sources, tensors, strict=True):
-                found_difference = _difference(source.read(expected.name).to(dtype), found, expected.name)
+                found_difference = _difference(
+                    source.read(expected.name).to(found.dtype), found, expected.name
+                )
                 worst = max(worst, found_difference, key=lambda difference: difference.size)
     return worst
 

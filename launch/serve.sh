@@ -8,6 +8,8 @@
 CHECKPOINT=${CHECKPOINT:-}          # made by checkpoints_tools.convert_hf_to_megatron
 TP=${TP:-1}                         # tensor-parallel size
 CP=${CP:-1}                         # context-parallel size: TP x CP ranks are started
+EP=${EP:-1}                         # expert-parallel size: divides TP x CP, and the experts of a layer
+EXPERT_TP=${EXPERT_TP:-}            # ranks that share an expert; default: TP, or 1 where EP is more than 1
 BLOCK_SIZE=${BLOCK_SIZE:-}          # tokens; without it, all sizes are chosen by the length of the context
 ANCHOR_SIZE=${ANCHOR_SIZE:-}        # tokens; default: as large as the first block, or chosen
 PASSED_KEYS=${PASSED_KEYS:-}        # of a block; default: none, or chosen
@@ -20,12 +22,14 @@ PYTHON=${PYTHON:-$REPOSITORY/.venv/bin/python}
 source "$REPOSITORY/launch/slurm.sh" || exit 2
 check_programs
 check_grid 1 "$((TP * CP))" "$TP" "$CP"
+check_experts "$EP" "$EXPERT_TP" "$TP" "$CP"
 [[ -n $CHECKPOINT ]] || fail "CHECKPOINT is not set: the folder that convert_hf_to_megatron made"
 check_port_is_free "$PORT"
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} PYTHONPATH=$REPOSITORY${PYTHONPATH:+:$PYTHONPATH}
 exec "$PYTHON" -m torch.distributed.run --standalone --nproc-per-node "$((TP * CP))" \
     --shutdown-timeout "$((DRAIN_SECONDS + 10))" \
     "$REPOSITORY/launch/run_text_generation_server.py" --load "$CHECKPOINT" --tensor-model-parallel-size "$TP" \
-    --context-parallel-size "$CP" ${BLOCK_SIZE:+--star-block-size "$BLOCK_SIZE"} \
+    --context-parallel-size "$CP" --expert-model-parallel-size "$EP" \
+    ${EXPERT_TP:+--expert-tensor-parallel-size "$EXPERT_TP"} ${BLOCK_SIZE:+--star-block-size "$BLOCK_SIZE"} \
     ${ANCHOR_SIZE:+--star-anchor-size "$ANCHOR_SIZE"} ${PASSED_KEYS:+--star-passed-keys "$PASSED_KEYS"} \
     --host "$HOST" --port "$PORT" --drain-seconds "$DRAIN_SECONDS" "$@"

@@ -24,6 +24,23 @@ check_grid() {  # NODES TASKS_PER_NODE TP CP
     fi
 }
 
+# Experts spread over the ranks of TP x CP. Without EXPERT_TP, none that does not divide them is taken.
+check_experts() {  # EP EXPERT_TP TP CP
+    local ep=$1 expert_tp=${2:-1} ranks=$(($3 * $4)) value
+    for value in "$ep" "$expert_tp"; do
+        [[ $value =~ ^[1-9][0-9]*$ ]] || fail "'$value' of EP '$ep', EXPERT_TP '$expert_tp' is not a whole number" \
+            "of at least 1"
+    done
+    if ((ranks % expert_tp)); then
+        fail "EXPERT_TP $expert_tp does not divide the $ranks ranks of TP $3 x CP $4:" \
+            "use EXPERT_TP=$(largest_divisor "$ranks" "$expert_tp")"
+    fi
+    if ((ranks % (ep * expert_tp))); then
+        fail "EP $ep x EXPERT_TP $expert_tp does not divide the $ranks ranks of TP $3 x CP $4:" \
+            "use EP=$(largest_divisor $((ranks / expert_tp)) "$ep")"
+    fi
+}
+
 largest_divisor() {  # NUMBER BOUND: the largest divisor of NUMBER that is at most BOUND
     local divisor=$2
     while (($1 % divisor)); do divisor=$((divisor - 1)); done

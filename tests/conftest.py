@@ -3,12 +3,13 @@
 import signal
 import sys
 from collections.abc import Callable
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 REPOSITORY = Path(__file__).parents[1]
 TESTS = REPOSITORY / "tests"
@@ -16,6 +17,7 @@ sys.path[:0] = [str(REPOSITORY), str(TESTS), str(TESTS / "checkpoints")]
 
 from models import MODELS  # noqa: E402
 from random_models import CONFIGS  # noqa: E402
+from small_tokenizers import small_tokenizer  # noqa: E402
 
 from benchmarks.random_models import save_random_model  # noqa: E402
 from checkpoints_tools.convert_hf_to_megatron import convert  # noqa: E402
@@ -55,9 +57,26 @@ def converted(tmp_path_factory) -> Callable[[str], Pair]:
     return make
 
 
-def _converted(config: PreTrainedConfig, directory: Path) -> Pair:
+@pytest.fixture(scope="session")
+def converted_with_tokenizer(tmp_path_factory) -> Callable[[str], Pair]:
+    """The same with a small tokenizer and room for long texts: what a program needs to answer a question."""
+
+    @cache
+    def make(name: str) -> Pair:
+        tokenizer, config = small_tokenizer("byte_level"), deepcopy(CONFIGS[name])
+        config.vocab_size, config.max_position_embeddings = len(tokenizer), 4096
+        return _converted(config, tmp_path_factory.mktemp(name), tokenizer)
+
+    return make
+
+
+def _converted(
+    config: PreTrainedConfig, directory: Path, tokenizer: PreTrainedTokenizerBase | None = None
+) -> Pair:
     pair = Pair(directory / "hf", directory / "megatron")
     save_random_model(config, pair.hf)
+    if tokenizer:
+        tokenizer.save_pretrained(pair.hf)
     convert(*pair)
     return pair
 

@@ -30,10 +30,11 @@ def load(
     kernel: str,
     transformer_impl: str,
     compiled_rows: SequenceOf[int] = (),
+    ep_size: int = 1,
 ) -> StarModel:
     """The model on the first GPU; all ranks form one CP group over gloo, which goes through the host."""
     device = use_cpu_where_cuda_is_absent()
-    groups = initialize_groups(tp_size=1, cp_size=dist.get_world_size())
+    groups = initialize_groups(tp_size=1, cp_size=dist.get_world_size(), ep_size=ep_size)
     return load_star_model(
         read_checkpoint_info(checkpoint),
         groups,
@@ -54,9 +55,10 @@ def star_logits(
     kernel: str = "auto",
     transformer_impl: str = "local",
     compiled_rows: SequenceOf[int] = (),
+    ep_size: int = 1,
 ) -> Tensor:
     """[later tokens, vocabulary], float32, on the CPU: logits after each token behind the context."""
-    star_model = load(checkpoint, dtype, kernel, transformer_impl, compiled_rows)
+    star_model = load(checkpoint, dtype, kernel, transformer_impl, compiled_rows, ep_size)
     sequence = Sequence(encode(star_model, token_ids[:num_context], config), tail_rank=0)
     return torch.cat(
         [generate_step(star_model, [(sequence, [token])]).cpu() for token in token_ids[num_context:]]

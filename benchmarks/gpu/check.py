@@ -10,7 +10,7 @@ from time import monotonic
 
 import torch
 
-from benchmarks.gpu import card, decoding, encoding, graphs, kernels, parity, profiling
+from benchmarks.gpu import card, decoding, encoding, experts, graphs, kernels, parity, profiling
 from benchmarks.gpu.bench import Bench, Figures, OutOfTime
 from benchmarks.gpu.gpu_tables import tables
 from megatron_star.attention.kernels import KERNEL_NAMES
@@ -30,9 +30,10 @@ STAGES: dict[str, Callable[[Bench], None]] = {
     "compiled": decoding.compiled,
     "memory": card.memory,
     "hf": decoding.hf,
+    "experts": experts.experts,
     "ranks": encoding.ranks,
 }
-"""`ranks` comes last: it takes what is left of the budget, and forgets the model."""
+"""The last two forget the model; `ranks` takes what is left of the budget."""
 
 SHORTEST_STAGE_SECONDS = 3.0
 

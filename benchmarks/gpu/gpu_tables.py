@@ -17,6 +17,13 @@ COLUMNS: dict[str, dict[str, str]] = {
         "received_mb": "received MB",
         "sent_mb": "sent MB",
     },
+    "experts": {
+        "s": "s",
+        "tflops": "TFLOP/s",
+        "peak_gb": "peak GB",
+        "tpot_ms": "TPOT ms",
+        "host_ms": "host ms",
+    },
     "decode": {"tpot_ms": "TPOT ms", "host_ms": "host ms", "floor_ms": "floor ms", "gb_per_s": "GB/s"},
     "graph": {"tpot_ms": "TPOT ms", "difference": "difference"},
     "compiled": {"s": "s", "tpot_ms": "TPOT ms", "host_ms": "host ms", "floor_ms": "floor ms"},

@@ -7,10 +7,10 @@ the gathers.
 from collections import deque
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor
 
-from megatron_star.parallel.exchange import Exchange, KeyValue
+from megatron_star.attention.kv_layout import KeyValue, empty_message
+from megatron_star.parallel.exchange import Exchange
 from megatron_star.planning.plan import Source
 
 
@@ -24,10 +24,10 @@ class OneOfMany(Exchange):
     def __init__(self, cp_rank: int, cp_size: int) -> None:
         super().__init__(_Place(cp_rank, cp_size))
         self.received_bytes = 0
-        self._made_up: Tensor | None = None
+        self._made_up: KeyValue | None = None
 
     def broadcast_sources(
-        self, sources: Sequence[Source], read: Callable[[Source], KeyValue], like: Tensor
+        self, sources: Sequence[Source], read: Callable[[Source], KeyValue], like: KeyValue
     ) -> "_MadeUp":
         """See `Exchange`; an owner copies what it would send."""
         return _MadeUp(self, sources, read, like)
@@ -48,12 +48,13 @@ class OneOfMany(Exchange):
         self.count("sum", mine)
         return mine
 
-    def made_up(self, num_tokens: int, like: Tensor) -> Tensor:
-        """Random KV [2, num_tokens, 1, ng, hn], the same memory each time."""
-        if self._made_up is None or self._made_up.size(1) < num_tokens:
-            shape = (2, num_tokens, *like.shape[1:])
-            self._made_up = torch.randn(shape, dtype=like.dtype, device=like.device)
-        return self._made_up[:, :num_tokens]
+    def made_up(self, num_tokens: int, like: KeyValue) -> KeyValue:
+        """Random key and value [num_tokens, 1, ng, hn], the same memory each time."""
+        if self._made_up is None or self._made_up[0].size(0) < num_tokens:
+            message, self._made_up = empty_message(num_tokens, like)
+            message.normal_()
+        key, value = self._made_up
+        return key[:num_tokens], value[:num_tokens]
 
 
 class _Place:
@@ -71,7 +72,7 @@ class _MadeUp:
         exchange: OneOfMany,
         sources: Sequence[Source],
         read: Callable[[Source], KeyValue],
-        like: Tensor,
+        like: KeyValue,
     ) -> None:
         self.exchange, self.read, self.like = exchange, read, like
         self.waiting = deque(sources)
@@ -80,9 +81,11 @@ class _MadeUp:
         """Key and value [tokens, 1, ng, hn] of the next source."""
         source = self.waiting.popleft()
         if source.owner == self.exchange.cp_rank:
-            buffer = torch.stack(self.read(source))
-            self.exchange.count("broadcast", buffer)
+            message, key_value = empty_message(source.end - source.start, self.like)
+            for part, stored in zip(key_value, self.read(source), strict=True):
+                part.copy_(stored)
+            self.exchange.count("broadcast", message)
         else:
-            buffer = self.exchange.made_up(source.end - source.start, self.like)
-            self.exchange.received_bytes += buffer.nbytes
-        return buffer[0], buffer[1]
+            key_value = self.exchange.made_up(source.end - source.start, self.like)
+            self.exchange.received_bytes += sum(part.nbytes for part in key_value)
+        return key_value

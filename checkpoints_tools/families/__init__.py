@@ -16,10 +16,12 @@ from checkpoints_tools.families.gemma2 import GEMMA2
 from checkpoints_tools.families.gemma3_text import GEMMA3_TEXT
 from checkpoints_tools.families.glm import GLM
 from checkpoints_tools.families.glm4 import GLM4
+from checkpoints_tools.families.glm4_moe import GLM4_MOE
 from checkpoints_tools.families.glm4_moe_lite import GLM4_MOE_LITE
 from checkpoints_tools.families.gpt_oss import GPT_OSS
 from checkpoints_tools.families.granite import GRANITE
 from checkpoints_tools.families.granite_swa import GRANITE_SWA
+from checkpoints_tools.families.granitemoe import GRANITEMOE
 from checkpoints_tools.families.granitemoehybrid import GRANITEMOEHYBRID
 from checkpoints_tools.families.helium import HELIUM
 from checkpoints_tools.families.hunyuan_v1_dense import HUNYUAN_V1_DENSE
@@ -39,8 +41,10 @@ from checkpoints_tools.families.mixtral import MIXTRAL
 from checkpoints_tools.families.nemotron import NEMOTRON
 from checkpoints_tools.families.olmo2 import OLMO2
 from checkpoints_tools.families.olmo3 import OLMO3
+from checkpoints_tools.families.olmoe import OLMOE
 from checkpoints_tools.families.phi3 import PHI3
 from checkpoints_tools.families.qwen2 import QWEN2
+from checkpoints_tools.families.qwen2_moe import QWEN2_MOE
 from checkpoints_tools.families.qwen3 import QWEN3
 from checkpoints_tools.families.qwen3_moe import QWEN3_MOE
 from checkpoints_tools.families.sarvam_mla import SARVAM_MLA
@@ -84,7 +88,11 @@ _TABLE = (
     GLM,
     GLM4,
     MIXTRAL,
+    QWEN2_MOE,
     QWEN3_MOE,
+    OLMOE,
+    GRANITEMOE,
+    GLM4_MOE,
     SEED_OSS,
     ARCEE,
     STARCODER2,

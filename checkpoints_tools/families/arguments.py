@@ -107,28 +107,3 @@ def biases_by_keys(values: CheckedValues) -> dict[str, Any]:
     of_attention = bool(values.boolean("attention_bias", None))
     of_mlp = bool(values.boolean("mlp_bias", None))
     return bias_arguments(query_key_value=of_attention, output=of_attention, mlp=of_mlp)
-
-
-def expert_arguments(values: CheckedValues, *, size: str, renormalised: bool) -> dict[str, Any]:
-    """Experts in every layer, each of the size in the key `size`.
-
-    Args:
-        renormalised: the weights of the chosen experts are normalised to 1: softmax over the chosen ones
-            (Megatron's default) equals softmax over all, renormalised.
-    """
-    num_experts = values.integer("num_local_experts", most=MOST_LAYERS)
-    chosen = values.integer("num_experts_per_tok", most=num_experts)
-    if renormalised and chosen == 1:
-        raise ValueError(
-            "config.json: num_experts_per_tok=1 with weights that are normalised to 1 is not supported: "
-            "Megatron routes to a single expert only with its probability"
-        )
-    return {
-        "num_experts": num_experts,
-        "moe_ffn_hidden_size": values.integer(size),
-        "moe_router_topk": chosen,
-        "moe_router_pre_softmax": not renormalised,
-        "moe_router_load_balancing_type": "none",
-        "moe_token_dispatcher_type": "allgather",
-        "moe_layer_freq": 1,
-    }

@@ -7,17 +7,24 @@ second value is the gate's.
 
 from typing import Any
 
-from checkpoints_tools.families.arguments import decoder_arguments, expert_arguments
+from checkpoints_tools.families.arguments import decoder_arguments
+from checkpoints_tools.families.expert_arguments import expert_arguments, softmax_router
+from checkpoints_tools.families.expert_weights import (
+    NORM_BEFORE_EXPERTS,
+    expert_biases,
+    experts_in_one_tensor,
+    router,
+)
 from checkpoints_tools.families.family import IN_SOME_LAYERS, Family, neutral_but
 from checkpoints_tools.families.weight import PAIRS, TURNED, TURNED_PAIRS
-from checkpoints_tools.families.weights import NORM_BEFORE_EXPERTS, attention, layer_weight, norms
+from checkpoints_tools.families.weights import attention, layer_weight, norms
 from megatron_star.model.checked_values import CheckedValues
 
 
 def _arguments(values: CheckedValues) -> dict[str, Any]:
     return (
         decoder_arguments(values)
-        | expert_arguments(values, size="intermediate_size", renormalised=True)
+        | expert_arguments(values, softmax_router(values, renormalised=True), size="intermediate_size")
         | {
             "add_bias_linear": True,
             "softmax_type": "learnable",
@@ -31,29 +38,12 @@ def _arguments(values: CheckedValues) -> dict[str, Any]:
 
 
 _EXPERTS = (
-    layer_weight("mlp.router.weight", ("mlp.router.weight", ("experts", "hidden"))),
+    router("mlp.router.weight"),
     layer_weight("mlp.router.bias", ("mlp.router.bias", ("experts",))),
-    layer_weight(
-        "mlp.experts.experts.linear_fc1.weight",
-        ("mlp.experts.gate_up_proj", ("experts", "hidden", "expert_gate_up_ffn")),
-        layout=TURNED_PAIRS,
-        split_axis=1,
+    *experts_in_one_tensor(
+        "mlp.experts.gate_up_proj", "mlp.experts.down_proj", turned=TURNED_PAIRS, turned_down=TURNED
     ),
-    layer_weight(
-        "mlp.experts.experts.linear_fc1.bias",
-        ("mlp.experts.gate_up_proj_bias", ("experts", "expert_gate_up_ffn")),
-        layout=PAIRS,
-        split_axis=1,
-    ),
-    layer_weight(
-        "mlp.experts.experts.linear_fc2.weight",
-        ("mlp.experts.down_proj", ("experts", "expert_ffn", "hidden")),
-        layout=TURNED,
-        split_axis=2,
-    ),
-    layer_weight(
-        "mlp.experts.experts.linear_fc2.bias", ("mlp.experts.down_proj_bias", ("experts", "hidden"))
-    ),
+    *expert_biases("mlp.experts.gate_up_proj_bias", "mlp.experts.down_proj_bias", layout=PAIRS),
 )
 
 GPT_OSS = Family(

@@ -3,9 +3,8 @@
 _FAMILIES = {
     "its experts": (
         *("afmoe", "aria_text", "axk2", "cohere2_moe", "dbrx", "dots1", "ernie4_5_moe", "exaone_moe"),
-        *("flex_olmo", "glm4_moe", "granitemoe", "granitemoe_swa", "granitemoeshared", "hunyuan_v1_moe"),
-        *("hy_v3", "jetmoe", "kolibri1", "laguna", "mellum", "mimo_v2_flash", "minimax_m2", "olmoe"),
-        *("phimoe", "qwen2_moe", "solar_open"),
+        *("flex_olmo", "granitemoe_swa", "granitemoeshared", "hunyuan_v1_moe", "hy_v3"),
+        *("jetmoe", "kolibri1", "laguna", "mellum", "mimo_v2_flash", "minimax_m2", "phimoe", "solar_open"),
     ),
     "scales of latents, and two attentions in a layer": ("longcat_flash",),
     "a norm after experts, and none after dense layers": ("axk1",),

@@ -1,13 +1,19 @@
 """Experts behind dense layers, beside one MLP that every token has: of DeepSeek's models and their kin."""
 
-from collections.abc import Mapping
 from typing import Any
 
-from checkpoints_tools.families.weight import LayerCondition, Weight
-from checkpoints_tools.families.weights import DENSE_MLP, experts, layer_weight
+from checkpoints_tools.families.expert_arguments import expert_arguments
+from checkpoints_tools.families.expert_weights import (
+    NORM_BEFORE_EXPERTS,
+    correction_bias,
+    dense_or_experts,
+    experts_one_by_one,
+    router,
+    shared_experts,
+)
+from checkpoints_tools.families.weights import DENSE_MLP
 from megatron_star.checked_input import shown
 from megatron_star.model.checked_values import CheckedValues
-from megatron_star.model.recorded_arguments import MOST_LAYERS
 
 _SPARSE, _DENSE = "sparse", "dense"
 
@@ -15,7 +21,7 @@ _SPARSE, _DENSE = "sparse", "dense"
 def after_dense_layers(values: CheckedValues, num_layers: int) -> dict[str, Any]:
     """Experts in all layers but the first `first_k_dense_replace`; nothing if those are all layers."""
     dense = values.integer("first_k_dense_replace", least=0)
-    return _experts(values, [int(layer >= dense) for layer in range(num_layers)])
+    return _experts(values, [layer >= dense for layer in range(num_layers)])
 
 
 def in_sparse_layers(values: CheckedValues, num_layers: int) -> dict[str, Any]:
@@ -26,23 +32,17 @@ def in_sparse_layers(values: CheckedValues, num_layers: int) -> dict[str, Any]:
     for kind in kinds:
         if kind not in (_SPARSE, _DENSE):
             raise ValueError(f"config.json: mlp_layer_types has {shown(kind)}, which is not supported")
-    return _experts(values, [int(kind == _SPARSE) for kind in kinds])
+    return _experts(values, [kind == _SPARSE for kind in kinds])
 
 
-def _experts(values: CheckedValues, layers: list[int]) -> dict[str, Any]:
+def _experts(values: CheckedValues, layers: list[bool]) -> dict[str, Any]:
     if not any(layers):
         return {}
-    num_experts = values.integer("n_routed_experts", most=MOST_LAYERS)
     size = values.integer("moe_intermediate_size")
-    return {
-        "num_experts": num_experts,
-        "moe_ffn_hidden_size": size,
-        "moe_router_topk": values.integer("num_experts_per_tok", most=num_experts),
-        "moe_shared_expert_intermediate_size": size * values.integer("n_shared_experts"),
-        "moe_router_load_balancing_type": "none",
-        "moe_token_dispatcher_type": "allgather",
-        "moe_layer_freq": 1 if all(layers) else layers,
-    }
+    beside = {"moe_shared_expert_intermediate_size": size * values.integer("n_shared_experts")}
+    return expert_arguments(
+        values, beside, size="moe_intermediate_size", count="n_routed_experts", layers=layers
+    )
 
 
 def sigmoid_routing(values: CheckedValues) -> dict[str, Any]:
@@ -99,42 +99,14 @@ def _groups(values: CheckedValues) -> dict[str, int]:
     return {} if chosen == groups else {"moe_router_num_groups": groups, "moe_router_group_topk": chosen}
 
 
-def _has_experts(args: Mapping[str, Any], layer: int) -> bool:
-    if not args.get("num_experts"):
-        return False
-    layers = args.get("moe_layer_freq") or 1
-    return layers == 1 or bool(layers[layer])
-
-
-def _is_dense(args: Mapping[str, Any], layer: int) -> bool:
-    return not _has_experts(args, layer)
-
-
-def _in(condition: LayerCondition, *weights: Weight) -> tuple[Weight, ...]:
-    return tuple(weight._replace(only_in=condition) for weight in weights)
-
-
-MIXED_MLP = (
-    *_in(_is_dense, *DENSE_MLP),
-    *_in(
-        _has_experts,
-        *experts("mlp", "gate_proj", "up_proj", "down_proj"),
-        layer_weight(
-            "mlp.router.expert_bias",
-            ("mlp.gate.e_score_correction_bias", ("experts",)),
-            only_with="moe_router_enable_expert_bias",
-        ),
-        layer_weight(
-            "mlp.shared_experts.linear_fc1.weight",
-            ("mlp.shared_experts.gate_proj.weight", ("shared_ffn", "hidden")),
-            ("mlp.shared_experts.up_proj.weight", ("shared_ffn", "hidden")),
-            split_axis=0,
-        ),
-        layer_weight(
-            "mlp.shared_experts.linear_fc2.weight",
-            ("mlp.shared_experts.down_proj.weight", ("hidden", "shared_ffn")),
-            split_axis=1,
-        ),
+MIXED_MLP = dense_or_experts(
+    DENSE_MLP,
+    (
+        NORM_BEFORE_EXPERTS,
+        router("mlp.gate.weight", may_be_float32=True),
+        correction_bias("mlp.gate.e_score_correction_bias"),
+        *experts_one_by_one("mlp"),
+        *shared_experts("mlp.shared_experts"),
     ),
 )
 """A dense MLP with its norm, or experts with theirs, by layer."""

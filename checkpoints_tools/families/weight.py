@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 AS_IS, QKV, QKV_ROWS, VOCABULARY = "as_is", "qkv", "qkv_rows", "vocabulary"
-TURNED, TURNED_PAIRS, PAIRS = "turned", "turned_pairs", "pairs"  # of all experts of a layer together
+TURNED, TURNED_PAIRS, PAIRS = "turned", "turned_pairs", "pairs"  # of an expert
 Condition = Callable[[Mapping[str, Any]], bool]  # of Megatron's arguments
 LayerCondition = Callable[[Mapping[str, Any], int], bool]  # and of the layer's number, from 0 on
 
@@ -26,7 +26,11 @@ class Place(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A Hugging Face tensor. `axes` name its sizes, see `chunks.axis_sizes`."""
+    """A Hugging Face tensor. `axes` name its sizes, see `chunks.axis_sizes`.
+
+    With `{expert}` in its name it is one of each expert; `NAME[{expert}]` is never stored by itself, but is
+    an expert's of NAME (`elsewhere`), which holds those of all experts of a layer.
+    """
 
     name: str
     axes: tuple[str, ...]
@@ -42,6 +46,7 @@ class Weight(NamedTuple):
             None: every model has it.
         only_in: the layers that have it; None: all. If a layer of the model lacks a tensor that others have,
             Megatron stacks no tensor of its layers: each has keys of its own.
+        may_be_float32: where it is float32 it stays so, beside others of another dtype.
     """
 
     key: str
@@ -50,6 +55,7 @@ class Weight(NamedTuple):
     split_axis: int | None = None
     only_with: str | Condition | None = None
     only_in: LayerCondition | None = None
+    may_be_float32: bool = False
 
     def belongs_to(self, args: Mapping[str, Any]) -> bool:
         """Whether a model with these arguments has the tensor, in one layer at least."""

@@ -28,7 +28,8 @@ def layer_weight(key: str, *parts: tuple[Any, ...], **how: Any) -> Weight:
     return Weight("decoder.layers." + key, tuple(Part(_LAYER + part[0], *part[1:]) for part in parts), **how)
 
 
-def _in_layer(name: str, number: int = 0, pieces: int = 1) -> Place:
+def in_layer(name: str, number: int = 0, pieces: int = 1) -> Place:
+    """A place by a name without the layer's prefix."""
     return Place(_LAYER + name, number, pieces)
 
 
@@ -173,38 +174,6 @@ def _mlp(first: tuple[tuple[str, str], ...], down: str, block: str = "mlp") -> t
         ),
         layer_weight("mlp.linear_fc2.weight", (f"{block}.{down}.weight", ("hidden", "ffn")), split_axis=1),
         layer_weight("mlp.linear_fc2.bias", (f"{block}.{down}.bias", ("hidden",)), only_with=has_biases),
-    )
-
-
-NORM_BEFORE_EXPERTS = layer_weight(
-    "pre_mlp_layernorm.weight", ("post_attention_layernorm.weight", ("hidden",))
-)
-
-
-def experts(block: str, gate: str, up: str, down: str) -> tuple[Weight, ...]:
-    """Of a block under `mlp` in transformers 5, which may store all experts of a layer as one tensor.
-
-    With the norm before them.
-    """
-    expert = block + ".experts.{expert}."
-    fused = "mlp.experts."
-    return (
-        NORM_BEFORE_EXPERTS,
-        layer_weight(
-            "mlp.router.weight",
-            (block + ".gate.weight", ("experts", "hidden"), _in_layer("mlp.gate.weight")),
-        ),
-        layer_weight(
-            "mlp.experts.experts.linear_fc1.weight",
-            (f"{expert}{gate}.weight", ("expert_ffn", "hidden"), _in_layer(fused + "gate_up_proj", 0, 2)),
-            (f"{expert}{up}.weight", ("expert_ffn", "hidden"), _in_layer(fused + "gate_up_proj", 1, 2)),
-            split_axis=0,
-        ),
-        layer_weight(
-            "mlp.experts.experts.linear_fc2.weight",
-            (f"{expert}{down}.weight", ("hidden", "expert_ffn"), _in_layer(fused + "down_proj")),
-            split_axis=1,
-        ),
     )
 
 

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from megatron_star.algorithm.bands import set_band
-from megatron_star.algorithm.kv_pieces import KeyValue, KvPiece, pieces_within, whole
+from megatron_star.algorithm.kv_pieces import KvPiece, pieces_within, whole
 from megatron_star.algorithm.kv_store import EncodedContext
 from megatron_star.algorithm.passed_keys import PassedKeys
 from megatron_star.algorithm.star_model import StarModel
+from megatron_star.attention.kv_layout import KeyValue
 from megatron_star.attention.merge import PartialSum
 from megatron_star.attention.partial import Partial
 from megatron_star.model.attention import ForwardPass, LayerAttention, PassIsComplete
@@ -78,27 +79,26 @@ class ContextEncodingPass(ForwardPass):
         self._store(layer.number, key, value)
         if layer.number == self.num_layers:
             raise PassIsComplete  # of the last layer, only the KV is wanted
-        transfers = self._transfers(None, lambda source: self.context.read(layer.number, source), like=key)
+        transfers = self._transfers(
+            None, lambda source: self.context.read(layer.number, source), like=(key, value)
+        )
         if not self.passed.reads_first:
-            self.passed.start(layer.number, key)
-        partials, received_pieces = PartialSum(query), []
-        attend = partial(self.kernel, softmax_scale=layer.softmax_scale)
+            self.passed.start(layer.number, (key, value))
+        attention, received_pieces = layer.of_many_rows(self.kernel, query), []
         for start, end in self._rows():
-            rows = slice(start, end)
-            partials.set_rows(start, end, attend(query[rows], key[rows], value[rows], causal=True))
+            attention.set_causal(start, end, key[start:end], value[start:end])
         for read in self.reads(None):
             received = transfers.receive() if read.crosses_ranks else None
-            for start, end in read.rows:
-                source_kv = received or self.context.read(layer.number, read.source)
-                partials.add_rows(start, end, attend(query[start:end], *source_kv, causal=False))
+            if read.rows:
+                attention.add(read.rows, *(received or self.context.read(layer.number, read.source)))
             if self.passed.reads_first and read.rows and read.source.owner != self.exchange.cp_rank:
                 received_pieces.append(KvPiece(read.source.start, read.source.end, *received))
         if self.passed.reads_first:
-            self.passed.start(layer.number, key, received_pieces)
-        for (start, end), passed in zip(self._rows(), self.passed.receive(), strict=True):
+            self.passed.start(layer.number, (key, value), received_pieces)
+        for rows, passed in zip(self._rows(), self.passed.receive(), strict=True):
             if passed:
-                partials.add_rows(start, end, attend(query[start:end], *passed, causal=False))
-        return partials.merged()
+                attention.add([rows], *passed)
+        return attention.merged()
 
     def reads(self, mask: LayerMask | None) -> tuple[Read, ...]:
         """What this rank reads in layers with this mask, or with the plan's."""
@@ -107,7 +107,7 @@ class ContextEncodingPass(ForwardPass):
         return self._reads[mask]
 
     def _transfers(
-        self, mask: LayerMask | None, read: Callable[[Source], KeyValue], like: Tensor
+        self, mask: LayerMask | None, read: Callable[[Source], KeyValue], like: KeyValue
     ) -> SourceTransfers:
         sources = [read.source for read in self.reads(mask) if read.crosses_ranks]
         return self.exchange.broadcast_sources(sources, read, like)
@@ -121,7 +121,7 @@ class ContextEncodingPass(ForwardPass):
         if layer.number == self.num_layers:
             self.context.keep_recent(layer.number, mask, own, self.wave[-1].end)
             raise PassIsComplete
-        before = self._sources_before(mask, held, like=key)
+        before = self._sources_before(mask, held, like=(key, value))
         partials, attend = PartialSum(query), partial(self.kernel, softmax_scale=layer.softmax_scale)
         for segment, piece, (start, _) in zip(self.segments, own, self._rows(), strict=True):
             copy = slice(start, start + segment.recomputed)  # of the anchor, which sees nothing else
@@ -136,7 +136,7 @@ class ContextEncodingPass(ForwardPass):
         self.context.keep_recent(layer.number, mask, own, self.wave[-1].end)
         return partials.merged()
 
-    def _sources_before(self, mask: LayerMask, held: list[KvPiece], like: Tensor) -> list[KvPiece]:
+    def _sources_before(self, mask: LayerMask, held: list[KvPiece], like: KeyValue) -> list[KvPiece]:
         """What this rank's segments see before themselves, wherever it is."""
 
         def read(source: Source) -> KeyValue:

@@ -9,8 +9,6 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
-KeyValue = tuple[Tensor, Tensor]
-
 
 class KvPiece(NamedTuple):
     """Keys and values [end - start, 1, ng, hn] of the tokens at the positions [start, end)."""

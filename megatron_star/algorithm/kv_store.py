@@ -13,10 +13,10 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from megatron_star.algorithm.kv_pieces import KeyValue, KvPiece, pieces_within
+from megatron_star.algorithm.kv_pieces import KvPiece, pieces_within
 from megatron_star.algorithm.recent_kv import RecentTail, copied
 from megatron_star.attention.distinct_keys import of_heads
-from megatron_star.attention.kv_layout import empty_kv
+from megatron_star.attention.kv_layout import KeyValue, empty_kv
 from megatron_star.planning.kv_memory import spare_capacity, tail_capacity
 from megatron_star.planning.layer_mask import LayerMask
 from megatron_star.planning.plan import ContextPlan, Source
@@ -172,7 +172,7 @@ class Tail:
         start = self._lengths.get(layer_number, 0)
         end = start + key.size(0)
         if layer_number not in self._layers or end > self._layers[layer_number][0].size(0):
-            self._grow(layer_number, end, key)
+            self._grow(layer_number, end, (key, value))
         keys, values = self._layers[layer_number]
         keys[start:end], values[start:end] = key, value
         self._lengths[layer_number] = end
@@ -200,8 +200,8 @@ class Tail:
             self._layers[layer_number] = self.context.spare(layer_number)
             self._contiguous.add(layer_number)
 
-    def _grow(self, layer_number: int, num_tokens: int, like: Tensor) -> None:
-        grown = tuple(empty_kv(tail_capacity(num_tokens), like) for _ in ("key", "value"))
+    def _grow(self, layer_number: int, num_tokens: int, like: KeyValue) -> None:
+        grown = tuple(empty_kv(tail_capacity(num_tokens), each) for each in like)
         used = self._lengths.get(layer_number, 0)
         if used:
             for new, old in zip(grown, self._layers[layer_number], strict=True):

@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from megatron_star.algorithm.kv_pieces import KeyValue, KvPiece, whole
+from megatron_star.algorithm.kv_pieces import KvPiece, whole
 from megatron_star.algorithm.kv_store import EncodedContext
 from megatron_star.attention.distinct_keys import most_distinct, of_heads
+from megatron_star.attention.kv_layout import KeyValue
 from megatron_star.parallel.exchange import Exchange
 from megatron_star.planning.passing import Named, wave_passing
 from megatron_star.planning.segment import Segment, Wave
@@ -30,12 +31,13 @@ class PassedKeys:
         own = (segment for segment in wave if segment.owner == exchange.cp_rank)
         self._seen = [self._rows_seen(segment) for segment in own]
         self._receive: Callable[[], Tensor] | None = None
+        self._head_sizes = 0, 0
 
-    def start(self, layer_number: int, like: Tensor, received: Iterable[KvPiece] = ()) -> None:
+    def start(self, layer_number: int, like: KeyValue, received: Iterable[KvPiece] = ()) -> None:
         """Name the keys of blocks that end in this wave, and send what the wave sees of all blocks.
 
         Args:
-            like: a key of the layer.
+            like: a key of the layer, and a value.
             received: what other ranks sent of these blocks.
         """
         for named in self.passing.named:
@@ -46,9 +48,12 @@ class PassedKeys:
 
     def receive(self) -> list[KeyValue | None]:
         """What each segment of this rank sees, [passed, 1, ng, hn] each; None for one that sees nothing."""
-        everyone = self._receive().flatten(0, 2) if self._receive else None
+        everyone = self._receive().flatten(0, 1) if self._receive else None
         self._receive = None
-        return [rows and tuple(everyone.index_select(0, each) for each in rows) for rows in self._seen]
+        return [self._key_value(everyone, rows) for rows in self._seen]
+
+    def _key_value(self, everyone: Tensor | None, rows: Tensor | None) -> KeyValue | None:
+        return None if rows is None else everyone.index_select(0, rows).split(self._head_sizes, -1)
 
     def _name(self, layer_number: int, named: Named, received: Iterable[KvPiece]) -> None:
         """Name the keys of one block. They are copied only if this rank does not store all of it."""
@@ -70,24 +75,22 @@ class PassedKeys:
         ]
         return whole([*stored, *received], *named.tokens)
 
-    def _sent(self, layer_number: int, like: Tensor) -> Tensor:
-        """[2, num_padded, 1, ng, hn]: keys and values; nobody reads what lies behind those of this rank."""
-        mine = like.new_empty(2, self.passing.num_padded, *like.shape[1:])
+    def _sent(self, layer_number: int, like: KeyValue) -> Tensor:
+        """[num_padded, 1, ng, hn + hv]: each key and its value; nobody reads what lies behind this rank's."""
+        key, value = like
+        self._head_sizes = key.size(-1), value.size(-1)
+        mine = key.new_empty(self.passing.num_padded, *key.shape[1:-1], sum(self._head_sizes))
         for sent in self.passing.sent:
             if sent.owner == self.exchange.cp_rank:
                 named = self.context.named(layer_number, sent.block, sent.num_keys)
-                for rows, each in zip(mine, named, strict=True):
-                    rows[sent.row : sent.row + sent.num_keys] = each
+                torch.cat(named, -1, out=mine[sent.row : sent.row + sent.num_keys])
         return mine
 
-    def _rows_seen(self, segment: Segment) -> tuple[Tensor, Tensor] | None:
-        """Rows of keys, and of values, among what is gathered: [cp_size, 2, num_padded] in one dimension."""
+    def _rows_seen(self, segment: Segment) -> Tensor | None:
+        """Rows among what is gathered, [cp_size, num_padded] in one dimension; None if it sees none."""
         num_padded = self.passing.num_padded
-        ranges = [torch.arange(*rows) + 2 * owner * num_padded for owner, rows in self.passing.rows(segment)]
-        if not ranges:
-            return None
-        keys = torch.cat(ranges).to(self.device)
-        return keys, keys + num_padded
+        ranges = [torch.arange(*rows) + owner * num_padded for owner, rows in self.passing.rows(segment)]
+        return torch.cat(ranges).to(self.device) if ranges else None
 
 
 def named_positions(key: Tensor, named: Named) -> Tensor:

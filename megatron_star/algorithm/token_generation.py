@@ -98,8 +98,7 @@ class TokenGenerationStep(ForwardPass):
         """Keep this step's KV, and attend to what this rank holds; in float32."""
         if layer.mask:
             return self._attend_in_bands(layer, layer.mask, query, key, value)
-        number = layer.number
-        partials, attend = PartialSum(query), partial(self.kernel, softmax_scale=layer.softmax_scale)
+        number, attention = layer.number, layer.of_few_rows(self.kernel, query)
         for run in self.runs:
             (sequence, (start, _)), (_, (_, end)) = run[0], run[-1]
             tails = [(one.tail, rows) for one, rows in run if one.tail_rank == self.exchange.cp_rank]
@@ -108,13 +107,12 @@ class TokenGenerationStep(ForwardPass):
             # A single new token sees all of its tail, which may be contiguous with the context.
             joined = sequence.tail if tails and end - start == 1 else None
             for held in sequence.context.held(number, joined):
-                partials.add_rows(start, end, attend(query[start:end], *held, causal=False))
+                attention.add([(start, end)], *held)
             if joined and joined.num_contiguous(number):
                 continue
             for tail, (first, last) in tails:
-                part = attend(query[first:last], *tail.stored(number), causal=last - first > 1)
-                partials.add_rows(first, last, part)
-        return partials.merged()
+                attention.add([(first, last)], *tail.stored(number), causal=last - first > 1)
+        return attention.merged()
 
     def _attend_in_bands(
         self, layer: LayerAttention, mask: LayerMask, query: Tensor, key: Tensor, value: Tensor

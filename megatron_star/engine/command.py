@@ -18,6 +18,7 @@ class Command:
         encode_wave: id of a context and the index of its next wave.
         open_sequences: id, context id and tail rank of sequences that begin.
         feed: id and new tokens of the sequences that go through the model together.
+        read_expert_load: the driver is told how many tokens each expert was given.
         stop: the job ends.
     """
 
@@ -28,6 +29,7 @@ class Command:
     encode_wave: tuple[int, int] | None = None
     open_sequences: list[tuple[int, int, int]] = field(default_factory=list)
     feed: list[tuple[int, list[int]]] = field(default_factory=list)
+    read_expert_load: bool = False
     stop: bool = False
 
     def to_json(self) -> dict[str, Any]:

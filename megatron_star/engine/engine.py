@@ -20,6 +20,7 @@ from megatron_star.engine.answer import Answer
 from megatron_star.engine.cached_context import CachedContext
 from megatron_star.engine.command import Command
 from megatron_star.engine.executor import RankExecutor, planner_of
+from megatron_star.engine.expert_load import ExpertLoad, read_expert_load
 from megatron_star.engine.finite import why_not_finite
 from megatron_star.engine.request import StarRequest, StarResult
 from megatron_star.engine.scheduled_request import Stage
@@ -43,6 +44,8 @@ def run_worker(star_model: StarModel, control: dist.ProcessGroup) -> None:
         if command.stop:
             return
         executor.execute(command)
+        if command.read_expert_load:
+            read_expert_load(star_model, control)
 
 
 class StarEngine:
@@ -87,6 +90,7 @@ class StarEngine:
             max_running=max_running,
         )
         self.num_context_encodings = 0
+        self.expert_load = ExpertLoad.of_model(config)
         self._ids = count()
 
     def prepare(self, request: StarRequest) -> Answer:
@@ -135,11 +139,16 @@ class StarEngine:
             self.step()
         return [answer.result() for answer in answers]
 
-    def step(self) -> None:
-        """One turn: a command to all ranks, and what comes of it; without work, one that says nothing."""
+    def step(self, *, read_expert_load: bool = False) -> None:
+        """One turn: a command to all ranks, and what comes of it; without work, one that says nothing.
+
+        Args:
+            read_expert_load: bring `expert_load` up to date; only of a model that has experts.
+        """
         self._end_cancelled_and_late()
         self._admit()
         command = self._next_command()
+        command.read_expert_load = read_expert_load
         logits = self._run(command)
         self._emit(command, logits)
 
@@ -169,7 +178,8 @@ class StarEngine:
                 open_context=(CALIBRATION_CONTEXT, tokens, star, None), encode_wave=(CALIBRATION_CONTEXT, 0)
             )
         )
-        self._run(Command(drop_contexts=[CALIBRATION_CONTEXT]))
+        self._run(Command(drop_contexts=[CALIBRATION_CONTEXT], read_expert_load=bool(self.expert_load)))
+        self.expert_load = self.expert_load and self.expert_load.from_now_on()
 
     def _end_cancelled_and_late(self) -> None:
         for answer in self._unfinished():
@@ -192,6 +202,9 @@ class StarEngine:
         start = monotonic()
         logits = self.executor.execute(command)
         self._note_pace(command, monotonic() - start)
+        if command.read_expert_load:
+            assert self.expert_load
+            self.expert_load = self.expert_load.read(read_expert_load(self.star_model, self.control))
         return logits
 
     def _emit(self, command: Command, logits: Tensor | None) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from megatron_star.engine.answer import Answer
 from megatron_star.engine.engine import StarEngine
+from megatron_star.engine.expert_load import ExpertLoad
 from megatron_star.engine.request import StarRequest
 from megatron_star.parallel.watch import RankWatch
 from megatron_star.text.text_stream import Tokenizer
@@ -14,6 +15,8 @@ from megatron_star.text.text_stream import Tokenizer
 HEARTBEAT_SECONDS = 1.0
 SECONDS_OF_SILENCE = 5.0
 """Of a rank that sends a beat every second."""
+SECONDS_FOR_A_READING = 1.0
+"""For which somebody who asks for the experts' load waits: a step may take longer."""
 SECONDS_OF_A_STEP = 60.0
 """An idle turn takes a heartbeat, others are cut to the longest wait; this is for the slowest of CPUs."""
 
@@ -32,6 +35,7 @@ class EngineThread:
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._stopping = False
+        self._load_is_asked_for = False
         self._last_step_at = monotonic()
 
     @property
@@ -91,6 +95,22 @@ class EngineThread:
         stats = self.engine.stats()
         return stats | {"waiting": stats["waiting"] + len(self._submitted)}
 
+    def expert_load(self) -> ExpertLoad | None:
+        """How even the load of the experts is, read anew; None if the model has none.
+
+        Ranks report it with a step. Where that takes more than `SECONDS_FOR_A_READING`, or there is none any
+        more, it is what they reported before.
+        """
+        if self.engine.expert_load is None:
+            return None
+        with self._changed:
+            self._load_is_asked_for = True
+            self._changed.notify_all()
+            self._changed.wait_for(
+                lambda: self._stopping or not self._load_is_asked_for, SECONDS_FOR_A_READING
+            )
+        return self.engine.expert_load
+
     def trouble(self) -> str | None:
         """Why nothing goes on at present, although it was started: a rank that is stopped, say."""
         silent = self._watch.silent_ranks(SECONDS_OF_SILENCE) if self._watch else []
@@ -106,15 +126,24 @@ class EngineThread:
         try:
             while not self._wait_for_work():
                 self._enqueue_submitted()
-                self.engine.step()
-                self._last_step_at = monotonic()
+                self._step()
         except Exception as error:
             on_failure(error)
+
+    def _step(self) -> None:
+        asked = self._load_is_asked_for
+        self.engine.step(read_expert_load=asked)
+        self._last_step_at = monotonic()
+        if asked:
+            with self._changed:
+                self._load_is_asked_for = False
+                self._changed.notify_all()
 
     def _wait_for_work(self) -> bool:
         """Until there is some, or for a heartbeat; returns whether to stop."""
         with self._changed:
-            if self.engine.scheduler.idle and not self._submitted and not self._stopping:
+            asked = self._submitted or self._stopping or self._load_is_asked_for
+            if self.engine.scheduler.idle and not asked:
                 self._changed.wait(HEARTBEAT_SECONDS)
             return self._stopping
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from megatron_star.algorithm.kv_pieces import pieces_within
 from megatron_star.algorithm.kv_store import EncodedContext
 from megatron_star.algorithm.star_model import StarModel
+from megatron_star.attention.kv_layout import KeyValue
 from megatron_star.attention.merge import PartialSum
 from megatron_star.attention.partial import Partial
 from megatron_star.evaluation.named_keys import NamedKeys
@@ -79,33 +80,30 @@ class ProbingPass(ForwardPass):
             return self._attend_in_bands(layer, layer.mask, query)
         num_probed = query.size(0)
         rows = query.repeat(len(self.keys) // num_probed, 1, 1, 1)
-        partials = PartialSum(rows)
+        attention = layer.of_few_rows(self.kernel, rows)
         for row, ranges in enumerate(self.keys):
             for source in self._held(ranges):
-                stored = self.context.read(layer.number, source)
-                part = self.kernel(
-                    rows[row : row + 1], *stored, causal=False, softmax_scale=layer.softmax_scale
-                )
-                partials.add_rows(row, row + 1, part)
-        found = partials.merged()
+                attention.add([(row, row + 1)], *self.context.read(layer.number, source))
+        found = attention.merged()
         merged_lse = self.exchange.gather(found.softmax_lse).logsumexp(0)
         lses = merged_lse[0].unflatten(-1, (-1, num_probed))  # [np, 1 + S, P]
-        hidden = (lses[:, 1:] - lses[:, :1]).exp() - self._passed(layer, query, key, lses[:, 0])
+        hidden = (lses[:, 1:] - lses[:, :1]).exp() - self._passed(layer, query, (key, value), lses[:, 0])
         self.masses.append(hidden.clamp(min=0).mean(dim=(0, 2)).cpu())
         if layer.number == self.num_layers:
             raise PassIsComplete
         out, lse = self.exchange.merge(found)
         return Partial(out[:, :, :num_probed], lse[:, :, :num_probed])
 
-    def _passed(self, layer: LayerAttention, query: Tensor, key: Tensor, lse_of_all: Tensor) -> Tensor:
+    def _passed(self, layer: LayerAttention, query: Tensor, like: KeyValue, lse_of_all: Tensor) -> Tensor:
         """[np, S, P]: the share of the softmax that the keys have which each mask passes to each token.
 
         lse_of_all: [np, P].
         """
         shares = lse_of_all.new_zeros(lse_of_all.size(0), self.named.num_masks, len(self.positions))
-        for mask, row, passed in self.named.passed(layer.number, like=key):
-            part = self.kernel(query[row : row + 1], *passed, causal=False, softmax_scale=layer.softmax_scale)
-            shares[:, mask, row] = (part.softmax_lse[0, :, 0] - lse_of_all[:, row]).exp()
+        for mask, row, passed in self.named.passed(layer.number, like):
+            attention = layer.of_few_rows(self.kernel, query[row : row + 1])
+            attention.add([(0, 1)], *passed)
+            shares[:, mask, row] = (attention.merged().softmax_lse[0, :, 0] - lse_of_all[:, row]).exp()
         return shares
 
     def _attend_in_bands(self, layer: LayerAttention, mask: LayerMask, query: Tensor) -> Partial:

@@ -8,11 +8,10 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
-from megatron_star.algorithm.kv_pieces import KeyValue
 from megatron_star.algorithm.kv_store import EncodedContext
 from megatron_star.attention.distinct_keys import most_distinct, of_heads
+from megatron_star.attention.kv_layout import KeyValue
 from megatron_star.parallel.exchange import Exchange
 from megatron_star.planning.mask import Mask, Range
 
@@ -55,13 +54,13 @@ class NamedKeys:
         for passed in self._passed:
             self._most[passed.block] = max(passed.num_keys, self._most.get(passed.block, 0))
 
-    def passed(self, layer_number: int, like: Tensor) -> Iterator[tuple[int, int, KeyValue]]:
+    def passed(self, layer_number: int, like: KeyValue) -> Iterator[tuple[int, int, KeyValue]]:
         """Number of the mask, row of the token, and the keys and values, [passed, 1, ng, hn] each, if any.
 
         On every rank the same, and all of it.
 
         Args:
-            like: a key of the layer.
+            like: a key of the layer, and a value.
         """
         named = self._named(layer_number, like)
         seen: dict[tuple[int, int], list[KeyValue]] = {}
@@ -71,7 +70,7 @@ class NamedKeys:
         for (mask, row), pieces in seen.items():
             yield mask, row, tuple(map(torch.cat, zip(*pieces, strict=True)))
 
-    def _named(self, layer_number: int, like: Tensor) -> dict[NamingBlock, KeyValue]:
+    def _named(self, layer_number: int, like: KeyValue) -> dict[NamingBlock, KeyValue]:
         """As many keys of each block as any token sees, the most distinct first, with their values."""
         sources = [list(self.exact.plan.owners_of(block.tokens)) for block in self._most]
         transfers = self.exchange.broadcast_sources(

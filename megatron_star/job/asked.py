@@ -26,9 +26,19 @@ def of_model(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def of_ranks(args: argparse.Namespace) -> dict[str, Any]:
-    """On how many ranks: for what is compared by its time."""
-    names = ("tensor_model_parallel_size", "context_parallel_size")
-    return {name: getattr(args, name) for name in names}
+    """On how many ranks: for what is compared by its time.
+
+    Sizes of experts' groups that nobody chose are left out, as in answers from before there were any.
+    """
+    sizes = {
+        "tensor_model_parallel_size": args.tensor_model_parallel_size,
+        "context_parallel_size": args.context_parallel_size,
+    }
+    if args.expert_model_parallel_size > 1:
+        sizes["expert_model_parallel_size"] = args.expert_model_parallel_size
+    if args.expert_tensor_parallel_size is not None:
+        sizes["expert_tensor_parallel_size"] = args.expert_tensor_parallel_size
+    return sizes
 
 
 def of_text(text: str) -> str:

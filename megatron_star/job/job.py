@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from megatron_star.algorithm.star_model import StarModel
 from megatron_star.job.code_version import check_same_checkpoint
 from megatron_star.job.environment import RankEnvironment
+from megatron_star.job.grid import Grid
 from megatron_star.job.loading import load_star_model
 from megatron_star.job.memory import agreed_kv_budget
 from megatron_star.job.progress import heartbeat
@@ -64,8 +65,7 @@ def loaded_job[T](
     """
     with process_groups(
         environment,
-        tp_size=args.tensor_model_parallel_size,
-        cp_size=args.context_parallel_size,
+        Grid.of_arguments(args),
         timeout=args.distributed_timeout_minutes,
         backend=args.distributed_backend,
     ) as (groups, device):

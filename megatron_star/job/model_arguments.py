@@ -33,6 +33,19 @@ def _add_what_is_loaded(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--context-parallel-size", type=positive, default=1, metavar="N", help="ranks that share a context"
     )
+    group.add_argument(
+        "--expert-model-parallel-size",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="ranks that a layer's experts are spread over, of all TP x CP",
+    )
+    group.add_argument(
+        "--expert-tensor-parallel-size",
+        type=positive,
+        metavar="N",
+        help="ranks that share an expert; default: as many as share a layer, or 1 where experts are spread",
+    )
     precision = group.add_mutually_exclusive_group()
     for name, dtype in PRECISIONS.items():
         precision.add_argument(

@@ -17,12 +17,12 @@ import torch.distributed as dist
 from megatron_star.job.code_version import facts_of_code
 from megatron_star.job.devices import check_gpus_differ, take_device
 from megatron_star.job.environment import RankEnvironment
+from megatron_star.job.grid import Grid
 from megatron_star.job.interrupts import heeded_interrupts
 from megatron_star.job.meeting import Meeting, RankError
 from megatron_star.parallel.control import DRIVER, SharedError, describe
 from megatron_star.parallel.groups import (
     StarGroups,
-    check_world_size,
     destroy_groups,
     initialize_groups,
 )
@@ -92,9 +92,8 @@ def _end(status: int) -> NoReturn:
 @contextmanager
 def process_groups(
     environment: RankEnvironment,
+    grid: Grid,
     *,
-    tp_size: int,
-    cp_size: int,
     timeout: timedelta,
     backend: str | None = None,
 ) -> Iterator[tuple[StarGroups, torch.device]]:
@@ -105,15 +104,15 @@ def process_groups(
 
     Raises:
         RankError: they do not meet at their address.
-        SharedError: TP x CP is not the number of ranks, a rank has no device, they do not run the same code
-            with the same arguments, or two have one GPU.
+        SharedError: TP x CP is not the number of ranks, experts cannot be spread over them, a rank has no
+            device, they do not run the same code with the same arguments, or two have one GPU.
     """
     with heeded_interrupts():
-        yield from _groups(environment, tp_size, cp_size, timeout, backend)
+        yield from _groups(environment, grid, timeout, backend)
 
 
 def _groups(
-    environment: RankEnvironment, tp_size: int, cp_size: int, timeout: timedelta, backend: str | None
+    environment: RankEnvironment, grid: Grid, timeout: timedelta, backend: str | None
 ) -> Iterator[tuple[StarGroups, torch.device]]:
     meeting = Meeting(environment, timeout)
     address = environment.master_addr
@@ -121,11 +120,9 @@ def _groups(
         meeting.store, environment.rank, environment.world_size, address, longest_silence=timeout
     )
     try:
-        facts = facts_of_code(sys.argv[1:]) | {"TP x CP": f"{tp_size} x {cp_size}"}
+        facts = facts_of_code(sys.argv[1:]) | {"sizes of groups": str(grid)}
         meeting.check_same(facts)
-        meeting.on_every_rank(
-            lambda: check_world_size(environment.world_size, tp_size=tp_size, cp_size=cp_size)
-        )
+        meeting.on_every_rank(lambda: grid.check(environment.world_size))
         device, backend = meeting.on_every_rank(lambda: take_device(environment, backend))
         meeting.check_same({"kind of device": device.type, "backend": backend})
         dist.init_process_group(
@@ -135,7 +132,7 @@ def _groups(
             world_size=environment.world_size,
             timeout=timeout,
         )
-        groups = replace(initialize_groups(tp_size=tp_size, cp_size=cp_size, timeout=timeout), watch=watch)
+        groups = replace(initialize_groups(**grid.sizes, timeout=timeout), watch=watch)
         check_gpus_differ(device, backend, groups.control)
         yield groups, device
     except SharedError:

@@ -20,8 +20,10 @@ from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from megatron.core.utils import get_pg_size
 from torch import Tensor
 
+from megatron_star.attention.latent_kernel import AbsorbedAttention, CheaperFormAttention, Latent
 from megatron_star.attention.merge import with_sinks
-from megatron_star.attention.partial import Partial
+from megatron_star.attention.partial import AttentionKernel, Partial
+from megatron_star.attention.running import RunningAttention
 from megatron_star.model.query_scale import QueryScale
 from megatron_star.model.rotary import angles_of_values, cosines_and_sines, rotate
 from megatron_star.model.transformer_config import own_field
@@ -37,11 +39,25 @@ class LayerAttention(NamedTuple):
         number: of the layer, 1-based.
         softmax_scale: factor on the scores before the softmax.
         mask: of its own; None where the plan's mask is its mask.
+        latent: what it makes of stored latents; None where keys and values are stored.
     """
 
     number: int
     softmax_scale: float
     mask: LayerMask | None = None
+    latent: Latent | None = None
+
+    def of_many_rows(self, kernel: AttentionKernel, query: Tensor) -> RunningAttention:
+        """How the rows of context encoding, [sq, 1, np, hn], attend to what is stored."""
+        if self.latent is None:
+            return RunningAttention(kernel, self.softmax_scale, query)
+        return CheaperFormAttention(kernel, self.softmax_scale, query, self.latent)
+
+    def of_few_rows(self, kernel: AttentionKernel, query: Tensor) -> RunningAttention:
+        """How the rows of token generation do."""
+        if self.latent is None:
+            return RunningAttention(kernel, self.softmax_scale, query)
+        return AbsorbedAttention(kernel, self.softmax_scale, query, self.latent)
 
 
 class ByPosition(NamedTuple):
@@ -103,7 +119,8 @@ class ForwardPass(BaseInferenceContext):
 
         Args:
             query: [sq, 1, np, hn], rotated.
-            key, value: [sq, 1, ng, hn]; the key is rotated.
+            key, value: [sq, 1, ng, hn]; the key is rotated. As they are stored: of latent attention, see
+                `latent_kernel.py`.
 
         Returns:
             In float32, over all that these tokens see, on whatever rank it is.

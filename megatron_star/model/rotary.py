@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.transformer.multi_latent_attention import MultiLatentAttention
 from torch import Tensor
 
 from megatron_star.model.rotary_frequencies import plain_frequencies
@@ -59,10 +60,15 @@ class RotaryAtPositions(torch.nn.Module):
 def rotate_at_positions(model: GPTModel, frequencies: Tensor | None = None) -> None:
     """Replace a model's `rotary_pos_emb`, if it has one, by its `RotaryAtPositions`.
 
+    With latent attention each layer has a module of its own, all alike: they are replaced by one.
+
     Args:
         frequencies: [r]; those of the replaced module unless given. Angles are linear in the position in
             every class that Megatron has: default, interpolated, Llama-3 scaled, YaRN.
     """
+    latent_layers = [layer for layer in model.modules() if isinstance(layer, MultiLatentAttention)]
+    if latent_layers:
+        _rotate_latent_layers(latent_layers, frequencies)
     rotary = getattr(model, "rotary_pos_emb", None)
     if rotary is None or isinstance(rotary, RotaryAtPositions):
         return
@@ -74,6 +80,14 @@ def rotate_at_positions(model: GPTModel, frequencies: Tensor | None = None) -> N
     model.rotary_pos_emb = RotaryAtPositions(frequencies, window_frequencies)
     # GPTModel then takes what the module returns as it is, also where it would expect YaRN's scale beside it.
     model.position_embedding_type = "rope"
+
+
+def _rotate_latent_layers(layers: Sequence[MultiLatentAttention], frequencies: Tensor | None) -> None:
+    rotary = layers[0].rotary_pos_emb
+    if not isinstance(rotary, RotaryAtPositions):
+        rotary = RotaryAtPositions(_frequencies_of(rotary) if frequencies is None else frequencies)
+    for layer in layers:
+        layer.rotary_pos_emb = rotary
 
 
 def _frequencies_of(rotary: RotaryEmbedding) -> Tensor:

@@ -7,10 +7,14 @@ from typing import Any
 
 from megatron.core.transformer.attention import Attention, SelfAttention
 from megatron.core.transformer.moe.moe_layer import MoELayer
+from megatron.core.transformer.multi_latent_attention import MLASelfAttention
 from megatron.core.transformer.spec_utils import ModuleSpec
 
 from megatron_star.model.attention import StarCoreAttention, StarSelfAttention
 from megatron_star.model.expert_layer import StarMoELayer
+from megatron_star.model.latent_attention import StarMLASelfAttention
+
+_SWAPPED = {SelfAttention: StarSelfAttention, MLASelfAttention: StarMLASelfAttention}
 
 PLAIN_CORE_ATTENTIONS = ("DotProductAttention", "TEDotProductAttention")
 """Of Megatron: what `StarCoreAttention` computes. By name, since TransformerEngine's may not be installed."""
@@ -19,7 +23,7 @@ PLAIN_CORE_ATTENTIONS = ("DotProductAttention", "TEDotProductAttention")
 def with_star_attention(spec: Any) -> Any:
     """A copy of a layer or block specification in which every SelfAttention is a StarSelfAttention.
 
-    Every MoELayer is a StarMoELayer in it.
+    Every MLASelfAttention is a StarMLASelfAttention in it, and every MoELayer a StarMoELayer.
 
     Raises:
         ValueError: the specification holds an attention, or experts, that Star Attention does not support.
@@ -38,17 +42,17 @@ def _star_attention(spec: Any) -> ModuleSpec | None:
     """What an item of a specification is swapped for; None goes on inside the item."""
     if not (isinstance(spec, ModuleSpec) and isinstance(spec.module, type)):
         return None
-    if spec.module is SelfAttention:
+    if spec.module in _SWAPPED:
         core = getattr(spec.submodules.core_attention, "module", spec.submodules.core_attention)
         name = getattr(core, "__name__", type(core).__name__)
         if name not in PLAIN_CORE_ATTENTIONS:
             raise ValueError(f"Star Attention does not support a core attention of {name}")
         swapped = copy(spec)
-        swapped.module = StarSelfAttention
+        swapped.module = _SWAPPED[spec.module]
         swapped.submodules = copy(spec.submodules)
         swapped.submodules.core_attention = StarCoreAttention
         return swapped
-    if issubclass(spec.module, Attention) and spec.module is not StarSelfAttention:
+    if issubclass(spec.module, Attention) and spec.module not in _SWAPPED.values():
         raise ValueError(f"Star Attention does not support layers of {spec.module.__name__}")
     return None
 

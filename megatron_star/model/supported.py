@@ -17,6 +17,7 @@ from megatron.core.transformer.moe.moe_layer import MoELayer
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_star.model.attention import StarCoreAttention, StarSelfAttention
+from megatron_star.model.latent_attention import StarMLASelfAttention
 from megatron_star.model.norms import AllHeadsRMSNorm, RMSNormAfterRotation
 from megatron_star.model.residual import ParallelLayer, ResidualSum
 from megatron_star.model.transformer_config import OWN_FIELDS, own_field
@@ -100,7 +101,7 @@ def check_model(model: GPTModel) -> None:
         raise ValueError(f"Star Attention does not support {obstacle}")
     for layer in model.decoder.layers:
         attention = layer.self_attention
-        has_star = isinstance(attention, StarSelfAttention)
+        has_star = isinstance(attention, StarSelfAttention | StarMLASelfAttention)
         if not (has_star and isinstance(attention.core_attention, StarCoreAttention)):
             raise ValueError(
                 f"the self-attention of layer {layer.layer_number} is {type(attention).__name__}, not "

@@ -152,6 +152,8 @@ class StarTransformerConfig(TransformerConfig):
 class StarMLATransformerConfig(StarTransformerConfig, MLATransformerConfig):
     """The same of a model with multi-head latent attention (arXiv 2405.04434)."""
 
+    multi_latent_attention: bool = True  # again: the first base has the default of plain attention
+
     def __post_init__(self) -> None:
         """`rotary_interleaved` counts: Megatron, which refuses it here, always rotates neighboring values."""
         interleaved, self.rotary_interleaved = self.rotary_interleaved, False

@@ -46,6 +46,13 @@ def gather_integers(value: int, control: dist.ProcessGroup) -> list[int]:
     return everyone.tolist()
 
 
+def sum_on_driver(counts: torch.Tensor, control: dist.ProcessGroup) -> torch.Tensor:
+    """The sum of every rank's counts, which are on the CPU and of one shape; of use on the driver only."""
+    total = counts.clone()
+    dist.reduce(total, DRIVER, group=control)
+    return total
+
+
 def from_driver[T](function: Callable[[], T], control: dist.ProcessGroup) -> T:
     """What `function`, run on the driver alone, returns. It must survive JSON.
 

@@ -8,12 +8,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from megatron_star.attention.kv_layout import KeyValue, empty_message
 from megatron_star.attention.merge import merge_outs
 from megatron_star.attention.partial import Partial
 from megatron_star.parallel.all_gather import all_gather_single
 from megatron_star.planning.plan import Source
-
-KeyValue = tuple[Tensor, Tensor]
 
 
 class SmallGather(Protocol):
@@ -45,13 +44,13 @@ class Exchange:
         self.small: SmallGather | None = None
 
     def broadcast_sources(
-        self, sources: Sequence[Source], read: Callable[[Source], KeyValue], like: Tensor
+        self, sources: Sequence[Source], read: Callable[[Source], KeyValue], like: KeyValue
     ) -> "SourceTransfers":
         """Start to send these sources, each from its owner to all ranks, in this order.
 
         Args:
             read: the owner's stored key and value of a source, [tokens, 1, ng, hn] each.
-            like: any tensor [.., 1, ng, hn] of the KV's dtype and device.
+            like: any key and value [.., 1, ng, hn] of the same dtype and device.
         """
         return SourceTransfers(self, sources, read, like)
 
@@ -139,29 +138,29 @@ class SourceTransfers:
         exchange: Exchange,
         sources: Sequence[Source],
         read: Callable[[Source], KeyValue],
-        like: Tensor,
+        like: KeyValue,
     ) -> None:
         self.exchange, self.read, self.like = exchange, read, like
         self.waiting = deque(sources)
-        self.in_flight: deque[tuple[dist.Work, Tensor]] = deque()
+        self.in_flight: deque[tuple[dist.Work, Tensor, KeyValue]] = deque()
         self._start_next()
 
     def receive(self) -> KeyValue:
         """Key and value [tokens, 1, ng, hn] of the next source, in the order given at the start."""
-        work, buffer = self.in_flight.popleft()
+        work, _, key_value = self.in_flight.popleft()
         work.wait()
         self._start_next()
-        return buffer[0], buffer[1]
+        return key_value
 
     def _start_next(self) -> None:
         if not self.waiting:
             return
         source = self.waiting.popleft()
         group = self.exchange.cp_group
+        message, key_value = empty_message(source.end - source.start, self.like)
         if source.owner == self.exchange.cp_rank:
-            buffer = torch.stack(self.read(source))
-            self.exchange.count("broadcast", buffer)
-        else:
-            buffer = self.like.new_empty(2, source.end - source.start, *self.like.shape[1:])
-        work = dist.broadcast(buffer, group=group, group_src=source.owner, async_op=True)
-        self.in_flight.append((work, buffer))
+            for part, stored in zip(key_value, self.read(source), strict=True):
+                part.copy_(stored)
+            self.exchange.count("broadcast", message)
+        work = dist.broadcast(message, group=group, group_src=source.owner, async_op=True)
+        self.in_flight.append((work, message, key_value))

@@ -64,6 +64,12 @@ def _add_how_much(group: argparse._ArgumentGroup) -> None:
         metavar="TOKENS",
         help="of one context; default: the model's limit",
     )
+    group.add_argument(
+        "--metrics-per-expert",
+        action="store_true",
+        help="/metrics counts the tokens of each expert of each layer: thousands of series; "
+        "default: how uneven layers are",
+    )
 
 
 def _add_how_long(group: argparse._ArgumentGroup) -> None:
@@ -122,5 +128,6 @@ def server_settings(args: argparse.Namespace) -> ServerSettings:
         max_context_tokens=args.max_context_tokens,
         body_seconds=args.request_body_seconds,
         keep_alive_seconds=args.keep_alive_seconds,
+        metrics_per_expert=args.metrics_per_expert,
         host=args.host,
     )

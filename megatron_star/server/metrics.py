@@ -3,9 +3,10 @@
 from collections.abc import Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from megatron_star.engine.expert_load import ExpertLoad
 from megatron_star.engine.request import StarResult
 from megatron_star.engine.thread import EngineThread
 
@@ -37,6 +38,46 @@ class EngineCollector(Collector):
         yield used
 
 
+class ExpertCollector(Collector):
+    """Has the ranks report how tokens spread over experts when somebody asks."""
+
+    def __init__(self, engine: EngineThread, *, each_expert: bool) -> None:
+        """each_expert: count the tokens of every expert of every layer, which may be 15,000 series."""
+        self.engine, self.each_expert = engine, each_expert
+
+    def collect(self) -> Iterable[Metric]:
+        """Nothing of a model without experts."""
+        load = self.engine.expert_load()
+        if load is None:
+            return
+        for key, of_layers, help_text in (
+            ("expert_busiest_over_mean", load.busiest_expert, "tokens of a layer's busiest expert"),
+            ("expert_rank_busiest_over_mean", load.busiest_rank, "tokens of the rank with most of a layer"),
+        ):
+            recent = f"{help_text} over the mean of all, since /metrics was asked before"
+            gauge = GaugeMetricFamily(f"{PREFIX}_{key}", recent, labels=["layer"])
+            for layer, ratio in zip(load.layers, of_layers, strict=True):
+                gauge.add_metric([str(layer)], ratio)
+            yield gauge
+        ranks = CounterMetricFamily(
+            f"{PREFIX}_expert_rank_tokens", "tokens that a rank's experts were given", labels=["ep_rank"]
+        )
+        for rank, tokens in enumerate(load.tokens_of_ranks):
+            ranks.add_metric([str(rank)], tokens)
+        yield ranks
+        if self.each_expert:
+            yield self._of_each_expert(load)
+
+    def _of_each_expert(self, load: ExpertLoad) -> Metric:
+        experts = CounterMetricFamily(
+            f"{PREFIX}_expert_tokens", "tokens that an expert was given", labels=["layer", "expert"]
+        )
+        for layer, of_experts in zip(load.layers, load.total.tolist(), strict=True):
+            for expert, tokens in enumerate(of_experts):
+                experts.add_metric([str(layer), str(expert)], tokens)
+        return experts
+
+
 class ServerMetrics:
     """What is counted per request; the rest comes from the engine."""
 
@@ -65,9 +106,10 @@ class ServerMetrics:
             f"{PREFIX}_tpot_seconds", "per token after the first", buckets=TPOT_BUCKETS, **registry
         )
 
-    def watch(self, engine: EngineThread) -> None:
-        """Add the engine's gauges."""
+    def watch(self, engine: EngineThread, *, each_expert: bool = False) -> None:
+        """Add the engine's gauges, and what its experts were given."""
         self.registry.register(EngineCollector(engine))
+        self.registry.register(ExpertCollector(engine, each_expert=each_expert))
 
     def note_result(self, result: StarResult) -> None:
         """A sequence has ended."""

@@ -57,7 +57,7 @@ class CompletionService:
         self._lock = threading.Lock()
         self._tokenizers = ThreadPoolExecutor(TOKENIZER_THREADS, "tokenizer")
         self._waiters = ThreadPoolExecutor(settings.max_sequences, "answer")
-        metrics.watch(engine)
+        metrics.watch(engine, each_expert=settings.metrics_per_expert)
 
     @asynccontextmanager
     async def answer(self, ask: Ask) -> AsyncIterator[Batch]:

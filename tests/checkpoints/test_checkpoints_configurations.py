@@ -211,7 +211,6 @@ REFUSED = {
     "no heads": ("llama2", {"num_attention_heads": 0}, "num_attention_heads=0"),
     "a number that is none": ("llama2", {"rms_norm_eps": float("nan")}, "rms_norm_eps=nan"),
     "an odd head": ("qwen3", {"head_dim": 15}, "head_dim"),
-    "experts in some layers": ("llama4_text", {"moe_layers": [1]}, "moe_layers=[1]"),
     "several experts with sigmoids": (
         "llama4_text_experts",
         {"num_experts_per_tok": 2},

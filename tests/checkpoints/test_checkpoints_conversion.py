@@ -82,7 +82,7 @@ def test_smollm2_to_megatron_and_back_is_bit_identical(smollm2, tmp_path):
 
 
 def test_weights_divided_over_files_are_read_by_safetensors(converted, tmp_path, monkeypatch):
-    monkeypatch.setattr("checkpoints_tools.safetensors_files._MAX_FILE_BYTES", 150_000)
+    monkeypatch.setattr("checkpoints_tools.safetensors_output._MAX_FILE_BYTES", 150_000)
     pair = converted("llama3_scaled")
     convert_megatron_to_hf.convert(pair.megatron, tmp_path / "back")
     files = sorted((tmp_path / "back").glob("*.safetensors"))

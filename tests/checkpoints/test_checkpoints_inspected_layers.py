@@ -1,5 +1,9 @@
 """`inspect` says which kinds of layers a checkpoint has, and what each of them sends and keeps."""
 
+import torch
+from random_models import CONFIGS
+from transformers import AutoModelForCausalLM
+
 from checkpoints_tools.inspect import inspect
 from checkpoints_tools.kinds_of_layers import kinds_of_layers, positions
 
@@ -84,3 +88,22 @@ def test_a_checkpoint_of_full_layers_has_one_kind(converted):
     report = inspect(converted("llama_tied").megatron)
     assert "\n3 x full  " in report and "\nKV cache                  768 bytes per token\n" in report
     assert "softmax" not in report
+
+
+def test_a_checkpoint_of_experts_says_how_many_parameters_a_token_uses(converted):
+    """Of each layer's experts the chosen ones; of embedding and output layer the latter."""
+    made = converted("qwen3_moe")
+    report = inspect(made.megatron)
+    assert report == inspect(made.hf)
+    config = CONFIGS["qwen3_moe"]
+    expert = 3 * config.hidden_size * config.moe_intermediate_size
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    num_layers, num_experts = config.num_hidden_layers, config.num_experts
+    unused = num_layers * (num_experts - config.num_experts_per_tok) * expert
+    active = model.num_parameters() - unused - config.vocab_size * config.hidden_size
+    assert f"\nparameters                {model.num_parameters():,}\n" in report
+    assert f"\nactive parameters         {active:,} per token\n" in report
+    num_bytes = num_layers * num_experts * expert * 4
+    assert f"\nexperts                   {num_bytes / 1e9:.3f} GB, over expert-parallel" in report
+    assert "active" not in inspect(converted("llama_tied").megatron)

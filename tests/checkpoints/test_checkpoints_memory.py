@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from checkpoints_tools.chunks import chunks
 from checkpoints_tools.families import family_named
 from checkpoints_tools.hf_config import model_arguments
-from checkpoints_tools.safetensors_files import write_hf_weights
+from checkpoints_tools.safetensors_output import Written, write_hf_weights
 
 _CONFIG = {
     "model_type": "llama",
@@ -43,7 +43,8 @@ def write_synthetic_checkpoint(directory: Path, config: dict) -> int:
     (directory / "config.json").write_text(json.dumps(config))
     groups = [piece.sources for piece in chunks(family_named("llama"), model_arguments(config))]
     values = ([torch.rand(tensor.shape) for tensor in group] for group in groups)
-    write_hf_weights(directory, groups, values, torch.float32)
+    written = [[Written(tensor.name, tensor.shape, torch.float32) for tensor in group] for group in groups]
+    write_hf_weights(directory, written, values)
     return (directory / "model.safetensors").stat().st_size
 
 

@@ -7,15 +7,15 @@ import torch
 from ranks import load
 from torch import Tensor
 
-from megatron_star.algorithm.kv_pieces import KeyValue
 from megatron_star.algorithm.kv_store import EncodedContext
+from megatron_star.algorithm.star_model import StarModel
+from megatron_star.attention.kv_layout import KeyValue
 from megatron_star.config import StarConfig
 from megatron_star.engine.command import Command
 from megatron_star.engine.executor import RankExecutor
 from megatron_star.planning.layer_mask import layer_masks
 from megatron_star.planning.passing import wave_passing
 from megatron_star.planning.plan import ContextPlan
-from megatron_star.speed.fast_model import FastStarModel
 
 NUM_GENERATED = 2
 
@@ -61,12 +61,12 @@ def answers(checkpoint: str, tp_size: int, token_ids: list[int], cases: Sequence
     torch.use_deterministic_algorithms(True, warn_only=True)
     assert torch.empty(1).isnan().all()
     try:
-        return [_answer(star_model, groups.model.tp.rank(), token_ids, case) for case in cases]
+        return [answer(star_model, groups.model.tp.rank(), token_ids, case) for case in cases]
     finally:
         torch.use_deterministic_algorithms(False)
 
 
-def _answer(star_model: FastStarModel, tp_rank: int, token_ids: list[int], case: Case) -> Answer:
+def answer(star_model: StarModel, tp_rank: int, token_ids: list[int], case: Case) -> Answer:
     executor, exchange = RankExecutor(star_model), star_model.exchange
     exchange.counts.clear()
     contexts = [_encoded(executor, turn, token_ids[:end], case) for turn, end in enumerate(case.turns)]

@@ -14,6 +14,7 @@ from megatron_star.engine.engine import StarEngine, run_worker
 from megatron_star.engine.request import StarRequest
 from megatron_star.engine.thread import EngineThread
 from megatron_star.job.environment import read_environment
+from megatron_star.job.grid import Grid
 from megatron_star.job.loading import load_star_model
 from megatron_star.job.session import end_process, exit_on_errors, process_groups
 from megatron_star.model.checkpoint import read_checkpoint_info
@@ -55,8 +56,8 @@ def keep_busy(engine: EngineThread, kind: str) -> None:
 
 environment = read_environment()
 with exit_on_errors(environment.rank):
-    grid = {"tp_size": 1, "cp_size": environment.world_size}
-    with process_groups(environment, **grid, timeout=timedelta(minutes=10)) as (groups, device):
+    grid = Grid(tp_size=1, cp_size=environment.world_size)
+    with process_groups(environment, grid, timeout=timedelta(minutes=10)) as (groups, device):
         info = read_checkpoint_info(sys.argv[1])
         star_model = load_star_model(info, groups, device=device, dtype=torch.float32)
         if not environment.is_driver:

@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_star.job.environment import read_environment
+from megatron_star.job.grid import Grid
 from megatron_star.job.session import exit_on_errors, process_groups
 from megatron_star.parallel.control import on_every_rank
 
@@ -20,10 +21,9 @@ environment = read_environment()
 failing, kind = int(sys.argv[1]), sys.argv[2]
 with (
     exit_on_errors(environment.rank),
-    process_groups(environment, tp_size=1, cp_size=environment.world_size, timeout=timedelta(minutes=10)) as (
-        groups,
-        _,
-    ),
+    process_groups(
+        environment, Grid(tp_size=1, cp_size=environment.world_size), timeout=timedelta(minutes=10)
+    ) as (groups, _),
 ):
     mine = environment.rank == failing
     if kind == "checked":

@@ -1,4 +1,4 @@
-"""A server of two ranks for tests, started as plain srun would: its ranks, its log, and requests to it."""
+"""A server for tests, started as plain srun would: its ranks, its log, and requests to it."""
 
 import os
 import signal
@@ -90,24 +90,25 @@ def start_server(
     checkpoint: Path,
     directory: Path,
     *arguments: str,
+    num_ranks: int = 2,
     port: int | None = None,
     driver_output: int | None = None,
 ) -> RunningServer:
-    """Two ranks; not ready yet. The driver writes to `driver_output` where that is given."""
+    """CP ranks; not ready yet. The driver writes to `driver_output` where that is given."""
     port = port or free_port()
-    command = [sys.executable, str(PROGRAM), "--load", str(checkpoint), "--context-parallel-size", "2"]
-    command += ["--fp32", "--port", str(port), *arguments]
+    command = [sys.executable, str(PROGRAM), "--load", str(checkpoint)]
+    command += ["--context-parallel-size", str(num_ranks), "--fp32", "--port", str(port), *arguments]
     shared = {
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(free_port()),
-        "WORLD_SIZE": "2",
+        "WORLD_SIZE": str(num_ranks),
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(REPOSITORY),
         # Whatever a request would leave on the disk, it would leave here.
         **dict.fromkeys(("HOME", "TMPDIR", "XDG_CACHE_HOME"), str(directory)),
     }
     server = RunningServer(port, [])
-    for rank in range(2):
+    for rank in range(num_ranks):
         server.logs.append(directory / f"rank{rank}.log")
         with server.logs[rank].open("w") as log:
             own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}

@@ -21,7 +21,7 @@ def service():
     engine = SimpleNamespace(
         tokenizer=small_tokenizer("byte_level"), max_sequence_length=100, most_generated=lambda n: 100 - n
     )
-    metrics = SimpleNamespace(watch=lambda engine: None)
+    metrics = SimpleNamespace(watch=lambda engine, each_expert: None)
     return CompletionService(engine, ServerSettings(model_name="m"), metrics)
 
 

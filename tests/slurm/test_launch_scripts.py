@@ -61,6 +61,38 @@ def test_a_grid_that_does_not_match_the_job_is_one_line_that_says_what_would(run
 
 
 @pytest.mark.parametrize(
+    ("experts", "line"),
+    [
+        ({"EP": "3"}, "EP 3 x EXPERT_TP 1 does not divide the 8 ranks of TP 2 x CP 4: use EP=2"),
+        (
+            {"EP": "8", "EXPERT_TP": "2"},
+            "EP 8 x EXPERT_TP 2 does not divide the 8 ranks of TP 2 x CP 4: use EP=4",
+        ),
+        ({"EXPERT_TP": "3"}, "EXPERT_TP 3 does not divide the 8 ranks of TP 2 x CP 4: use EXPERT_TP=2"),
+        ({"EP": "all"}, "'all' of EP 'all', EXPERT_TP '1' is not a whole number of at least 1"),
+        ({"EXPERT_TP": "0"}, "'0' of EP '1', EXPERT_TP '0' is not a whole number of at least 1"),
+    ],
+)
+@pytest.mark.parametrize("script", ["generate.sbatch", "serve.sbatch", "serve.sh"])
+def test_experts_that_cannot_be_spread_over_the_job_are_one_line_that_says_what_would(
+    run_script, script, experts, line
+):
+    ended = run_script(script, TP="2", CP="4", PORT="5985", **experts)
+    assert (ended.returncode, ended.stderr) == (2, f"error: {line}\n")
+
+
+@pytest.mark.parametrize("script", ["generate.sbatch", "serve.sbatch"])
+def test_how_experts_are_spread_is_passed_on(run_script, script):
+    grid = {"TP": "2", "CP": "4", "PORT": "5984"}
+    alone = run_script(script, **grid).stdout.splitlines()
+    spread = run_script(script, **grid, EP="4", EXPERT_TP="2").stdout.splitlines()
+    assert alone[alone.index("--expert-model-parallel-size") + 1] == "1"
+    assert "--expert-tensor-parallel-size" not in alone
+    assert spread[spread.index("--expert-model-parallel-size") + 1] == "4"
+    assert spread[spread.index("--expert-tensor-parallel-size") + 1] == "2"
+
+
+@pytest.mark.parametrize(
     ("variables", "line"),
     [
         ({"CHECKPOINT": ""}, "CHECKPOINT is not set"),

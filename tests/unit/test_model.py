@@ -5,12 +5,14 @@ import torch
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.transformer.attention import SelfAttention
 from megatron.core.transformer.moe.moe_layer import MoELayer
+from megatron.core.transformer.multi_latent_attention import FusedMLASelfAttention
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 
 from megatron_star.model.architecture import ModelParallelSizes, transformer_config
 from megatron_star.model.attention import StarCoreAttention, StarSelfAttention
 from megatron_star.model.expert_layer import StarMoELayer
+from megatron_star.model.latent_attention import StarMLASelfAttention
 from megatron_star.model.spec import with_star_attention
 
 ARGS = {
@@ -63,9 +65,11 @@ def test_experts_of_another_kind_are_refused_by_their_name():
         with_star_attention([ModuleSpec(OtherMoELayer)])
 
 
-def test_an_attention_of_another_kind_is_refused_by_its_name():
+def test_latent_attention_is_swapped_and_with_a_fused_projection_refused_by_its_name():
     spec = get_gpt_layer_local_spec(normalization="RMSNorm", multi_latent_attention=True)
-    with pytest.raises(ValueError, match="MLASelfAttention"):
+    assert with_star_attention(spec).submodules.self_attention.module is StarMLASelfAttention
+    spec.submodules.self_attention.module = FusedMLASelfAttention
+    with pytest.raises(ValueError, match="layers of FusedMLASelfAttention"):
         with_star_attention(spec)
 
 

@@ -255,32 +255,78 @@ def test_known_models_are_planned_by_name(name, lines, capsys):
     assert found["plans"][0]["ep_size"] * found["plans"][0]["expert_tp_size"] > 1
 
 
-QWEN3_CONFIG = {
-    "model_type": "qwen3_moe",
-    "attention_bias": False,
-    "decoder_sparse_step": 1,
-    "head_dim": 128,
-    "hidden_act": "silu",
-    "hidden_size": 4096,
-    "intermediate_size": 12288,
-    "max_position_embeddings": 40960,
-    "mlp_only_layers": [],
-    "moe_intermediate_size": 1536,
-    "norm_topk_prob": True,
-    "num_attention_heads": 64,
-    "num_experts": 128,
-    "num_experts_per_tok": 8,
-    "num_hidden_layers": 94,
-    "num_key_value_heads": 4,
-    "rope_theta": 1000000.0,
-    "tie_word_embeddings": False,
-    "vocab_size": 151936,
+PUBLISHED = {
+    "deepseek-v3": {
+        "model_type": "deepseek_v3",
+        "attention_bias": False,
+        "first_k_dense_replace": 3,
+        "hidden_act": "silu",
+        "hidden_size": 7168,
+        "intermediate_size": 18432,
+        "kv_lora_rank": 512,
+        "max_position_embeddings": 163840,
+        "moe_intermediate_size": 2048,
+        "moe_layer_freq": 1,
+        "n_group": 8,
+        "n_routed_experts": 256,
+        "n_shared_experts": 1,
+        "norm_topk_prob": True,
+        "num_attention_heads": 128,
+        "num_experts_per_tok": 8,
+        "num_hidden_layers": 61,
+        "num_key_value_heads": 128,
+        "q_lora_rank": 1536,
+        "qk_nope_head_dim": 128,
+        "qk_rope_head_dim": 64,
+        "rms_norm_eps": 1e-6,
+        "rope_scaling": {
+            "beta_fast": 32,
+            "beta_slow": 1,
+            "factor": 40,
+            "mscale": 1.0,
+            "mscale_all_dim": 1.0,
+            "original_max_position_embeddings": 4096,
+            "type": "yarn",
+        },
+        "rope_theta": 10000,
+        "routed_scaling_factor": 2.5,
+        "scoring_func": "sigmoid",
+        "tie_word_embeddings": False,
+        "topk_group": 4,
+        "topk_method": "noaux_tc",
+        "v_head_dim": 128,
+        "vocab_size": 129280,
+    },
+    "qwen3-235b-a22b": {
+        "model_type": "qwen3_moe",
+        "attention_bias": False,
+        "decoder_sparse_step": 1,
+        "head_dim": 128,
+        "hidden_act": "silu",
+        "hidden_size": 4096,
+        "intermediate_size": 12288,
+        "max_position_embeddings": 40960,
+        "mlp_only_layers": [],
+        "moe_intermediate_size": 1536,
+        "norm_topk_prob": True,
+        "num_attention_heads": 64,
+        "num_experts": 128,
+        "num_experts_per_tok": 8,
+        "num_hidden_layers": 94,
+        "num_key_value_heads": 4,
+        "rope_theta": 1000000.0,
+        "tie_word_embeddings": False,
+        "vocab_size": 151936,
+    },
 }
 
 
-def test_a_known_model_is_what_is_read_of_its_published_configuration(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps(QWEN3_CONFIG))
-    assert ModelSize.of_arguments(read_model(tmp_path)) == QWEN
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_known_model_is_what_is_read_of_its_published_configuration(tmp_path, name):
+    (tmp_path / "config.json").write_text(json.dumps(PUBLISHED[name]))
+    args, known = read_model(tmp_path), KNOWN_MODELS[name]
+    assert ModelSize.of_arguments(args) == ModelSize.of_arguments(known)
+    assert args["max_position_embeddings"] == known["max_position_embeddings"]
 
 
 @pytest.mark.parametrize(
