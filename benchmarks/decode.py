@@ -39,6 +39,7 @@ from megatron_star.parallel.control import is_driver
 from megatron_star.parallel.exchange import Exchange
 from megatron_star.parallel.groups import StarGroups
 from megatron_star.planning.cost_model import token_costs
+from megatron_star.planning.model_shape import latent_attention
 from megatron_star.planning.plan import ContextPlan
 from megatron_star.speed.compiled_layers import compile_layers
 from megatron_star.speed.decode_weights import choose_sliced_parts
@@ -58,11 +59,14 @@ def filled_context(star_model: StarModel, num_tokens: int) -> EncodedContext:
     plan = ContextPlan.build(num_tokens, exchange.cp_size, StarConfig(mode="exact"), token_costs(config))
     context = EncodedContext(plan, exchange.cp_rank)
     groups = max(1, config.num_query_groups // config.tensor_model_parallel_size)
+    sizes = [(groups, config.kv_channels)] * 2
+    if latent := latent_attention(config):
+        sizes = [(1, latent.stored_values), (1, 0)]
     for layer_number in range(1, config.num_layers + 1):
         for segment in plan.owned(exchange.cp_rank):
-            shape = (segment.num_tokens, 1, groups, config.kv_channels)
-            key_value = torch.randn(2, *shape, dtype=config.params_dtype, device=star_model.device)
-            context.store(layer_number, segment.start, *key_value)
+            shapes = [(segment.num_tokens, 1, *size) for size in sizes]
+            like = {"dtype": config.params_dtype, "device": star_model.device}
+            context.store(layer_number, segment.start, *(torch.randn(shape, **like) for shape in shapes))
     return context
 
 

@@ -25,6 +25,7 @@ from checkpoints_tools.describe import describe
 from checkpoints_tools.families import family_named
 from checkpoints_tools.hf_config import model_arguments, read_hf_config, read_whole_config
 from checkpoints_tools.layouts import heads_of, split
+from checkpoints_tools.multimodal import PREDICTION_LAYERS
 from checkpoints_tools.output import check_can_write, new_directory
 from checkpoints_tools.safetensors_output import Written, write_hf_weights
 from checkpoints_tools.tokenizer_files import copy_tokenizer
@@ -100,7 +101,8 @@ def _cast(values: Iterable[list[Tensor]], groups: list[list[Written]]) -> Iterat
 def _write_config(directory: Path, args: Mapping[str, Any], dtype: torch.dtype) -> None:
     """Make config.json name the weights' dtype and whether they are tied; leave it as it is if it does.
 
-    What was quantised no longer is, and what was multimodal is the language model alone.
+    What was quantised no longer is, what was multimodal is the language model alone, and there are no layers
+    that predict several tokens.
     """
     whole, config = read_whole_config(directory), read_hf_config(directory)
     key = "torch_dtype" if "torch_dtype" in config else "dtype"
@@ -111,6 +113,8 @@ def _write_config(directory: Path, args: Mapping[str, Any], dtype: torch.dtype) 
         changed["tie_word_embeddings"] = tied
     if config is not whole:
         changed["architectures"] = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config["model_type"]]]
+    if family_named(config["model_type"]).has_prediction_layers and changed.get(PREDICTION_LAYERS):
+        changed[PREDICTION_LAYERS] = 0
     if changed != whole:
         (directory / "config.json").write_text(json.dumps(changed, indent=2) + "\n")
 

@@ -10,19 +10,31 @@ import torch
 from torch import Tensor
 
 from checkpoints_tools.chunks import Shape
-from checkpoints_tools.families.weight import AS_IS, PAIRS, QKV, QKV_ROWS, TURNED, TURNED_PAIRS, VOCABULARY
+from checkpoints_tools.families.weight import (
+    AS_IS,
+    KEY_HALVES,
+    PAIRS,
+    QKV,
+    QKV_ROWS,
+    QUERY_HALVES,
+    TURNED,
+    TURNED_PAIRS,
+    VOCABULARY,
+)
 
 
 class Heads(NamedTuple):
-    """How many heads a model has: np and ng."""
+    """How many heads a model has, np and ng; and of latent attention, how many values of each are rotated."""
 
     query: int
     key_value: int
+    rotated: int = 0
 
 
 def heads_of(args: Mapping[str, Any]) -> Heads:
     """Of a model in Megatron's argument names."""
-    return Heads(args["num_attention_heads"], args["num_query_groups"])
+    rotated = args.get("qk_pos_emb_head_dim") or 0
+    return Heads(args["num_attention_heads"], args["num_query_groups"], rotated)
 
 
 def fuse(layout: str, parts: list[Tensor], shape: Shape, heads: Heads) -> Tensor:
@@ -32,9 +44,13 @@ def fuse(layout: str, parts: list[Tensor], shape: Shape, heads: Heads) -> Tensor
     with the rows of all query heads, of all key heads, of all value heads. VOCABULARY: zero rows are added
     up to `shape`. TURNED: the transpose. PAIRS: the even values (of the gate), then the odd ones.
     TURNED_PAIRS: of the transpose the even rows, then the odd ones.
+    QUERY_HALVES, KEY_HALVES: of latent attention; of each query head, or of the one key, the last values are
+    rotated, and those that are rotated together come to lie side by side.
     """
     if layout == AS_IS:
         return parts[0]
+    if layout in (QUERY_HALVES, KEY_HALVES):
+        return _side_by_side(parts[0], heads.query if layout == QUERY_HALVES else 1, heads.rotated)
     if layout in (TURNED, TURNED_PAIRS, PAIRS):
         return _of_expert(layout, parts[0])
     if layout == QKV_ROWS:
@@ -53,6 +69,8 @@ def split(layout: str, fused: Tensor, shapes: list[Shape], heads: Heads) -> list
     """The inverse of `fuse`: parts of the given shapes, contiguous."""
     if layout == AS_IS:
         return [fused.view(shapes[0])]
+    if layout in (QUERY_HALVES, KEY_HALVES):
+        return [_in_halves(fused, heads.query if layout == QUERY_HALVES else 1, heads.rotated)]
     if layout in (TURNED, TURNED_PAIRS, PAIRS):
         return [_of_expert_back(layout, fused)]
     if layout == QKV_ROWS:
@@ -93,3 +111,16 @@ def _by_kind(fused: Tensor, heads: Heads) -> list[Tensor]:
     head = by_group.shape[1] // (queries + 2)
     parts = by_group.split([queries * head, head, head], dim=1)
     return [part.flatten(0, 1).contiguous() for part in parts]
+
+
+def _side_by_side(rows: Tensor, num_heads: int, rotated: int) -> Tensor:
+    """The last `rotated` rows of each head: i and i + rotated / 2 become 2 i and 2 i + 1."""
+    plain, halves = rows.unflatten(0, (num_heads, -1)).tensor_split([-rotated], dim=1)
+    pairs = torch.stack(halves.chunk(2, dim=1), dim=2).flatten(1, 2)
+    return torch.cat((plain, pairs), dim=1).flatten(0, 1)
+
+
+def _in_halves(rows: Tensor, num_heads: int, rotated: int) -> Tensor:
+    """The inverse of `_side_by_side`."""
+    plain, pairs = rows.unflatten(0, (num_heads, -1)).tensor_split([-rotated], dim=1)
+    return torch.cat((plain, pairs[:, ::2], pairs[:, 1::2]), dim=1).flatten(0, 1)

@@ -7,14 +7,17 @@ from typing import Any
 
 import torch
 
+from checkpoints_tools import latent_in_megatron
+
 
 def args_for_megatron(model_args: Mapping[str, Any], tokenizer: Path, dtype: torch.dtype) -> Namespace:
     """A complete `args` of a converted checkpoint: the model, and what Megatron's loading looks up in it."""
+    theirs = {"apply_layernorm_1p": False, **model_args, **latent_in_megatron.for_megatron(model_args)}
     return Namespace(
-        **{"apply_layernorm_1p": False, **model_args},
+        **theirs,
         seq_length=model_args["max_position_embeddings"],
         add_position_embedding=False,
-        use_rotary_position_embeddings=model_args["position_embedding_type"] == "rope",
+        use_rotary_position_embeddings=theirs["position_embedding_type"] == "rope",
         squared_relu=model_args.get("activation") == "relu2",
         apply_query_key_layer_scaling=False,
         attention_dropout=0.0,

@@ -14,6 +14,7 @@ from megatron_star.model.checked_values import CheckedValues
 
 Config = dict[str, Any]
 
+PREDICTION_LAYERS = "num_nextn_predict_layers"
 _MOST_PREDICTION_LAYERS = 100
 
 # What may stand in config.json outside of the language model's own part, and is of the whole.
@@ -89,8 +90,8 @@ def prediction_layers(config: Mapping[str, Any]) -> Surroundings:
     """
     values = CheckedValues(config, "config.json")
     first = values.integer("num_hidden_layers")
-    count = values.integer("num_nextn_predict_layers", least=0, most=_MOST_PREDICTION_LAYERS, default=1)
-    return Surroundings((), tuple(f"model.layers.{first + i}." for i in range(count)))
+    count = values.integer(PREDICTION_LAYERS, least=0, most=_MOST_PREDICTION_LAYERS, default=1)
+    return Surroundings((), ("model.mtp_", *(f"model.layers.{first + i}." for i in range(count))))
 
 
 def surroundings_of(config: Mapping[str, Any]) -> Surroundings | None:

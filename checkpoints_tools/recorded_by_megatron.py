@@ -13,6 +13,7 @@ from megatron.core.safe_globals import register_safe_globals
 from megatron.core.transformer.utils import is_layer_window_attention
 from megatron.training.arguments import add_megatron_arguments
 
+from checkpoints_tools import latent_in_megatron
 from checkpoints_tools.families import FAMILIES
 from megatron_star.checked_input import shown
 from megatron_star.model.optional_arguments import LATENT_SIZES, OPTIONAL
@@ -34,6 +35,7 @@ _RENAMED = {
     "seq_len_interpolation_factor": "rotary_seq_len_interpolation_factor",
 }
 _ROPE_SCALING, _EXPERTS, _YARN = "use_rope_scaling", "num_experts", "yarn"
+_LATENT = "multi_latent_attention"
 # What decides the result and may differ between models whose tensors have the same shapes; and with what.
 _COMPARED = {
     "num_layers": None,
@@ -73,6 +75,7 @@ _MEANT_BY_NONE = {
     **{field.name: field.default for field in fields(StarTransformerConfig)},
     "apply_layernorm_1p": False,
     "rotary_seq_len_interpolation_factor": 1.0,
+    "moe_router_topk_scaling_factor": 1.0,
 }
 # What programs put among the arguments that no parser declares, or that earlier versions declared.
 _DERIVED = frozenset(
@@ -158,9 +161,14 @@ def _refuse(recorded: Mapping[str, Any], source: Path, known: frozenset[str]) ->
 
 
 def _renamed(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if name not in _RENAMED} | {
+    found = {name: value for name, value in values.items() if name not in _RENAMED} | {
         new: values[old] for old, new in _RENAMED.items() if values.get(old) is not None
     }
+    if found.get("moe_router_group_topk") == found.get("moe_router_num_groups"):  # of all groups, or none are
+        found |= dict.fromkeys(found.keys() & {"moe_router_group_topk", "moe_router_num_groups"})
+    elif found.get("moe_router_group_topk"):
+        found.setdefault("moe_router_group_score", "top_sum")
+    return latent_in_megatron.of_megatron(found)
 
 
 def _bridge_arguments(path: Path) -> dict[str, Any]:
@@ -205,6 +213,8 @@ def _has_effect(name: str, args: Mapping[str, Any]) -> bool:
 
 def check_agreement(directory: Path, recorded: Mapping[str, Any], model_args: Mapping[str, Any]) -> None:
     """Raises ValueError, naming it, if something was recorded that is not what `model_args` say."""
+    if recorded.get(_LATENT) and not model_args.get(_LATENT):  # of which other names have another meaning
+        raise _disagreement(directory, _LATENT, recorded, False)
     for name in _COMPARED:
         if recorded.get(name) is None or not _has_effect(name, model_args):
             continue
@@ -213,13 +223,19 @@ def check_agreement(directory: Path, recorded: Mapping[str, Any], model_args: Ma
             found = recorded.get("num_attention_heads")
         if expected is None and name in _YARN_SCALES:
             expected = _YARN_SCALES[name]
-        if name == "moe_layer_freq" and is_every_layer(found, model_args["num_layers"]):
+        if name == "moe_router_pre_softmax" and model_args.get("moe_router_score_function") == "sigmoid":
+            continue
+        if name == "moe_layer_freq" and _are_in_every_layer(found, expected, model_args["num_layers"]):
             continue
         if found != expected and not (name == "num_experts" and not found and not expected):
             raise _disagreement(directory, name, {name: found}, expected)
     for name in _optional_names(recorded, model_args):
         if not _means_the_same(name, recorded, model_args):
             raise _disagreement(directory, name, recorded, model_args.get(name))
+
+
+def _are_in_every_layer(found: Any, expected: Any, num_layers: int) -> bool:
+    return is_every_layer(found, num_layers) and is_every_layer(expected, num_layers)
 
 
 def _optional_names(recorded: Mapping[str, Any], model_args: Mapping[str, Any]) -> list[str]:
@@ -255,6 +271,8 @@ def _meaning(name: str, args: Mapping[str, Any], model_args: Mapping[str, Any]) 
         return window != (-1, -1) and any(has_window) and (window, has_window)
     if name == "no_rope_freq" and not isinstance(value, list):
         return [int(bool(value) and layer % value == 0) for layer in layers]
+    if name == "latent_norm_epsilon":
+        return value or args.get("norm_epsilon")
     if name == "softmax_scale":
         return value or model_args["kv_channels"] ** -0.5
     if name == "activation" and value == "gelu_tanh":

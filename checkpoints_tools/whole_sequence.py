@@ -13,10 +13,12 @@ from megatron_star.model.attention import ForwardPass, LayerAttention
 from megatron_star.model.build import build_gpt_model
 from megatron_star.model.checkpoint import CheckpointInfo
 from megatron_star.model.cpu import use_cpu_where_cuda_is_absent
+from megatron_star.model.expert_layer import ExpertRows, moe_layers, share_rows
 from megatron_star.model.kernel import kernel_of
 from megatron_star.model.logits import soft_capped
 from megatron_star.model.longrope import needs_long_factors
 from megatron_star.model.stored_weights import load_weights
+from megatron_star.parallel.exchange import Exchange
 from megatron_star.parallel.groups import initialize_groups
 from megatron_star.planning.layer_mask import Band
 
@@ -58,14 +60,14 @@ def megatron_logits(
     positions = torch.arange(len(token_ids), device=device)
     kernel_dtype = torch.float32 if dtype == torch.float64 else dtype
     kernel = kernel_of(model, "auto", device=device, dtype=kernel_dtype)
+    causal = _CausalAttention(positions, kernel, needs_long_factors(model.config, len(token_ids)))
+    share_rows(moe_layers(model), ExpertRows(groups, Exchange(groups.cp))).begin(causal)
     with InferenceMode.active(), torch.inference_mode():
         logits = model(
             torch.tensor([token_ids], device=device),
             positions[None],
             attention_mask=None,
-            inference_context=_CausalAttention(
-                positions, kernel, needs_long_factors(model.config, len(token_ids))
-            ),
+            inference_context=causal,
             runtime_gather_output=True,
         )
     return soft_capped(logits, model.config)[0, :, : info.args["vocab_size"]].float().cpu()

@@ -3,13 +3,13 @@
 from typing import Any
 
 from checkpoints_tools.families.family import Family, neutral_but
-from checkpoints_tools.families.latent_attention import LATENT_ATTENTION, latent_attention_arguments
+from checkpoints_tools.families.latent_attention import latent_attention, latent_attention_arguments
 from checkpoints_tools.families.mixed_experts import MIXED_MLP, after_dense_layers, softmax_routing
 from megatron_star.model.checked_values import CheckedValues
 
 
 def _arguments(values: CheckedValues) -> dict[str, Any]:
-    arguments = latent_attention_arguments(values, rotary_interleaved=True)
+    arguments = latent_attention_arguments(values)
     experts = after_dense_layers(values, arguments["num_layers"])
     return arguments | (experts | softmax_routing(values) if experts else {})
 
@@ -24,5 +24,5 @@ DEEPSEEK_V2 = Family(
         "moe_layer_freq": (1,),
         "scoring_func": ("softmax",),
     },
-    layer=(*LATENT_ATTENTION, *MIXED_MLP),
+    layer=(*latent_attention(), *MIXED_MLP),
 )

@@ -4,13 +4,13 @@ from typing import Any
 
 from checkpoints_tools.families.deepseek_v3 import DEEPSEEK_V3_NEUTRAL
 from checkpoints_tools.families.family import Family
-from checkpoints_tools.families.latent_attention import LATENT_ATTENTION, latent_attention_arguments
+from checkpoints_tools.families.latent_attention import latent_attention, latent_attention_arguments
 from checkpoints_tools.families.mixed_experts import MIXED_MLP, in_sparse_layers, sigmoid_routing
 from megatron_star.model.checked_values import CheckedValues
 
 
 def _arguments(values: CheckedValues) -> dict[str, Any]:
-    arguments = latent_attention_arguments(values, rotary_interleaved=values.boolean("rope_interleave"))
+    arguments = latent_attention_arguments(values)
     experts = in_sparse_layers(values, arguments["num_layers"])
     return arguments | (experts | sigmoid_routing(values) if experts else {})
 
@@ -20,5 +20,5 @@ GLM4_MOE_LITE = Family(
     arguments=_arguments,
     neutral=DEEPSEEK_V3_NEUTRAL,
     has_prediction_layers=True,
-    layer=(*LATENT_ATTENTION, *MIXED_MLP),
+    layer=(*latent_attention(), *MIXED_MLP),
 )

@@ -4,13 +4,13 @@ import math
 from typing import Any
 
 from checkpoints_tools.families.family import Family
-from checkpoints_tools.families.latent_attention import LATENT_ATTENTION, latent_attention_arguments
+from checkpoints_tools.families.latent_attention import latent_attention, latent_attention_arguments
 from checkpoints_tools.families.weights import DENSE_MLP
 from megatron_star.model.checked_values import CheckedValues
 
 
 def _arguments(values: CheckedValues) -> dict[str, Any]:
-    arguments = latent_attention_arguments(values, rotary_interleaved=False)
+    arguments = latent_attention_arguments(values)
     return arguments | {
         "embedding_multiplier": float(values.number("scale_emb")),
         "round_embedding_multiplier": True,
@@ -19,4 +19,6 @@ def _arguments(values: CheckedValues) -> dict[str, Any]:
     }
 
 
-MINICPM3 = Family("minicpm3", arguments=_arguments, layer=(*LATENT_ATTENTION, *DENSE_MLP))
+MINICPM3 = Family(
+    "minicpm3", arguments=_arguments, layer=(*latent_attention(rotates_halves=True), *DENSE_MLP)
+)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 AS_IS, QKV, QKV_ROWS, VOCABULARY = "as_is", "qkv", "qkv_rows", "vocabulary"
+QUERY_HALVES, KEY_HALVES = "query_halves", "key_halves"
 TURNED, TURNED_PAIRS, PAIRS = "turned", "turned_pairs", "pairs"  # of an expert
 Condition = Callable[[Mapping[str, Any]], bool]  # of Megatron's arguments
 LayerCondition = Callable[[Mapping[str, Any], int], bool]  # and of the layer's number, from 0 on
@@ -28,8 +29,9 @@ class Place(NamedTuple):
 class Part(NamedTuple):
     """A Hugging Face tensor. `axes` name its sizes, see `chunks.axis_sizes`.
 
-    With `{expert}` in its name it is one of each expert; `NAME[{expert}]` is never stored by itself, but is
-    an expert's of NAME (`elsewhere`), which holds those of all experts of a layer.
+    With `{expert}` in its name it is one of each expert. `NAME[{expert}]` is never stored by itself, but is
+    an expert's of NAME (`elsewhere`), which holds those of all experts of a layer; `NAME[0]` the only item of
+    NAME.
     """
 
     name: str

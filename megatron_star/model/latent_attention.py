@@ -10,7 +10,7 @@ import torch
 from megatron.core.models.common.embeddings.yarn_rotary_pos_embedding import _yarn_get_concentration_factor
 from megatron.core.tensor_parallel.mappings import gather_from_tensor_model_parallel_region
 from megatron.core.transformer.enums import AttnMaskType
-from megatron.core.transformer.multi_latent_attention import MLASelfAttention
+from megatron.core.transformer.multi_latent_attention import MLASelfAttention, MLASelfAttentionSubmodules
 from megatron.core.transformer.transformer_config import MLATransformerConfig
 from torch import Tensor
 
@@ -65,6 +65,13 @@ class StarMLASelfAttention(MLASelfAttention):
             self._concentration = _yarn_get_concentration_factor(
                 config.rotary_scaling_factor, config.mscale, config.mscale_all_dim
             )
+
+    def _resolve_qk_norm_config(self, submodules: MLASelfAttentionSubmodules) -> dict[str, Any]:
+        """What Megatron resolves; it has a norm before queries of full rank, as no model that we convert."""
+        if self.config.q_lora_rank is not None or not isinstance(self.config, StarMLATransformerConfig):
+            return super()._resolve_qk_norm_config(submodules)
+        named = {name: getattr(submodules, name) for name in ("linear_q_proj", "linear_kv_up_proj")}
+        return named | {"kv_layernorm": submodules.kv_layernorm}
 
     def get_query_key_value_tensors(
         self, hidden_states: Tensor, *_: object, inference_context: ForwardPass, **__: object

@@ -2,62 +2,17 @@
 
 import pytest
 import torch
-from expert_blocks import HIDDEN, NUM_EXPERTS, config_of_experts, one_rank
-from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
-from megatron.core.transformer.mlp import MLPSubmodules
+from expert_blocks import HIDDEN, one_rank
 from megatron.core.transformer.moe.experts import SequentialMLP
+from some_experts import COUNTS, KINDS, experts_of, inputs
 
-from megatron_star.model.grouped_experts import ROWS_AT_ONCE, StackedExperts
-
-KINDS = {
-    "swiglu": {},
-    "gpt-oss": {
-        "add_bias_linear": True,
-        "swiglu": False,
-        "activation": "quick_gelu",
-        "gated_mlp": True,
-        "glu_linear_offset": 1.0,
-        "activation_func_clamp_value": 0.7,
-    },
-    "without a gate": {"swiglu": False, "activation": "relu2", "add_bias_linear": True},
-    "weights on the input": {
-        "moe_apply_probs_on_input": True,
-        "moe_router_topk": 1,
-        "moe_router_score_function": "sigmoid",
-        "add_bias_linear": True,
-    },
-}
-COUNTS = {
-    "some without rows": [0, 3, 0, 0, 7, 1, 0, 2],
-    "all": [5, 3, 1, 2, 4, 1, 6, 2],
-    "one has all rows": [0, 0, 0, 19, 0, 0, 0, 0],
-    "one row": [0, 0, 0, 0, 0, 0, 0, 1],
-    "no rows": [0] * 8,
-    "many rows": [0, ROWS_AT_ONCE - 3, 3, 1, 0, 2 * ROWS_AT_ONCE, 2, 0],
-}
+from megatron_star.model.grouped_experts import StackedExperts
 
 
 @pytest.fixture(scope="module", autouse=True)
 def groups():
     with one_rank() as groups:
         yield groups
-
-
-def experts_of(cls, groups, dtype=torch.float32, num_experts=NUM_EXPERTS, **args):
-    """With random weights and biases, the same of both classes."""
-    config = config_of_experts(dtype, **args)
-    linears = MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
-    experts = cls(num_experts, config, linears, pg_collection=groups).eval().requires_grad_(False)
-    torch.manual_seed(4)
-    for parameter in experts.parameters():
-        parameter.copy_(torch.randn(parameter.shape) * 0.4)
-    return experts
-
-
-def inputs(counts, dtype=torch.float32):
-    torch.manual_seed(5)
-    rows = torch.randn(sum(counts), HIDDEN).to(dtype)
-    return rows, torch.tensor(counts), torch.rand(sum(counts)) + 0.1
 
 
 @pytest.fixture(params=["separate", "grouped"])
@@ -101,7 +56,7 @@ def test_rows_of_no_expert_change_nothing(groups, path):
 
 def are_views(experts):
     """Whether the experts' weights lie one after the other, each kind in one tensor."""
-    for name, stacked in experts._stacked.items():
+    for name, stacked in experts.stacked.items():
         for parameter, view in zip(experts._parameters_named(name), stacked, strict=True):
             assert parameter.data_ptr() == view.data_ptr() and parameter.dtype == stacked.dtype, name
             assert torch.equal(parameter, view)
@@ -148,7 +103,7 @@ def test_rows_that_are_not_aligned_take_no_grouped_product(size, is_aligned, gro
     assert experts._is_aligned() == is_aligned
     rows, counts, _ = inputs(COUNTS["all"], torch.bfloat16)
     hidden = torch.zeros(rows.size(0), size, dtype=torch.bfloat16)
-    weight = experts._stacked["linear_fc2.weight"].transpose(1, 2)
+    weight = experts.stacked["linear_fc2.weight"].transpose(1, 2)
     ends = counts.cumsum(0, dtype=torch.int32)
     if is_aligned:
         torch.nn.functional.grouped_mm(hidden, weight, offs=ends)
