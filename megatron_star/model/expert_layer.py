@@ -30,6 +30,7 @@ class ExpertRows:
 
     Attributes:
         exchange: sums over the ranks that hold all experts together.
+        are_within_cp_rank: whether these are the ranks of one CP rank, and so have the same rows in any pass.
         are_same: whether these ranks have the same rows.
         is_filler: whether the only row stands for no token.
         are_counted: whether this rank counts its rows as load, so that of the same rows one rank does.
