@@ -40,7 +40,7 @@ from megatron_star.algorithm.star_model import StarModel
 from megatron_star.job.argument_types import ArgumentParser, token_count
 from megatron_star.parallel.control import is_driver
 from megatron_star.parallel.groups import StarGroups
-from megatron_star.planning.cost_model import encoding_bytes, kv_layers, token_costs
+from megatron_star.planning.cost_model import encoding_bytes, encoding_operations, kv_layers, token_costs
 from megatron_star.planning.plan import ContextPlan, TokenCosts
 
 VARIANTS = (EXACT, CONTIGUOUS, RECOMPUTE, BROADCAST, PASSED)
@@ -76,9 +76,8 @@ def check_cost_model(star_model: StarModel, token_ids: list[int], plan: ContextP
         star_model.model.config,
         partial(over_ranks, operation=dist.ReduceOp.SUM, star_model=star_model),
     )
-    costs, work = token_costs(config), count_work(star_model, token_ids, plan)
-    only = TokenCosts(costs.linear_per_token), costs._replace(linear_per_token=0.0)
-    linear, attention = (sum(segment.cost(plan.mask, part) for segment in plan.segments()) for part in only)
+    work = count_work(star_model, token_ids, plan)
+    linear, attention = encoding_operations(plan, config)
     kv = kv_layers(config, tp_size=1, bytes_per_value=config.params_dtype.itemsize)
     return {
         "linear_operations": total(work.linear) / linear,

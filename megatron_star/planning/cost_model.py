@@ -39,19 +39,15 @@ def token_costs(shape: ModelShape) -> TokenCosts:
     """
     masks = Counter(layer_masks(shape)[:-1])
     per_pair = _per_pair(shape)
-    layers = expert_layers(shape)[:-1]
-    weights = sum(weights_but_experts(shape, has_experts) for has_experts in layers)
+    weights = attention_inputs(shape)
+    for has_experts in expert_layers(shape)[:-1]:
+        weights += weights_but_experts(shape, has_experts)
+        weights += shape.moe_router_topk * weights_of_an_expert(shape) if has_experts else 0
     return TokenCosts(
-        linear_per_token=2.0 * (weights + attention_inputs(shape)) + expert_operations(shape),
+        linear_per_token=2.0 * weights,
         attention_per_pair=per_pair * masks[None],
         attention_of_masks=tuple((mask, per_pair * count) for mask, count in masks.items() if mask),
     )
-
-
-def expert_operations(shape: ModelShape) -> float:
-    """Of `token_costs`, per token, those of the experts that the router chooses."""
-    num_layers = sum(expert_layers(shape)[:-1])
-    return 2.0 * num_layers * shape.moe_router_topk * weights_of_an_expert(shape)
 
 
 def _per_pair(shape: ModelShape) -> float:
@@ -61,29 +57,62 @@ def _per_pair(shape: ModelShape) -> float:
     return 4.0 * shape.num_attention_heads * shape.kv_channels
 
 
+def encoding_operations(plan: ContextPlan, shape: ModelShape) -> tuple[float, float]:
+    """What all ranks compute for a plan: products with weights, and attention.
+
+    Of latent attention in the form that each part of it really has.
+    """
+    costs, segments = token_costs(shape), list(plan.segments())
+    of_pairs = costs._replace(linear_per_token=0.0)
+    linear = costs.linear_per_token * sum(segment.num_rows for segment in segments)
+    attention = sum(segment.cost(plan.mask, of_pairs) for segment in segments)
+    ranks = ((wave, rank) for wave in plan.waves for rank in {segment.owner for segment in wave})
+    if latent_attention(shape):
+        extra = [_latent_extra(plan, wave, rank, shape) for wave, rank in ranks]
+        linear += (shape.num_layers - 1) * sum(of_linear for of_linear, _ in extra)
+        attention += (shape.num_layers - 1) * sum(of_pairs for _, of_pairs in extra)
+    return linear, attention
+
+
 def sources_up(plan: ContextPlan, wave: Wave, cp_rank: int, shape: ModelShape) -> float:
-    """What a rank computes for the sources of a wave in one layer, beyond the pairs of `token_costs`.
+    """What a rank computes for a wave in one layer beyond `token_costs`, to attend to sources.
 
     Of latent attention alone: keys and values of a source are made of its latents, once on each rank that
-    reads it, or else its rows are projected; `latent_form` says which.
+    reads it, or else its rows are projected.
+    """
+    return sum(_latent_extra(plan, wave, cp_rank, shape)) if latent_attention(shape) else 0.0
+
+
+def _latent_extra(plan: ContextPlan, wave: Wave, cp_rank: int, shape: ModelShape) -> tuple[float, float]:
+    """Of one rank in one layer, what its forms of latent attention cost more than `token_costs` says: in
+    products with the up-projection, and in pairs.
     """
     latent = latent_attention(shape)
-    if not latent:
-        return 0.0
-    extra, expanded = 0.0, latent.per_pair("expanded")
-    for rows, keys in _rows_and_keys(plan, wave, cp_rank):
-        extra += latent.operations(rows, keys, latent_form(rows, keys, shape)) - rows * keys * expanded
-    return extra
+    num_rows = sum(segment.num_rows for segment in wave if segment.owner == cp_rank)
+    of_values = latent.num_attention_heads * latent.kv_lora_rank * latent.v_head_dim
+    weights, pair_operations, absorbs = -num_rows * latent.up_projection, 0.0, False
+    for rows, keys, pairs in _parts(plan, wave, cp_rank):
+        form = latent_form(rows, keys, shape)
+        pair_operations += pairs * (latent.per_pair(form) - latent.per_pair("expanded"))
+        weights += keys * latent.up_projection if form == "expanded" else rows * of_values
+        absorbs = absorbs or form == "absorbed"
+    if absorbs:  # the queries of all rows are, once
+        weights += num_rows * (latent.up_projection - of_values)
+    return 2.0 * weights, pair_operations
 
 
-def _rows_and_keys(plan: ContextPlan, wave: Wave, cp_rank: int) -> Iterator[tuple[int, int]]:
-    """Of each source that rows of a rank read in a wave, and of the keys that are passed to a segment."""
-    for read in wave_reads(plan, wave, cp_rank):
-        if rows := sum(end - start for start, end in read.rows):
-            yield rows, read.source.end - read.source.start
+def _parts(plan: ContextPlan, wave: Wave, cp_rank: int) -> Iterator[tuple[int, int, float]]:
+    """What a rank attends to in a wave, part by part: rows, keys, and visible pairs."""
     for segment in wave:
-        if segment.owner == cp_rank and (passed := plan.mask.num_passed(segment.start)):
-            yield segment.num_tokens, passed
+        if segment.owner == cp_rank:
+            rows, passed = segment.num_rows, plan.mask.num_passed(segment.start)
+            yield rows, rows, rows * (rows + 1) / 2
+            if passed:
+                yield rows, passed, rows * passed
+    for read in wave_reads(plan, wave, cp_rank):
+        keys = read.source.end - read.source.start
+        if rows := sum(end - start for start, end in read.rows):
+            yield rows, keys, rows * keys
 
 
 def latent_form(rows: int, keys: int, shape: ModelShape) -> str:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 from megatron_star.planning.cost_model import (
     crossing_sources,
-    expert_operations,
     kv_layers,
     sources_up,
     token_costs,
@@ -99,7 +98,7 @@ class Deployment:
         if True in kinds:
             of_an_expert = 3 * size.moe_ffn_hidden_size + 2 * layout.expert_tp_size * expert_input(size)
             shared = 3 * (size.moe_shared_expert_intermediate_size or 0) / self.tp_size
-            values.append(shared + size.moe_router_topk * layout.expert_work * of_an_expert)
+            values.append(shared + size.moe_router_topk * of_an_expert / self.tp_size)
         return max(values)
 
     def _gathered_bytes(self, plan: ContextPlan, wave: Wave) -> int:
@@ -127,13 +126,9 @@ class Deployment:
 
     @property
     def _costs_in_seconds(self) -> TokenCosts:
-        """Experts do what their own rows and those of other ranks ask: on average as much as its own rows."""
-        gpu, costs = self.cluster.gpu, token_costs(self.size)
-        in_experts = expert_operations(self.size)
-        others = costs.linear_per_token - in_experts
-        shared = others / self.tp_size + in_experts * self.layout.expert_work
-        seconds = costs.scaled(0.0, 1 / self.tp_size / gpu.attention_flops_per_s)
-        return seconds._replace(linear_per_token=shared / gpu.matmul_flops_per_s)
+        """Experts do on average what a rank's own rows ask."""
+        attention_s = 1 / self.tp_size / self.cluster.gpu.attention_flops_per_s
+        return token_costs(self.size).scaled(self._linear_seconds, attention_s)
 
     def _exposed_transfer_seconds(self, plan: ContextPlan, wave: Wave, rank: int) -> float:
         """Of the exchanges, what attention does not hide: it runs meanwhile, but for its part with what comes

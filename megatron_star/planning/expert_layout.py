@@ -30,15 +30,11 @@ class ExpertLayout(NamedTuple):
 
     @property
     def dispatches(self) -> bool:
-        """Whether ranks with different rows share the experts, so that context encoding must send the rows to
-        them. Within a TP group all ranks have the same rows: each runs its own experts, and a sum follows.
+        """Whether context encoding sends rows to the experts' ranks. Where these are one TP group, all have
+        the same rows: each runs its own experts, and a sum follows. Otherwise each TP rank takes its slice
+        of the rows. Either way it does 1 / TP of the work of the rows.
         """
-        return self.tp_size % self.num_ranks != 0
-
-    @property
-    def expert_work(self) -> float:
-        """Of the work of a rank's rows in experts, the share that a rank does while a context is encoded."""
-        return 1 / (self.tp_size if self.dispatches else self.num_ranks)
+        return self.num_ranks != self.tp_size
 
     def sent_rows(self, rows: int, chosen: int) -> float:
         """Rows that leave a rank in one layer, to the experts that they choose, once for each of these.

@@ -15,7 +15,8 @@ from megatron_star.engine.engine import StarEngine
 from megatron_star.engine.executor import RankExecutor, planner_of
 from megatron_star.engine.request import StarRequest
 from megatron_star.parallel.control import broadcast_json
-from megatron_star.planning.plan import ContextPlan, TokenCosts
+from megatron_star.planning.cost_model import encoding_operations
+from megatron_star.planning.plan import ContextPlan
 
 
 class Encoded(NamedTuple):
@@ -58,10 +59,9 @@ def counted_work(
     """
     star_model, _ = random_star_model(args, 1)
     planner = planner_of(star_model)
-    plan, costs = planner.plan(len(token_ids), star).plan, planner.costs
-    parts = TokenCosts(costs.linear_per_token), costs._replace(linear_per_token=0.0)
-    planned = [sum(segment.cost(plan.mask, part) for segment in plan.segments()) for part in parts]
-    return count_work(star_model, token_ids, plan), *planned
+    plan = planner.plan(len(token_ids), star).plan
+    counted = count_work(star_model, token_ids, plan)
+    return counted, *encoding_operations(plan, star_model.model.config)
 
 
 class Memory(NamedTuple):

@@ -142,14 +142,26 @@ def test_between_nodes_go_the_rows_of_their_experts():
     assert cluster.all_to_all(7.0, 8) == (14.0, NODE_LATENCY_SECONDS)
 
 
-def test_within_a_tp_group_nothing_is_dispatched_and_a_sum_follows():
-    """All ranks of a TP group have the same rows. EP 4 on TP 8, twice: each runs a quarter of the experts."""
-    for layout in (ExpertLayout(8, 4, 1), ExpertLayout(8, 1, 8), ExpertLayout(8, 2, 4)):
+def test_where_a_tp_group_has_all_experts_nothing_is_dispatched_and_a_sum_follows():
+    """All its ranks have the same rows. Otherwise each takes its slice of them."""
+    for layout in (
+        ExpertLayout(8, 8, 1),
+        ExpertLayout(8, 1, 8),
+        ExpertLayout(8, 2, 4),
+        ExpertLayout(1, 1, 1),
+    ):
         assert layout.all_to_all_bytes(1000, DEEPSEEK, 2) == layout.expert_tp_bytes(1000, DEEPSEEK, 2) == 0
-    assert ExpertLayout(8, 4, 1).expert_work == 1 / 4
-    for layout in (ExpertLayout(8, 16, 1), ExpertLayout(8, 2, 8), ExpertLayout(2, 3, 1)):
-        assert layout.dispatches and layout.expert_work == 1 / layout.tp_size
+        assert not layout.dispatches
+    for layout in (
+        ExpertLayout(8, 16, 1),
+        ExpertLayout(8, 2, 8),
+        ExpertLayout(2, 3, 1),
+        ExpertLayout(8, 4, 1),
+    ):
+        assert layout.dispatches
+        assert layout.all_to_all_bytes(1000, DEEPSEEK, 2) > 0
     assert ExpertLayout(8, 2, 8).expert_tp_bytes(1000, DEEPSEEK, 2) == 2 * 7 * 1000 / 8 * 8 * 7168 * 2
+    assert ExpertLayout(2, 1, 1).all_to_all_bytes(1000, DEEPSEEK, 2) == 0, "each rank has all experts"
 
 
 def test_a_step_sends_one_sum_a_layer_of_what_experts_return():
