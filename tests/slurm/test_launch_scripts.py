@@ -81,11 +81,11 @@ def test_experts_that_cannot_be_spread_over_the_job_are_one_line_that_says_what_
     assert (ended.returncode, ended.stderr) == (2, f"error: {line}\n")
 
 
-@pytest.mark.parametrize("script", ["generate.sbatch", "serve.sbatch"])
+@pytest.mark.parametrize("script", ["generate.sbatch", "serve.sbatch", "serve.sh"])
 def test_how_experts_are_spread_is_passed_on(run_script, script):
-    grid = {"TP": "2", "CP": "4", "PORT": "5984"}
-    alone = run_script(script, **grid).stdout.splitlines()
-    spread = run_script(script, **grid, EP="4", EXPERT_TP="2").stdout.splitlines()
+    grid = {"TP": "2", "CP": "4", "PORT": "5984", "PYTHON": "/bin/echo"}
+    alone = run_script(script, **grid).stdout.split()
+    spread = run_script(script, **grid, EP="4", EXPERT_TP="2").stdout.split()
     assert alone[alone.index("--expert-model-parallel-size") + 1] == "1"
     assert "--expert-tensor-parallel-size" not in alone
     assert spread[spread.index("--expert-model-parallel-size") + 1] == "4"
