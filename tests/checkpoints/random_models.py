@@ -412,8 +412,8 @@ CONFIGS: dict[str, PreTrainedConfig] = {
         **_LATENT | {"tie_word_embeddings": True}, scale_emb=3, scale_depth=1.1, dim_model_base=30
     ),
 }
-LATENT = tuple(name for name, config in CONFIGS.items() if getattr(config, "kv_lora_rank", None))
-"""Of CONFIGS, what has latent attention: converted, and not run yet."""
+AS_OTHERS = ("deepseek_v2_lite", "deepseek_v3_not_normalised", "sarvam_mla", "glm4_moe_lite", "youtu")
+"""Of CONFIGS, what is converted otherwise, and whose layers others have as well: not run on all ranks."""
 LLAMAS = ("exaone", "internlm3", "iquestcoder")
 """Of CONFIGS, what transformers builds as Llama: its own are a configuration, and names of tensors."""
 

@@ -64,6 +64,24 @@ RANDOM |= {
     | {"parallel_mlp": True, "norm_bias": False, "activation": "relu2", "attention_output_gate": True},
     "norms after rotation": NO_BIASES | {"qk_layernorm": True, "qk_layernorm_after_rotation": True},
 }
+RANDOM["latent"] = NO_BIASES | {
+    "multi_latent_attention": True,
+    "q_lora_rank": 22,
+    "kv_lora_rank": 14,
+    "qk_head_dim": 6,
+    "qk_pos_emb_head_dim": 4,
+    "v_head_dim": 7,
+    "group_query_attention": False,
+    "num_query_groups": 4,
+    "qk_layernorm": True,
+    "swiglu": True,
+    "rotary_interleaved": True,
+    "rotary_base": 10000,
+    "kv_channels": 10,
+}
+RANDOM["latent, queries of full rank, experts"] = (
+    RANDOM["latent"] | {"q_lora_rank": None, "num_experts": 4, "moe_layer_freq": [0, 1]}
+) | {"moe_router_topk": 2, "moe_ffn_hidden_size": 20, "moe_shared_expert_intermediate_size": 20}
 CHECKPOINTS = ["llama", "llama_tied", "llama_one_kv_head", "qwen2", "qwen3"]
 
 
@@ -118,6 +136,12 @@ def test_sums_over_the_ranks_of_experts_go_through_shared_memory(tp_size, cp_siz
     arguments = (RANDOM["experts"] | {"num_experts": 4}, tp_size, ep_size, TOKENS)
     for sums, sent, through_memory in run_ranks(tp_size * cp_size, sums_of_experts, *arguments):
         assert sums == 6 and through_memory == sent
+
+
+def test_projections_of_latent_attention_are_sliced():
+    (found,) = run_ranks(1, sliceable_layers, RANDOM["latent"])
+    linears = [name.rpartition(".")[2] for name in found["qkv"][:3]]
+    assert linears == ["linear_q_down_proj", "linear_q_up_proj", "linear_kv_down_proj"]
 
 
 def test_shared_experts_and_dense_layers_beside_experts_are_sliced():
