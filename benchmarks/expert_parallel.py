@@ -103,13 +103,15 @@ def make_variants(args: Namespace, whole: FastStarModel, spread: FastStarModel) 
     return variants
 
 
-def token_step(star_model: FastStarModel, context: EncodedContext, num_sequences: int, seed: int) -> Step:
+def token_step(
+    star_model: FastStarModel, context: EncodedContext, num_sequences: int, seed: int
+) -> Callable[[], torch.Tensor]:
     """Generates a token for each sequence after random ones, so that each token has experts of its own."""
     generator = torch.Generator().manual_seed(seed)
     cp_size, size = star_model.exchange.cp_size, (num_sequences, 1)
     sequences = [Sequence(context, tail_rank=i % cp_size) for i in range(num_sequences)]
 
-    def step() -> object:
+    def step() -> torch.Tensor:
         tokens = torch.randint(star_model.vocab_size, size, generator=generator).tolist()
         return generate_step(star_model, list(zip(sequences, tokens, strict=True)))
 
@@ -127,15 +129,21 @@ def busiest_share(star_model: FastStarModel, step: Step, num_steps: int) -> floa
         before = [layer.load.clone() for layer in layers]
         step()
         for layer, load in zip(layers, before, strict=True):
-            chosen = over_ranks_of_layer(layer.load - load).view(num_ranks, -1).count_nonzero(1)
+            chosen = of_all_ranks(layer.load - load).view(num_ranks, -1).count_nonzero(1)
             shares.append(float(chosen.max() / chosen.sum()))
     return statistics.mean(shares)
 
 
-def over_ranks_of_layer(load: torch.Tensor) -> torch.Tensor:
-    """The sum over all ranks, of which one counts the rows that all have."""
+def of_all_ranks(load: torch.Tensor) -> torch.Tensor:
+    """The sum over the ranks, one of which counts what they all have."""
     dist.all_reduce(load)
     return load
+
+
+def largest_difference(variants: dict[str, Variant], context: EncodedContext, num_sequences: int) -> float:
+    """Of the logits of all variants after the same tokens: whether they compute the same model."""
+    logits = [token_step(one.star_model, context, num_sequences, seed=0)() for one in variants.values()]
+    return max(float((one - logits[0]).abs().max()) for one in logits)
 
 
 def encoding_seconds(star_model: FastStarModel, token_ids: list[int]) -> float:
@@ -178,9 +186,11 @@ def run(args: Namespace, spread: FastStarModel, groups: StarGroups) -> None:
             figures[ENCODING + name] = {"seconds": encoding_seconds(star_model, token_ids)}
         return figures
 
-    summary = measure_rounds(
-        args, measure_all, lambda rounds: summarise(rounds, variants) | {"busiest": {"share": busiest}}
-    )
+    facts = {
+        "busiest": {"share": busiest},
+        "same logits": {"difference": largest_difference(variants, context, args.sequences)},
+    }
+    summary = measure_rounds(args, measure_all, lambda rounds: summarise(rounds, variants) | facts)
     if is_driver(dist.group.WORLD):
         print_summary(summary)
 
@@ -214,6 +224,7 @@ def print_summary(summary: dict[str, dict[str, float]]) -> None:
         if "tpot_ms" in figures:
             cells = "".join(f"{figure:>10.2f}" for figure in figures.values())
             print(f"{name:<34}{cells}")
+    print(f"logits differ by at most {summary['same logits']['difference']:.1g}")
     print(f"the busiest rank has {summary['busiest']['share']:.3f} of the experts that a step chooses")
     for name in (ENCODING + WHOLE, ENCODING + SPREAD):
         print(f"{name:<34}{summary[name]['seconds']:>10.2f} s{summary[name]['faster']:>28.2f}")
