@@ -88,7 +88,7 @@ def test_every_form_gives_the_same_logits(name):
 
 
 def test_a_source_that_several_segments_read_is_expanded_once():
-    """Five blocks of 10 on one rank, whose rows lie apart: before all but the first is a copy of the anchor."""
+    """Five blocks of 10 on one rank. Rows lie apart: before all but the first is a copy of the anchor."""
     star = StarConfig(block_size=10, anchor_size=4, anchor="recompute", neighbor_blocks=2)
     ask = megatron_arguments("rope"), megatron_weights("rope"), TOKENS[:50], star
     (seen,) = run_ranks(1, expansions, *ask)
