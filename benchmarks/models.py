@@ -191,6 +191,10 @@ def share_of_a_tp_rank(shape: Shape, tp_size: int, num_layers: int) -> Shape:
 def hugging_face_model(args: Namespace, device: torch.device) -> PreTrainedModel:
     """The same model for transformers: of `--hf`, or with random weights in the shape of `--random-model`."""
     transformers_logging.disable_progress_bar()
+    if args.random_model and "num_experts" in SHAPES[args.random_model]:
+        raise ValueError(
+            f"--hf beside --random-model {args.random_model}: no model of experts is made for it"
+        )
     if args.random_model:
         random = random_gemma if "window_size" in SHAPES[args.random_model] else random_llama
         return random(SHAPES[args.random_model], device=device, dtype=args.dtype or torch.bfloat16)

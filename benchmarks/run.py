@@ -50,6 +50,10 @@ PARTS = {
         )
         for name, ranks, threads in (("", 2, 1), ("-one-rank", 1, 2))
     },
+    "experts": BenchmarkPart(
+        "expert_parallel",
+        "--random-model qwen3-moe-1b --fp32 --expert-model-parallel-size 2 --repeats 7 --compile",
+    ),
     "bandwidth": BenchmarkPart("memory_bandwidth", "--repeats 9"),
     **{
         f"memory-{tokens}-{ranks}": BenchmarkPart(

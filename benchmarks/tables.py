@@ -35,6 +35,11 @@ def _to_one_rank(variant: str) -> Callable[[dict[str, Any]], float]:
     return lambda summary: summary[variant]["faster_than_one_rank"]
 
 
+def _to_base(variant: str) -> Callable[[dict[str, Any]], float]:
+    """How many times as fast a variant is as what it is compared with."""
+    return lambda summary: summary[variant]["faster"]
+
+
 def _to_transformers(summary: dict[str, Any]) -> float:
     """How many times as fast as transformers one rank generates a token, without compiled layers."""
     return 1 / summary["hugging face"]["faster_than_one_rank"]
@@ -91,6 +96,16 @@ AIMS = (
         _transformers_to_windows,
         1.0,
     ),
+    *(
+        Aim(
+            f"TPOT, 1B of experts, slices{suffix}: EP 1 / EP 2",
+            "experts",
+            _to_base(f"EP, sliced{suffix}"),
+            1.5,
+        )
+        for suffix in (", compiled", "")
+    ),
+    Aim("encoding 2K, 1B of experts: EP 1 / EP 2", "experts", _to_base("encoding, EP"), 0.95),
     Aim("broadcast hidden at 1 GB/s", "overlap", lambda s: s["overlapped"]["hidden"], 0.8),
     Aim("passed keys hidden at 1 GB/s", "overlap", lambda s: s["passed, overlapped"]["hidden"], 0.8),
 )

@@ -185,7 +185,7 @@ def _hf_tensor(part: Part, sizes: Mapping[str, int], layer: int | None, expert: 
     slab = None
     if part.elsewhere:
         name, number, pieces = part.elsewhere
-        of_experts = (sizes["experts"],) if "{expert}" in part.name else ()
-        whole = (*of_experts, pieces * shape[0], *shape[1:])
+        items = (sizes["experts"],) if "{expert}" in part.name else (1,) if part.name.endswith("[0]") else ()
+        whole = (*items, pieces * shape[0], *shape[1:])
         slab = Slab(name.format(layer=layer), whole, (expert * pieces + number) * prod(shape))
     return HfTensor(part.name.format(layer=layer, expert=expert), shape, slab)

@@ -108,8 +108,8 @@ def notes(checkpoint: HfCheckpoint) -> list[str]:
 
 def _module(name: str) -> str:
     """`vision_tower`, or of a layer that predicts several tokens `layers.61`."""
-    module, number, *_ = name.removeprefix("model.").split(".")
-    return f"{module}.{number}" if module == "layers" else module
+    module, _, rest = name.removeprefix("model.").partition(".")
+    return f"{module}.{rest.partition('.')[0]}" if module == "layers" else module
 
 
 def check_names_and_shapes(weights: HfWeights, family: Family, args: Mapping[str, Any]) -> list[Chunk]:

@@ -91,7 +91,7 @@ def prediction_layers(config: Mapping[str, Any]) -> Surroundings:
     values = CheckedValues(config, "config.json")
     first = values.integer("num_hidden_layers")
     count = values.integer(PREDICTION_LAYERS, least=0, most=_MOST_PREDICTION_LAYERS, default=1)
-    return Surroundings((), tuple(f"model.layers.{first + i}." for i in range(count)))
+    return Surroundings((), ("model.mtp_", *(f"model.layers.{first + i}." for i in range(count))))
 
 
 def surroundings_of(config: Mapping[str, Any]) -> Surroundings | None:

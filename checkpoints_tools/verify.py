@@ -157,9 +157,10 @@ def _hf_model(hf: Path, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def _hf_config(hf: Path) -> PreTrainedConfig:
-    model_type = read_whole_config(hf)["model_type"]
-    if model_type in FAMILIES and FAMILIES[model_type].config_of:
-        return CONFIG_MAPPING[FAMILIES[model_type].config_of].from_pretrained(hf)
+    whole = read_whole_config(hf)
+    family = FAMILIES.get(whole["model_type"])
+    if family and family.config_of:
+        return CONFIG_MAPPING[family.config_of].from_dict(whole | {"model_type": family.config_of})
     return AutoConfig.from_pretrained(hf, trust_remote_code=False)
 
 
@@ -179,7 +180,8 @@ def _hf_model_of_decoded(hf: Path, dtype: torch.dtype) -> PreTrainedModel:
     names = {source.name for piece in checkpoint.pieces for source in piece.sources}
     weights = {name: checkpoint.weights.read(name).to(dtype) for name in names}
     described = {name: value for name, value in read_hf_config(hf).items() if name != "quantization_config"}
-    config = CONFIG_MAPPING[family_named(checkpoint.family).config_type].from_dict(described)
+    config_type = family_named(checkpoint.family).config_type
+    config = CONFIG_MAPPING[config_type].from_dict(described | {"model_type": config_type})
     model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     model, found = model_class.from_pretrained(
         None, config=config, state_dict=weights, dtype=dtype, output_loading_info=True

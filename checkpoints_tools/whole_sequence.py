@@ -34,10 +34,15 @@ class _CausalAttention(ForwardPass):
     def attend(self, layer: LayerAttention, query: Tensor, key: Tensor, value: Tensor) -> Partial:
         """See `ForwardPass.attend`."""
         num_tokens = query.size(0)
+        if layer.latent:
+            key, value = layer.latent.expanded(key)
         if query.dtype == torch.float64:
             query, key, value = (tensor.float() for tensor in (query, key, value))
         bands = layer.mask.bands(0, num_tokens) if layer.mask else (Band(0, num_tokens, 0, None),)
-        partials, attend = PartialSum(query), partial(self.kernel, softmax_scale=layer.softmax_scale)
+        partials, attend = (
+            PartialSum(query, value.size(3)),
+            partial(self.kernel, softmax_scale=layer.softmax_scale),
+        )
         for start, end, first, window in bands:
             keys = slice(first, end)
             part = attend(query[start:end], key[keys], value[keys], causal=True, window=window)

@@ -9,17 +9,15 @@ set -uo pipefail
 out=$1
 options=("${@:2}")
 readonly while_tests_run=machine,kernels,merge,load,parity
-readonly alone=machine,load,encode,decode,profile,attention,compiled,memory,hf,ranks
+readonly alone=machine,load,encode,decode,graph,profile,attention,compiled,memory,hf,experts,ranks
 export PYTHONUNBUFFERED=1 OMP_NUM_THREADS=${OMP_NUM_THREADS:-4}
 
 mkdir -p "$out"
 python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target .site .whl/*.whl || exit
 export PYTHONPATH=$PWD/.site:$PWD
-# TransformerEngine would load the system's cuDNN, which may be another than the one torch was built with.
-CUDNN_HOME=$(python3 -c 'import nvidia.cudnn as c; print(c.__path__[0])' 2>/dev/null) && export CUDNN_HOME
 nvidia-smi >"$out/smi.txt" 2>&1
 (
-    timeout 190 python3 -m pytest tests/gpu -n 8 -rs -p no:cacheprovider --junitxml "$out/tests.xml" >"$out/tests.txt" 2>&1
+    timeout --signal=INT 190 python3 -m pytest tests/gpu -n 8 -rs -p no:cacheprovider --junitxml "$out/tests.xml" >"$out/tests.txt" 2>&1
     echo "status $?" >>"$out/tests.txt"
 ) &
 check() { python3 scripts/gpu_check.py --output "$out/check.jsonl" "${options[@]}" "$@"; }

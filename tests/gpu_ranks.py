@@ -103,7 +103,8 @@ def overlap(num_rows: int, num_anchor: int) -> tuple[float, float, float]:
         PartialSum(query).set_rows(0, num_rows, own)
 
     def send() -> SourceTransfers:
-        return exchange.broadcast_sources([anchor], lambda _: (key[:num_anchor], value[:num_anchor]), key)
+        sent = key[:num_anchor], value[:num_anchor]
+        return exchange.broadcast_sources([anchor], lambda _: sent, like=sent)
 
     def both() -> None:
         transfers = send()

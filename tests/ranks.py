@@ -25,6 +25,7 @@ from megatron_star.job.loading import load_star_model
 from megatron_star.model.build import build_gpt_model
 from megatron_star.model.checkpoint import read_checkpoint_info
 from megatron_star.model.cpu import use_cpu_where_cuda_is_absent
+from megatron_star.model.expert_layer import moe_layers
 from megatron_star.parallel.control import SharedError
 from megatron_star.parallel.groups import StarGroups, initialize_groups
 from megatron_star.planning.cost_model import choose_plan, token_costs
@@ -97,13 +98,15 @@ def logits_whole_and_sliced(
     token_ids: SequenceOf[int],
     num_query: int,
     parts: SequenceOf[frozenset[str]],
+    ep_size: int = 1,
 ) -> list[Tensor]:
     """Logits as `star_logits` returns them, with slices of each of these sets of parts.
 
     Args:
         model: a checkpoint, or Megatron's arguments of a model with random weights.
     """
-    star_model = (random_star_model if isinstance(model, dict) else load)(model, tp_size)[0]
+    build = random_star_model if isinstance(model, dict) else load
+    star_model = build(model, tp_size, ep_size=ep_size)[0]
     star, num_context = StarConfig(block_size=9), len(token_ids) - num_query - 3
     return [
         _logits(replace(star_model, sliced_parts=sliced), list(token_ids), num_context, num_query, star)
@@ -111,14 +114,19 @@ def logits_whole_and_sliced(
     ]
 
 
-def random_star_model(args: dict[str, Any], tp_size: int) -> tuple[FastStarModel, StarGroups]:
-    """A model of these arguments with random weights, biases and norms; the same within a CP group."""
+def random_star_model(
+    args: dict[str, Any], tp_size: int, *, ep_size: int = 1
+) -> tuple[FastStarModel, StarGroups]:
+    """A model of these arguments with random weights, biases and norms; ranks with one part have the same."""
     device = use_cpu_where_cuda_is_absent()
-    groups = initialize_groups(tp_size=tp_size, cp_size=dist.get_world_size() // tp_size, timeout=TIMEOUT)
+    sizes = {"tp_size": tp_size, "cp_size": dist.get_world_size() // tp_size, "ep_size": ep_size}
+    groups = initialize_groups(**sizes, timeout=TIMEOUT)
     model = build_gpt_model(args, groups.model, dtype=torch.float32, device=device)
-    torch.manual_seed(groups.model.tp.rank())
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
+    experts = [layer.experts for layer in moe_layers(model)]
+    for group, modules in ((groups.model.tp, [model]), (groups.model.tp_ep, experts)):
+        torch.manual_seed(group.rank())
+        for parameter in (parameter for module in modules for parameter in module.parameters()):
+            torch.nn.init.normal_(parameter, std=0.2)
     return with_fast_modules(attach(model, groups)), groups
 
 
@@ -126,6 +134,30 @@ def norms_and_mlps(args: dict[str, Any]) -> tuple[str, str]:
     """Names of the classes of a layer's first norm, and of its MLP."""
     layer = random_star_model(args, 1)[0].model.decoder.layers[0]
     return type(layer.input_layernorm).__name__, type(layer.mlp).__name__
+
+
+def layers_of_sliced_experts(args: dict[str, Any], tp_size: int, ep_size: int) -> int:
+    """Whose experts can be sliced."""
+    return len(random_star_model(args, tp_size, ep_size=ep_size)[0].slicing.experts)
+
+
+def sums_of_experts(
+    args: dict[str, Any], tp_size: int, ep_size: int, token_ids: SequenceOf[int]
+) -> tuple[int, int, int]:
+    """Three steps of a token: how often this rank's experts' results were added to those of others, what the
+    exchange that did it has sent, and how much of that went through memory that the ranks share.
+    """
+    star_model, _ = random_star_model(args, tp_size, ep_size=ep_size)
+    exchange = star_model.experts.exchange
+    costs = token_costs(star_model.model.config)
+    _, plan = choose_plan(len(token_ids), star_model.exchange.cp_size, StarConfig(), costs)
+    sequence = Sequence(encode_context(star_model, token_ids, plan), tail_rank=0)
+    before = exchange.small.num_messages
+    exchange.counts.clear()
+    for token in token_ids[:3]:
+        generate_step(star_model, [(sequence, [token])])
+    sent = sum(number for kind, number in exchange.counts.items() if not kind.endswith("bytes"))
+    return exchange.counts["sums"], sent, exchange.small.num_messages - before
 
 
 def sliceable_layers(args: dict[str, Any]) -> dict[str, list[str]]:

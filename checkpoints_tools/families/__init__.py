@@ -8,6 +8,7 @@ from checkpoints_tools.families.cwm import CWM
 from checkpoints_tools.families.deepseek_v2 import DEEPSEEK_V2
 from checkpoints_tools.families.deepseek_v3 import DEEPSEEK_V3
 from checkpoints_tools.families.ernie4_5 import ERNIE4_5
+from checkpoints_tools.families.ernie4_5_moe import ERNIE4_5_MOE
 from checkpoints_tools.families.exaone import EXAONE
 from checkpoints_tools.families.exaone4 import EXAONE4
 from checkpoints_tools.families.family import Family
@@ -97,6 +98,7 @@ _TABLE = (
     ARCEE,
     STARCODER2,
     ERNIE4_5,
+    ERNIE4_5_MOE,
     GPT_OSS,
     NEMOTRON,
     HUNYUAN_V1_DENSE,

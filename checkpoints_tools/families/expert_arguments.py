@@ -44,18 +44,13 @@ def softmax_router(values: CheckedValues, *, renormalised: bool) -> dict[str, An
         renormalised: those of the chosen experts are normalised to 1: softmax over the chosen ones
             (Megatron's default) equals softmax over all, renormalised.
     """
-    if renormalised and values.any("num_experts_per_tok") == 1:
-        raise ValueError(
-            "config.json: num_experts_per_tok=1 with weights that are normalised to 1 is not supported: "
-            "Megatron routes to a single expert only with its probability"
-        )
+    if renormalised and values.any("num_experts_per_tok") == 1:  # Megatron gives it its probability
+        return {"moe_router_pre_softmax": True, "moe_router_normalised": True}
     return {"moe_router_pre_softmax": not renormalised}
 
 
 def layers_by_step(values: CheckedValues) -> list[bool]:
     """Of Qwen: every `decoder_sparse_step`-th layer has experts, but those of `mlp_only_layers`."""
     dense, step = values.any("mlp_only_layers"), values.integer("decoder_sparse_step")
-    if not isinstance(dense, list):
-        raise values.wrong("mlp_only_layers", "a list of layers")
     layers = range(values.integer("num_hidden_layers"))
     return [layer not in dense and (layer + 1) % step == 0 for layer in layers]

@@ -42,14 +42,15 @@ def router(name: str, *, elsewhere: str | None = None, may_be_float32: bool = Fa
     return layer_weight("mlp.router.weight", part, may_be_float32=may_be_float32)
 
 
-def correction_bias(name: str, axes: tuple[str, ...] = ("experts",), elsewhere: str | None = None) -> Weight:
-    """What is added to scores where experts are chosen; no tensor in models without it."""
-    place = (in_layer(elsewhere),) if elsewhere else ()
+def correction_bias(name: str, *, is_row: bool = False) -> Weight:
+    """What is added to scores where experts are chosen; no tensor in models without it.
+
+    Args:
+        is_row: it is stored as the only row of a matrix.
+    """
+    part = (name + "[0]", ("experts",), in_layer(name)) if is_row else (name, ("experts",))
     return layer_weight(
-        "mlp.router.expert_bias",
-        (name, axes, *place),
-        only_with="moe_router_enable_expert_bias",
-        may_be_float32=True,
+        "mlp.router.expert_bias", part, only_with="moe_router_enable_expert_bias", may_be_float32=True
     )
 
 

@@ -2,7 +2,7 @@
 
 _FAMILIES = {
     "its experts": (
-        *("afmoe", "aria_text", "axk2", "cohere2_moe", "dbrx", "dots1", "ernie4_5_moe", "exaone_moe"),
+        *("afmoe", "aria_text", "axk2", "cohere2_moe", "dbrx", "dots1", "exaone_moe"),
         *("flex_olmo", "granitemoe_swa", "granitemoeshared", "hunyuan_v1_moe", "hy_v3"),
         *("jetmoe", "kolibri1", "laguna", "mellum", "mimo_v2_flash", "minimax_m2", "phimoe", "solar_open"),
     ),

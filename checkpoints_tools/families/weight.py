@@ -29,8 +29,9 @@ class Place(NamedTuple):
 class Part(NamedTuple):
     """A Hugging Face tensor. `axes` name its sizes, see `chunks.axis_sizes`.
 
-    With `{expert}` in its name it is one of each expert; `NAME[{expert}]` is never stored by itself, but is
-    an expert's of NAME (`elsewhere`), which holds those of all experts of a layer.
+    With `{expert}` in its name it is one of each expert. `NAME[{expert}]` is never stored by itself, but is
+    an expert's of NAME (`elsewhere`), which holds those of all experts of a layer; `NAME[0]` the only item of
+    NAME.
     """
 
     name: str

@@ -41,7 +41,7 @@ class ExpertRows:
         tp, tp_ep = groups.model.tp, groups.model.tp_ep
         ranks = dist.get_process_group_ranks
         self.exchange = exchange if ranks(tp_ep) == ranks(groups.cp) else Exchange(tp_ep)
-        self._is_within_cp_rank = ranks(tp_ep) == ranks(tp)
+        self.are_within_cp_rank = ranks(tp_ep) == ranks(tp)
         self._tp_rank: int = tp.rank()
         self._cp_rank: int = groups.cp.rank()
         self.are_same = self.is_filler = self.are_counted = False
@@ -49,7 +49,7 @@ class ExpertRows:
     def begin(self, forward_pass: ForwardPass) -> None:
         """Called before each forward pass."""
         is_replicated = forward_pass.is_replicated
-        self.are_same = is_replicated or self._is_within_cp_rank
+        self.are_same = is_replicated or self.are_within_cp_rank
         self.is_filler = forward_pass.is_filler
         self.are_counted = not self.are_same or (self._tp_rank == 0 and not (is_replicated and self._cp_rank))
 

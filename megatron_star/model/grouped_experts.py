@@ -33,6 +33,7 @@ class StackedExperts(SequentialMLP):
     tensor-parallel rank adds the bias of the second linear layer: the outputs of the ranks are summed.
 
     Attributes:
+        stacked: by the linear layer's name and `weight` or `bias`, the tensor of all experts.
         ignores_rows_of_no_expert: so that a caller may give more rows than experts have, where it does not
             know their number.
     """
@@ -43,8 +44,7 @@ class StackedExperts(SequentialMLP):
         super().__init__(*args, **options)
         kinds = ("weight", "bias") if self.config.add_bias_linear else ("weight",)
         names = [f"{linear}.{kind}" for linear in ("linear_fc1", "linear_fc2") for kind in kinds]
-        self._stacked = {name: self._stack(name) for name in names}
-        self._adds_bias_of_fc2 = self.config.add_bias_linear and self.tp_group.rank() == 0
+        self.stacked = {name: self._stack(name) for name in names}
 
     def forward(self, rows: Tensor, tokens_per_expert: Tensor, probs: Tensor) -> tuple[Tensor, None]:
         """What each row's expert makes of it, times the expert's weight.
@@ -68,7 +68,7 @@ class StackedExperts(SequentialMLP):
         return rows.is_cuda and rows.dtype == torch.bfloat16 and self._is_aligned()
 
     def _is_aligned(self) -> bool:
-        weights = (self._stacked["linear_fc1.weight"], self._stacked["linear_fc2.weight"])
+        weights = (self.stacked["linear_fc1.weight"], self.stacked["linear_fc2.weight"])
         return all(weight.size(-1) * weight.element_size() % _ROW_ALIGNMENT == 0 for weight in weights)
 
     def _together(self, rows: Tensor, tokens_per_expert: Tensor, probs: Tensor) -> Tensor:
@@ -87,40 +87,61 @@ class StackedExperts(SequentialMLP):
             parts.append(torch.zeros_like(rows[start:]))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def _mlp(self, rows: Tensor, probs: Tensor, products: "_Products") -> Tensor:
+    def _mlp(self, rows: Tensor, probs: Tensor, products: "Products") -> Tensor:
         """As Megatron's MLP, in its order of roundings."""
-        hidden = products.product(rows, self._stacked["linear_fc1.weight"])
-        if self.config.add_bias_linear:
-            hidden = hidden + products.of_rows(self._stacked["linear_fc1.bias"], rows.size(0))
-        hidden = _weighted(_activated(hidden, self.config), probs)
-        out = products.product(hidden, self._stacked["linear_fc2.weight"])
-        if self._adds_bias_of_fc2:
-            out += products.of_rows(self._stacked["linear_fc2.bias"], rows.size(0)) * probs.unsqueeze(-1)
+        hidden = _weighted(_activated(self.first_linear(rows, products), self.config), probs)
+        out = products.product(hidden, self.weight_of_fc2)
+        if self.adds_bias_of_fc2:
+            out += products.of_rows(self.stacked["linear_fc2.bias"], rows.size(0)) * probs.unsqueeze(-1)
         return out
+
+    def first_linear(self, rows: Tensor, products: "Products") -> Tensor:
+        """[rows, h] to [rows, f], or [rows, 2f] of a gate and a linear part."""
+        hidden = products.product(rows, self.stacked["linear_fc1.weight"])
+        if self.config.add_bias_linear:
+            hidden = hidden + products.of_rows(self.stacked["linear_fc1.bias"], rows.size(0))
+        return hidden
+
+    @property
+    def weight_of_fc2(self) -> Tensor:
+        """[E, h, f]."""
+        return self.stacked["linear_fc2.weight"]
+
+    @property
+    def adds_bias_of_fc2(self) -> bool:
+        """Whether this rank does it, of those whose outputs are summed."""
+        return self.config.add_bias_linear and self.tp_group.rank() == 0
 
     def _stack(self, name: str) -> Tensor:
         """[E, ...]: the tensor that the experts' parameters of this name become views of."""
-        parameters = self._parameters_named(name)
-        stacked = torch.stack([parameter.data for parameter in parameters])
-        for parameter, view in zip(parameters, stacked, strict=True):
-            parameter.data = view
+        stacked = torch.stack([parameter.data for parameter in self._parameters_named(name)])
+        self._let_view(name, stacked)
         return stacked
+
+    def replace_stacked(self, name: str, stacked: Tensor) -> None:
+        """Let the experts' parameters be views of another tensor that has the same values."""
+        self.stacked[name] = stacked
+        self._let_view(name, stacked)
+
+    def _let_view(self, name: str, stacked: Tensor) -> None:
+        for parameter, view in zip(self._parameters_named(name), stacked, strict=True):
+            parameter.data = view
 
     def _parameters_named(self, name: str) -> list[torch.nn.Parameter]:
         return [expert.get_parameter(name) for expert in self.local_experts]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> torch.nn.Module:
         """Moves and casts what the parameters are views of."""
-        self._stacked = {name: fn(stacked) for name, stacked in self._stacked.items()}
+        self.stacked = {name: fn(stacked) for name, stacked in self.stacked.items()}
         views = {
             id(parameter): view
-            for name, stacked in self._stacked.items()
+            for name, stacked in self.stacked.items()
             for parameter, view in zip(self._parameters_named(name), stacked, strict=True)
         }
         return super()._apply(lambda t: views[id(t)] if id(t) in views else fn(t), recurse)
 
 
-class _Products(Protocol):
+class Products(Protocol):
     """Products of rows with the weights of their experts."""
 
     def product(self, rows: Tensor, weight: Tensor) -> Tensor:

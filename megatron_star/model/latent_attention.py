@@ -15,7 +15,7 @@ from megatron.core.transformer.transformer_config import MLATransformerConfig
 from torch import Tensor
 
 from megatron_star.attention.latent_kernel import Latent
-from megatron_star.model.attention import ForwardPass
+from megatron_star.model.attention import ByPosition, ForwardPass
 from megatron_star.model.rotary import cosines_and_sines, rotate
 from megatron_star.model.transformer_config import OWN_FIELDS, StarMLATransformerConfig, own_field
 from megatron_star.planning.layer_mask import layer_masks
@@ -82,7 +82,7 @@ class StarMLASelfAttention(MLASelfAttention):
         for_query, for_key = self._qkv_down_projection(hidden_states)
         if for_key.size(-1) != sum(sizes):
             for_key = gather_from_tensor_model_parallel_region(for_key, group=self.tp_group)
-        cos, sin = self._rotation(inference_context, hidden_states.dtype)
+        cos, sin, _ = self.by_position(inference_context, None, hidden_states.dtype)
         latent, rotated = for_key.unsqueeze(2).split(sizes, -1)
         key = torch.cat((self.kv_layernorm(latent), self._rotate(rotated, cos, sin)), -1)
         query = self._queries(for_query)
@@ -98,14 +98,16 @@ class StarMLASelfAttention(MLASelfAttention):
             query, _ = self.linear_q_up_proj(self.q_layernorm(hidden_states))
         return query.unflatten(-1, (self.num_attention_heads_per_partition, self.q_head_dim))
 
-    def _rotation(self, forward_pass: ForwardPass, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Made once in a forward pass for all layers."""
+    def by_position(self, forward_pass: ForwardPass, angles: object, dtype: torch.dtype) -> ByPosition:
+        """See `StarSelfAttention.by_position`; the angles are its own."""
+        return forward_pass.once(
+            "of latent attention", lambda: self.make_by_position(forward_pass.position_ids, angles, dtype)
+        )
 
-        def make() -> tuple[Tensor, Tensor]:
-            angles, _ = self.rotary_pos_emb((forward_pass.position_ids, forward_pass.long_rows))
-            return cosines_and_sines(angles, self._concentration, dtype)
-
-        return forward_pass.once("of latent attention", make)
+    def make_by_position(self, position_ids: Tensor, _: object, dtype: torch.dtype) -> ByPosition:
+        """See `StarSelfAttention.make_by_position`."""
+        angles, _ = self.rotary_pos_emb((position_ids, (False,)))  # no latent attention has longrope
+        return ByPosition(*cosines_and_sines(angles, self._concentration, dtype), None)
 
     def _rotate(self, heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         return rotate(heads, cos, sin, interleaved=self._has_adjacent_pairs)

@@ -20,6 +20,7 @@ from megatron_star.model.attention import StarCoreAttention, StarSelfAttention
 from megatron_star.model.latent_attention import StarMLASelfAttention
 from megatron_star.model.norms import AllHeadsRMSNorm, RMSNormAfterRotation
 from megatron_star.model.residual import ParallelLayer, ResidualSum
+from megatron_star.model.router import StarRouter
 from megatron_star.model.transformer_config import OWN_FIELDS, own_field
 
 PARALLELISM = (
@@ -57,6 +58,11 @@ DEPENDS_ON_OTHER_TOKENS = (
 REFUSED = (*PARALLELISM, *CORE_ATTENTION, *OTHER_LAYERS, *INFERENCE, *DEPENDS_ON_OTHER_TOKENS)
 """Fields of Megatron's `TransformerConfig` that must have the value that they have by default."""
 
+
+def _has_our_router(layer: Any) -> bool:
+    return not isinstance(layer.mlp, MoELayer) or isinstance(layer.mlp.router, StarRouter)
+
+
 _MODULES_OF: dict[str, Callable[[Any], bool]] = {
     "norm_placement": lambda layer: isinstance(layer.mlp_bda, ResidualSum),
     "residual_multiplier": lambda layer: isinstance(layer.mlp_bda, ResidualSum),
@@ -68,6 +74,8 @@ _MODULES_OF: dict[str, Callable[[Any], bool]] = {
     ),
     "add_proj_bias": lambda layer: layer.self_attention.linear_proj.bias is not None,
     "add_mlp_bias": lambda layer: isinstance(layer.mlp, MoELayer) or layer.mlp.linear_fc1.bias is not None,
+    "moe_router_group_score": _has_our_router,
+    "moe_router_normalised": _has_our_router,
 }
 """Our fields that modules of a layer compute, and how to see that a layer has them."""
 

@@ -40,8 +40,10 @@ def with_speed(
 def with_fast_modules(star_model: StarModel) -> FastStarModel:
     """The model with whole weights, as they lie in memory; called on all ranks together."""
     exchange = star_model.exchange
-    if star_model.device.type == "cpu" and exchange.cp_size > 1:
-        exchange.small = Mailbox.open(exchange.cp_group)
+    if star_model.device.type == "cpu":
+        for one in dict.fromkeys((exchange, star_model.experts.exchange)):  # often the same
+            if one.cp_size > 1:
+                one.small = Mailbox.open(one.cp_group)
     return FastStarModel(
         model=star_model.model,
         exchange=exchange,

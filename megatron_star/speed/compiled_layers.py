@@ -19,8 +19,7 @@ import torch
 import torch._inductor
 from megatron.core.inference.utils import InferenceMode
 from megatron.core.models.gpt.gpt_model import GPTModel
-from megatron.core.tensor_parallel.layers import ColumnParallelLinear
-from megatron.core.transformer.multi_latent_attention import MultiLatentAttention
+from megatron.core.tensor_parallel.layers import RowParallelLinear
 from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor
 from torch.func import functional_call
@@ -69,9 +68,9 @@ class _RecordedPass(ForwardPass):
         return self.by_position
 
     def attend(self, layer: LayerAttention, query: Tensor, key: Tensor, value: Tensor) -> Partial:
-        """See `ForwardPass.attend`; what the layer's attention is, is not part of a program."""
-        del layer
-        return merge_gathered(torch.ops.megatron_star.attend(query, key, value, self.exchange.cp_size))
+        """See `ForwardPass.attend`; of what the layer's attention is, only sizes are part of a program."""
+        size = layer.latent.shape.v_head_dim if layer.latent else value.size(-1)
+        return merge_gathered(torch.ops.megatron_star.attend(query, key, value, size, self.exchange.cp_size))
 
 
 class _RecordedExperts(torch.nn.Module):
@@ -159,9 +158,7 @@ def _obstacle(layer: TransformerLayer) -> str | None:
     """What keeps this layer from being compiled."""
     if type(layer) not in (TransformerLayer, ProgrammedLayer):
         return f"layers of {type(layer).__name__}"
-    if isinstance(layer.self_attention, MultiLatentAttention):
-        return "latent attention"
-    if not isinstance(layer.self_attention.linear_qkv, ColumnParallelLinear):
+    if not isinstance(layer.self_attention.linear_proj, RowParallelLinear):
         return "layers of TransformerEngine"
     return None
 

@@ -1,14 +1,16 @@
 """How weights lie in memory: as token generation reads them fastest."""
 
 import torch
+from torch import Tensor
 
+from megatron_star.model.grouped_experts import StackedExperts
 from megatron_star.speed.fast_model import FastStarModel
 from megatron_star.speed.processor import IS_AMD
-from megatron_star.speed.sliced_linear import NO_PARTS, SummedLinear
+from megatron_star.speed.sliced_linear import EXPERTS, NO_PARTS, SummedLinear
 
 
 def sliceable_weights(star_model: FastStarModel) -> dict[str, list[torch.nn.Parameter]]:
-    """By part, the weights that can be sliced: all but those of TransformerEngine's layers and of experts."""
+    """By part, the weights that can be sliced, but those of experts: all but TransformerEngine's layers'."""
     model = star_model.model
     weights = {part: [layer.weight for layer in layers] for part, layers in star_model.slicing.layers.items()}
     output = model.output_layer.weight
@@ -21,10 +23,13 @@ def lay_out_for_reading(star_model: FastStarModel, sliced_parts: frozenset[str] 
 
     A slice lies in one piece, except on a processor of AMD, where by columns (`lay_out`) matters more.
     """
+    for module in star_model.model.modules():
+        if isinstance(module, StackedExperts):
+            _lay_out_experts(module, is_sliced=EXPERTS in sliced_parts)
     layers = [layer for of_part in star_model.slicing.layers.values() for layer in of_part]
     sliced_by_rows = {id(layer.weight) for layer in layers if isinstance(layer, SummedLinear)}
     for part, weights in sliceable_weights(star_model).items():
-        if (weights[0].device.type, weights[0].dtype) != ("cpu", torch.float32):
+        if not _matters_for(weights[0]):
             continue
         for weight in weights:
             if part in sliced_parts and not IS_AMD:
@@ -42,5 +47,24 @@ def lay_out(weight: torch.nn.Parameter, *, by_columns: bool) -> None:
     as fast in float32 on a processor of AMD, and as fast on one of Intel; with fewer columns than rows the
     many short vectors take longer. Many tokens' products take as long either way.
     """
-    data = weight.data
-    weight.data = data.t().contiguous().t() if by_columns else data.contiguous()
+    weight.data = _laid_out(weight.data, by_columns=by_columns)
+
+
+def _laid_out(weights: Tensor, *, by_columns: bool) -> Tensor:
+    """As `lay_out`, of one weight or of a stack of them."""
+    return weights.mT.contiguous().mT if by_columns else weights.contiguous()
+
+
+def _matters_for(weight: Tensor) -> bool:
+    return weight.is_cpu and weight.dtype == torch.float32
+
+
+def _lay_out_experts(experts: StackedExperts, *, is_sliced: bool) -> None:
+    """As other weights: the stack of each linear layer at once."""
+    for name, weights in experts.stacked.items():
+        if weights.dim() == 3 and _matters_for(weights):
+            if is_sliced and not IS_AMD:
+                by_columns = name == "linear_fc2.weight"
+            else:
+                by_columns = weights.size(1) >= weights.size(2)
+            experts.replace_stacked(name, _laid_out(weights, by_columns=by_columns))

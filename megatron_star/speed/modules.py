@@ -2,7 +2,7 @@
 
 A module keeps its weights, name and state; only its class changes, to a subclass, as torch's `fully_shard`
 does it. So any model can be given speed, whoever has built it and whether its weights are loaded or not.
-Modules of other classes than Megatron's own (TransformerEngine's, experts') stay as they are.
+Modules of other classes than Megatron's own and ours (TransformerEngine's) stay as they are.
 """
 
 from typing import Any
@@ -16,6 +16,8 @@ from megatron.core.transformer.transformer_layer import TransformerLayer
 
 from megatron_star.model.activations import XieluMLP
 from megatron_star.model.attention import StarSelfAttention
+from megatron_star.model.expert_layer import StarMoELayer
+from megatron_star.model.grouped_experts import StackedExperts
 from megatron_star.model.norms import UnitOffsetRMSNorm
 from megatron_star.speed import cache
 from megatron_star.speed.elementwise import (
@@ -25,6 +27,7 @@ from megatron_star.speed.elementwise import (
     is_plain_swiglu,
 )
 from megatron_star.speed.program_layer import ProgrammedLayer
+from megatron_star.speed.sliced_experts import SlicedExperts, SlicedMoELayer
 from megatron_star.speed.sliced_linear import DividedLinear, GatheredLinear, SummedLinear, WeightSlicing
 
 
@@ -44,6 +47,8 @@ def speed_up_modules(model: GPTModel, device: torch.device) -> WeightSlicing:
         for mlp in (layer.mlp, shared):
             if type(mlp) in (MLP, SwigluInPlaceMLP, XieluMLP, SharedExpertMLP):
                 _speed_up_mlp(mlp, slicing)
+        if isinstance(layer.mlp, StarMoELayer) and device.type == "cpu":
+            _speed_up_experts(layer.mlp, slicing)
         if device.type == "cpu":
             _become(layer.self_attention, StarSelfAttention, CachedRotation)
             for module in layer.modules():
@@ -92,3 +97,12 @@ def _speed_up_mlp(mlp: MLP, slicing: WeightSlicing) -> None:
         _divide(mlp.linear_fc2, RowParallelLinear, SummedLinear, slicing, "mlp")
         if is_plain_swiglu(mlp.config):
             _become(mlp, MLP, SwigluInPlaceMLP)
+
+
+def _speed_up_experts(layer: StarMoELayer, slicing: WeightSlicing) -> None:
+    """Where each CP rank has all experts: others' slices are of other experts."""
+    if layer.rows.are_within_cp_rank and _become(
+        layer.experts, StackedExperts, SlicedExperts, slicing=slicing
+    ):
+        _become(layer, StarMoELayer, SlicedMoELayer)
+        slicing.experts.append(layer.experts)

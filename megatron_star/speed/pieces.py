@@ -21,7 +21,7 @@ Compiler = Callable[[GraphModule, list[Tensor]], Callable[..., Any]]
 
 torch.library.define(
     "megatron_star::attend",
-    "(Tensor query, Tensor key, Tensor value, int num_ranks) -> Tensor",
+    "(Tensor query, Tensor key, Tensor value, int value_size, int num_ranks) -> Tensor",
 )
 torch.library.define("megatron_star::all_gather", "(Tensor mine, int num_ranks, str kind) -> Tensor")
 torch.library.define("megatron_star::add_up", "(Tensor mine) -> Tensor")
@@ -29,9 +29,9 @@ torch.library.define("megatron_star::experts", "(Tensor hidden_states) -> Tensor
 
 
 @torch.library.register_fake("megatron_star::attend")
-def _shape_of_attend(query: Tensor, key: Tensor, value: Tensor, num_ranks: int) -> Tensor:
+def _shape_of_attend(query: Tensor, key: Tensor, value: Tensor, value_size: int, num_ranks: int) -> Tensor:
     sq, b, np, _ = query.shape
-    return query.new_empty((num_ranks, b, np, sq, value.size(-1) + 1), dtype=torch.float32)
+    return query.new_empty((num_ranks, b, np, sq, value_size + 1), dtype=torch.float32)
 
 
 @torch.library.register_fake("megatron_star::all_gather")
@@ -61,8 +61,8 @@ class RunningLayer(NamedTuple):
     layer: LayerAttention
     mlp: torch.nn.Module
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, num_ranks: int) -> Tensor:
-        """All ranks' parts, as `Exchange.gather_partials` gives them."""
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, value_size: int, num_ranks: int) -> Tensor:
+        """All ranks' parts, as `Exchange.gather_partials` gives them: of so many values a head."""
         parts = self.step.exchange.gather_partials(self.step.attend_locally(self.layer, query, key, value))
         return parts if num_ranks == 1 else parts.clone()
 

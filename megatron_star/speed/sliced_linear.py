@@ -19,7 +19,8 @@ from torch import Tensor
 from megatron_star.parallel.exchange import Exchange
 from megatron_star.speed.linear import linear
 
-PARTS = ("qkv", "proj", "mlp", "output")
+EXPERTS = "experts"
+PARTS = ("qkv", "proj", "mlp", EXPERTS, "output")
 NO_PARTS: frozenset[str] = frozenset()
 
 
@@ -27,13 +28,15 @@ class WeightSlicing:
     """Which weights the running step reads, whole or in slices; one object for all linear layers of a model.
 
     Attributes:
-        layers: the linear layers that can be sliced, by part.
+        layers: the linear layers that can be sliced, by part; those of experts are in `experts`.
+        experts: of each layer that has some that can be sliced (`SlicedExperts`).
         parts: those of which the running step uses slices.
         exchange: of the CP ranks that divide them.
     """
 
     def __init__(self) -> None:
         self.layers: defaultdict[str, list[torch.nn.Module]] = defaultdict(list)
+        self.experts: list[torch.nn.Module] = []
         self.parts = NO_PARTS
         self.exchange: Exchange | None = None
 

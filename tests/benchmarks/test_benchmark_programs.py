@@ -59,6 +59,19 @@ def test_window_layers_are_compared_with_full_attention_and_with_transformers(tm
     assert summary["windows, exact"]["kv_mb"] < 0.4 * summary["full, exact"]["kv_mb"]
 
 
+def test_experts_over_ranks_are_compared_with_all_experts_on_each_rank(tmp_path):
+    output = tmp_path / "experts.json"
+    load = ["--load", "-", "--random-model", "tiny-qwen3-moe", "--fp32", "--expert-model-parallel-size", 2]
+    arguments = ["--num-tokens", 64, "--encoded-tokens", 96, "--num-steps", 2, "--repeats", 1]
+    finished = torchrun(2, "benchmarks/expert_parallel.py", *load, *arguments, "--output", output)
+    summary = result_of(finished, output)["summary"]
+    assert summary["EP 1"]["faster"] == summary["encoding, EP 1"]["faster"] == 1.0
+    assert all(summary[name]["faster"] > 0 for name in ("EP", "EP, sliced", "encoding, EP"))
+    assert summary["EP 1, experts sliced"]["tpot_ms"] > 0
+    assert 1 / 2 <= summary["busiest"]["share"] <= 1  # of 3 experts, 2 or 3 are on one rank
+    assert summary["same logits"]["difference"] < 1e-3
+
+
 def test_a_link_of_no_speed_hides_nothing_when_it_blocks(checkpoints, tmp_path):
     output = tmp_path / "overlap.json"
     arguments = ["--num-tokens", 512, "--block-size", 64, "--gigabytes-per-second", 0.0005, "--repeats", 1]

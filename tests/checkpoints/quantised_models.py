@@ -37,7 +37,7 @@ def quantised_copy(
     tensors = {}
     for name, value in load_file(hf / "model.safetensors").items():
         tensors[name] = value.to(torch.bfloat16)
-        if "_proj.weight" in name:
+        if name.endswith(("_proj.weight", "_proj_with_mqa.weight")):
             tensors[name], tensors[name.removesuffix("weight") + scale] = store(value)
     save_file(tensors, copy / "model.safetensors", {"format": "pt"})
     described = json.loads((copy / "config.json").read_text()) | {"quantization_config": config}

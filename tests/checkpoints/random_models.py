@@ -12,6 +12,7 @@ from transformers import (
     CwmConfig,
     DeepseekV2Config,
     DeepseekV3Config,
+    Ernie4_5_MoeConfig,
     Ernie4_5Config,
     Exaone4Config,
     ExaoneConfig,
@@ -338,6 +339,15 @@ CONFIGS: dict[str, PreTrainedConfig] = {
         first_k_dense_replace=0,
         num_mtp_layers=0,
     ),
+    "ernie4_5_moe": Ernie4_5_MoeConfig(
+        **_SIZES | {"num_hidden_layers": 4},
+        **_HEAD,
+        moe_num_experts=6,
+        moe_k=2,
+        moe_intermediate_size=40,
+        moe_num_shared_experts=2,
+        moe_layer_interval=2,
+    ),
     "llama_biases": LlamaConfig(**_SIZES, **_HEAD, attention_bias=True, mlp_bias=True),
     "seed_oss": SeedOssConfig(**_SIZES, **_HEAD, attention_out_bias=True),
     "arcee": ArceeConfig(**_SIZES, **_HEAD, rope_parameters=_YARN),
@@ -402,8 +412,8 @@ CONFIGS: dict[str, PreTrainedConfig] = {
         **_LATENT | {"tie_word_embeddings": True}, scale_emb=3, scale_depth=1.1, dim_model_base=30
     ),
 }
-LATENT = tuple(name for name, config in CONFIGS.items() if getattr(config, "kv_lora_rank", None))
-"""Of CONFIGS, what has latent attention: converted, and not run yet."""
+AS_OTHERS = ("deepseek_v2_lite", "deepseek_v3_not_normalised", "sarvam_mla", "glm4_moe_lite", "youtu")
+"""Of CONFIGS, what is converted otherwise, and whose layers others have as well: not run on all ranks."""
 LLAMAS = ("exaone", "internlm3", "iquestcoder")
 """Of CONFIGS, what transformers builds as Llama: its own are a configuration, and names of tensors."""
 

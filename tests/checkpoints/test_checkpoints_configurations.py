@@ -91,6 +91,7 @@ ODD = {
             "_sliding_window_pattern": ABSENT,
         },
     ),
+    "one expert, whose weight is 1": ("mixtral", {"num_experts_per_tok": 1}),
     "qwen3 without head_dim has heads of 128": ("qwen3", {"head_dim": ABSENT}),
 }
 
@@ -205,7 +206,16 @@ REFUSED = {
         "rope_parameters",
     ),
     "no causal mask": ("llama2", {"is_causal": False}, "is_causal=False"),
-    "one expert with weight 1": ("mixtral", {"num_experts_per_tok": 1}, "num_experts_per_tok=1"),
+    "queries and keys that are clipped": ("olmoe", {"clip_qkv": 8.0}, "clip_qkv=8.0"),
+    "biases of ERNIE beside experts": ("ernie4_5_moe", {"use_bias": True}, "use_bias=True"),
+    "weights of experts with a least sum": ("ernie4_5_moe", {"moe_norm_min": 0.5}, "moe_norm_min=0.5"),
+    "experts that all are dense": ("ernie4_5_moe", {"moe_layer_interval": 0}, "moe_layer_interval=0"),
+    "groups by more than their best two": (
+        "glm4_moe_groups",
+        {"num_experts_per_tok": 6},
+        "num_experts_per_tok=6",
+    ),
+    "experts with another activation": ("qwen2_moe", {"hidden_act": "gelu"}, "hidden_act='gelu'"),
     "more experts than there are": ("qwen3_moe", {"num_experts_per_tok": 5}, "num_experts_per_tok=5"),
     "heads that are no groups": ("llama2", {"num_key_value_heads": 3}, "num_key_value_heads=3"),
     "no heads": ("llama2", {"num_attention_heads": 0}, "num_attention_heads=0"),

@@ -6,7 +6,7 @@ import pytest
 import torch
 from distributed import run_ranks
 from megatron_ranks import logits_of
-from random_models import CONFIGS, LATENT, hf_logits, random_token_ids
+from random_models import CONFIGS, hf_logits, random_token_ids
 from safetensors.torch import load_file
 
 from benchmarks.random_models import save_random_model
@@ -53,7 +53,7 @@ def test_dtype_option_casts_and_config_json_says_so(converted, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "tp_size"),
-    [*((name, 1) for name in CONFIGS if name not in LATENT), ("qwen2", 2), ("mixtral", 2)],
+    [*((name, 1) for name in CONFIGS), ("qwen2", 2), ("mixtral", 2), ("deepseek_v2_lite", 2)],
 )
 def test_logits_of_a_whole_sequence_are_those_of_hugging_face(converted, name, tp_size):
     """As `verify` compares them. tests/families runs every model on TP and CP ranks."""

@@ -12,8 +12,11 @@ from megatron.core.models.common.embeddings.yarn_rotary_pos_embedding import (
     _yarn_get_concentration_factor,
     _yarn_get_mscale,
 )
+from quantised_models import FORMATS, quantised_copy
+from quantised_models import edit as edit_tensors
 from random_models import CONFIGS
 from safetensors.torch import load_file, save_file
+from test_checkpoints_quantised import decoded_slowly, run_verify
 from transformers import CONFIG_MAPPING
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import (
     DeepseekV3Attention,
@@ -147,6 +150,31 @@ def test_random_scales_are_those_of_transformers_of_scores_and_of_cosines(monkey
     assert accepted > 150
 
 
+# FP8, as DeepSeek publishes it
+
+
+def test_blocks_of_which_the_last_are_smaller_are_decoded_each_with_its_own_scale(
+    converted, tmp_path, monkeypatch, capsys
+):
+    """DeepSeek's `kv_a_proj_with_mqa` has 576 rows in blocks of 128. Here it has 28 in blocks of 8, which
+    transformers would take for blocks of 7."""
+    hf = quantised_copy(converted("deepseek_v3").hf, tmp_path / "hf", *FORMATS["blocks"][:3])
+    bias = "model.layers.1.mlp.gate.e_score_correction_bias"
+    of_model = load_file(converted("deepseek_v3").hf / "model.safetensors")[bias]
+    edit_tensors(hf, lambda tensors: tensors.update({bias: of_model}))  # in float32
+    convert_hf_to_megatron.convert(hf, tmp_path / "megatron")
+    assert run_verify(monkeypatch, hf, tmp_path / "megatron") == 0
+    assert "transformers does not decode FP8 in blocks of 8 x 8" in capsys.readouterr().out
+    convert_megatron_to_hf.convert(tmp_path / "megatron", tmp_path / "back")
+    stored, back = load_file(hf / "model.safetensors"), HfWeights(tmp_path / "back")
+    assert torch.equal(back.read(bias), of_model) and of_model.dtype == torch.float32
+    for name in ("self_attn.kv_a_proj_with_mqa", "mlp.experts.5.down_proj"):
+        weight = f"model.layers.1.{name}.weight"
+        scales = stored[f"{weight}_scale_inv"].tolist()
+        expected = decoded_slowly(stored[weight], lambda i, j, scales=scales: scales[i // 8][j // 8])
+        assert torch.equal(back.read(weight), expected.to(torch.bfloat16))
+
+
 # What is left out, under other names, or refused
 
 
@@ -181,14 +209,14 @@ def test_layers_that_config_json_does_not_count_are_refused(converted, tmp_path)
         convert_hf_to_megatron.convert(hf, tmp_path / "megatron")
 
 
-def test_kimi_k2_is_deepseek_v3_under_another_name(converted, tmp_path):
+def test_kimi_k2_is_deepseek_v3_under_another_name(converted, tmp_path, monkeypatch):
     pair = converted("deepseek_v3")
     hf = edit(Path(shutil.copytree(pair.hf, tmp_path / "hf")), model_type="kimi_k2")
     convert_hf_to_megatron.convert(hf, tmp_path / "megatron")
     info = read_checkpoint_info(tmp_path / "megatron")
     assert (info.family, info.args) == ("kimi_k2", read_checkpoint_info(pair.megatron).args)
     assert verify.compare_arguments(hf, info) == [] and verify.compare_tensors(hf, info).size == 0
-    assert verify.compare_tensors(pair.hf, read_checkpoint_info(tmp_path / "megatron")).size == 0
+    assert run_verify(monkeypatch, hf, tmp_path / "megatron") == 0
 
 
 @pytest.mark.parametrize("model_type", ["deepseek_v32", "glm_moe_dsa"])

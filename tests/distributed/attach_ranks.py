@@ -91,7 +91,20 @@ def refused_modules() -> dict[str, str]:
         spec.submodules.cross_attention = torch.nn.Identity
         return spec
 
+    def normalised_by_megatrons_router() -> GPTModel:
+        model = gpt_model(
+            groups,
+            swap=lambda _: star.with_star_attention(get_gpt_layer_local_spec(num_experts=2)),
+            num_moe_experts=2,
+            moe_router_topk=1,
+            moe_router_pre_softmax=True,
+            moe_router_load_balancing_type="none",
+        )
+        model.config.moe_router_normalised = True
+        return model
+
     makers = {
+        "another router": normalised_by_megatrons_router,
         "no swap": lambda: gpt_model(groups, swap=lambda spec: spec),
         "cross-attention": lambda: gpt_model(groups, swap=crossing),
         "core attention": lambda: gpt_model(groups, swap=lambda spec: star.with_star_attention(capped(spec))),

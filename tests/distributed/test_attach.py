@@ -83,6 +83,7 @@ def test_a_model_without_the_modules_that_our_field_asks_for_is_refused_by_its_n
 @pytest.mark.parametrize(
     ("what", "words"),
     [
+        ("another router", "moe_router_normalised=True without our modules"),
         ("no swap", "the self-attention of layer 1 is SelfAttention.*megatron_star.with_star_attention"),
         ("cross-attention", r"cross-attention \(Identity\)"),
         ("core attention", "a core attention of Capped"),

@@ -70,6 +70,13 @@ def test_experts_stay_outside_of_a_program(name, cp_size):
     assert_same(RANDOM[name], cp_size, [1, 6], "recorded", BATCH, BATCH_STEPS)
 
 
+@pytest.mark.parametrize(("name", "cp_size"), [("latent", 2), ("latent, queries of full rank, experts", 1)])
+@pytest.mark.parametrize("compiler", ["recorded", pytest.param("inductor", marks=NEEDS_COMPILER)])
+def test_latent_attention_stays_outside_of_a_program(name, cp_size, compiler):
+    rows = [1, 6] if compiler == "recorded" else [6]
+    assert_same(RANDOM[name], cp_size, rows, compiler, BATCH, BATCH_STEPS)
+
+
 def test_rows_that_fill_up_a_program_are_sent_to_no_expert():
     assert run_ranks(1, rows_of_experts, RANDOM["experts"], CONTEXT, 4) == [[1, 1]]
 

@@ -6,14 +6,16 @@ from distributed import RankError, run_ranks
 from models import VOCAB_SIZE, random_tokens
 from ranks import (
     chosen_parts,
+    layers_of_sliced_experts,
     logits_whole_and_sliced,
     norms_and_mlps,
     sliceable_layers,
     slices_in_one_piece,
+    sums_of_experts,
     weights_read,
 )
 
-from megatron_star.speed.sliced_linear import NO_PARTS, PARTS
+from megatron_star.speed.sliced_linear import EXPERTS, NO_PARTS, PARTS
 
 NUM_QUERY = 7
 TOKENS = random_tokens(41 + NUM_QUERY + 3)
@@ -49,6 +51,7 @@ RANDOM["experts after a dense layer, shared"] = RANDOM["experts, gated"] | {
     "moe_shared_expert_intermediate_size": 30,
     "moe_shared_expert_gate": True,
 }
+RANDOM["experts with biases"] = BIASED | {"swiglu": True} | RANDOM["experts"] | {"add_bias_linear": True}
 NO_BIASES = BIASED | {"add_bias_linear": False, "add_qkv_bias": False, "normalization": "RMSNorm"}
 RANDOM |= {
     "norms before and after, some biases, xielu": NO_BIASES
@@ -61,6 +64,24 @@ RANDOM |= {
     | {"parallel_mlp": True, "norm_bias": False, "activation": "relu2", "attention_output_gate": True},
     "norms after rotation": NO_BIASES | {"qk_layernorm": True, "qk_layernorm_after_rotation": True},
 }
+RANDOM["latent"] = NO_BIASES | {
+    "multi_latent_attention": True,
+    "q_lora_rank": 22,
+    "kv_lora_rank": 14,
+    "qk_head_dim": 6,
+    "qk_pos_emb_head_dim": 4,
+    "v_head_dim": 7,
+    "group_query_attention": False,
+    "num_query_groups": 4,
+    "qk_layernorm": True,
+    "swiglu": True,
+    "rotary_interleaved": True,
+    "rotary_base": 10000,
+    "kv_channels": 10,
+}
+RANDOM["latent, queries of full rank, experts"] = (
+    RANDOM["latent"] | {"q_lora_rank": None, "num_experts": 4, "moe_layer_freq": [0, 1]}
+) | {"moe_router_topk": 2, "moe_ffn_hidden_size": 20, "moe_shared_expert_intermediate_size": 20}
 CHECKPOINTS = ["llama", "llama_tied", "llama_one_kv_head", "qwen2", "qwen3"]
 
 
@@ -86,9 +107,41 @@ def test_sliced_weights_give_the_logits_of_whole_weights(checkpoints, name, tp_s
 
 @pytest.mark.parametrize("name", RANDOM)
 @pytest.mark.parametrize(("tp_size", "cp_size"), [(1, 2), (1, 3), (2, 2)])
-def test_biases_are_added_once_and_experts_stay_whole(name, tp_size, cp_size):
+def test_biases_are_added_once_and_every_part_is_sliced(name, tp_size, cp_size):
     for whole, sliced in logits(RANDOM[name], tp_size, cp_size, NO_PARTS, ALL_PARTS):
         assert_same(sliced, whole)
+
+
+@pytest.mark.parametrize(("tp_size", "cp_size", "ep_size"), [(1, 2, 2), (2, 2, 2), (2, 2, 4)])
+def test_slices_beside_experts_that_are_spread_over_ranks(tp_size, cp_size, ep_size):
+    """Over CP ranks; over the TP ranks of each, whose experts are sliced, too; and over both."""
+    model = RANDOM["experts after a dense layer, shared"] | {"num_experts": 4}
+    arguments = (model, tp_size, TOKENS, NUM_QUERY, (NO_PARTS, ALL_PARTS), ep_size)
+    for whole, sliced in run_ranks(tp_size * cp_size, logits_whole_and_sliced, *arguments):
+        assert_same(sliced, whole)
+
+
+@pytest.mark.parametrize(
+    ("tp_size", "cp_size", "ep_size", "sliced_layers"),
+    [(1, 2, 1, 2), (1, 2, 2, 0), (2, 2, 1, 2), (2, 2, 2, 2), (2, 2, 4, 0)],
+)
+def test_experts_are_sliced_where_each_cp_rank_has_all(tp_size, cp_size, ep_size, sliced_layers):
+    arguments = (RANDOM["experts"] | {"num_experts": 4}, tp_size, ep_size)
+    assert set(run_ranks(tp_size * cp_size, layers_of_sliced_experts, *arguments)) == {sliced_layers}
+
+
+@pytest.mark.parametrize(("tp_size", "cp_size", "ep_size"), [(1, 2, 2), (2, 2, 4), (2, 1, 2)])
+def test_sums_over_the_ranks_of_experts_go_through_shared_memory(tp_size, cp_size, ep_size):
+    """One for each of two layers and three steps, besides merges where the group is the CP group."""
+    arguments = (RANDOM["experts"] | {"num_experts": 4}, tp_size, ep_size, TOKENS)
+    for sums, sent, through_memory in run_ranks(tp_size * cp_size, sums_of_experts, *arguments):
+        assert sums == 6 and through_memory == sent
+
+
+def test_projections_of_latent_attention_are_sliced():
+    (found,) = run_ranks(1, sliceable_layers, RANDOM["latent"])
+    linears = [name.rpartition(".")[2] for name in found["qkv"][:3]]
+    assert linears == ["linear_q_down_proj", "linear_q_up_proj", "linear_kv_down_proj"]
 
 
 def test_shared_experts_and_dense_layers_beside_experts_are_sliced():
@@ -112,13 +165,14 @@ def test_all_ranks_have_the_same_bits():
     assert all(torch.equal(first, other) for (other,) in others)
 
 
-def test_a_rank_reads_its_share_of_the_weights_as_views():
+@pytest.mark.parametrize(("name", "tolerance"), [("biased, gated", 0.03), ("experts, gated", 0.05)])
+def test_a_rank_reads_its_share_of_the_weights_as_views(name, tolerance):
     """A third, and up to two more rows or columns of each matrix where three do not divide them."""
-    args = RANDOM["biased, gated"]
+    args = RANDOM[name]
     (of_one, views_of_one), *_ = run_ranks(1, weights_read, args, TOKENS[:1], ALL_PARTS)
     of_three = run_ranks(3, weights_read, args, TOKENS[:1], ALL_PARTS)
     assert views_of_one and all(views for _, views in of_three)
-    assert all(num_bytes == pytest.approx(of_one / 3, rel=0.03) for num_bytes, _ in of_three)
+    assert all(num_bytes == pytest.approx(of_one / 3, rel=tolerance) for num_bytes, _ in of_three)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +194,7 @@ def test_auto_agrees_on_all_ranks_and_one_rank_has_nothing_to_divide(checkpoints
     megatron = str(checkpoints("llama")[1])
     first, *others = run_ranks(3, chosen_parts, megatron, "auto")
     assert all(other == first for other in others) and first <= ALL_PARTS
-    assert run_ranks(2, chosen_parts, megatron, "sliced") == [ALL_PARTS] * 2
+    assert run_ranks(2, chosen_parts, megatron, "sliced") == [ALL_PARTS - {EXPERTS}] * 2
     assert run_ranks(1, chosen_parts, megatron, "sliced") == [NO_PARTS]
 
 
@@ -155,7 +209,7 @@ def test_an_unknown_choice_of_weights_is_refused(checkpoints):
         ("biased, gated", {"normalization": "RMSNorm"}, ("CpuRMSNorm", "SwigluInPlaceMLP")),
         ("biased, gated", {}, ("LayerNorm", "SwigluInPlaceMLP")),
         ("biased", {}, ("LayerNorm", "MLP")),
-        ("experts, gated", {}, ("LayerNorm", "MoELayer")),
+        ("experts, gated", {}, ("LayerNorm", "SlicedMoELayer")),
         ("norms before and after, some biases, xielu", {}, ("CpuRMSNorm", "XieluMLP")),
         (
             "norms after with unit offset, gated gelu",

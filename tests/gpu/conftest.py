@@ -10,6 +10,12 @@ sys.path.append(str(Path(__file__).parents[1] / "families"))  # cases, dense
 sys.path.append(str(Path(__file__).parents[1] / "distributed"))  # passed_keys_oracle
 
 
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Say at once what failed: a GPU that is lent for minutes may be taken back before the end."""
+    if report.failed:
+        print(f"\nFAILED {report.nodeid}\n{report.longreprtext[-1500:]}", file=sys.stderr, flush=True)
+
+
 @pytest.fixture(autouse=True)
 def gpu() -> torch.device:
     """The first GPU."""

@@ -42,7 +42,7 @@ def test_grouped_products_are_those_of_a_cpu(gpu, groups, kind, counts):
     experts(*on_gpu)
     with without_waiting():
         found, _ = experts(*on_gpu)
-    torch.testing.assert_close(found.cpu(), expected, atol=2e-2, rtol=2e-2)
+    assert (found.cpu() - expected).norm() <= 2e-2 * expected.norm()
 
 
 @pytest.mark.parametrize(("sq", "sk", "causal"), [(1, 3_001, False), (5, 70, True), (129, 4_097, False)])

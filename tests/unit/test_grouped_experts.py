@@ -56,7 +56,7 @@ def test_rows_of_no_expert_change_nothing(groups, path):
 
 def are_views(experts):
     """Whether the experts' weights lie one after the other, each kind in one tensor."""
-    for name, stacked in experts._stacked.items():
+    for name, stacked in experts.stacked.items():
         for parameter, view in zip(experts._parameters_named(name), stacked, strict=True):
             assert parameter.data_ptr() == view.data_ptr() and parameter.dtype == stacked.dtype, name
             assert torch.equal(parameter, view)
@@ -103,7 +103,7 @@ def test_rows_that_are_not_aligned_take_no_grouped_product(size, is_aligned, gro
     assert experts._is_aligned() == is_aligned
     rows, counts, _ = inputs(COUNTS["all"], torch.bfloat16)
     hidden = torch.zeros(rows.size(0), size, dtype=torch.bfloat16)
-    weight = experts._stacked["linear_fc2.weight"].transpose(1, 2)
+    weight = experts.stacked["linear_fc2.weight"].transpose(1, 2)
     ends = counts.cumsum(0, dtype=torch.int32)
     if is_aligned:
         torch.nn.functional.grouped_mm(hidden, weight, offs=ends)

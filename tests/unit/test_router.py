@@ -22,7 +22,7 @@ from megatron.core.transformer.moe.router import TopKRouter
 from megatron_star.model.layer_spec import layer_spec
 from megatron_star.model.router import StarRouter, choose_experts, with_star_router
 
-NUM_TOKENS = 37
+NUM_TOKENS = 211
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -70,13 +70,16 @@ SCORES = {
 GROUPS = {"all": {}, "groups": {"moe_router_num_groups": 4, "moe_router_group_topk": 2}}
 
 
-@pytest.mark.parametrize(("score", "among"), itertools.product(SCORES, GROUPS))
-@pytest.mark.parametrize("topk", [1, 2, 4])
+MEGATRONS = [
+    *itertools.product(SCORES, ["all"], [2, 4]),
+    *itertools.product(["softmax before", "sigmoid"], ["groups"], [2, 4]),
+    *itertools.product(["softmax before", "sigmoid"], ["all"], [1]),
+]
+"""With softmax over the chosen experts Megatron adds up logits of a group, not scores."""
+
+
+@pytest.mark.parametrize(("score", "among", "topk"), MEGATRONS)
 def test_ours_is_megatrons_choice_where_megatron_has_one(score, among, topk):
-    if topk == 1 and (score == "softmax" or among == "groups"):
-        pytest.skip("Megatron has no such choice")
-    if (score, among) == ("softmax", "groups"):
-        pytest.skip("Megatron adds up logits of a group there: we have no other choice of that kind")
     with_bias = score == "sigmoid"
     config = config_of_experts(
         **SCORES[score],
@@ -105,7 +108,7 @@ def test_ours_is_megatrons_choice_where_megatron_has_one(score, among, topk):
 @pytest.mark.parametrize("name", ["qwen3_moe", "deepseek_v3", "ernie4_5_moe", "gpt_oss"])
 def test_a_router_of_a_bfloat16_model_chooses_in_float32(name, groups):
     theirs, ours = both(name, groups, torch.bfloat16)
-    hidden_states = torch.randn(40 * NUM_TOKENS, HIDDEN).bfloat16()
+    hidden_states = torch.randn(7 * NUM_TOKENS, HIDDEN).bfloat16()
     rounded = random_block(BLOCKS[name]).bfloat16()
     expected = chosen_by(theirs, hidden_states.float())
     assert not torch.equal(chosen_by(rounded, hidden_states), expected), "no token tells them apart"
