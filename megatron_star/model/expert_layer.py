@@ -12,7 +12,6 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
@@ -23,7 +22,7 @@ from torch import Tensor
 from megatron_star.model.attention import ForwardPass
 from megatron_star.model.dispatcher import RowDispatcher
 from megatron_star.parallel.exchange import Exchange
-from megatron_star.parallel.groups import StarGroups
+from megatron_star.parallel.groups import StarGroups, are_same_ranks
 
 
 class ExpertRows:
@@ -31,6 +30,7 @@ class ExpertRows:
 
     Attributes:
         exchange: sums over the ranks that hold all experts together.
+        are_within_cp_rank: whether these are the ranks of one CP rank, and so have the same rows in any pass.
         are_same: whether these ranks have the same rows.
         is_filler: whether the only row stands for no token.
         are_counted: whether this rank counts its rows as load, so that of the same rows one rank does.
@@ -39,9 +39,8 @@ class ExpertRows:
     def __init__(self, groups: StarGroups, exchange: Exchange) -> None:
         """exchange: of the CP group."""
         tp, tp_ep = groups.model.tp, groups.model.tp_ep
-        ranks = dist.get_process_group_ranks
-        self.exchange = exchange if ranks(tp_ep) == ranks(groups.cp) else Exchange(tp_ep)
-        self.are_within_cp_rank = ranks(tp_ep) == ranks(tp)
+        self.exchange = exchange if are_same_ranks(tp_ep, groups.cp) else Exchange(tp_ep)
+        self.are_within_cp_rank = are_same_ranks(tp_ep, tp)
         self._tp_rank: int = tp.rank()
         self._cp_rank: int = groups.cp.rank()
         self.are_same = self.is_filler = self.are_counted = False

@@ -94,6 +94,11 @@ def check_expert_sizes(world_size: int, *, ep_size: int, expert_tp_size: int) ->
         )
 
 
+def are_same_ranks(group: dist.ProcessGroup, other: dist.ProcessGroup) -> bool:
+    """Whether two groups, which both have this rank, have the same ranks."""
+    return dist.get_process_group_ranks(group) == dist.get_process_group_ranks(other)
+
+
 def destroy_groups() -> None:
     """Tear down Megatron's groups and torch.distributed."""
     if dist.is_initialized():

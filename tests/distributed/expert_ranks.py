@@ -64,7 +64,7 @@ class Answers(NamedTuple):
 def answers(checkpoint: str, spread: Spread, cases: list[Case]) -> Answers:
     """Without a mailbox, as on GPUs and on several machines."""
     star_model, _ = load(checkpoint, spread.tp, ep_size=spread.ep, expert_tp_size=spread.expert_tp)
-    star_model.exchange.small = None
+    star_model.exchange.small = star_model.experts.exchange.small = None
     logits = [_generated(star_model, case, _encoded(star_model, case)) for case in cases[:-1]]
     with _worked(star_model) as encoding:
         context = _encoded(star_model, cases[-1])

@@ -4,11 +4,14 @@ import pytest
 import torch
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.transformer.attention import SelfAttention
+from megatron.core.transformer.moe.moe_layer import MoELayer
 from megatron.core.transformer.multi_latent_attention import FusedMLASelfAttention
+from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 
 from megatron_star.model.architecture import ModelParallelSizes, transformer_config
 from megatron_star.model.attention import StarCoreAttention, StarSelfAttention
+from megatron_star.model.expert_layer import StarMoELayer
 from megatron_star.model.latent_attention import StarMLASelfAttention
 from megatron_star.model.spec import with_star_attention
 
@@ -44,6 +47,22 @@ def test_every_layer_of_a_block_spec_is_swapped():
     swapped = with_star_attention(spec)
     modules = [layer.submodules.self_attention.module for layer in swapped.layer_specs]
     assert modules == [StarSelfAttention] * 3
+
+
+def test_every_layer_of_experts_is_swapped_and_keeps_what_it_is_made_of():
+    spec = get_gpt_layer_local_spec(num_experts=4, moe_grouped_gemm=False, normalization="RMSNorm")
+    swapped = with_star_attention(spec).submodules.mlp
+    assert swapped.func is StarMoELayer and spec.submodules.mlp.func is MoELayer
+    assert swapped.keywords == spec.submodules.mlp.keywords
+    assert with_star_attention(ModuleSpec(MoELayer, {"a": 1})) == ModuleSpec(StarMoELayer, {"a": 1})
+
+
+def test_experts_of_another_kind_are_refused_by_their_name():
+    class OtherMoELayer(MoELayer):
+        pass
+
+    with pytest.raises(ValueError, match="Star Attention does not support experts of OtherMoELayer"):
+        with_star_attention([ModuleSpec(OtherMoELayer)])
 
 
 def test_latent_attention_is_swapped_and_with_a_fused_projection_refused_by_its_name():
