@@ -20,7 +20,7 @@ from megatron_star.engine.answer import Answer
 from megatron_star.engine.cached_context import CachedContext
 from megatron_star.engine.command import Command
 from megatron_star.engine.executor import RankExecutor, planner_of
-from megatron_star.engine.expert_load import ExpertLoad, read_expert_load
+from megatron_star.engine.expert_load import ExpertLoad, gather_expert_load
 from megatron_star.engine.finite import why_not_finite
 from megatron_star.engine.request import StarRequest, StarResult
 from megatron_star.engine.scheduled_request import Stage
@@ -45,7 +45,7 @@ def run_worker(star_model: StarModel, control: dist.ProcessGroup) -> None:
             return
         executor.execute(command)
         if command.read_expert_load:
-            read_expert_load(star_model, control)
+            gather_expert_load(star_model, control)
 
 
 class StarEngine:
@@ -204,7 +204,7 @@ class StarEngine:
         self._note_pace(command, monotonic() - start)
         if command.read_expert_load:
             assert self.expert_load
-            self.expert_load = self.expert_load.read(read_expert_load(self.star_model, self.control))
+            self.expert_load = self.expert_load.read(gather_expert_load(self.star_model, self.control))
         return logits
 
     def _emit(self, command: Command, logits: Tensor | None) -> None:

@@ -78,7 +78,7 @@ def _most_over_mean(tokens: Tensor) -> list[float]:
     return torch.where(mean > 0, tokens.amax(1) / mean, 1.0).tolist()
 
 
-def read_expert_load(star_model: StarModel, control: dist.ProcessGroup) -> Tensor:
+def gather_expert_load(star_model: StarModel, control: dist.ProcessGroup) -> Tensor:
     """What all ranks have counted so far, on the driver; called on all of them together.
 
     Every rank does so as part of one and the same command: it waits for others no longer than it waits for

@@ -14,8 +14,9 @@ from megatron.core.fusions import fused_softmax
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.transformer.dot_product_attention import DotProductAttention
+from megatron.core.transformer.multi_latent_attention import MLASelfAttention
 from megatron.core.transformer.spec_utils import ModuleSpec
-from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
 from torch import Tensor
 
 import megatron_star as star
@@ -40,10 +41,11 @@ def gpt_model(
     **config: Any,
 ) -> GPTModel:
     """A small model as anybody builds it, with the same random weights for the same configuration."""
-    with_norms = config.get("qk_layernorm", False)
+    with_norms, is_latent = config.get("qk_layernorm", False), "kv_lora_rank" in config
+    make_config = MLATransformerConfig if is_latent else TransformerConfig
     model = GPTModel(
-        TransformerConfig(**SMALL | config),
-        swap(get_gpt_layer_local_spec(qk_layernorm=with_norms)),
+        make_config(**SMALL | config),
+        swap(get_gpt_layer_local_spec(qk_layernorm=with_norms, multi_latent_attention=is_latent)),
         VOCAB_SIZE,
         512,
         pg_collection=groups.model,
@@ -126,6 +128,19 @@ def _refusal(action: Callable[[], object]) -> str:
     return "accepted"
 
 
+class _LatentCapable(DotProductAttention):
+    """Megatron's own, which does not know the sizes that latent attention hands it, nor need them."""
+
+    def __init__(self, *args: Any, k_channels: int = 0, v_channels: int = 0, **options: Any) -> None:
+        super().__init__(*args, **options)
+
+
+def _as_megatron_has_it(spec: ModuleSpec) -> ModuleSpec:
+    if spec.submodules.self_attention.module is MLASelfAttention:
+        spec.submodules.self_attention.submodules.core_attention = _LatentCapable
+    return spec
+
+
 def logits_of_both(
     config: dict[str, Any], options: dict[str, Any], token_ids: list[int], num_context: int, fast: bool
 ) -> tuple[Tensor, Tensor]:
@@ -139,7 +154,7 @@ def logits_of_both(
     sequence = star.Sequence(context, tail_rank=groups.cp.size() - 1)
     steps = [token_ids[num_context:-2], token_ids[-2:-1], token_ids[-1:]]
     ours = torch.cat([star.generate_step(star_model, [(sequence, tokens)]) for tokens in steps])
-    own = gpt_model(groups, swap=lambda spec: spec, options=options, **config)
+    own = gpt_model(groups, swap=_as_megatron_has_it, options=options, **config)
     length = len(token_ids)
     future = torch.ones(length, length, dtype=torch.bool).triu(1)[None, None]
     # Dropout's generator, which is of CUDA and not used in evaluation.

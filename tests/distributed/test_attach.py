@@ -97,6 +97,20 @@ def test_a_model_whose_modules_cannot_be_run_is_refused_by_their_name(what, word
     assert re.search(words, said()[what]), said()[what]
 
 
+# Megatron's local attention wants values of `kv_channels`.
+LATENT = {
+    "kv_lora_rank": 20,
+    "qk_head_dim": 12,
+    "qk_pos_emb_head_dim": 8,
+    "v_head_dim": 10,
+    "kv_channels": 10,
+    "qk_layernorm": True,
+    "transformer_impl": "local",
+    "original_max_position_embeddings": 16,
+    "add_bias_linear": False,
+}
+
+
 @pytest.mark.parametrize(
     ("config", "options"),
     [
@@ -119,6 +133,9 @@ def test_a_model_whose_modules_cannot_be_run_is_refused_by_their_name(what, word
         ({}, {"position_embedding_type": "learned_absolute"}),
         ({}, {"position_embedding_type": "none"}),
         ({}, {"share_embeddings_and_output_weights": True, "rope_scaling": True}),
+        (LATENT | {"q_lora_rank": 24, "rope_type": "rope"}, {}),
+        (LATENT | {"q_lora_rank": 24, "mscale": 0.7, "mscale_all_dim": 1.9}, {}),
+        (LATENT | {"q_lora_rank": None, "qk_layernorm": False}, {}),
         ({"num_moe_experts": 4, "moe_router_topk": 2, "add_bias_linear": False}, {}),
     ],
     ids=lambda value: ", ".join(value) or "plain",

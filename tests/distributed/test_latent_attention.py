@@ -88,11 +88,13 @@ def test_every_form_gives_the_same_logits(name):
 
 
 def test_a_source_that_several_segments_read_is_expanded_once():
-    """Blocks of 10 on one rank, one wave: each reads the anchor, which is the first block."""
-    ask = megatron_arguments("rope"), megatron_weights("rope"), TOKENS[:100], StarConfig(block_size=10)
+    """Five blocks of 10 on one rank. Rows lie apart: before all but the first is a copy of the anchor."""
+    star = StarConfig(block_size=10, anchor_size=4, anchor="recompute", neighbor_blocks=2)
+    ask = megatron_arguments("rope"), megatron_weights("rope"), TOKENS[:50], star
     (seen,) = run_ranks(1, expansions, *ask)
-    of_a_layer = [10] * 10 + [10]  # each segment's own tokens, and once the anchor
-    assert seen == of_a_layer * 2, "of the last layer, nothing is attended to"
+    own = [10, 14, 14, 14, 14]
+    sources = [6, 10, 10, 10]  # the rest of the first block, and the other blocks but the last
+    assert seen == (own + sources) * 2, "of the last layer, nothing is attended to"
 
 
 @pytest.mark.parametrize(("tp_size", "cp_size"), [(1, 1), (1, 3), (2, 2)])

@@ -97,6 +97,16 @@ def test_weights_keep_megatrons_names_and_places(groups):
     }
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_grouped_products_ask_nothing_of_the_device(kind, groups, monkeypatch):
+    """A meta tensor has no values: whatever waits for one fails."""
+    monkeypatch.setattr(StackedExperts, "_takes_grouped_products", lambda *_: True)
+    experts = experts_of(StackedExperts, groups, torch.bfloat16, **KINDS[kind]).to("meta")
+    args = (tensor.to("meta") for tensor in inputs(COUNTS["all"], torch.bfloat16))
+    out, _ = experts(*args)
+    assert out.shape == (sum(COUNTS["all"]), HIDDEN) and out.dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize(("size", "is_aligned"), [(24, True), (20, False)])
 def test_rows_that_are_not_aligned_take_no_grouped_product(size, is_aligned, groups):
     experts = experts_of(StackedExperts, groups, torch.bfloat16, moe_ffn_hidden_size=size)
