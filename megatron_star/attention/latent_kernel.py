@@ -85,7 +85,8 @@ class Latent(NamedTuple):
     def expanded(self, key: Tensor) -> KeyValue:
         """Stored keys [sk, 1, 1, l + r] to keys [sk, 1, np, d + r] and values [sk, 1, np, hv]."""
         sizes = [self.shape.qk_head_dim, self.shape.v_head_dim]
-        up = torch.nn.functional.linear(self.latents(key).squeeze(2), self.weight())
+        # As a matrix: of [sk, 1, l] that is a view, torch makes one product for each token.
+        up = torch.nn.functional.linear(self.latents(key).flatten(0, 2), self.weight()).unsqueeze(1)
         plain, value = up.unflatten(-1, (-1, sum(sizes))).split(sizes, -1)
         rotated = key[..., self.shape.kv_lora_rank :].expand(-1, -1, plain.size(2), -1)
         return torch.cat((plain, rotated), -1), value

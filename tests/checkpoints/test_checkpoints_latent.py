@@ -8,14 +8,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from distributed import run_ranks
 from megatron.core.models.common.embeddings.yarn_rotary_pos_embedding import (
     _yarn_get_concentration_factor,
     _yarn_get_mscale,
 )
+from megatron_ranks import save_with_megatron
 from quantised_models import FORMATS, quantised_copy
 from quantised_models import edit as edit_tensors
 from random_models import CONFIGS
 from safetensors.torch import load_file, save_file
+from test_checkpoints_conversion import assert_same_tensors
 from test_checkpoints_quantised import decoded_slowly, run_verify
 from transformers import CONFIG_MAPPING
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import (
@@ -36,7 +39,7 @@ from checkpoints_tools.layouts import Heads, fuse, split
 from checkpoints_tools.megatron_args import args_for_megatron
 from checkpoints_tools.safetensors_files import HfWeights
 from checkpoints_tools.torch_dist import MegatronWeights
-from megatron_star.model.checkpoint import read_checkpoint_info
+from megatron_star.model.checkpoint import TRACKER_FILE, read_checkpoint_info
 from megatron_star.model.recorded_arguments import check_arguments
 from megatron_star.model.rotary_frequencies import rotary_frequencies
 from megatron_star.model.stored_weights import names_of_tensor
@@ -309,6 +312,17 @@ def test_megatron_gets_its_own_names_and_what_it_records_is_the_same_model(agree
     assert args.rope_type == model_args["position_embedding_type"]
     agree(model_args)
     agree(model_args, cache_mla_latents=True, mla_down_proj_fusion=True, kv_channels=18, num_query_groups=1)
+
+
+def test_what_megatrons_local_layers_save_at_tp_2_is_described_and_converted(converted, tmp_path):
+    """Their norms of latents have other names than ours, and each layer has keys of its own."""
+    pair, weights = converted("deepseek_v3"), tmp_path / "trained/iter_0000007"
+    weights.mkdir(parents=True)
+    (tmp_path / "trained" / TRACKER_FILE).write_text("7")
+    run_ranks(2, save_with_megatron, str(pair.megatron), str(weights), 2, {"non_homogeneous_layers": True})
+    assert "decoder.layers.1.self_attention.kv_layernorm.weight" in MegatronWeights(weights).tensors
+    convert_megatron_to_hf.convert(tmp_path / "trained", tmp_path / "back", hf_config=pair.hf)
+    assert_same_tensors(pair.hf, tmp_path / "back")
 
 
 DIFFERENT = {
