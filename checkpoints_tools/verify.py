@@ -177,7 +177,8 @@ def _is_decoded_by_transformers(hf: Path, quantisation: Quantisation) -> bool:
 
 def _hf_model_of_decoded(hf: Path, dtype: torch.dtype) -> PreTrainedModel:
     checkpoint = open_hf_checkpoint(hf)
-    names = {source.name for piece in checkpoint.pieces for source in piece.sources}
+    sources = (source for piece in checkpoint.pieces for source in piece.sources)
+    names = {source.written(fused_experts=False)[0] for source in sources}
     weights = {name: checkpoint.weights.read(name).to(dtype) for name in names}
     described = {name: value for name, value in read_hf_config(hf).items() if name != "quantization_config"}
     config_type = family_named(checkpoint.family).config_type

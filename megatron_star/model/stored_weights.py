@@ -51,10 +51,10 @@ def load_weights(model: torch.nn.Module, info: CheckpointInfo, *, verify: Share 
         read_stored(
             weights, lambda: strategy.load({str(i): tensor for i, tensor in enumerate(wanted)}, weights)
         )
-    for name, parameter in model.named_parameters():
-        if not has_only_numbers(parameter):
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if not has_only_numbers(tensor):
             raise DamagedWeights(
-                f"{info.directory}: {name} holds values that are not finite numbers in {parameter.dtype}"
+                f"{info.directory}: {name} holds values that are not finite numbers in {tensor.dtype}"
             )
 
 

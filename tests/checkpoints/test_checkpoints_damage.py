@@ -99,6 +99,20 @@ def test_a_value_that_is_not_a_number_is_named_with_its_parameter(megatron, tmp_
         run_ranks(1, load_with_ours, str(megatron), 1)
 
 
+def test_a_buffer_that_is_not_a_number_is_named_too(converted, tmp_path):
+    """The bias of a router's choice: with it an expert that is not a number would always be chosen."""
+    pair = converted("deepseek_v3")
+    megatron = Path(shutil.copytree(pair.megatron, tmp_path / "megatron"))
+    without_hashes(megatron)
+    bias = HfWeights(pair.hf).read("model.layers.1.mlp.gate.e_score_correction_bias")
+    data = bytearray((megatron / WEIGHTS).read_bytes())
+    at = data.find(bias.numpy().tobytes())
+    data[at : at + 4] = torch.tensor([float("nan")]).numpy().tobytes()
+    (megatron / WEIGHTS).write_bytes(data)
+    with pytest.raises(RankError, match=r"router\.expert_bias holds values that are not finite"):
+        run_ranks(1, load_with_ours, str(megatron), 1)
+
+
 def convert_and_read(megatron: Path, output: Path) -> torch.Tensor:
     """The last norm's weight."""
     convert_megatron_to_hf.convert(megatron, output)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from distributed import run_ranks
 from megatron_ranks import logits_of
-from quantised_models import edit, mxfp4_checkpoint
+from quantised_models import FORMATS, edit, mxfp4_checkpoint, quantised_copy
 from random_models import CONFIGS, hf_logits, random_token_ids
 from test_checkpoints_conversion import assert_same_tensors
 from transformers import AutoModelForCausalLM
@@ -149,6 +149,15 @@ def test_a_router_in_float32_beside_bfloat16_is_kept(tmp_path, name, gate, bias)
     entries = HfWeights(tmp_path / "back").entries
     assert {entry.dtype for key, entry in entries.items() if key.endswith((gate, bias))} == {"F32"}
     assert entries["lm_head.weight"].dtype == "BF16"
+
+
+def test_experts_of_one_tensor_beside_quantised_layers_are_verified(converted, tmp_path, monkeypatch):
+    format_ = FORMATS["channels"][:3]
+    hf = quantised_copy(converted("granitemoe").hf, tmp_path / "hf", *format_)
+    convert_hf_to_megatron.convert(hf, tmp_path / "megatron")
+    command = ["verify", "--hf", str(hf), "--megatron", str(tmp_path / "megatron")]
+    monkeypatch.setattr("sys.argv", command)
+    assert verify.main() == 0
 
 
 def test_layers_that_predict_several_tokens_are_left_out_of_ernie(converted, tmp_path, capsys):

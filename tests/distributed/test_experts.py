@@ -42,6 +42,12 @@ SPREADS = {
 OF_MIXTRAL = ("EP 2", "EP 4 over TP 2, CP 2", "EP 3 over TP 2, CP 3, each expert cut")
 OF_GPT_OSS = ("EP 4", "TP 2, each expert cut", "EP 2 over TP 2, CP 2, each expert cut")
 """Its experts have biases."""
+OF_SOME_LAYERS = (
+    ("qwen2_moe", "EP 2 over TP 2, CP 2, each expert cut"),
+    ("glm4_moe", "EP 4 over TP 2, CP 2"),
+    ("ernie4_5_moe", "EP 3, across a CP rank's TP ranks"),
+)
+"""They have dense layers too, each layer with keys of its own, and shared experts."""
 RUNS = [
     *(("qwen3_moe", spread) for spread in SPREADS),
     *(("mixtral", spread) for spread in OF_MIXTRAL),
@@ -57,7 +63,8 @@ USES: list[Case] = [
 
 def _with_experts(name: str, **changed: object) -> PreTrainedConfig:
     config = CONFIGS[name].to_dict()
-    config |= {"num_experts" if "num_experts" in config else "num_local_experts": NUM_EXPERTS, **changed}
+    keys = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+    config |= {next(key for key in keys if key in config): NUM_EXPERTS, **changed}
     return type(CONFIGS[name]).from_dict(config)
 
 
@@ -103,7 +110,7 @@ def answers_of(spread_model) -> Callable[[str, str], list[Answers]]:
     return of
 
 
-@pytest.mark.parametrize(("name", "spread"), RUNS)
+@pytest.mark.parametrize(("name", "spread"), [*RUNS, *OF_SOME_LAYERS])
 def test_experts_over_ranks_answer_as_transformers_does(spread_model, answers_of, name, spread):
     hf, _ = spread_model(name)
     for rank, of_rank in enumerate(answers_of(name, spread)):
