@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from megatron.core.process_groups_config import ProcessGroupCollection
-from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
+from megatron.core.tensor_parallel import all_to_all, gather_from_sequence_parallel_region
 from megatron.core.transformer.moe.moe_layer import MoELayer
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
@@ -91,7 +91,11 @@ class StarMoELayer(MoELayer):
 
     def _sum_of_own_experts(self, rows: Tensor) -> Tensor:
         """Of the same rows on all ranks: each computes its own experts in the rows that chose them."""
-        probs, chosen = self._routed(rows)
+        output = self._added_up(self._part_of_own_experts(rows, *self._routed(rows))).unsqueeze(1)
+        return self.fc2_latent_proj(output)[0] if self.config.moe_latent_size else output
+
+    def _part_of_own_experts(self, rows: Tensor, probs: Tensor, chosen: Tensor) -> Tensor:
+        """[n, 1, h] to this rank's part of the experts' output, [n, h] or as latents."""
         own = slice(self.local_expert_indices[0], self.local_expert_indices[-1] + 1)
         probs, chosen = probs[:, own], chosen[:, own]
         most = min(self.config.moe_router_topk, self.num_local_experts)
@@ -100,8 +104,7 @@ class StarMoELayer(MoELayer):
         if self.config.moe_latent_size:
             rows = self.fc1_latent_proj(rows)[0]
         outs, _ = self.experts(rows.flatten(1)[row], chosen.sum(0), probs[row, expert])
-        output = self._added_up(sum_by_row(outs, expert, row, chosen, most)).unsqueeze(1)
-        return self.fc2_latent_proj(output)[0] if self.config.moe_latent_size else output
+        return sum_by_row(outs, expert, row, chosen, most)
 
     def _added_up(self, part: Tensor) -> Tensor:
         exchange = self.rows.exchange
@@ -113,20 +116,44 @@ class StarMoELayer(MoELayer):
         num_own = -(-num_rows // tp_size)
         start = self.attn_tp_group.rank() * num_own
         own = rows[start : start + num_own]
-        output, probs = self.dispatch(*self.preprocess(own, *self._routed(own)))
-        output = self.combine(self.routed_experts_compute(output, probs)[0])
-        output = self.postprocess(output, None)
+        if rows.is_cpu and self.rows.exchange.cp_size <= self.config.moe_router_topk:
+            output = self._by_ranks_with_all_rows(own)
+        else:
+            output, probs = self.dispatch(*self.preprocess(own, *self._routed(own)))
+            output = self.combine(self.routed_experts_compute(output, probs)[0])
+            output = self.postprocess(output, None)
         if tp_size == 1 or not num_rows:
             return output
         output = F.pad(output, (0, 0, 0, 0, 0, num_own - output.size(0)))
         return gather_from_sequence_parallel_region(output, group=self.attn_tp_group)[:num_rows]
 
-    def _routed(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights of the experts, [n, E] in float32, and which are chosen, [n, E] in bool."""
+    def _by_ranks_with_all_rows(self, own: Tensor) -> Tensor:
+        """The same, where every rank gets all rows, and computes its own experts in them.
+
+        Each row goes to a rank once, however many experts it has there; and one sum of these comes back. So
+        fewer bytes are sent and copied where a row has more experts than there are ranks.
+        """
+        exchange, num_own = self.rows.exchange, own.size(0)
+        group, rank, num_ranks = exchange.cp_group, exchange.cp_rank, exchange.cp_size
+        sizes = exchange.gather(torch.tensor([num_own])).flatten().tolist()
+        splits = [num_own] * num_ranks
+        rows = all_to_all(group, own.repeat(num_ranks, 1, 1), sizes, splits)
+        first = sum(sizes[:rank])
+        routed = self._routed(rows, counted=slice(first, first + num_own))
+        parts = all_to_all(group, self._part_of_own_experts(rows, *routed), splits, sizes)
+        output = parts.unflatten(0, (num_ranks, num_own)).sum(0, dtype=torch.float32)
+        output = output.to(own.dtype).unsqueeze(1)
+        return self.fc2_latent_proj(output)[0] if self.config.moe_latent_size else output
+
+    def _routed(self, rows: Tensor, counted: slice = slice(None)) -> tuple[Tensor, Tensor]:
+        """Weights of the experts, [n, E] in float32, and which are chosen, [n, E] in bool.
+
+        counted: the rows that are this rank's load, if it counts any.
+        """
         some = rows if rows.size(0) else rows.new_zeros(1, *rows.shape[1:])  # routers cannot reshape none
         probs, chosen = (routed[: rows.size(0)] for routed in self.route(some))
         if self.rows.are_counted:
-            self.load += chosen.sum(0)
+            self.load += chosen[counted].sum(0)
         return probs, chosen
 
 
