@@ -21,7 +21,15 @@ from megatron_star.model.transformer_config import OWN_FIELDS, StarMLATransforme
 from megatron_star.planning.layer_mask import layer_masks
 
 _PLAIN = {"cache_mla_latents": False, "softmax_type": "vanilla", "no_rope_freq": None}
-_PLAIN_OWN = ("attention_softcap", "query_scale_beta", "longrope_short_factors", "window_rotary_base")
+_PLAIN_OWN = (
+    "attention_softcap",
+    "query_scale_beta",
+    "longrope_short_factors",
+    "window_rotary_base",
+    "qk_layernorm_span",
+    "qk_layernorm_after_rotation",
+    "qk_norm_of_rotated_only",
+)
 """Fields of a configuration that latent attention does not compute, with the values that say nothing."""
 
 

@@ -73,7 +73,7 @@ def latent_attention(shape: ModelShape) -> LatentAttention | None:
     """Of a model that has latent attention; None of another."""
     if not getattr(shape, "multi_latent_attention", False):
         return None
-    return LatentAttention(*(getattr(shape, name) for name in LatentAttention._fields))
+    return LatentAttention(*(getattr(shape, name, None) for name in LatentAttention._fields))
 
 
 def attention_inputs(shape: ModelShape) -> int:

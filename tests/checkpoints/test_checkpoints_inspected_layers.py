@@ -107,3 +107,15 @@ def test_a_checkpoint_of_experts_says_how_many_parameters_a_token_uses(converted
     num_bytes = num_layers * num_experts * expert * 4
     assert f"\nexperts                   {num_bytes / 1e9:.3f} GB, over expert-parallel" in report
     assert "active" not in inspect(converted("llama_tied").megatron)
+
+
+def test_a_checkpoint_of_latent_attention_says_what_a_token_keeps(converted):
+    """A latent and a rotated key for all heads, in float32."""
+    made, config = converted("deepseek_v3"), CONFIGS["deepseek_v3"]
+    report = inspect(made.megatron)
+    values = config.kv_lora_rank + config.qk_rope_head_dim
+    num_bytes = config.num_hidden_layers * values * 4
+    assert f"\nKV cache                  {num_bytes:,} bytes per token\n" in report
+    assert f"(values), of a latent of {config.kv_lora_rank}\n" in report
+    assert f"in {config.num_hidden_layers - config.first_k_dense_replace} of" in report
+    assert report == inspect(made.hf)

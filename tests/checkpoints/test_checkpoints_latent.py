@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from distributed import run_ranks
 from megatron.core.models.common.embeddings.yarn_rotary_pos_embedding import (
     _yarn_get_concentration_factor,
@@ -360,6 +361,43 @@ def test_a_recorded_value_that_the_configuration_does_not_have_is_refused_by_nam
 def test_megatrons_own_choice_of_groups_is_not_that_of_deepseek_v2(agree):
     with pytest.raises(ValueError, match="moe_router_group_score is 'top_sum' in the checkpoint, 'max'"):
         agree(arguments("deepseek_v2"), moe_router_group_score=...)
+
+
+def test_what_megatron_bridge_records_of_deepseek_v3_is_the_same_model(tmp_path):
+    model_args = arguments("deepseek_v3")
+    path = "megatron.bridge.models.deepseek.deepseek_provider.DeepSeekV3ModelProvider"
+    same = ("num_layers", "kv_lora_rank", "q_lora_rank", "v_head_dim", "mscale", "mscale_all_dim")
+    recorded = {name: model_args[name] for name in same} | {
+        "_target_": path,
+        "multi_latent_attention": True,
+        "qk_head_dim": 12,
+        "qk_pos_emb_head_dim": 8,
+        "qk_layernorm": True,
+        "rotary_interleaved": False,
+        "rope_type": "yarn",
+        "position_embedding_type": "rope",
+        "rotary_scaling_factor": 4.0,
+        "original_max_position_embeddings": 32,
+        "beta_fast": 16,
+        "beta_slow": 2,
+        "cache_mla_latents": False,
+        "num_moe_experts": 8,
+        "moe_layer_freq": [0, 1],
+        "moe_router_pre_softmax": True,  # says nothing of sigmoids
+        "moe_router_score_function": "sigmoid",
+        "moe_router_num_groups": 4,
+        "moe_router_group_topk": 2,
+        "moe_router_topk_scaling_factor": 1.7,
+    }
+
+    def check(**changes) -> None:
+        (tmp_path / "run_config.yaml").write_text(yaml.safe_dump({"model": recorded | changes}))
+        found = recorded_by_megatron.recorded_arguments(tmp_path)
+        recorded_by_megatron.check_agreement(tmp_path, found, model_args)
+
+    check()
+    with pytest.raises(ValueError, match=r"mscale_all_dim is 1.0 in the checkpoint, 0.6"):
+        check(mscale_all_dim=1.0)
 
 
 def test_yarn_with_a_factor_of_one_is_no_yarn(agree):

@@ -54,11 +54,16 @@ class Work(NamedTuple):
 
 
 class Answers(NamedTuple):
-    """Logits of each case, [1 + generated, vocabulary], and the work of the last one."""
+    """Logits of each case, [1 + generated, vocabulary], and the work of the last one.
+
+    Attributes:
+        num_fillers: waves of the last case in which this rank has no segment.
+    """
 
     logits: list[Tensor]
     encoding: Work
     generation: Work
+    num_fillers: int
 
 
 def answers(checkpoint: str, spread: Spread, cases: list[Case]) -> Answers:
@@ -70,7 +75,9 @@ def answers(checkpoint: str, spread: Spread, cases: list[Case]) -> Answers:
         context = _encoded(star_model, cases[-1])
     with _worked(star_model) as generation:
         logits.append(_generated(star_model, cases[-1], context))
-    return Answers(logits, *encoding, *generation)
+    rank = star_model.exchange.cp_rank
+    num_fillers = sum(all(segment.owner != rank for segment in wave) for wave in context.plan.waves)
+    return Answers(logits, *encoding, *generation, num_fillers)
 
 
 def _encoded(star_model: StarModel, case: Case) -> EncodedContext:

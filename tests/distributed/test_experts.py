@@ -55,7 +55,7 @@ RUNS = [
 ]
 USES: list[Case] = [
     CASES["star, no context"],
-    Case(StarConfig(block_size=4), turns=(9,)),  # three blocks: some ranks have no segment
+    Case(StarConfig(block_size=4), turns=(9,)),
     Case(StarConfig(mode="exact", wave_tokens=17)),
     CASES["star, one neighbor, in waves"],
 ]
@@ -143,6 +143,11 @@ def test_load_counts_each_choice_of_an_expert_once(answers_of, name, spread):
         assert torch.equal(load, sum(getattr(of, phase).load for of in alone))
     num_rows = USES[-1].query + NUM_GENERATED
     assert load.sum(1).tolist() == [CONFIGS[name].num_experts_per_tok * num_rows] * NUM_LAYERS
+
+
+def test_a_rank_without_segments_takes_part_and_its_filler_is_no_row(answers_of):
+    assert [of_rank.num_fillers for of_rank in answers_of("qwen3_moe", "EP 4")] == [0, 0, 0, 1]
+    test_no_row_is_computed_twice_by_the_ranks_that_hold_the_experts(answers_of, "qwen3_moe", "EP 4")
 
 
 @pytest.mark.parametrize("spread", ["EP 4", "EP 2, twice"])

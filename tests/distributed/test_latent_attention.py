@@ -126,6 +126,8 @@ def test_sequences_of_several_contexts_in_one_step_are_answered_as_each_alone():
     ("given", "words"),
     [
         ({"attention_softcap": 30.0}, "does not support attention_softcap=30.0"),
+        ({"qk_layernorm_after_rotation": True}, "does not support qk_layernorm_after_rotation=True"),
+        ({"query_scale_beta": 0.1, "query_scale_floor": 9}, "does not support query_scale_beta=0.1"),
         ({"window_size": [12, 0]}, "does not support layers with a window"),
         ({"attention_chunk_size": 9, "chunked_layers": [1, 0, 1]}, "does not support layers with a window"),
     ],

@@ -4,7 +4,7 @@ import pytest
 import torch
 from distributed import run_ranks
 from evaluation_ranks import comparisons, greedy_answers, masses
-from models import dense_logits, random_tokens
+from models import MODELS, dense_logits, random_tokens
 from reference import PassingBlocks, star_mask
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -39,9 +39,10 @@ SETTINGS = [
 ]
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_the_hidden_mass_is_that_of_the_dense_models_attention(checkpoints, world_size):
-    hf, megatron = checkpoints("qwen3")
+@pytest.mark.parametrize(("model", "world_size"), [("qwen3", 1), ("qwen3", 2), ("qwen3", 3), ("youtu", 2)])
+def test_the_hidden_mass_is_that_of_the_dense_models_attention(checkpoints, converted, model, world_size):
+    """Of latent attention too."""
+    hf, megatron = (checkpoints if model in MODELS else converted)(model)
     tokens, positions = random_tokens(70), [0, 3, 25, 48, 69]
     found = run_ranks(world_size, masses, str(megatron), tokens, SETTINGS, positions)
 

@@ -26,9 +26,7 @@ TOLERANCE = 1e-4
 NAMES = [name for name in CONFIGS if name not in (*AS_OTHERS, *LLAMAS)]
 GRIDS = {"CP 1": (1, 1), "CP 2": (1, 2), "CP 3": (1, 3), "TP 2, CP 2": (2, 2)}
 PARALLEL = ("cohere", "cohere2", "stablelm_parallel")
-LATENT = ("deepseek_v2", "deepseek_v3", "minicpm3")
 NOT_COMPILED = dict.fromkeys(PARALLEL, "layers of ParallelLayer")
-NOT_COMPILED |= dict.fromkeys(LATENT, "latent attention")
 """By `model_type` or small model, what compiling its layers is refused with."""
 SEVERAL_KINDS = [name for name in NAMES if {*kinds_of_layers(CONFIGS[name])} != {FULL}]
 
