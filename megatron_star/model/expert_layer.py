@@ -99,6 +99,8 @@ class StarMoELayer(MoELayer):
         own = slice(self.local_expert_indices[0], self.local_expert_indices[-1] + 1)
         probs, chosen = probs[:, own], chosen[:, own]
         most = min(self.config.moe_router_topk, self.num_local_experts)
+        if rows.is_cpu and rows.size(0):  # where nothing waits for it: what is summed up is smaller
+            most = max(1, int(chosen.sum(1).max()))
         is_unknown = rows.is_cuda and getattr(self.experts, "ignores_rows_of_no_expert", False)
         expert, row = rows_by_expert(chosen, most * rows.size(0) if is_unknown else None)
         if self.config.moe_latent_size:
