@@ -44,6 +44,7 @@ INFERENCE = (
     "inference_fuse_tp_communication",
     "use_inference_optimized_layers",
     "batch_invariant_mode",
+    "moe_shared_expert_overlap",
 )
 DEPENDS_ON_OTHER_TOKENS = (
     "fp8",

@@ -36,6 +36,7 @@ VALUES = {
     "inference_fuse_tp_communication": True,
     "use_inference_optimized_layers": True,
     "batch_invariant_mode": True,
+    "moe_shared_expert_overlap": True,
     "fp8": "hybrid",
     "fp4": "e2m1",
     "quant_recipe": "any",
