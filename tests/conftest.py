@@ -6,7 +6,6 @@ from collections.abc import Callable
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -16,6 +15,7 @@ TESTS = REPOSITORY / "tests"
 sys.path[:0] = [str(REPOSITORY), str(TESTS), str(TESTS / "checkpoints")]
 
 from models import MODELS  # noqa: E402
+from pair import Pair  # noqa: E402
 from random_models import CONFIGS  # noqa: E402
 from small_tokenizers import small_tokenizer  # noqa: E402
 
@@ -26,13 +26,6 @@ DEMO = REPOSITORY / ".demo"
 
 # A shell starts what it runs in the background with Ctrl-C ignored, which the ranks that tests start inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-class Pair(NamedTuple):
-    """A Hugging Face checkpoint and the Megatron checkpoint made of it."""
-
-    hf: Path
-    megatron: Path
 
 
 @pytest.fixture(scope="session")

@@ -8,10 +8,10 @@ import gpu_ranks
 import pytest
 import torch
 from cases import CASES
-from conftest import Pair
 from dense import case_logits
 from distributed import run_ranks
 from models import dense_logits, random_tokens
+from pair import Pair
 from passed_keys_oracle import answer_by_twin
 from passed_keys_ranks import NUM_GENERATED, Case
 from random_models import CONFIGS
