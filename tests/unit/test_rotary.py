@@ -37,9 +37,9 @@ def test_rotary_angles_at_positions_are_rows_of_megatrons_table(kind):
     use_cpu_where_cuda_is_absent()
     rotary = ROTARY[kind]()
     positions = torch.tensor([0, 5, 3, 2999, 1])
-    model = SimpleNamespace(
-        rotary_pos_emb=rotary, config=TransformerConfig(num_layers=1, hidden_size=16, num_attention_heads=1)
-    )
+    model = torch.nn.Module()
+    model.rotary_pos_emb = rotary
+    model.config = TransformerConfig(num_layers=1, hidden_size=16, num_attention_heads=1)
     rotate_at_positions(model)
     ours = model.rotary_pos_emb
     length = ours.get_rotary_seq_len(
