@@ -99,13 +99,13 @@ class StarMoELayer(MoELayer):
         own = slice(self.local_expert_indices[0], self.local_expert_indices[-1] + 1)
         probs, chosen = probs[:, own], chosen[:, own]
         most = min(self.config.moe_router_topk, self.num_local_experts)
-        if rows.is_cpu and rows.size(0):  # where nothing waits for it: what is summed up is smaller
-            most = max(1, int(chosen.sum(1).max()))
         is_unknown = rows.is_cuda and getattr(self.experts, "ignores_rows_of_no_expert", False)
         expert, row = rows_by_expert(chosen, most * rows.size(0) if is_unknown else None)
         if self.config.moe_latent_size:
             rows = self.fc1_latent_proj(rows)[0]
         outs, _ = self.experts(rows.flatten(1)[row], chosen.sum(0), probs[row, expert])
+        if outs.is_cpu:
+            return sum_in_order(outs, row, rows.size(0))
         return sum_by_row(outs, expert, row, chosen, most)
 
     def _added_up(self, part: Tensor) -> Tensor:
@@ -188,6 +188,12 @@ def sum_by_row(outs: Tensor, expert: Tensor, row: Tensor, chosen: Tensor, most: 
     slots = outs.new_zeros(nowhere + 1, outs.size(1))
     slots[torch.where(expert < 0, nowhere, place)] = outs
     return slots[:-1].view(num_rows, most, outs.size(1)).sum(1, dtype=torch.float32).to(outs.dtype)
+
+
+def sum_in_order(outs: Tensor, row: Tensor, num_rows: int) -> Tensor:
+    """The same on a CPU, which adds one result after the other: it needs no room for each a row may have."""
+    total = torch.zeros(num_rows, outs.size(1), dtype=torch.float32)
+    return total.index_add_(0, row, outs.float()).to(outs.dtype)
 
 
 def moe_layers(model: torch.nn.Module) -> list[StarMoELayer]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from megatron_star.model.expert_layer import rows_by_expert, sum_by_row
+from megatron_star.model.expert_layer import rows_by_expert, sum_by_row, sum_in_order
 
 
 def _chosen(num_rows: int, num_experts: int, topk: int) -> Tensor:
@@ -34,10 +34,13 @@ def test_the_sum_of_a_row_is_over_the_experts_that_it_chose(num_rows, num_expert
     outs[count:] = torch.nan
     expected = (values * chosen.unsqueeze(-1)).sum(1)
     torch.testing.assert_close(sum_by_row(outs, expert, row, chosen, most), expected)
+    if is_size_known:
+        torch.testing.assert_close(sum_in_order(outs, row, num_rows), expected)
 
 
 def test_the_sum_is_rounded_once():
     chosen = torch.ones(1, 3, dtype=torch.bool)
     expert, row = rows_by_expert(chosen, None)
     outs = torch.tensor([[1.0], [2.0**-8], [2.0**-8]], dtype=torch.bfloat16)
-    assert sum_by_row(outs, expert, row, chosen, 3).item() == 1.0 + 2.0**-7  # in bfloat16 it would be 1
+    expected = 1.0 + 2.0**-7  # in bfloat16 it would be 1
+    assert sum_by_row(outs, expert, row, chosen, 3).item() == sum_in_order(outs, row, 1).item() == expected
