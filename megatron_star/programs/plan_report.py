@@ -61,10 +61,11 @@ def _kv(workload: Workload) -> str:
 
 def _sent(of: Estimate) -> str:
     """What experts make a GPU send, of the best deployment."""
-    return (
-        f"\nFor experts a GPU sends {of.all_to_all_bytes / 1e9:.1f} GB while the context is encoded "
-        f"(all-to-all), and {of.step_sum_bytes / 1e6:.1f} MB for a token of an answer."
-    )
+    encoding = "nothing while the context is encoded"
+    if of.all_to_all_bytes:
+        encoding = f"{of.all_to_all_bytes / 1e9:.1f} GB while the context is encoded (all-to-all)"
+    token = f"{of.step_sum_bytes / 1e6:.1f} MB for a token of an answer"
+    return f"\nFor experts a GPU sends {encoding}, and {token}."
 
 
 def _sizes(star: StarConfig) -> str:

@@ -10,14 +10,15 @@ import yaml
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.training.arguments import add_megatron_arguments
 from random_models import CONFIGS
+from small_arguments import arguments
 
 from checkpoints_tools import recorded_by_megatron
 from checkpoints_tools.hf_config import model_arguments
 from megatron_star.model import recorded_arguments
 from megatron_star.model.recorded_arguments import check_arguments
 
-MODEL = model_arguments(json.loads(CONFIGS["qwen2"].to_json_string()))
-EXPERTS = model_arguments(json.loads(CONFIGS["qwen3_moe"].to_json_string()))
+MODEL = arguments("qwen2")
+EXPERTS = arguments("qwen3_moe")
 SAME_FOR_ALL = [
     ("squared_relu", True),
     ("quick_geglu", True),

@@ -6,6 +6,7 @@ import pytest
 from distributed import run_ranks
 from kv_ranks import counted_work, encode_chain, engine_memory, question
 from models import random_tokens
+from small_model import SMALL
 
 from megatron_star.config import StarConfig
 from megatron_star.planning.cost_model import encoding_bytes
@@ -14,26 +15,10 @@ from megatron_star.planning.layer_mask import Chunk, Window
 from megatron_star.planning.mask import Range
 from megatron_star.planning.plan import ContextPlan
 
-MODEL = {
-    "hidden_size": 24,
-    "ffn_hidden_size": 32,
-    "num_attention_heads": 3,
-    "group_query_attention": True,
-    "num_query_groups": 1,
-    "kv_channels": 8,
-    "normalization": "RMSNorm",
-    "norm_epsilon": 1e-5,
-    "swiglu": True,
-    "add_bias_linear": False,
-    "padded_vocab_size": 257,
-    "max_position_embeddings": 512,
-    "untie_embeddings_and_output_weights": True,
-    "position_embedding_type": "rope",
-}
 BYTES = 2 * 8 * 4
 """Of KV of a token in a layer: one KV head of 8, float32."""
 WINDOW, CHUNK = 13, 10
-KINDS = MODEL | {
+KINDS = SMALL | {
     "num_layers": 5,
     "window_size": [WINDOW - 1, 0],
     "window_attn_skip_freq": [1, 0, 0, 1, 1],
@@ -163,7 +148,7 @@ def test_a_model_of_gemma_3s_proportions_holds_at_most_three_tenths_of_the_kv_of
     windows = {"window_size": [15, 0], "window_attn_skip_freq": [1, 1, 1, 1, 1, 0]}
     held = []
     for kinds in (windows, {}):
-        model, star = MODEL | {"num_layers": 6} | kinds, StarConfig(block_size=128)
+        model, star = SMALL | {"num_layers": 6} | kinds, StarConfig(block_size=128)
         results = run_ranks(cp_size, encode_chain, model, random_tokens(1024), [1024], star)
         held.append([of_rank[0].held[-1] for of_rank in results])
     assert max(held[0]) <= 0.3 * max(held[1])

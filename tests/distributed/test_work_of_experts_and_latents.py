@@ -7,6 +7,7 @@ import pytest
 from distributed import run_ranks
 from kv_ranks import counted_work, engine_memory, question
 from models import random_tokens
+from small_model import SMALL
 
 from megatron_star.config import StarConfig
 from megatron_star.planning.cost_model import latent_form, token_costs
@@ -14,23 +15,7 @@ from megatron_star.planning.kv_memory import TAIL_CHUNK_TOKENS, spare_capacity
 from megatron_star.planning.planner import Planner
 
 TOKENS = random_tokens(97)
-MODEL = {
-    "num_layers": 4,
-    "hidden_size": 24,
-    "ffn_hidden_size": 40,
-    "num_attention_heads": 3,
-    "group_query_attention": True,
-    "num_query_groups": 1,
-    "kv_channels": 8,
-    "normalization": "RMSNorm",
-    "norm_epsilon": 1e-5,
-    "swiglu": True,
-    "add_bias_linear": False,
-    "padded_vocab_size": 257,
-    "max_position_embeddings": 512,
-    "untie_embeddings_and_output_weights": True,
-    "position_embedding_type": "rope",
-}
+MODEL = SMALL | {"num_layers": 4, "ffn_hidden_size": 40}
 EXPERTS = MODEL | {
     "num_experts": 6,
     "moe_layer_freq": [0, 1, 1, 1],
