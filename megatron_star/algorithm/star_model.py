@@ -11,9 +11,10 @@ from megatron.core.tensor_parallel.layers import ColumnParallelLinear
 from torch import Tensor
 
 from megatron_star.attention.partial import AttentionKernel
+from megatron_star.attention.stored_kv import AS_COMPUTED, KvFormat
 from megatron_star.model.attention import ForwardPass, PassIsComplete
 from megatron_star.model.expert_layer import ExpertRows, moe_layers, share_rows
-from megatron_star.model.kernel import kernel_of
+from megatron_star.model.kernel import kernel_of, kv_format_of
 from megatron_star.model.logits import soft_capped
 from megatron_star.model.rotary import rotate_at_positions
 from megatron_star.model.supported import check_model
@@ -28,6 +29,7 @@ class StarModel:
     Attributes:
         vocab_size: tokens that exist; the model's vocabulary may be padded beyond it.
         experts: what the model's expert layers share, if it has any.
+        kv_format: of the contexts that it encodes.
     """
 
     model: GPTModel
@@ -36,6 +38,7 @@ class StarModel:
     vocab_size: int
     device: torch.device
     experts: ExpertRows
+    kv_format: KvFormat = AS_COMPUTED
 
     @torch.inference_mode()
     def forward(
@@ -101,7 +104,12 @@ class StarModel:
 
 
 def attach(
-    model: GPTModel, groups: StarGroups, *, kernel: str = "auto", vocab_size: int | None = None
+    model: GPTModel,
+    groups: StarGroups,
+    *,
+    kernel: str = "auto",
+    vocab_size: int | None = None,
+    kv_dtype: str = "auto",
 ) -> StarModel:
     """Let a Megatron model run Star Attention on these groups, whoever has built it.
 
@@ -111,13 +119,16 @@ def attach(
     Args:
         kernel: the attention kernel's name (`attention/kernels.py`).
         vocab_size: tokens that exist; all of the model's vocabulary unless given.
+        kv_dtype: what contexts are kept in, of `KV_DTYPES`.
 
     Raises:
-        ValueError: the model cannot be run (`check_model`), or the kernel cannot run its attention.
+        ValueError: the model cannot be run (`check_model`), or the kernel cannot run its attention, or
+            its KV cannot be kept so.
     """
     check_model(model)
     weight = model.embedding.word_embeddings.weight
     attention_kernel = kernel_of(model, kernel, device=weight.device, dtype=weight.dtype)
+    kv_format = kv_format_of(model, kv_dtype, weight.device)
     rotate_at_positions(model)
     model.eval()
     exchange = Exchange(groups.cp)
@@ -128,4 +139,5 @@ def attach(
         vocab_size=vocab_size or model.vocab_size,
         device=weight.device,
         experts=share_rows(moe_layers(model), ExpertRows(groups, exchange)),
+        kv_format=kv_format,
     )

@@ -132,7 +132,7 @@ class TokenGenerationStep(ForwardPass):
             is_one_token = bool(tails) and end - start == 1
             num_contiguous = sequence.tail.num_contiguous(number) if is_one_token else 0
             for held in sequence.context.held(number, num_contiguous):
-                attention.add([(start, end)], *held)
+                held.add_to(attention, [(start, end)])
             if num_contiguous:
                 continue
             for tail, (first, last) in tails:
