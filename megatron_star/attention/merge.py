@@ -72,7 +72,7 @@ class PartialSum:
 
     def set_rows(self, start: int, end: int, part: Partial) -> None:
         """Start rows [start, end) with their first part: cheaper than merging it. The part may be changed."""
-        if self._sum is None and end - start == self.query.size(0) and part.out.dtype == torch.float32:
+        if self._sum is None and end - start == self.query.size(0):
             self._sum = part
             return
         for whole, rows in zip(self.merged(), part, strict=True):
@@ -86,6 +86,10 @@ class PartialSum:
         out, softmax_lse = self.merged()
         self.merge_into(out[:, :, start:end], softmax_lse[:, :, start:end], part)
 
+    def so_far(self) -> Partial | None:
+        """All rows; in the dtype of the only part, if there is only one that is of all of them."""
+        return self._sum
+
     def merged(self) -> Partial:
         """All rows so far, in float32."""
         if self._sum is None:
@@ -93,6 +97,8 @@ class PartialSum:
             out = self.query.new_zeros(sq, b, np, self.value_size, dtype=torch.float32)
             lse = self.query.new_full((sq, b, np), -torch.inf, dtype=torch.float32)
             self._sum = Partial(out.permute(1, 2, 0, 3), lse.permute(1, 2, 0))
+        elif self._sum.out.dtype != torch.float32:
+            self._sum = self._sum._replace(out=self._sum.out.to(torch.float32))
         return self._sum
 
     def result(self) -> Tensor:

@@ -1,7 +1,7 @@
 """Attention of a step's rows to the tails of all their sequences in one call, over addresses on the device.
 
 Tails stay where they are: the host writes where that is, and how long they are, into one tensor a step. So
-neither kernel asks the host for anything, and both can be replayed by a CUDA graph for other tails and lengths.
+neither kernel asks the host for anything, and a CUDA graph can replay both for other tails and lengths.
 What a row sees of a layer are a few segments: of its tail, and in a layer with a mask of its own the last
 pieces of its context. The first segment is the tail's.
 
@@ -9,14 +9,13 @@ Shapes: sq rows of a step, b = 1, np query heads and ng KV heads of this TP rank
 and values. A token's heads lie side by side in memory: [ng, hn] and [ng, hv].
 """
 
-from typing import NamedTuple
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from megatron_star.attention.partial import Partial
+from megatron_star.attention.tail_rows import TailRows
 
 LEAST = 16
 """Rows, keys and values that one product of a GPU's matrix units has at least."""
@@ -30,25 +29,8 @@ MOST_PROGRAMS = 512
 """With so many rows and heads no more programs are wanted: GPUs run 100 to 200 at once, and some wait."""
 
 
-class TailRows(NamedTuple):
-    """What the kernels read of the rows of a step, for one layer: int64, on the device.
-
-    Attributes:
-        slots: [sq], the token of its tail's buffers that a row becomes; -1 where its tail is on another rank.
-        spans: [sq, segments, 2], the first token that a row sees of a segment, and how many.
-        bases: [sq, segments, 2], where a segment's keys and values begin: addresses of token 0. They are not
-            read where a row sees nothing of a segment.
-        most_keys: that a row may see as long as no buffer grows: known to the host.
-    """
-
-    slots: Tensor
-    spans: Tensor
-    bases: Tensor
-    most_keys: int
-
-
 def append_rows(key: Tensor, value: Tensor, rows: TailRows) -> None:
-    """Put each row's key [sq, 1, ng, hn] and value [sq, 1, ng, hv] into its tail, where it is on this rank."""
+    """Put each row's key [sq, 1, ng, hn] and value [sq, 1, ng, hv] into its tail, if that is on this rank."""
     sq, _, ng, hn = key.shape
     hv = value.size(3)
     assert key.stride(3) == value.stride(3) == 1
@@ -142,7 +124,7 @@ def _empty_parts(query: Tensor, num_parts: int, value_size: int) -> tuple[Tensor
 
 
 def _merged(outs: Tensor, lses: Tensor) -> tuple[Tensor, Tensor]:
-    """What splits [splits, sq, np, hv] and [splits, sq, np] are together: `merge.merge_parts` in one kernel."""
+    """`merge.merge_parts` of splits [splits, sq, np, hv] and [splits, sq, np] in one kernel."""
     num_splits, sq, np, hv = outs.shape
     out, lse = torch.empty_like(outs[0]), torch.empty_like(lses[0])
     _merge[(sq * np,)](
@@ -263,8 +245,11 @@ def _attend(
         end = tl.minimum(length, (split + 1) * part)
         keys = tl.load(bases + 2 * segment).to(tl.pointer_type(query.dtype.element_ty))
         values = tl.load(bases + 2 * segment + 1).to(tl.pointer_type(query.dtype.element_ty))
-        keys = tl.multiple_of(keys + (first * num_groups + group) * key_size, 16)
-        values = tl.multiple_of(values + (first * num_groups + group) * value_size, 16)
+        keys += (first * num_groups + group) * key_size
+        values += (first * num_groups + group) * value_size
+        if key_size % 8 == 0 and value_size % 8 == 0:  # then a head begins at a multiple of 16 bytes
+            keys = tl.multiple_of(keys, 16)
+            values = tl.multiple_of(values, 16)
         for begin in range(split * part, end, num_keys):
             token = begin + tl.arange(0, num_keys)
             token_exists = token < end
