@@ -2,7 +2,7 @@
 
 What `model/rotary.py` does in eight operations, and `elementwise.py` in two: a token waits for starting them,
 and a wave for memory. Values are rounded once, where the twins round after each operation.
-Shapes: sq tokens of this forward pass, b = 1, hn head size, r pairs that are rotated, f the MLP's hidden size.
+Shapes: sq tokens of this pass, b = 1, hn head size, r pairs that are rotated, f hidden size of the MLP.
 """
 
 import triton
@@ -68,7 +68,7 @@ def _rotate(
     """Some heads of one token, of its query or of its key; a name like `query_sq` is a stride."""
     row = tl.program_id(0).to(tl.int64)
     block = tl.program_id(1)
-    num_query_blocks = tl.cdiv(np, num_heads)
+    num_query_blocks = (np + num_heads - 1) // num_heads
     pairs = tl.arange(0, num_pairs)
     cosines = tl.load(cos + row * r + pairs, mask=pairs < r, other=0.0).to(tl.float32)[None, :]
     sines = tl.load(sin + row * r + pairs, mask=pairs < r, other=0.0).to(tl.float32)[None, :]
@@ -99,4 +99,4 @@ def _swiglu(gate_and_up, f, num_columns: tl.constexpr):
     gate_place = gate_and_up + tl.program_id(0).to(tl.int64) * 2 * f + columns
     gate = tl.load(gate_place, mask=columns < f, other=0.0).to(tl.float32)
     up = tl.load(gate_place + f, mask=columns < f, other=0.0).to(tl.float32)
-    tl.store(gate_place, gate * tl.sigmoid(gate) * up, mask=columns < f)
+    tl.store(gate_place, gate / (1.0 + tl.exp(-gate)) * up, mask=columns < f)
