@@ -62,7 +62,7 @@ def merge_into_on(device: torch.device) -> Callable[[Tensor, Tensor, Partial], N
 
 
 class PartialSum:
-    """A running merge over packed query rows, in float32, in place."""
+    """A running merge over packed query rows, in float32 from the second part on, in place."""
 
     def __init__(self, query: Tensor, value_size: int | None = None) -> None:
         """Rows of query [sq, b, np, hn], with no keys seen yet; values of hn, or of another size."""
@@ -75,7 +75,7 @@ class PartialSum:
         if self._sum is None and end - start == self.query.size(0):
             self._sum = part
             return
-        for whole, rows in zip(self.merged(), part, strict=True):
+        for whole, rows in zip(self._in_float32(), part, strict=True):
             whole[:, :, start:end].copy_(rows)
 
     def add_rows(self, start: int, end: int, part: Partial) -> None:
@@ -83,7 +83,7 @@ class PartialSum:
         if self._sum is None and end - start == self.query.size(0):
             self.set_rows(start, end, part)
             return
-        out, softmax_lse = self.merged()
+        out, softmax_lse = self._in_float32()
         self.merge_into(out[:, :, start:end], softmax_lse[:, :, start:end], part)
 
     def so_far(self) -> Partial | None:
@@ -91,7 +91,11 @@ class PartialSum:
         return self._sum
 
     def merged(self) -> Partial:
-        """All rows so far, in float32."""
+        """All rows so far, in float32; but a lone part of all rows is as it came, and was rounded already."""
+        return self._in_float32() if self._sum is None else self._sum
+
+    def _in_float32(self) -> Partial:
+        """The sum that further parts are merged into."""
         if self._sum is None:
             sq, b, np, _ = self.query.shape
             out = self.query.new_zeros(sq, b, np, self.value_size, dtype=torch.float32)
