@@ -81,8 +81,8 @@ def sample_rows(logits: Tensor, rows: Sequence[RowToSample]) -> list[Choice]:
     """
     assert len(logits) == len(rows)
     at_once = max(1, MOST_LOGITS_AT_ONCE[logits.device.type] // logits.size(1))
-    parts = zip(logits.split(at_once), batched(rows, at_once), strict=True)
-    return list(chain.from_iterable(_sample(*part, FEWEST_CANDIDATES) for part in parts))
+    parts = zip(batched(rows, at_once), logits.split(at_once), strict=False)  # no rows are one part of logits
+    return list(chain.from_iterable(_sample(part, its, FEWEST_CANDIDATES) for its, part in parts))
 
 
 def _sample(logits: Tensor, rows: Sequence[RowToSample], num_candidates: int) -> list[Choice]:

@@ -74,6 +74,10 @@ def test_a_row_gets_the_same_choice_alone_and_beside_any_others():
     assert sample_rows(logits[order], [rows[i] for i in order]) == [together[i] for i in order]
 
 
+def test_a_step_that_samples_nothing_gives_nothing():
+    assert sample_rows(torch.empty(0, VOCAB_SIZE), []) == []
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_draws_have_the_distribution_of_megatrons_sampling(kind):
     sampling, num_draws = SamplingParams(**KINDS[kind]), 20_000
