@@ -30,7 +30,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from benchmarks.measuring import measure_rounds, median_ratio, over_ranks, run_on_ranks
 from benchmarks.models import hugging_face_model
-from megatron_star.algorithm.kv_store import EncodedContext
+from megatron_star.algorithm.encoded_context import EncodedContext
 from megatron_star.algorithm.star_model import StarModel
 from megatron_star.algorithm.token_generation import Sequence, generate_step
 from megatron_star.config import StarConfig

@@ -35,7 +35,7 @@ from benchmarks.encoding_variants import EXACT, engine_wave_tokens, variant_plan
 from benchmarks.measuring import machine_name, measure_rounds, median_ratio, over_ranks, run_on_ranks
 from benchmarks.models import SHAPES, random_star_model
 from megatron_star.algorithm.context_encoding import encode_context
-from megatron_star.algorithm.kv_store import EncodedContext
+from megatron_star.algorithm.encoded_context import EncodedContext
 from megatron_star.algorithm.token_generation import Sequence, generate_step
 from megatron_star.job.argument_types import ArgumentParser, token_count
 from megatron_star.model.expert_layer import moe_layers

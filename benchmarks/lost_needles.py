@@ -25,8 +25,9 @@ from tqdm import tqdm
 
 from benchmarks.measuring import run_on_ranks, write_result
 from megatron_star.algorithm.context_encoding import encode_context
-from megatron_star.algorithm.kv_store import EncodedContext, Tail
+from megatron_star.algorithm.encoded_context import EncodedContext
 from megatron_star.algorithm.star_model import StarModel
+from megatron_star.algorithm.tail import Tail
 from megatron_star.attention.kv_layout import KeyValue
 from megatron_star.config import StarConfig
 from megatron_star.engine.executor import planner_of

@@ -24,7 +24,7 @@ from torch.distributed.tensor.experimental._context_parallel._attention import _
 from benchmarks.encoding_variants import EXACT, variant_plan
 from benchmarks.measuring import measure_rounds, median_ratio, over_ranks, run_on_ranks
 from megatron_star.algorithm.context_encoding import ContextEncodingPass
-from megatron_star.algorithm.kv_store import EncodedContext
+from megatron_star.algorithm.encoded_context import EncodedContext
 from megatron_star.algorithm.star_model import StarModel
 from megatron_star.job.argument_types import ArgumentParser, token_count
 from megatron_star.model.attention import LayerAttention

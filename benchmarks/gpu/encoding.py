@@ -13,7 +13,7 @@ from benchmarks.gpu.one_of_many import OneOfMany
 from benchmarks.models import SHAPES, Shape, share_of_a_tp_rank
 from benchmarks.peak_memory import PeakMemory
 from megatron_star.algorithm.context_encoding import encode_context
-from megatron_star.algorithm.kv_store import EncodedContext
+from megatron_star.algorithm.encoded_context import EncodedContext
 from megatron_star.algorithm.star_model import StarModel
 from megatron_star.attention.kernels import select_kernel
 from megatron_star.planning.plan import ContextPlan, TokenCosts

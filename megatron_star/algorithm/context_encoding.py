@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from megatron_star.algorithm.bands import set_band
+from megatron_star.algorithm.encoded_context import EncodedContext
 from megatron_star.algorithm.kv_pieces import KvPiece, pieces_within, whole
-from megatron_star.algorithm.kv_store import EncodedContext
 from megatron_star.algorithm.passed_keys import PassedKeys
 from megatron_star.algorithm.star_model import StarModel
 from megatron_star.attention.kv_layout import KeyValue

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
+from megatron_star.algorithm.encoded_context import EncodedContext
 from megatron_star.algorithm.kv_pieces import KvPiece, whole
-from megatron_star.algorithm.kv_store import EncodedContext
 from megatron_star.attention.distinct_keys import most_distinct, of_heads
 from megatron_star.attention.kv_layout import KeyValue
 from megatron_star.parallel.exchange import Exchange

@@ -9,17 +9,20 @@ from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from megatron_star.algorithm.bands import add_in_band
+from megatron_star.algorithm.encoded_context import EncodedContext
 from megatron_star.algorithm.kv_pieces import pieces_within
-from megatron_star.algorithm.kv_store import EncodedContext, Tail
 from megatron_star.algorithm.star_model import StarModel
+from megatron_star.algorithm.tail import Tail
 from megatron_star.attention.merge import PartialSum
 from megatron_star.attention.partial import Partial
 from megatron_star.model.attention import ForwardPass, LayerAttention
+from megatron_star.planning.kv_memory import MOST_PROPOSED_TOKENS
 from megatron_star.planning.layer_mask import LayerMask
 
 
@@ -45,27 +48,48 @@ class Sequence:
         """Of the context and of the tail: the position of the next token."""
         return self.context.plan.num_tokens + self.num_tail_tokens
 
+    def rewind(self, num_tail_tokens: int) -> None:
+        """Forget the end of the tail, as if it had never been fed: of the tokens of its last step, and
+        `MOST_PROPOSED_TOKENS` at most."""
+        assert self.num_tail_tokens - MOST_PROPOSED_TOKENS <= num_tail_tokens <= self.num_tail_tokens
+        self.tail.rewind(num_tail_tokens)
+        self.num_tail_tokens = num_tail_tokens
 
-NewTokens = tuple[Sequence, SequenceOf[int]]
+
+class NewTokens(NamedTuple):
+    """At least one token that a sequence is fed in a step.
+
+    Attributes:
+        num_logits: of the last tokens whose logits are wanted; may be 0.
+    """
+
+    sequence: Sequence
+    token_ids: SequenceOf[int]
+    num_logits: int = 1
 
 
-def generate_step(star_model: StarModel, new_tokens: SequenceOf[NewTokens]) -> Tensor:
-    """Feed each sequence its new tokens (at least one).
+def generate_step(
+    star_model: StarModel, new_tokens: SequenceOf[NewTokens | tuple[Sequence, SequenceOf[int]]]
+) -> Tensor:
+    """Feed each sequence its new tokens.
 
     Returns:
-        Logits [number of sequences, vocab_size], float32, after the last new token of each.
+        Logits [sum of num_logits, vocab_size], float32, after the last `num_logits` tokens of each sequence,
+        in the order given.
     """
-    contexts = [id(sequence.context) for sequence, _ in new_tokens]
+    fed = [NewTokens(*new) for new in new_tokens]
+    contexts = [id(new.sequence.context) for new in fed]
     # Side by side where they share a context, in an order that is the same on every rank.
-    by_context = sorted(range(len(new_tokens)), key=lambda i: contexts.index(contexts[i]))
-    packed = [new_tokens[i] for i in by_context]
+    by_context = sorted(range(len(fed)), key=lambda i: contexts.index(contexts[i]))
+    packed = [fed[i] for i in by_context]
     step = TokenGenerationStep(star_model, packed)
-    token_ids = [token for _, tokens in packed for token in tokens]
-    logits = star_model.forward(token_ids, step, [end - 1 for _, end in step.rows])
-    for sequence, tokens in new_tokens:
-        sequence.num_tail_tokens += len(tokens)
-    place = {original: row for row, original in enumerate(by_context)}
-    return logits[[place[i] for i in range(len(new_tokens))]]
+    token_ids = [token for new in packed for token in new.token_ids]
+    ends = dict(zip(by_context, (end for _, end in step.rows), strict=True))
+    rows = [row for i, new in enumerate(fed) for row in range(ends[i] - new.num_logits, ends[i])]
+    logits = star_model.forward(token_ids, step, rows)
+    for new in fed:
+        new.sequence.num_tail_tokens += len(new.token_ids)
+    return logits
 
 
 class TokenGenerationStep(ForwardPass):
@@ -82,12 +106,12 @@ class TokenGenerationStep(ForwardPass):
 
     def __init__(self, star_model: StarModel, packed: SequenceOf[NewTokens]) -> None:
         """packed: sequences that share a context stand side by side."""
-        self.rows = _row_ranges([len(tokens) for _, tokens in packed])
-        pairs = zip((sequence for sequence, _ in packed), self.rows, strict=True)
+        self.rows = _row_ranges([len(new.token_ids) for new in packed])
+        pairs = zip((new.sequence for new in packed), self.rows, strict=True)
         self.runs = [list(run) for _, run in groupby(pairs, key=lambda pair: id(pair[0].context))]
         self.exchange, self.kernel = star_model.exchange, star_model.kernel
-        positions = [sequence.num_tokens + i for sequence, tokens in packed for i in range(len(tokens))]
-        long_rows = [sequence.context.is_long for sequence, tokens in packed for _ in tokens]
+        positions = [new.sequence.num_tokens + i for new in packed for i in range(len(new.token_ids))]
+        long_rows = [new.sequence.context.is_long for new in packed for _ in new.token_ids]
         super().__init__(torch.tensor(positions, dtype=torch.int64, device=star_model.device), long_rows)
 
     def attend(self, layer: LayerAttention, query: Tensor, key: Tensor, value: Tensor) -> Partial:
@@ -105,10 +129,11 @@ class TokenGenerationStep(ForwardPass):
             for tail, rows in tails:
                 tail.append(number, key[slice(*rows)], value[slice(*rows)])
             # A single new token sees all of its tail, which may be contiguous with the context.
-            joined = sequence.tail if tails and end - start == 1 else None
-            for held in sequence.context.held(number, joined):
+            is_one_token = bool(tails) and end - start == 1
+            num_contiguous = sequence.tail.num_contiguous(number) if is_one_token else 0
+            for held in sequence.context.held(number, num_contiguous):
                 attention.add([(start, end)], *held)
-            if joined and joined.num_contiguous(number):
+            if num_contiguous:
                 continue
             for tail, (first, last) in tails:
                 attention.add([(first, last)], *tail.stored(number), causal=last - first > 1)

@@ -11,6 +11,7 @@ from torch import Tensor
 from megatron_star.engine.request import StarRequest, StarResult, Timings
 from megatron_star.engine.sampling import TokenSampler
 from megatron_star.engine.scheduled_request import ScheduledRequest, Stage
+from megatron_star.planning.kv_memory import MOST_PROPOSED_TOKENS
 from megatron_star.planning.planner import PlannedContext
 from megatron_star.planning.sizes import sizes_of
 from megatron_star.text.text_stream import PROMPT_TOKENS, TextStream, Tokenizer
@@ -121,6 +122,17 @@ class Answer(ScheduledRequest):
     def _note_encoded(self) -> None:
         self.num_encoded_tokens = self.plan.num_tokens
         self._encoded_at = self._encoded_at or monotonic()
+
+    @property
+    def num_fed_tokens(self) -> int:
+        """Of the tail: the query, and the generated tokens but the last one."""
+        return len(self.request.query_tokens) + len(self.tokens) - 1
+
+    @property
+    def most_proposed(self) -> int:
+        """Proposals of which each can still be followed by a token of this answer."""
+        room = self.request.sampling.num_tokens_to_generate - len(self.tokens) - 1
+        return min(MOST_PROPOSED_TOKENS, room)
 
     def add_token(self, logits: Tensor) -> int:
         """Sample the next token from logits [vocab_size], float32, CPU; sets `finish_reason` at an end."""

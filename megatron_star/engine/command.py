@@ -1,9 +1,17 @@
 """What the driver tells all ranks, turn by turn: integers and configurations, no tensor."""
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from megatron_star.config import StarConfig
+
+
+class Fed(NamedTuple):
+    """Tokens that a sequence is fed, and of how many of the last ones the driver wants logits."""
+
+    sequence_id: int
+    token_ids: list[int]
+    num_logits: int = 1
 
 
 @dataclass
@@ -17,7 +25,8 @@ class Command:
         open_long: whether that context is rotated with longrope's long factors.
         encode_wave: id of a context and the index of its next wave.
         open_sequences: id, context id and tail rank of sequences that begin.
-        feed: id and new tokens of the sequences that go through the model together.
+        rewind: ids of sequences whose tail forgets its end, and the tokens of it that stay.
+        feed: of the sequences that go through the model together.
         read_expert_load: the driver is told how many tokens each expert was given.
         stop: the job ends.
     """
@@ -28,7 +37,8 @@ class Command:
     open_long: bool = False
     encode_wave: tuple[int, int] | None = None
     open_sequences: list[tuple[int, int, int]] = field(default_factory=list)
-    feed: list[tuple[int, list[int]]] = field(default_factory=list)
+    rewind: list[tuple[int, int]] = field(default_factory=list)
+    feed: list[Fed] = field(default_factory=list)
     read_expert_load: bool = False
     stop: bool = False
 
@@ -40,6 +50,7 @@ class Command:
     def from_json(cls, values: dict[str, Any]) -> Self:
         """The command of `to_json`."""
         command = cls(**values)
+        command.feed = [Fed(*fed) for fed in command.feed]
         if command.open_context:
             context_id, tokens, star, parent_id = command.open_context
             command.open_context = context_id, tokens, StarConfig.from_dict(star), parent_id

@@ -214,21 +214,27 @@ class StarEngine:
             answer.note_encoding()
         if logits is None:
             return
-        for (request_id, _), row in zip(command.feed, logits.cpu(), strict=True):
-            answer = self.scheduler.running[request_id]
-            if not answer.pending:
-                self._add_token(answer, row)
+        rows = logits.cpu().split([fed.num_logits for fed in command.feed])
+        for fed, logits_of_sequence in zip(command.feed, rows, strict=True):
+            if fed.num_logits:
+                self._add_tokens(self.scheduler.running[fed.sequence_id], logits_of_sequence)
 
-    def _add_token(self, answer: Answer, logits: Tensor) -> None:
-        """Sample from logits [vocab_size], and end the answer where that is its last token."""
-        answer.error = why_not_finite(logits, len(answer.tokens))
-        if answer.error:
-            self._end(answer, "error")
-            return
-        answer.pending = [answer.add_token(logits)]
+    def _add_tokens(self, answer: Answer, logits: Tensor) -> None:
+        """Sample from logits [tokens, vocab_size], as long as what comes was proposed: else the next ones are
+        not those of this answer. End it where that is its last token."""
         answer.stage = Stage.ANSWERING
-        if answer.finish_reason:
-            self._end(answer, answer.finish_reason)
+        proposals, answer.fed_proposals = answer.fed_proposals, []
+        for row, proposal in zip(logits, [*proposals, None], strict=True):
+            answer.error = why_not_finite(row, len(answer.tokens))
+            token = None if answer.error else answer.add_token(row)
+            if answer.error or answer.finish_reason:
+                self._end(answer, "error" if answer.error else answer.finish_reason)
+                return
+            answer.pending = [token]
+            if token != proposal:
+                break
+        if proposal is not None:
+            self.scheduler.rewind(answer, answer.num_fed_tokens)
 
     def _unfinished(self) -> list[Answer]:
         return [*self.scheduler.waiting, *self.scheduler.running.values()]
@@ -253,7 +259,7 @@ class StarEngine:
 
     def _note_pace(self, command: Command, seconds: float) -> None:
         costs, pace = self.planner.costs, self.planner.pace
-        fed = [(self.scheduler.running[i], len(tokens)) for i, tokens in command.feed]
+        fed = [(self.scheduler.running[fed.sequence_id], len(fed.token_ids)) for fed in command.feed]
         queries = [(answer, num_tokens) for answer, num_tokens in fed if not answer.is_answering]
         cost = sum(num_tokens * self._query_cost(answer) for answer, num_tokens in queries)
         if command.encode_wave:

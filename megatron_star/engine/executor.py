@@ -5,9 +5,9 @@ import math
 from torch import Tensor
 
 from megatron_star.algorithm.context_encoding import encode_wave
-from megatron_star.algorithm.kv_store import EncodedContext
+from megatron_star.algorithm.encoded_context import EncodedContext
 from megatron_star.algorithm.star_model import StarModel
-from megatron_star.algorithm.token_generation import Sequence, generate_step
+from megatron_star.algorithm.token_generation import NewTokens, Sequence, generate_step
 from megatron_star.config import StarConfig
 from megatron_star.engine.command import Command
 from megatron_star.planning.planner import Planner
@@ -36,8 +36,8 @@ class RankExecutor:
         """Apply a command.
 
         Returns:
-            Logits [len(command.feed), vocab_size], float32, after each fed sequence's last new token; None if
-            nothing was fed.
+            Logits [sum of num_logits, vocab_size], float32, after the last `num_logits` tokens of each fed
+            sequence; None if nothing was fed.
         """
         for sequence_id in command.drop_sequences:
             del self.sequences[sequence_id]
@@ -49,9 +49,17 @@ class RankExecutor:
             self._encode_wave(*command.encode_wave)
         for sequence_id, context_id, tail_rank in command.open_sequences:
             self.sequences[sequence_id] = Sequence(self.contexts[context_id], tail_rank)
+        for sequence_id, num_tail_tokens in command.rewind:
+            self.sequences[sequence_id].rewind(num_tail_tokens)
         if not command.feed:
             return None
-        return generate_step(self.star_model, [(self.sequences[i], tokens) for i, tokens in command.feed])
+        return generate_step(
+            self.star_model,
+            [
+                NewTokens(self.sequences[fed.sequence_id], fed.token_ids, fed.num_logits)
+                for fed in command.feed
+            ],
+        )
 
     def _open_context(
         self, context_id: int, token_ids: list[int], star: StarConfig, parent_id: int | None, is_long: bool

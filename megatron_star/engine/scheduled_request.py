@@ -30,6 +30,9 @@ class ScheduledRequest:
     Attributes:
         context_tokens: of the whole context.
         pending: tokens that are to be fed next: the query, then each generated token.
+        proposals: tokens that are guessed to follow the pending one, at most `MOST_PROPOSED_TOKENS`; fed with
+            it, once.
+        fed_proposals: those of the last step, until it is known which of them are kept.
         num_tail_tokens: query and generated tokens, at most.
         planned: of its context, and of each earlier turn's: as they are if no context of another request is
             used.
@@ -46,6 +49,8 @@ class ScheduledRequest:
     planned: PlannedContext
     is_long: bool = False
     keys: tuple[ContextKey, ...] = field(init=False)
+    proposals: list[int] = field(default_factory=list)
+    fed_proposals: list[int] = field(default_factory=list)
     stage: Stage = Stage.PREPARED
     context: CachedContext | None = None
     tail_rank: int = 0

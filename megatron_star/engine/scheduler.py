@@ -12,10 +12,10 @@ from itertools import count
 
 from megatron_star.config import StarConfig
 from megatron_star.engine.cached_context import CachedContext, ContextKey
-from megatron_star.engine.command import Command
+from megatron_star.engine.command import Command, Fed
 from megatron_star.engine.reservation import KvMemory, Reservation, Reserver
 from megatron_star.engine.scheduled_request import ScheduledRequest, Stage
-from megatron_star.planning.kv_memory import KvLayers
+from megatron_star.planning.kv_memory import MOST_PROPOSED_TOKENS, KvLayers
 from megatron_star.planning.plan import ContextPlan
 from megatron_star.planning.planner import Planner
 
@@ -43,6 +43,7 @@ class Scheduler[Request: ScheduledRequest]:
         self._to_encode: deque[CachedContext] = deque()
         self._drop_sequences: list[int] = []
         self._drop_contexts: list[int] = []
+        self._rewind: dict[int, int] = {}
         self._ids, self._clock = count(), count()
         self._reserver = Reserver(planner, self.memory)
         self._num_changes = 0
@@ -105,7 +106,8 @@ class Scheduler[Request: ScheduledRequest]:
         Every sequence that is answered gets its token; those that begin share `most_query_tokens`.
         """
         command = Command(drop_sequences=self._drop_sequences, drop_contexts=self._drop_contexts)
-        self._drop_sequences, self._drop_contexts = [], []
+        command.rewind = list(self._rewind.items())
+        self._drop_sequences, self._drop_contexts, self._rewind = [], [], {}
         for request in self.running.values():
             most = 1 if request.is_answering else min(MAX_TOKENS_FED_AT_ONCE, most_query_tokens)
             if request.context.encoded and request.pending and most:
@@ -115,12 +117,17 @@ class Scheduler[Request: ScheduledRequest]:
         self._encode_into(command)
         return command
 
+    def rewind(self, request: Request, num_tail_tokens: int) -> None:
+        """Let a sequence's tail forget its end before the next tokens, so that so many stay."""
+        self._rewind[request.id] = num_tail_tokens
+
     def remove(self, request: Request) -> None:
         """A request ends, in whatever way; it may still be waiting."""
         if request.stage == Stage.WAITING:
             self.waiting.remove(request)
         else:
             del self.running[request.id]
+            self._rewind.pop(request.id, None)
             self._add(self._on_rank(request.tail_rank, -request.tail_bytes))
             if request.stage >= Stage.READING:
                 self._drop_sequences.append(request.id)
@@ -147,8 +154,12 @@ class Scheduler[Request: ScheduledRequest]:
         if request.stage == Stage.ENCODING:
             command.open_sequences.append((request.id, request.context.id, request.tail_rank))
             request.stage = Stage.READING
-        command.feed.append((request.id, request.pending[:most]))
-        request.pending = request.pending[most:]
+        fed, request.pending = request.pending[:most], request.pending[most:]
+        proposals = request.fed_proposals = request.proposals
+        request.proposals = []
+        assert len(proposals) <= MOST_PROPOSED_TOKENS and (request.is_answering or not proposals)
+        num_logits = 0 if request.pending else 1 + len(proposals)
+        command.feed.append(Fed(request.id, [*fed, *proposals], num_logits))
 
     def _encode_into(self, command: Command) -> None:
         if not self._to_encode:

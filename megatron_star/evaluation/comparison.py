@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import kl_div
 
 from megatron_star.algorithm.context_encoding import encode_context
-from megatron_star.algorithm.kv_store import EncodedContext
+from megatron_star.algorithm.encoded_context import EncodedContext
 from megatron_star.algorithm.star_model import StarModel
 from megatron_star.algorithm.token_generation import Sequence as TokenSequence
 from megatron_star.algorithm.token_generation import TokenGenerationStep, generate_step

@@ -16,8 +16,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from megatron_star.algorithm.encoded_context import EncodedContext
 from megatron_star.algorithm.kv_pieces import pieces_within
-from megatron_star.algorithm.kv_store import EncodedContext
 from megatron_star.algorithm.star_model import StarModel
 from megatron_star.attention.kv_layout import KeyValue
 from megatron_star.attention.merge import PartialSum

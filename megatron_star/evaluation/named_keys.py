@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from megatron_star.algorithm.kv_store import EncodedContext
+from megatron_star.algorithm.encoded_context import EncodedContext
 from megatron_star.attention.distinct_keys import most_distinct, of_heads
 from megatron_star.attention.kv_layout import KeyValue
 from megatron_star.parallel.exchange import Exchange

@@ -13,6 +13,9 @@ from megatron_star.planning.plan import ContextPlan
 
 TAIL_CHUNK_TOKENS = 256
 
+MOST_PROPOSED_TOKENS = 16
+"""Tokens that are fed in one step because they are guessed, at most: a tail can forget so many."""
+
 
 def tail_capacity(num_tokens: int) -> int:
     """Tokens that a tail of `num_tokens` takes memory for."""
@@ -25,9 +28,10 @@ def recent_tail_capacity(num_tokens: int, mask: LayerMask) -> int:
     As long as that is all, the tail grows as any other. Then there is room for a chunk more, so that what is
     kept is moved seldom.
     """
-    if num_tokens < mask.size:
+    most_kept = mask.size - 1 + MOST_PROPOSED_TOKENS
+    if num_tokens <= most_kept:
         return tail_capacity(num_tokens)
-    return tail_capacity(mask.size - 1 + TAIL_CHUNK_TOKENS)
+    return tail_capacity(most_kept + TAIL_CHUNK_TOKENS)
 
 
 def spare_capacity(num_tokens: int) -> int:

@@ -7,6 +7,7 @@ from megatron_star.algorithm.star_model import StarModel
 from megatron_star.attention import torch_cpu
 from megatron_star.attention.adapter import LoadedKernel
 from megatron_star.attention.partial import AttentionKernel
+from megatron_star.parallel.exchange import Exchange
 from megatron_star.speed import cpu_attention
 from megatron_star.speed.compiled_layers import check_can_be_compiled, compile_layers
 from megatron_star.speed.decode_weights import check_decode_weights, choose_sliced_parts
@@ -39,9 +40,9 @@ def with_speed(
 
 def with_fast_modules(star_model: StarModel) -> FastStarModel:
     """The model with whole weights, as they lie in memory; called on all ranks together."""
-    exchange = star_model.exchange
+    exchange, tp_exchange = star_model.exchange, Exchange(star_model.model.pg_collection.tp)
     if star_model.device.type == "cpu":
-        for one in dict.fromkeys((exchange, star_model.experts.exchange)):  # often the same
+        for one in dict.fromkeys((exchange, star_model.experts.exchange, tp_exchange)):  # often the same
             if one.cp_size > 1:
                 one.small = Mailbox.open(one.cp_group)
     return FastStarModel(
@@ -52,6 +53,7 @@ def with_fast_modules(star_model: StarModel) -> FastStarModel:
         device=star_model.device,
         experts=star_model.experts,
         slicing=speed_up_modules(star_model.model, star_model.device),
+        tp_exchange=tp_exchange,
     )
 
 

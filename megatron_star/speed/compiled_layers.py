@@ -3,9 +3,9 @@
 A step of few tokens reads weights and KV, and in a small model what Python and small operations take between
 two products shows. So a layer's own forward pass is recorded once, as a program of tensor operations on
 hidden states, rotation and weights. What changes from step to step stays outside, as four operations in the
-program: attention over the KV that this rank holds, the gathers and sums of the CP group, and experts, since
-values choose them. The pieces between these operations are compiled by torch's inductor. Layers with the same
-program share its pieces.
+program: attention over the KV that this rank holds, the gathers and sums of the CP and of the TP group, and
+experts, since values choose them. The pieces between these operations are compiled by torch's inductor.
+Layers with the same program share its pieces.
 """
 
 import logging
@@ -19,9 +19,11 @@ import torch
 import torch._inductor
 from megatron.core.inference.utils import InferenceMode
 from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.tensor_parallel import mappings
 from megatron.core.tensor_parallel.layers import RowParallelLinear
 from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor
+from torch.distributed import ProcessGroup, get_process_group_ranks
 from torch.func import functional_call
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -29,6 +31,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from megatron_star.attention.partial import Partial
 from megatron_star.model.attention import ByPosition, ForwardPass, LayerAttention
 from megatron_star.parallel.exchange import Exchange, merge_gathered
+from megatron_star.parallel.groups import are_same_ranks
 from megatron_star.speed.fast_model import FastStarModel
 from megatron_star.speed.pieces import Compiler, RunningLayer, compiled_in_pieces, first_line
 from megatron_star.speed.program_layer import LayerProgram, ProgramKey, ProgrammedLayer, ProgramStep
@@ -42,15 +45,17 @@ MOST_ROWS = 64
 class _RecordedExchange(Exchange):
     """The exchanges of a program that is being recorded: nothing is sent."""
 
-    def __init__(self, exchange: Exchange) -> None:
+    def __init__(self, exchange: Exchange, *, is_of_tp: bool = False) -> None:
         super().__init__(exchange.cp_group)
-        self.small = exchange.small
+        self.small, self.is_of_tp = exchange.small, is_of_tp
 
     def all_gather(self, mine: Tensor, kind: str) -> Tensor:
-        return torch.ops.megatron_star.all_gather(mine, self.cp_size, kind)
+        return torch.ops.megatron_star.all_gather(mine, self.cp_size, kind, self.is_of_tp)
 
     def add_up(self, mine: Tensor) -> Tensor:
-        return super().add_up(mine) if self.is_small(mine) else torch.ops.megatron_star.add_up(mine)
+        if self.is_small(mine):
+            return super().add_up(mine)
+        return torch.ops.megatron_star.add_up(mine, self.is_of_tp)
 
 
 class _RecordedPass(ForwardPass):
@@ -79,6 +84,34 @@ class _RecordedExperts(torch.nn.Module):
     def forward(self, hidden_states: Tensor, **_: object) -> tuple[Tensor, None]:
         """As Megatron's: hidden states [sq, 1, h] to the same, and no bias that is still to be added."""
         return torch.ops.megatron_star.experts(hidden_states), None
+
+
+@contextmanager
+def _with_recorded_tp(exchange: _RecordedExchange) -> Iterator[None]:
+    """What Megatron's modules send between TP ranks is recorded, for the time of a `with` block.
+
+    All of it goes through two functions, whichever module asks: sums of products and of norms, gathers of
+    queries, latents, and of heads of which there are fewer than ranks.
+    """
+
+    def reduce(mine: Tensor, group: ProcessGroup) -> Tensor:
+        _check_is_tp(group)
+        return exchange.add_up(mine) if exchange.cp_size > 1 else mine
+
+    def gather(mine: Tensor, group: ProcessGroup) -> Tensor:
+        _check_is_tp(group)
+        return torch.cat(exchange.gather(mine).unbind(), dim=-1) if exchange.cp_size > 1 else mine
+
+    def _check_is_tp(group: ProcessGroup) -> None:
+        if not are_same_ranks(group, exchange.cp_group):
+            raise ValueError(f"it sends to the ranks {get_process_group_ranks(group)}")
+
+    megatrons = mappings._reduce, mappings._gather_along_last_dim
+    mappings._reduce, mappings._gather_along_last_dim = reduce, gather
+    try:
+        yield
+    finally:
+        mappings._reduce, mappings._gather_along_last_dim = megatrons
 
 
 @contextmanager
@@ -130,7 +163,7 @@ def compile_layers(
         for group in groups.values():
             compiled = compiled_in_pieces(_record(star_model, group[0], num_rows), compiler)
             for layer in group:
-                layer.programs[key] = _program(compiled, layer)
+                layer.programs[key] = _program(compiled, layer, star_model.tp_exchange)
     if star_model.exchange.cp_rank == 0:
         numbers = len(layers), len(groups), ", ".join(map(str, rows)), perf_counter() - start
         log.info("compiled %d layers (%d programs) for %s sequences in %.1f s", *numbers)
@@ -146,9 +179,7 @@ def check_can_be_compiled(model: GPTModel, row_counts: Sequence[int]) -> None:
             raise ValueError(f"layers cannot be compiled for {rows} sequences: it must be 1 to {MOST_ROWS}")
     config = model.config
     obstacles = [_obstacle(layer) for layer in model.decoder.layers]
-    if config.tensor_model_parallel_size > 1:
-        obstacles = [f"tensor parallelism ({config.tensor_model_parallel_size} ranks)"]
-    elif config.apply_rope_fusion:
+    if config.apply_rope_fusion:
         obstacles = ["fused rotary embeddings"]
     if obstacle := next(filter(None, obstacles), None):
         raise ValueError(f"layers cannot be compiled for token generation with {obstacle}")
@@ -181,6 +212,7 @@ def _inputs(by_position: ByPosition) -> list[Tensor]:
 def _record(star_model: FastStarModel, layer: ProgrammedLayer, num_rows: int) -> GraphModule:
     """A layer's program. Its tensors are recorded without their values; nothing is computed or sent."""
     exchange = _RecordedExchange(star_model.exchange)
+    tp_exchange = _RecordedExchange(star_model.tp_exchange, is_of_tp=True)
     model, slicing, weights = star_model.model, star_model.slicing, _weights(layer)
     dtype, size = model.config.params_dtype, (num_rows, 1, model.config.hidden_size)
     positions = torch.zeros(num_rows, dtype=torch.int64, device=star_model.device)
@@ -199,7 +231,7 @@ def _record(star_model: FastStarModel, layer: ProgrammedLayer, num_rows: int) ->
             return functional_call(layer, state, hidden_states, options)[0]
 
     try:
-        with _with_recorded_experts(layer):
+        with _with_recorded_experts(layer), _with_recorded_tp(tp_exchange):
             program = make_fx(run, tracing_mode="fake")(*inputs, *weights.values())
     except Exception as error:
         raise ValueError(f"layer {layer.layer_number} cannot be compiled: {first_line(error)}") from error
@@ -214,13 +246,14 @@ def _identity(program: GraphModule, layer: ProgrammedLayer) -> object:
     return program.code, tuple(layouts)
 
 
-def _program(compiled: Callable[..., Tensor], layer: ProgrammedLayer) -> LayerProgram:
+def _program(compiled: Callable[..., Tensor], layer: ProgrammedLayer, tp_exchange: Exchange) -> LayerProgram:
     weights = list(_weights(layer).values())
     attention, mlp = layer.self_attention, layer.mlp
     described = attention.core_attention.layer
 
     def run(step: ProgramStep, hidden_states: Tensor, angles: tuple[Tensor, Tensor] | None) -> Tensor:
         by_position = _inputs(attention.by_position(step, angles, hidden_states.dtype))
-        return compiled(RunningLayer(step, described, mlp), hidden_states, *by_position, *weights)
+        running = RunningLayer(step, described, mlp, tp_exchange)
+        return compiled(running, hidden_states, *by_position, *weights)
 
     return run

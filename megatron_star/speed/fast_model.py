@@ -9,6 +9,7 @@ from torch import Tensor
 
 from megatron_star.algorithm.star_model import StarModel
 from megatron_star.model.attention import ForwardPass
+from megatron_star.parallel.exchange import Exchange
 from megatron_star.speed.program_layer import ProgramKey, ProgramStep
 from megatron_star.speed.sliced_linear import NO_PARTS, WeightSlicing, output_logits
 
@@ -23,6 +24,7 @@ class FastStarModel(StarModel):
 
     Attributes:
         slicing: what the model's linear layers share.
+        tp_exchange: of the TP ranks of this CP rank, in programs; elsewhere Megatron's collectives are used.
         sliced_parts: of these parts of the model (`sliced_linear.PARTS`) a CP rank reads only its slice in
             token generation; the same on all ranks.
         compiled_rows: numbers of tokens in a step for which its layers are compiled (`compiled_layers.py`),
@@ -30,6 +32,7 @@ class FastStarModel(StarModel):
     """
 
     slicing: WeightSlicing = field(kw_only=True)
+    tp_exchange: Exchange = field(kw_only=True)
     sliced_parts: frozenset[str] = NO_PARTS
     compiled_rows: tuple[int, ...] = ()
 

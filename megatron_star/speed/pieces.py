@@ -15,6 +15,7 @@ from torch.fx.node import map_arg
 from torch.fx.passes.split_module import split_module
 
 from megatron_star.model.attention import LayerAttention
+from megatron_star.parallel.exchange import Exchange
 from megatron_star.speed.program_layer import ProgramStep
 
 Compiler = Callable[[GraphModule, list[Tensor]], Callable[..., Any]]
@@ -23,8 +24,10 @@ torch.library.define(
     "megatron_star::attend",
     "(Tensor query, Tensor key, Tensor value, int value_size, int num_ranks) -> Tensor",
 )
-torch.library.define("megatron_star::all_gather", "(Tensor mine, int num_ranks, str kind) -> Tensor")
-torch.library.define("megatron_star::add_up", "(Tensor mine) -> Tensor")
+torch.library.define(
+    "megatron_star::all_gather", "(Tensor mine, int num_ranks, str kind, bool is_of_tp) -> Tensor"
+)
+torch.library.define("megatron_star::add_up", "(Tensor mine, bool is_of_tp) -> Tensor")
 torch.library.define("megatron_star::experts", "(Tensor hidden_states) -> Tensor")
 
 
@@ -35,12 +38,12 @@ def _shape_of_attend(query: Tensor, key: Tensor, value: Tensor, value_size: int,
 
 
 @torch.library.register_fake("megatron_star::all_gather")
-def _shape_of_all_gather(mine: Tensor, num_ranks: int, kind: str) -> Tensor:
+def _shape_of_all_gather(mine: Tensor, num_ranks: int, kind: str, is_of_tp: bool) -> Tensor:
     return mine.new_empty(num_ranks, *mine.shape)
 
 
 @torch.library.register_fake("megatron_star::add_up")
-def _shape_of_add_up(mine: Tensor) -> Tensor:
+def _shape_of_add_up(mine: Tensor, is_of_tp: bool) -> Tensor:
     return mine.new_empty(mine.shape)
 
 
@@ -55,24 +58,29 @@ class RunningLayer(NamedTuple):
 
     Attributes:
         mlp: of the layer; in a program only where it is one of experts.
+        tp_exchange: of the TP ranks; the step's is of the CP ranks.
     """
 
     step: ProgramStep
     layer: LayerAttention
     mlp: torch.nn.Module
+    tp_exchange: Exchange
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, value_size: int, num_ranks: int) -> Tensor:
         """All ranks' parts, as `Exchange.gather_partials` gives them: of so many values a head."""
         parts = self.step.exchange.gather_partials(self.step.attend_locally(self.layer, query, key, value))
         return parts if num_ranks == 1 else parts.clone()
 
-    def all_gather(self, mine: Tensor, num_ranks: int, kind: str) -> Tensor:
+    def all_gather(self, mine: Tensor, num_ranks: int, kind: str, is_of_tp: bool) -> Tensor:
         """A copy: a program may read it after the next exchange."""
-        return self.step.exchange.all_gather(mine, kind).clone()
+        return self._exchange(is_of_tp).all_gather(mine, kind).clone()
 
-    def add_up(self, mine: Tensor) -> Tensor:
+    def add_up(self, mine: Tensor, is_of_tp: bool) -> Tensor:
         """Of a copy: a large tensor is added up in place."""
-        return self.step.exchange.add_up(mine.clone())
+        return self._exchange(is_of_tp).add_up(mine.clone())
+
+    def _exchange(self, is_of_tp: bool) -> Exchange:
+        return self.tp_exchange if is_of_tp else self.step.exchange
 
     def experts(self, hidden_states: Tensor) -> Tensor:
         """Of the step's own rows: its fillers are sent to no expert, whose weights would be read for them."""

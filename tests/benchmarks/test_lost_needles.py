@@ -11,7 +11,7 @@ sys.path.append(str(Path(__file__).parents[1] / "launch"))
 from programs import python  # noqa: E402
 
 from benchmarks.lost_needles import Mixture, mixtures
-from megatron_star.algorithm.kv_store import EncodedContext
+from megatron_star.algorithm.encoded_context import EncodedContext
 from megatron_star.config import StarConfig
 from megatron_star.planning.plan import ContextPlan
 

@@ -39,6 +39,8 @@ def logits_of_steps(
     contexts: SequenceOf[SequenceOf[int]],
     steps: SequenceOf[SequenceOf[SequenceOf[int]]],
     largest_message: int,
+    tp_size: int = 1,
+    ep_size: int = 1,
 ) -> list[tuple[list[Tensor], list[Tensor], bool]]:
     """For each set of sliced parts: logits of each step as it is, and with compiled layers.
 
@@ -51,7 +53,8 @@ def logits_of_steps(
     Returns:
         Logits [sequences, vocabulary] of all steps, twice; and whether as many messages were sent both times.
     """
-    star_model = (random_star_model if isinstance(model, dict) else load)(model, 1)[0]
+    build = random_star_model if isinstance(model, dict) else load
+    star_model = build(model, tp_size, ep_size=ep_size)[0]
     results = []
     for sliced in parts:
         plain = replace(star_model, sliced_parts=sliced)

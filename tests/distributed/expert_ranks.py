@@ -12,7 +12,7 @@ from ranks import TIMEOUT, load
 from torch import Tensor
 
 from megatron_star.algorithm.context_encoding import encode_context
-from megatron_star.algorithm.kv_store import EncodedContext
+from megatron_star.algorithm.encoded_context import EncodedContext
 from megatron_star.algorithm.star_model import StarModel
 from megatron_star.algorithm.token_generation import Sequence, generate_step
 from megatron_star.job.loading import check_same_weights

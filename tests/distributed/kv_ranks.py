@@ -8,7 +8,7 @@ from ranks import NumbersAsText, random_star_model
 
 from benchmarks.counted_work import CountedWork, count_work
 from megatron_star.algorithm.context_encoding import encode_wave
-from megatron_star.algorithm.kv_store import EncodedContext
+from megatron_star.algorithm.encoded_context import EncodedContext
 from megatron_star.config import StarConfig
 from megatron_star.engine.command import Command
 from megatron_star.engine.engine import StarEngine

@@ -7,11 +7,11 @@ import torch
 from ranks import load
 from torch import Tensor
 
-from megatron_star.algorithm.kv_store import EncodedContext
+from megatron_star.algorithm.encoded_context import EncodedContext
 from megatron_star.algorithm.star_model import StarModel
 from megatron_star.attention.kv_layout import KeyValue
 from megatron_star.config import StarConfig
-from megatron_star.engine.command import Command
+from megatron_star.engine.command import Command, Fed
 from megatron_star.engine.executor import RankExecutor
 from megatron_star.planning.layer_mask import layer_masks
 from megatron_star.planning.passing import wave_passing
@@ -75,7 +75,7 @@ def answer(star_model: StarModel, tp_rank: int, token_ids: list[int], case: Case
     rest = token_ids[case.turns[-1] :]
     later = rest[case.query : case.query + NUM_GENERATED]
     fed = [rest[: case.query], *([token] for token in later)]
-    logits = torch.cat([executor.execute(Command(feed=[(0, tokens)])) for tokens in fed])
+    logits = torch.cat([executor.execute(Command(feed=[Fed(0, tokens)])) for tokens in fed])
     layers = [
         number for number, mask in enumerate(layer_masks(star_model.model.config)[:-1], 1) if mask is None
     ]

@@ -38,10 +38,12 @@ def assert_same(
     *,
     parts=(NO_PARTS, ALL_PARTS),
     largest_message=LARGEST_BYTES,
+    tp_size=1,
+    ep_size=1,
 ):
     """On every rank, for each set of sliced parts; up to rounding, and the same greedy tokens."""
-    arguments = (model, parts, row_counts, compiler, contexts, steps, largest_message)
-    for of_rank in run_ranks(cp_size, logits_of_steps, *arguments):
+    arguments = (model, parts, row_counts, compiler, contexts, steps, largest_message, tp_size, ep_size)
+    for of_rank in run_ranks(tp_size * cp_size, logits_of_steps, *arguments):
         for expected, found, as_many_messages in of_rank:
             assert as_many_messages
             for one, other in zip(expected, found, strict=True):
@@ -79,6 +81,49 @@ def test_latent_attention_stays_outside_of_a_program(name, cp_size, compiler):
 
 def test_rows_that_fill_up_a_program_are_sent_to_no_expert():
     assert run_ranks(1, rows_of_experts, RANDOM["experts"], CONTEXT, 4) == [[1, 1]]
+
+
+FOUR_EXPERTS = RANDOM["experts after a dense layer, shared"] | {"num_experts": 4}
+
+
+@pytest.mark.parametrize(
+    ("model", "tp_size", "cp_size", "ep_size"),
+    [
+        (RANDOM["biased, gated"], 2, 1, 1),
+        (RANDOM["biased"] | {"num_query_groups": 1}, 2, 2, 1),
+        (RANDOM["norms before and after, some biases, xielu"], 2, 1, 1),
+        (RANDOM["latent"], 2, 1, 1),
+        (FOUR_EXPERTS, 2, 1, 1),
+        (FOUR_EXPERTS, 2, 1, 2),
+        (FOUR_EXPERTS, 1, 2, 2),
+        (FOUR_EXPERTS, 2, 2, 4),
+    ],
+    ids=[
+        "sums of products",
+        "a KV head on two ranks",
+        "a norm over all heads",
+        "latents",
+        "a part of each expert",
+        "experts of TP ranks",
+        "experts of CP ranks",
+        "experts of all ranks",
+    ],
+)
+def test_what_tp_ranks_send_each_other_is_recorded_too(model, tp_size, cp_size, ep_size):
+    sizes = {"tp_size": tp_size, "ep_size": ep_size}
+    assert_same(model, cp_size, [1, 6], "recorded", BATCH, BATCH_STEPS, **sizes)
+
+
+@pytest.mark.parametrize("largest_message", [-1, LARGEST_BYTES])
+def test_sums_over_tp_are_messages_in_shared_memory_or_collectives(largest_message):
+    options = {"parts": [NO_PARTS], "tp_size": 2, "largest_message": largest_message}
+    assert_same(RANDOM["biased"], 1, [4], "recorded", BATCH, BATCH_STEPS, **options)
+
+
+@NEEDS_COMPILER
+def test_compiled_layers_of_tp_ranks_give_the_logits_of_the_model():
+    options = {"parts": [ALL_PARTS], "tp_size": 2}
+    assert_same(RANDOM["biased, gated"], 2, [4], "inductor", BATCH, BATCH_STEPS, **options)
 
 
 @pytest.mark.parametrize("compiler", ["recorded", pytest.param("inductor", marks=NEEDS_COMPILER)])
@@ -131,11 +176,10 @@ def test_a_step_that_is_over_holds_no_kv(compiled):
 @pytest.mark.parametrize(
     ("name", "tp_size", "row_counts", "message"),
     [
-        ("biased", 2, [1], "compiled for token generation with tensor parallelism (2 ranks)"),
         ("biased", 1, [0, 4], "compiled for 0 sequences: it must be 1 to 64"),
         ("biased", 1, [4, 65], "compiled for 65 sequences: it must be 1 to 64"),
     ],
-    ids=["tensor parallelism", "no row", "too many rows"],
+    ids=["no row", "too many rows"],
 )
 def test_what_cannot_be_compiled_is_refused_by_name(name, tp_size, row_counts, message):
     first, *_ = run_ranks(tp_size, refusal, RANDOM[name], tp_size, row_counts)

@@ -137,9 +137,9 @@ def test_the_engine_reserves_what_the_ranks_come_to_hold(cp_size):
     assert reserved[-1].used == [sum(of_rank) for of_rank in zip(*most_held.values(), strict=True)]
     in_chain = sum(of_rank.contexts[number] for of_rank in steps[-1] for number in (0, 1, 2))
     assert sum(reported[0].values()) == in_chain + reserved[-1].tails[0][1]
-    # Of 30, 36 and 61 tokens and of the tail, which has room for a chunk of 256 more.
-    assert reported[0]["window 13"] == 3 * BYTES * (12 + 6 + 12 + 512)
-    assert reported[0]["chunk 10"] == BYTES * (0 + 6 + 1 + 512)
+    # Of 30, 36 and 61 tokens, and of the tail a chunk of 256.
+    assert reported[0]["window 13"] == 3 * BYTES * (12 + 6 + 12 + 256)
+    assert reported[0]["chunk 10"] == BYTES * (0 + 6 + 1 + 256)
 
 
 @pytest.mark.parametrize("cp_size", [1, 2])

@@ -9,7 +9,7 @@ from compiled_ranks import recorded
 from ranks import load
 from torch import Tensor
 
-from megatron_star.engine.command import Command
+from megatron_star.engine.command import Command, Fed
 from megatron_star.engine.executor import RankExecutor
 from megatron_star.model.build import build_gpt_model
 from megatron_star.model.checkpoint import read_checkpoint_info
@@ -76,4 +76,4 @@ def _logits(star_model: FastStarModel, case: Case) -> Tensor:
     rest = token_ids[case.turns[-1] :]
     fed = [rest[: case.query], *([token] for token in rest[case.query :])]
     assert len(fed) == 1 + NUM_GENERATED
-    return torch.cat([executor.execute(Command(feed=[(0, tokens)])) for tokens in fed])
+    return torch.cat([executor.execute(Command(feed=[Fed(0, tokens)])) for tokens in fed])

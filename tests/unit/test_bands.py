@@ -2,6 +2,7 @@
 
 import itertools
 from functools import partial
+from random import Random
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from megatron_star.algorithm.kv_pieces import KvPiece, joined, pieces_within, wh
 from megatron_star.algorithm.recent_kv import RecentTail, copied
 from megatron_star.attention.kernels import KERNELS
 from megatron_star.attention.merge import PartialSum
-from megatron_star.planning.kv_memory import TAIL_CHUNK_TOKENS, recent_tail_capacity
+from megatron_star.planning.kv_memory import MOST_PROPOSED_TOKENS, TAIL_CHUNK_TOKENS, recent_tail_capacity
 from megatron_star.planning.layer_mask import Chunk, LayerMask, Window
 
 MASKS = [Window(1), Window(2), Window(5), Window(40), Chunk(1), Chunk(4), Chunk(7), Chunk(64)]
@@ -81,6 +82,24 @@ def test_a_recent_tail_gives_what_its_new_tokens_see(mask, sizes):
         assert seen[:2] == expected[:2]
         assert torch.equal(seen.key, expected.key) and torch.equal(seen.value, expected.value)
         end += size
+
+
+@pytest.mark.parametrize("mask", [*MASKS, Window(300), Chunk(300)], ids=str)
+def test_a_recent_tail_forgets_its_end_and_goes_on_as_if_it_had_never_been(mask):
+    """Against all tokens, each with the number of the time at which it came."""
+    tail, kept, new, random = RecentTail(mask, 11), [], [], Random(0)
+    for time in range(600):
+        if time % 3 == 2:
+            del kept[len(kept) - random.randint(0, min(len(new), MOST_PROPOSED_TOKENS)) :]
+            tail.rewind(11 + len(kept))
+        new = [1000 * time + token for token in range(random.choice([1, 1, 1, 2, 5, 17]))]
+        first = max(0, mask.first_seen(11 + len(kept)) - 11)
+        kept += new
+        token = torch.tensor(new, dtype=torch.float64)[:, None, None, None]
+        seen = tail.append(token, -token)
+        assert seen[:2] == (11 + first, 11 + len(kept))
+        assert seen.key.flatten().tolist() == kept[first:] == (-seen.value).flatten().tolist()
+        assert tail.num_bytes <= 2 * recent_tail_capacity(tail.end - 11 + 17, mask) * 8
 
 
 @pytest.mark.parametrize("mask", [Window(1), Window(100), Window(256), Window(700), Chunk(300)], ids=str)

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from megatron_star.algorithm.kv_store import EncodedContext, Tail
+from megatron_star.algorithm.encoded_context import EncodedContext
+from megatron_star.algorithm.tail import Tail
 from megatron_star.config import StarConfig
 from megatron_star.planning.kv_memory import TAIL_CHUNK_TOKENS, spare_capacity
 from megatron_star.planning.plan import ContextPlan, Source
@@ -62,13 +63,13 @@ def test_a_tail_contiguous_with_its_context_is_held_with_it_and_takes_no_memory_
     context = encoded_context(400)
     tail = Tail(context)
     tail.append(1, *token_kv(400, 420))
-    [joined] = context.held(1, tail)
+    [joined] = context.held(1, tail.num_contiguous(1))
     for held, expected in zip(joined, token_kv(0, 420), strict=True):
         assert torch.equal(held, expected)
     assert len(next(context.held(1))[0]) == 400
     assert tail.num_bytes == 0
     tail.append(1, *token_kv(420, 400 + spare_capacity(400) + 1))
-    assert tail.num_contiguous(1) == 0 and len(next(context.held(1, tail))[0]) == 400
+    assert tail.num_contiguous(1) == 0 and len(next(context.held(1, tail.num_contiguous(1)))[0]) == 400
     assert tail.num_bytes > 0
 
 
@@ -95,3 +96,14 @@ def test_the_rows_of_a_head_lie_side_by_side_in_a_cpus_memory():
     tail.append(1, *token_kv(0, 5))
     for held in (*next(context.held(1)), *tail.stored(1)):
         assert held[:, 0, 0].is_contiguous()
+
+
+def test_a_tail_forgets_its_end():
+    context = encoded_context(800)
+    tail = Tail(context)
+    tail.append(1, *token_kv(800, 820))
+    tail.rewind(5)
+    assert tail.num_contiguous(1) == 5
+    tail.append(1, *token_kv(900, 1300))
+    expected = torch.cat((token_kv(800, 805)[0], token_kv(900, 1300)[0]))
+    assert torch.equal(tail.stored(1)[0], expected)

@@ -46,7 +46,7 @@ def test_two_requests_with_one_context_encode_it_once():
     assert [r.num_cached_tokens for r in queue.admit()] == [0, 400]
     commands = run_until_fed(queue)
     assert sum(command.open_context is not None for command in commands) == 1
-    assert [i for command in commands for i, _ in command.feed] == [0, 1]
+    assert [i for command in commands for i, *_ in command.feed] == [0, 1]
 
 
 def test_the_wave_size_does_not_keep_a_context_from_being_shared():

@@ -1,8 +1,8 @@
-"""Where keys and values live: of an encoded context, and of a sequence's own tail.
+"""One rank's share of an encoded context: its keys and values.
 
 Shapes: tokens first, then b = 1, ng KV heads of this TP rank, hn head size. Layers are numbered from 1.
 After a context's tokens there is spare capacity, which one tail may use: a new token then attends to both in
-one call. A layer with a mask of its own keeps only the end of a context and of a tail (`recent_kv.py`).
+one call. A layer with a mask of its own keeps only the end of a context (`recent_kv.py`).
 """
 
 import weakref
@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from megatron_star.algorithm.kv_pieces import KvPiece, pieces_within
-from megatron_star.algorithm.recent_kv import RecentTail, copied
+from megatron_star.algorithm.recent_kv import copied
 from megatron_star.attention.distinct_keys import of_heads
 from megatron_star.attention.kv_layout import KeyValue, empty_kv
-from megatron_star.planning.kv_memory import spare_capacity, tail_capacity
+from megatron_star.planning.kv_memory import spare_capacity
 from megatron_star.planning.layer_mask import LayerMask
 from megatron_star.planning.plan import ContextPlan, Source
 
@@ -52,7 +52,7 @@ class EncodedContext:
         self._recent: dict[int, list[KvPiece]] = {}
         self._named_copies: dict[tuple[int, int], KeyValue] = {}
         self._named_rows: dict[tuple[int, int], Tensor] = {}
-        self._user_of_spare: weakref.ref[Tail] | None = None
+        self._user_of_spare: weakref.ref[object] | None = None
         offset = 0
         for segment in plan.owned(cp_rank):
             self._starts.append(segment.start)
@@ -82,17 +82,17 @@ class EncodedContext:
         rows = slice(self.offset_of(source.start), self.offset_of(source.end - 1) + 1)
         return keys[rows], values[rows]
 
-    def held(self, layer_number: int, tail: "Tail | None" = None) -> Iterator[KeyValue]:
+    def held(self, layer_number: int, num_contiguous: int = 0) -> Iterator[KeyValue]:
         """All that this rank holds of a layer, in one piece for each context of the chain that has any.
 
         Args:
-            tail: one of this context; its tokens are included if they are contiguous with the context's.
+            num_contiguous: with so many tokens of the tail that uses the spare capacity.
         """
         if self.parent:
             yield from self.parent.held(layer_number)
         if self.num_local_tokens:
             keys, values = self._layers[layer_number]
-            end = self.num_local_tokens + (tail.num_contiguous(layer_number) if tail else 0)
+            end = self.num_local_tokens + num_contiguous
             yield keys[:end], values[:end]
 
     def recent(self, layer_number: int) -> list[KvPiece]:
@@ -127,7 +127,7 @@ class EncodedContext:
             return tuple(of_heads(each, rows) for each in self._layers[layer_number])
         return self.parent.named(layer_number, block, num_keys)
 
-    def reserve_spare(self, tail: "Tail") -> bool:
+    def reserve_spare(self, tail: object) -> bool:
         """Whether this tail may use the spare capacity: no other may, as long as it lives."""
         if not spare_capacity(self.num_local_tokens) or (self._user_of_spare and self._user_of_spare()):
             return False
@@ -148,70 +148,3 @@ class EncodedContext:
         recent = (piece[2:] for pieces in self._recent.values() for piece in pieces)
         kept = (*self._layers.values(), *recent, *self._named_copies.values())
         return sum(key.nbytes + value.nbytes for key, value in kept)
-
-
-class Tail:
-    """Query and generated tokens of one sequence, on its tail rank.
-
-    It begins in its context's spare capacity, if no other does, and is copied out of it when that is full.
-    Then it grows in chunks.
-    """
-
-    def __init__(self, context: EncodedContext) -> None:
-        self.context = context
-        self._layers: dict[int, KeyValue] = {}
-        self._lengths: dict[int, int] = {}
-        self._contiguous: set[int] = set()
-        self._recent: dict[int, RecentTail] = {}
-        self._has_spare: bool | None = None
-
-    def append(self, layer_number: int, key: Tensor, value: Tensor) -> None:
-        """Add [tokens, 1, ng, hn] to a layer."""
-        if layer_number not in self._layers:
-            self._begin(layer_number)
-        start = self._lengths.get(layer_number, 0)
-        end = start + key.size(0)
-        if layer_number not in self._layers or end > self._layers[layer_number][0].size(0):
-            self._grow(layer_number, end, (key, value))
-        keys, values = self._layers[layer_number]
-        keys[start:end], values[start:end] = key, value
-        self._lengths[layer_number] = end
-
-    def append_recent(self, layer_number: int, mask: LayerMask, key: Tensor, value: Tensor) -> KvPiece:
-        """Add [tokens, 1, ng, hn] to a layer with this mask. Returns all of the tail that they see."""
-        if layer_number not in self._recent:
-            self._recent[layer_number] = RecentTail(mask, self.context.plan.num_tokens)
-        return self._recent[layer_number].append(key, value)
-
-    def stored(self, layer_number: int) -> KeyValue:
-        """Views of a layer's tail so far, [tokens, 1, ng, hn] each."""
-        keys, values = self._layers[layer_number]
-        end = self._lengths[layer_number]
-        return keys[:end], values[:end]
-
-    def num_contiguous(self, layer_number: int) -> int:
-        """Tokens of a layer that are contiguous with the context's in memory: all or none."""
-        return self._lengths[layer_number] if layer_number in self._contiguous else 0
-
-    def _begin(self, layer_number: int) -> None:
-        if self._has_spare is None:
-            self._has_spare = self.context.reserve_spare(self)
-        if self._has_spare:
-            self._layers[layer_number] = self.context.spare(layer_number)
-            self._contiguous.add(layer_number)
-
-    def _grow(self, layer_number: int, num_tokens: int, like: KeyValue) -> None:
-        grown = tuple(empty_kv(tail_capacity(num_tokens), each) for each in like)
-        used = self._lengths.get(layer_number, 0)
-        if used:
-            for new, old in zip(grown, self._layers[layer_number], strict=True):
-                new[:used] = old[:used]
-        self._layers[layer_number] = grown
-        self._contiguous.discard(layer_number)
-
-    @property
-    def num_bytes(self) -> int:
-        """Memory of its own, including what it may grow into."""
-        own = (key_value for layer, key_value in self._layers.items() if layer not in self._contiguous)
-        recent = sum(tail.num_bytes for tail in self._recent.values())
-        return recent + sum(key.nbytes + value.nbytes for key, value in own)
