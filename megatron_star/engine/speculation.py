@@ -23,12 +23,14 @@ class _Drafting:
 
     Attributes:
         guess: what may come after its first `num_tokens` tokens.
+        num_proposed: its first tokens, that are fed.
         rest: turns in which it is not guessed for.
     """
 
     acceptance: Acceptance = field(default_factory=Acceptance)
     guess: Guess | None = None
     num_tokens: int = 0
+    num_proposed: int = 0
     rest: int = 0
 
 
@@ -39,8 +41,8 @@ class Speculation:
         num_proposed, num_accepted: tokens, since the start.
     """
 
-    def __init__(self, proposer: Proposer) -> None:
-        self.proposer, self._seconds = proposer, StepSeconds()
+    def __init__(self, proposer: Proposer, vocab_size: int) -> None:
+        self.proposer, self.vocab_size, self._seconds = proposer, vocab_size, StepSeconds()
         self._drafting: dict[int, _Drafting] = {}
         self._guess_seconds = self._step_seconds = 0.0
         self.num_proposed = self.num_accepted = 0
@@ -62,32 +64,34 @@ class Speculation:
         lengths = draft_lengths(chances, most, num_rows, self._seconds)
         for (answer, guess), length in zip(guessed, lengths, strict=True):
             answer.proposals = guess.tokens[:length]
+            self._drafting[answer.id].num_proposed = length
 
     def note_step(self, num_rows: int, seconds: float) -> None:
         """A step of so many rows, one for each sequence and one for each proposal, took so long."""
         self._seconds.note(num_rows, seconds)
         self._step_seconds = seconds
 
-    def note_kept(self, answer: Answer, num_proposed: int, num_accepted: int) -> None:
-        """So many tokens were proposed in a step, and the first so many of them were right."""
-        answer.num_proposed += num_proposed
-        answer.num_accepted += num_accepted
-        self.num_proposed += num_proposed
-        self.num_accepted += num_accepted
-
     def forget(self, answer: Answer) -> None:
-        """It has ended."""
+        """It has ended; its result is not made yet."""
+        self._compare(answer)
         self._drafting.pop(answer.id, None)
         self.proposer.forget(answer)
 
     def _compare(self, answer: Answer) -> None:
         """Learn from what came in the place of a guess."""
         drafting = self._drafting.setdefault(answer.id, _Drafting())
-        if drafting.guess is None:
+        guess, num_proposed = drafting.guess, drafting.num_proposed
+        drafting.guess, drafting.num_proposed = None, 0
+        if guess is None:
             return
-        guess, drafting.guess = drafting.guess, None
-        if not drafting.acceptance.note(guess, answer.tokens[drafting.num_tokens :]):
+        num_right = drafting.acceptance.note(guess, answer.tokens[drafting.num_tokens :])
+        if not num_right:
             drafting.rest = self._turns_of_rest()
+        num_accepted = min(num_right, num_proposed)
+        answer.num_proposed_tokens += num_proposed
+        answer.num_accepted_tokens += num_accepted
+        self.num_proposed += num_proposed
+        self.num_accepted += num_accepted
 
     def _turns_of_rest(self) -> int:
         """So many that guessing in vain stays within its share of the time."""
@@ -109,6 +113,7 @@ class Speculation:
         guesses = self.proposer.guess(answers)
         self._guess_seconds = perf_counter() - start
         for answer, guess in zip(answers, guesses, strict=True):
+            assert all(0 <= token < self.vocab_size for token in guess.tokens), f"no tokens: {guess.tokens}"
             drafting = self._drafting[answer.id]
             drafting.guess, drafting.num_tokens = guess, len(answer.tokens)
         return [(answer, guess) for answer, guess in zip(answers, guesses, strict=True) if guess.tokens]
