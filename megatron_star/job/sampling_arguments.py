@@ -44,8 +44,8 @@ def add_speculate_argument(group: argparse._ArgumentGroup) -> None:
         "--speculate",
         choices=SPECULATE,
         default=DEFAULT_SPECULATE,
-        help="verify several tokens a step, where that pays: those that followed the last ones before, in context, "
-        "query or answer; no token changes",
+        help="verify several tokens a step, where that pays: those that followed the last ones before, in "
+        "context, query or answer; no token changes",
     )
 
 
