@@ -22,10 +22,13 @@ from megatron_star.engine.command import Command, OpenedContext
 from megatron_star.engine.executor import RankExecutor, planner_of
 from megatron_star.engine.expert_load import ExpertLoad, gather_expert_load
 from megatron_star.engine.finite import why_not_finite
+from megatron_star.engine.prompt_lookup import PromptLookup
+from megatron_star.engine.proposer import Proposer
 from megatron_star.engine.request import StarRequest, StarResult
 from megatron_star.engine.sampling import Choice, sample_rows
 from megatron_star.engine.scheduled_request import Stage
 from megatron_star.engine.scheduler import Scheduler
+from megatron_star.engine.speculation import Speculation
 from megatron_star.model.longrope import most_generated, needs_long_factors
 from megatron_star.parallel.control import broadcast_json
 from megatron_star.planning.cost_model import kv_layers
@@ -66,6 +69,7 @@ class StarEngine:
         budget_bytes_per_rank: int,
         max_running: int = 64,
         max_wait_seconds: float = math.inf,
+        proposer: Proposer | None = None,
     ) -> None:
         """
         Args:
@@ -74,6 +78,7 @@ class StarEngine:
             max_running: requests that run at the same time, at most.
             max_wait_seconds: between two tokens of a running sequence while another request's context is
                 encoded, at most; waves are cut to it.
+            proposer: who guesses tokens of requests that speculate; prompt lookup, unless given.
         """
         config = star_model.model.config
         self.star_model, self.tokenizer, self.control = star_model, tokenizer, control
@@ -86,10 +91,12 @@ class StarEngine:
                 config,
                 tp_size=config.tensor_model_parallel_size,
                 bytes_per_value=config.params_dtype.itemsize,
+                kv_dtype=star_model.kv_format.name,
             ),
             budget_bytes_per_rank=budget_bytes_per_rank,
             max_running=max_running,
         )
+        self.speculation = Speculation(proposer or PromptLookup(), star_model.vocab_size)
         self.num_context_encodings = 0
         self.expert_load = ExpertLoad.of_model(config)
         self._ids = count()
@@ -146,12 +153,15 @@ class StarEngine:
         Args:
             read_expert_load: bring `expert_load` up to date; only of a model that has experts.
         """
+        start = monotonic()
         self._end_cancelled_and_late()
         self._admit()
         command = self._next_command()
         command.read_expert_load = read_expert_load
         logits = self._run(command)
         self._emit(command, logits)
+        if command.only_decodes:
+            self.speculation.note_step(sum(fed.num_logits for fed in command.feed), monotonic() - start)
 
     def stop(self) -> None:
         """Cancel what runs and waits, and let the workers go."""
@@ -166,6 +176,8 @@ class StarEngine:
             "running": len(self.scheduler.running),
             "cached_contexts": len(self.scheduler.contexts),
             "context_encodings": self.num_context_encodings,
+            "proposed_tokens": self.speculation.num_proposed,
+            "accepted_tokens": self.speculation.num_accepted,
             "kv_bytes_per_rank": list(self.scheduler.used),
             "kv_budget_bytes_per_rank": self.scheduler.memory.budget,
         }
@@ -191,6 +203,7 @@ class StarEngine:
 
     def _next_command(self) -> Command:
         self.scheduler.recut_next(self._bounded_by_now)
+        self.speculation.propose(self.scheduler.running.values())
         return self.scheduler.next_command(self._most_query_tokens())
 
     def _run(self, command: Command) -> Tensor | None:
@@ -241,6 +254,7 @@ class StarEngine:
         return [*self.scheduler.waiting, *self.scheduler.running.values()]
 
     def _end(self, answer: Answer, reason: str) -> None:
+        self.speculation.forget(answer)
         self.scheduler.remove(answer)
         kv_bytes = self.scheduler.bytes_per_rank(answer), self.scheduler.memory.by_kind(answer)
         answer.end(reason, *kv_bytes)

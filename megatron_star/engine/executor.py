@@ -70,7 +70,9 @@ class RankExecutor:
         plan = self.planner.of_turns(opened.edges, opened.star, base)
         assert plan.num_tokens == len(token_ids)
         cp_rank = self.star_model.exchange.cp_rank
-        self.contexts[opened.context_id] = EncodedContext(plan, cp_rank, parent, is_long=opened.is_long)
+        self.contexts[opened.context_id] = EncodedContext(
+            plan, cp_rank, parent, is_long=opened.is_long, kv_format=self.star_model.kv_format
+        )
         self._token_ids[opened.context_id] = token_ids
 
     def _encode_wave(self, context_id: int, index: int) -> None:
