@@ -7,14 +7,16 @@ from typing import Any, NamedTuple
 import torch
 from ranks import random_star_model
 from torch import Tensor
+from turns import opened_turn
 
+from megatron_star.algorithm.context_encoding import encode_context
 from megatron_star.attention.kv_formats import kv_format
 from megatron_star.attention.kv_layout import KeyValue
 from megatron_star.attention.quantised_kv import QuantisedTensor
 from megatron_star.attention.stored_kv import AS_COMPUTED, ComputedKv, ComputedPiece, KvFormat
 from megatron_star.config import StarConfig
 from megatron_star.engine.command import Command, Fed
-from megatron_star.engine.executor import RankExecutor
+from megatron_star.engine.executor import RankExecutor, planner_of
 from megatron_star.planning.cost_model import kv_layers
 from megatron_star.planning.plan import ContextPlan
 
@@ -107,12 +109,32 @@ def answers(
     return found
 
 
+def exact_within_a_wave(args: dict[str, Any], token_ids: list[int], star: StarConfig) -> list[bool]:
+    """Of each layer, whether what int8 stores of a context of one wave is what was computed without, rounded."""
+    star_model, _ = random_star_model(args, 1)
+    form = kv_format("int8", device=star_model.device, head_size=star_model.model.config.kv_channels)
+    formats = form, AS_COMPUTED
+    plan = planner_of(star_model).plan(len(token_ids), star).plan
+    assert len(plan.waves) == 1
+    quantised, computed = (
+        encode_context(replace(star_model, kv_format=one), token_ids, plan) for one in formats
+    )
+    all_rows = slice(plan.num_owned_tokens(star_model.exchange.cp_rank))
+    same = []
+    for layer in range(1, star_model.model.config.num_layers + 1):
+        exact = computed._layers[layer].read(all_rows)
+        rounded = form.empty(all_rows.stop, exact)
+        rounded.write(0, *exact)
+        pairs = zip(quantised._layers[layer].read(all_rows), rounded.read(all_rows), strict=True)
+        same.append(all(torch.equal(*pair) for pair in pairs))
+    return same
+
+
 def _answer(executor: RankExecutor, token_ids: list[int], case: Case, form: KvFormat) -> Found:
     exchange, config = executor.star_model.exchange, executor.star_model.model.config
     plans: list[ContextPlan] = []
     for turn, end in enumerate(case.edges):
-        parent = turn - 1 if turn else None
-        executor.execute(Command(open_context=(turn, token_ids[:end], case.star, parent)))
+        executor.execute(Command(open_context=opened_turn(turn, token_ids[:end], case.star, case.edges)))
         plans.append(executor.contexts[turn].plan)
         for wave in range(len(plans[-1].waves)):
             executor.execute(Command(encode_wave=(turn, wave)))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from distributed import run_ranks
 from models import random_tokens
-from quantised_ranks import NUM_GENERATED, NUM_QUERY, Case, answers
+from quantised_ranks import NUM_GENERATED, NUM_QUERY, Case, answers, exact_within_a_wave
 from small_model import SMALL
 
 from megatron_star.config import StarConfig
@@ -51,3 +51,16 @@ def test_a_model_with_contexts_in_8_bits_equals_one_whose_stored_kv_is_rounded(
             assert quantised.num_exact == 0, name
             if not layers and not CASES[name].star.passed_keys:
                 assert quantised.num_bytes == quantised.planned, name
+
+
+@pytest.mark.parametrize(
+    "star",
+    [
+        StarConfig(block_size=9, anchor_size=4, neighbor_blocks=1, passed_keys=3),
+        StarConfig(block_size=33, passed_keys=9),
+        StarConfig(mode="exact"),
+    ],
+)
+def test_within_a_wave_nothing_that_is_rounded_is_read(star):
+    for of_layers in run_ranks(2, exact_within_a_wave, MODEL, TOKENS[:97], star):
+        assert of_layers == [True] * MODEL["num_layers"]
