@@ -45,13 +45,14 @@ class EncodedContext:
         assert plan.start == (parent.plan.num_tokens if parent else 0)
         assert parent is None or parent.is_long == is_long
         self.plan, self.parent, self.keeps_all, self.is_long = plan, parent, keeps_all, is_long
+        self.cp_rank = cp_rank
         self.num_local_tokens = plan.num_owned_tokens(cp_rank)
         self._starts: list[int] = []
         self._offsets: list[int] = []
         self._layers: dict[int, KeyValue] = {}
         self._recent: dict[int, list[KvPiece]] = {}
         self._named_copies: dict[tuple[int, int], KeyValue] = {}
-        self._named_rows: dict[tuple[int, int], Tensor] = {}
+        self._named_positions: dict[tuple[int, int], Tensor] = {}
         self._user_of_spare: weakref.ref[object] | None = None
         offset = 0
         for segment in plan.owned(cp_rank):
@@ -109,23 +110,42 @@ class EncodedContext:
         pieces = [*self._recent.get(layer_number, ()), *new]
         self._recent[layer_number] = copied(pieces_within(pieces, first, end))
 
-    def keep_named(self, layer_number: int, block: int, named: KeyValue) -> None:
-        """Keep copies of the keys that a block names, with their values, [named, 1, ng, hn] each."""
+    def own_pieces(self, layer_number: int) -> list[KvPiece]:
+        """What this rank holds of a layer without its parents', by rising position: views."""
+        if layer_number in self._layers:
+            owned = self.plan.owned(self.cp_rank)
+            return [KvPiece(s.start, s.end, *self.read(layer_number, s)) for s in owned]
+        return list(self._recent.get(layer_number, ()))
+
+    def keep_named(self, layer_number: int, block: int, positions: Tensor, named: KeyValue) -> None:
+        """Keep copies of the keys that a block names, with their values, [named, 1, ng, hn] each.
+
+        positions: of them in the block, [named, ng].
+        """
+        self._named_positions[layer_number, block] = positions.to(torch.int32)
         self._named_copies[layer_number, block] = named
 
-    def keep_named_rows(self, layer_number: int, block: int, rows: Tensor) -> None:
-        """Keep where they are in this rank's storage, [named, ng], where all of the block is there."""
-        self._named_rows[layer_number, block] = rows.to(torch.int32)
+    def keep_named_rows(self, layer_number: int, block: int, positions: Tensor) -> None:
+        """Keep where they are in the block, [named, ng], where all of it is in this rank's storage."""
+        self._named_positions[layer_number, block] = positions.to(torch.int32)
 
     def named(self, layer_number: int, block: int, num_keys: int) -> KeyValue:
         """The first so many keys that a block names, with their values; of this context or of a parent."""
         place = layer_number, block
         if place in self._named_copies:
             return tuple(each[:num_keys] for each in self._named_copies[place])
-        if place in self._named_rows:
-            rows = self._named_rows[place][:num_keys].to(torch.int64)
-            return tuple(of_heads(each, rows) for each in self._layers[layer_number])
+        if place in self._named_positions:
+            rows = self._named_positions[place][:num_keys] + self.offset_of(self.plan.mask.block_edges[block])
+            return tuple(of_heads(each, rows.to(torch.int64)) for each in self._layers[layer_number])
         return self.parent.named(layer_number, block, num_keys)
+
+    def named_blocks(self, layer_number: int) -> dict[int, tuple[Tensor, KeyValue | None]]:
+        """For each block whose named keys this rank keeps: their positions, and the copies, if there are."""
+        return {
+            block: (positions, self._named_copies.get((layer, block)))
+            for (layer, block), positions in self._named_positions.items()
+            if layer == layer_number
+        }
 
     def reserve_spare(self, tail: object) -> bool:
         """Whether this tail may use the spare capacity: no other may, as long as it lives."""

@@ -35,7 +35,8 @@ class CachedContext:
 
     `plan` is always that of `star` on top of the parent's plan: it is what the ranks make of this context's
     `Command.open_context`, which carries `star` and not the plan.
-    `users` are the requests that need it, and the contexts that extend it.
+    `users` are the requests that need it, the contexts that extend it, and the store while it writes it.
+    `entry` names what of the context store it is read from, layer by layer, instead of being encoded.
     """
 
     id: int
@@ -50,6 +51,8 @@ class CachedContext:
     last_use: int = 0
     opened: bool = False
     next_wave: int = 0
+    entry: str = ""
+    num_restored_layers: int = 0
 
     @property
     def encoded(self) -> bool:

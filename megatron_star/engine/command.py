@@ -23,7 +23,11 @@ class Command:
         open_context: of a context to be encoded: id, all tokens, configuration (mode decided, wave size set),
             and the id of the context that it extends.
         open_long: whether that context is rotated with longrope's long factors.
+        restore_context: id of a context, an entry of the context store, and the layers, numbered from 1, that
+            are read from there now: the first of them, and the first that is not. All ranks then say whether
+            they could.
         encode_wave: id of a context and the index of its next wave.
+        save_contexts: ids of encoded contexts, and the folders in the context store that they are written to.
         open_sequences: id, context id and tail rank of sequences that begin.
         rewind: ids of sequences whose tail forgets its end, and the tokens of it that stay.
         feed: of the sequences that go through the model together.
@@ -35,7 +39,9 @@ class Command:
     drop_contexts: list[int] = field(default_factory=list)
     open_context: tuple[int, list[int], StarConfig, int | None] | None = None
     open_long: bool = False
+    restore_context: tuple[int, str, int, int] | None = None
     encode_wave: tuple[int, int] | None = None
+    save_contexts: list[tuple[int, str]] = field(default_factory=list)
     open_sequences: list[tuple[int, int, int]] = field(default_factory=list)
     rewind: list[tuple[int, int]] = field(default_factory=list)
     feed: list[Fed] = field(default_factory=list)
