@@ -25,7 +25,8 @@ from megatron_star.planning.plan import ContextPlan, Source
 class EncodedContext:
     """One rank's share of an encoded context. It grows while it is encoded and never changes afterwards.
 
-    A context that extends another one (`parent`) holds what its own plan encodes and reads the rest there.
+    A context that extends the first tokens of another one (`parent`), up to `plan.start`, holds what its own
+    plan encodes and reads the rest there.
     """
 
     def __init__(
@@ -42,7 +43,7 @@ class EncodedContext:
             keeps_all: also of layers with a mask of their own, whose tokens nobody needs to answer.
             is_long: it is rotated, as what follows it, with longrope's long factors (`model/longrope.py`).
         """
-        assert plan.start == (parent.plan.num_tokens if parent else 0)
+        assert bool(plan.start) == bool(parent) and (not parent or plan.start <= parent.plan.num_tokens)
         assert parent is None or parent.is_long == is_long
         self.plan, self.parent, self.keeps_all, self.is_long = plan, parent, keeps_all, is_long
         self.cp_rank = cp_rank
@@ -65,6 +66,14 @@ class EncodedContext:
         segment = bisect_right(self._starts, token) - 1
         return self._offsets[segment] + token - self._starts[segment]
 
+    def num_local_before(self, token: int) -> int:
+        """Rows of this rank's storage that are of tokens before this one: the first ones."""
+        index = bisect_right(self._starts, token - 1) - 1
+        if index < 0:
+            return 0
+        end = self._offsets[index + 1] if index + 1 < len(self._offsets) else self.num_local_tokens
+        return min(self._offsets[index] + token - self._starts[index], end)
+
     def store(self, layer_number: int, first_token: int, key: Tensor, value: Tensor) -> None:
         """Keep [tokens, 1, ng, hn] of consecutive owned tokens, of which `first_token` is the first."""
         if layer_number not in self._layers:
@@ -83,23 +92,24 @@ class EncodedContext:
         rows = slice(self.offset_of(source.start), self.offset_of(source.end - 1) + 1)
         return keys[rows], values[rows]
 
-    def held(self, layer_number: int, num_contiguous: int = 0) -> Iterator[KeyValue]:
+    def held(self, layer_number: int, num_contiguous: int = 0, end: int | None = None) -> Iterator[KeyValue]:
         """All that this rank holds of a layer, in one piece for each context of the chain that has any.
 
         Args:
             num_contiguous: with so many tokens of the tail that uses the spare capacity.
+            end: without tokens from here on, for a context that extends the first ones.
         """
         if self.parent:
-            yield from self.parent.held(layer_number)
-        if self.num_local_tokens:
+            yield from self.parent.held(layer_number, end=self.plan.start)
+        num_rows = self.num_local_tokens if end is None else self.num_local_before(end)
+        if num_rows:
             keys, values = self._layers[layer_number]
-            end = self.num_local_tokens + num_contiguous
-            yield keys[:end], values[:end]
+            yield keys[: num_rows + num_contiguous], values[: num_rows + num_contiguous]
 
     def recent(self, layer_number: int) -> list[KvPiece]:
         """What this rank holds of a layer with a mask of its own, by rising position, parents' included."""
         before = self.parent.recent(layer_number) if self.parent else []
-        return before + self._recent.get(layer_number, [])
+        return pieces_within(before, 0, self.plan.start) + self._recent.get(layer_number, [])
 
     def keep_recent(self, layer_number: int, mask: LayerMask, new: Iterable[KvPiece], end: int) -> None:
         """Keep of a layer with this mask what comes after `end` can see; a parent keeps its own tokens.

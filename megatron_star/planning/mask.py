@@ -7,10 +7,10 @@ context is made from the user's options, the number of tokens and the mask of th
 from abc import ABC, abstractmethod
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from itertools import chain
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 from megatron_star.config import StarConfig
 
@@ -37,10 +37,12 @@ class Passed(NamedTuple):
 class Mask(ABC):
     """What tokens see of those before them. Within a block, a token sees all that come before it.
 
-    Two contexts of the same tokens are encoded alike if their masks are equal.
+    Two contexts of the same tokens are encoded alike if their masks are equal. What a token sees depends on
+    the block that it is in and on those before, and not on where its block ends: so contexts may be encoded
+    alike up to a token (`shared_prefix.py`).
 
     Attributes:
-        block_edges: from 0 to the number of tokens. What a segment sees depends on the block that it is in.
+        block_edges: from 0 to the number of tokens.
     """
 
     block_edges: tuple[int, ...]
@@ -48,6 +50,10 @@ class Mask(ABC):
     @abstractmethod
     def sources(self, start: int, end: int) -> tuple[Range, ...]:
         """What the tokens [start, end) of one block see before `start`: a few ranges, rising and apart."""
+
+    @abstractmethod
+    def prefix(self, num_tokens: int) -> "Mask":
+        """The mask of the first so many tokens, as if they were the context; its last block may be cut."""
 
     def num_anchor_tokens(self, start: int) -> int:
         """Tokens at the beginning of the context that the block of this token sees though it is not near.
@@ -76,9 +82,24 @@ class Mask(ABC):
         return tuple(Range(*r) for r in zip(starts, ends, strict=True) if r[0] < r[1])
 
     @property
+    def rule(self) -> tuple[Any, ...]:
+        """All of it but where its blocks are."""
+        others = (getattr(self, each.name) for each in fields(self) if each.name != "block_edges")
+        return (type(self), *others)
+
+    @property
+    def num_tokens(self) -> int:
+        """Of the context."""
+        return self.block_edges[-1]
+
+    @property
     def num_blocks(self) -> int:
         """0 for an empty context."""
         return len(self.block_edges) - 1
+
+    def edges_to(self, num_tokens: int) -> tuple[int, ...]:
+        """Block edges of the first so many tokens."""
+        return (*self.block_edges[: bisect_left(self.block_edges, num_tokens)], num_tokens)
 
     def edges_within(self, start: int, end: int) -> tuple[int, ...]:
         """Block edges inside (start, end)."""
@@ -118,6 +139,10 @@ class ExactMask(Pattern):
         """All."""
         return joined_ranges([Range(0, start)])
 
+    def prefix(self, num_tokens: int) -> Self:
+        """One block, too."""
+        return type(self)(self.edges_to(num_tokens))
+
 
 @dataclass(frozen=True)
 class StarMask(Pattern):
@@ -146,11 +171,8 @@ class StarMask(Pattern):
         """
         assert config.block_size is not None, "sizes are chosen before a mask is made"
         edges = _with_even_blocks(base.block_edges if base else (0,), num_tokens, config.block_size)
-        passed_keys = config.passed_keys or 0
-        if len(edges) == 1 or (len(edges) == 2 and not passed_keys):
-            return ExactMask(edges)
         anchor_size = config.block_size if config.anchor_size is None else config.anchor_size
-        return cls(edges, min(anchor_size, edges[1]), config.neighbor_blocks, passed_keys)
+        return cls(edges, anchor_size, config.neighbor_blocks, config.passed_keys or 0)._simplified()
 
     @staticmethod
     def num_sources(config: StarConfig, num_tokens: int) -> int:
@@ -168,6 +190,10 @@ class StarMask(Pattern):
         if self.passed_keys:
             return joined_ranges([near])
         return joined_ranges([Range(0, self.num_anchor_tokens(start)), near])
+
+    def prefix(self, num_tokens: int) -> Mask:
+        """The same blocks, of which the last may be cut."""
+        return replace(self, block_edges=self.edges_to(num_tokens))._simplified()
 
     def num_anchor_tokens(self, start: int) -> int:
         """The anchor, but for the first block, which it is in."""
@@ -187,6 +213,13 @@ class StarMask(Pattern):
     def num_named(self, block: int) -> int:
         """`passed_keys`, and of the first block the anchor, too; at most all."""
         return self._num_passed(block, 1) if self.passed_keys else 0
+
+    def _simplified(self) -> Mask:
+        """With an anchor that is at most the first block. Where nothing is hidden or named, it is exact."""
+        edges = self.block_edges
+        if len(edges) == 1 or (len(edges) == 2 and not self.passed_keys):
+            return ExactMask(edges)
+        return replace(self, anchor_size=min(self.anchor_size, edges[1]))
 
     @cached_property
     def _nums_passed(self) -> dict[int, int]:
@@ -225,6 +258,15 @@ def possible_modes(config: StarConfig) -> tuple[str, ...]:
 def mask_of(config: StarConfig, num_tokens: int, base: Mask | None = None) -> Mask:
     """The mask of a context of `num_tokens`, of which `base` is the mask of the beginning."""
     return MASKS[config.mode].of(config, num_tokens, base)
+
+
+def mask_of_turns(config: StarConfig, edges: Iterable[int]) -> Mask:
+    """The mask of a context that ends at the last of these rising edges, and at the others with its turns."""
+    mask: Mask | None = None
+    for num_tokens in edges:
+        mask = mask_of(config, num_tokens, mask)
+    assert mask is not None
+    return mask
 
 
 def most_sources(config: StarConfig, num_tokens: int) -> int:

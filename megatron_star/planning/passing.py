@@ -19,7 +19,7 @@ class Named(NamedTuple):
     """A block that ends in a wave, and the rank that names its keys.
 
     Attributes:
-        is_whole: the owner stores all of it.
+        is_whole: the owner stores all of it, and none of it in a context that this one extends.
         num_keys: that are named, of which `num_anchor_keys` are the context's first.
     """
 
@@ -92,7 +92,8 @@ def named_blocks(plan: ContextPlan, wave: Wave) -> Iterator[Named]:
         num_keys = plan.mask.num_named(block)
         if num_keys and segment.end == edges[block + 1]:
             tokens = Range(edges[block], segment.end)
-            is_whole = all(source.owner == segment.owner for source in plan.owners_of(tokens))
+            owners = {source.owner for source in plan.owners_of(tokens)}
+            is_whole = tokens.start >= plan.start and owners == {segment.owner}
             num_anchor_keys = 0 if block else plan.mask.num_anchor_tokens(segment.end)
             yield Named(block, tokens, segment.owner, is_whole, num_keys, num_anchor_keys)
 

@@ -7,7 +7,7 @@ itself. This module knows no tensor, no process group and no Megatron.
 
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from operator import attrgetter
 from typing import Self
@@ -50,17 +50,22 @@ class ContextPlan:
         config: StarConfig,
         costs: TokenCosts | None = None,
         base: Self | None = None,
+        mask: Mask | None = None,
     ) -> Self:
         """The plan for a context of `num_tokens` >= 0, of which `base` has the beginning.
 
-        `config.mode` is not `auto`. Sizes that it leaves open are those of `with_sizes`. `base` was built
-        with the same mode, sizes and neighbors; without passed keys, it may be one block, whatever else it
-        was built with. Waves may differ.
+        `config.mode` is not `auto`. Sizes that it leaves open are those of `with_sizes`.
+
+        Args:
+            mask: of the whole context, whatever `base` is. Without it, what follows `base` is a turn: it is
+                cut into blocks on its own. The first tokens are encoded alike under it and under that of
+                `base` (`num_shared_tokens`); waves may differ.
         """
         assert num_tokens >= 0 and cp_size >= 1
         config = with_sizes(config, num_tokens)
         start = base.num_tokens if base else 0
-        mask = mask_of(config, num_tokens, base.mask if base else None)
+        mask = mask or mask_of(config, num_tokens, base.mask if base else None)
+        assert mask.num_tokens == num_tokens >= start
         waves = tuple(WaveBuilder(start, mask, cp_size, config, costs or TokenCosts()).waves())
         stored = _joined(Source(s.start, s.end, s.owner) for wave in waves for s in wave)
         return cls(
@@ -86,6 +91,20 @@ class ContextPlan:
         for num_tokens in edges:
             plans.append(cls.build(num_tokens, cp_size, config, costs, plans[-1] if plans else base))
         return tuple(plans)
+
+    def prefix(self, num_tokens: int) -> Self:
+        """What it says of the first `num_tokens`, of which it has encoded some."""
+        assert self.start < num_tokens <= self.num_tokens
+        if num_tokens == self.num_tokens:
+            return self
+        waves = (tuple(s.prefix(num_tokens) for s in wave if s.start < num_tokens) for wave in self.waves)
+        return replace(
+            self,
+            num_tokens=num_tokens,
+            mask=self.mask.prefix(num_tokens),
+            waves=tuple(wave for wave in waves if wave),
+            stored=tuple(self.owners_of(Range(0, num_tokens))),
+        )
 
     @property
     def num_blocks(self) -> int:

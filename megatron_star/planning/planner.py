@@ -6,12 +6,13 @@ group and no Megatron.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import NamedTuple, Self
 
 from megatron_star.config import StarConfig
 from megatron_star.planning.cost_model import choose_plan, token_costs
+from megatron_star.planning.mask import Mask, mask_of_turns
 from megatron_star.planning.model_shape import ModelShape
 from megatron_star.planning.pace import SMALLEST_WAVE_TOKENS, Pace, largest_wave_tokens
 from megatron_star.planning.plan import ContextPlan, TokenCosts
@@ -79,12 +80,22 @@ class Planner:
         """
         return ContextPlan.chain(edges, self.cp_size, star, self.costs, base)
 
-    def build(self, num_tokens: int, star: StarConfig, base: ContextPlan | None = None) -> ContextPlan:
-        """The plan of a configuration that is used as it is: how ranks read what the driver tells them.
+    def build(
+        self, num_tokens: int, star: StarConfig, base: ContextPlan | None = None, mask: Mask | None = None
+    ) -> ContextPlan:
+        """The plan of a configuration that is used as it is; see `ContextPlan.build`.
 
         star: of a `PlannedContext`.
         """
-        return ContextPlan.build(num_tokens, self.cp_size, star, self.costs, base)
+        return ContextPlan.build(num_tokens, self.cp_size, star, self.costs, base, mask)
+
+    def of_turns(
+        self, edges: Sequence[int], star: StarConfig, base: ContextPlan | None = None
+    ) -> ContextPlan:
+        """How ranks read what the driver tells them: the plan of a context that ends at the last of these
+        edges, and at the others with its turns; `base` has any first tokens of it.
+        """
+        return self.build(edges[-1], star, base, mask_of_turns(star, edges))
 
     def bounded(
         self, star: StarConfig, plan: ContextPlan, base: ContextPlan | None = None
@@ -95,11 +106,11 @@ class Planner:
         """
         if star.wave_tokens > self.pace.largest_wave_tokens:
             star = replace(star, wave_tokens=self.pace.largest_wave_tokens)
-            plan = self.build(plan.num_tokens, star, base)
+            plan = self.build(plan.num_tokens, star, base, plan.mask)
         bound = self.pace.most_wave_cost()
         while star.wave_tokens > SMALLEST_WAVE_TOKENS and plan.largest_wave_cost(self.costs) > bound:
             star = replace(star, wave_tokens=max(SMALLEST_WAVE_TOKENS, star.wave_tokens // 2))
-            plan = self.build(plan.num_tokens, star, base)
+            plan = self.build(plan.num_tokens, star, base, plan.mask)
         return star, plan
 
     def query_token_cost(self, num_context_tokens: int) -> float:

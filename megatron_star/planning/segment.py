@@ -56,6 +56,10 @@ class Segment(NamedTuple):
         """Tokens that its owner encodes for it."""
         return self.recomputed + self.num_tokens
 
+    def prefix(self, num_tokens: int) -> Self:
+        """What of it is in the first so many tokens of the context: some are."""
+        return self._replace(end=min(self.end, num_tokens))
+
     def sources(self, mask: Mask) -> tuple[Range, ...]:
         """What its tokens attend to under a mask, besides what is encoded with them."""
         seen = mask.sources(self.start, self.end)

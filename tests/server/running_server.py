@@ -103,7 +103,7 @@ def start_server(
         "MASTER_PORT": str(free_port()),
         "WORLD_SIZE": str(num_ranks),
         "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(REPOSITORY),
+        "PYTHONPATH": os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]),
         # Whatever a request would leave on the disk, it would leave here.
         **dict.fromkeys(("HOME", "TMPDIR", "XDG_CACHE_HOME"), str(directory)),
     }
