@@ -99,7 +99,7 @@ class ContextStore:
     def note_restored(
         self, scheduler: Scheduler, context: CachedContext, end_layer: int, trouble: Trouble
     ) -> None:
-        """All ranks have read a context's layers before `end_layer`; or one of them could not, and said why."""
+        """All ranks have read a context's layers before `end_layer`; or one could not, and said why."""
         if trouble == Trouble.NONE:
             scheduler.note_restored(context, end_layer)
             self.counts.restored += context.encoded
@@ -121,7 +121,7 @@ class ContextStore:
             self._hold(scheduler, context)
 
     def next_saves(self, scheduler: Scheduler) -> list[tuple[int, str]]:
-        """What the ranks are told to write in this turn: ids of contexts, and folders; called in each turn."""
+        """What ranks are told to write in this turn: ids of contexts, and folders; called in each turn."""
         while not self._publisher.ended.empty():
             _, num_bytes = self._publisher.ended.get()
             self.counts.written += bool(num_bytes)
