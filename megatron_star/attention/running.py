@@ -35,5 +35,5 @@ class RunningAttention:
             self.partials.add_rows(start, end, part)
 
     def merged(self) -> Partial:
-        """Of all rows, in float32, over all that they have seen."""
+        """Of all rows, over all that they have seen; see `PartialSum.merged`."""
         return self.partials.merged()

@@ -123,7 +123,7 @@ class ForwardPass(BaseInferenceContext):
                 `latent_kernel.py`.
 
         Returns:
-            In float32, over all that these tokens see, on whatever rank it is.
+            Over all that these tokens see, on whatever rank it is; in float32 if it is more than one part.
 
         Raises:
             PassIsComplete: on all TP ranks alike, where the rest of the model need not run.
@@ -231,8 +231,8 @@ class StarSelfAttention(SelfAttention):
         self.core_attention.forward_pass = inference_context
         cos, sin, scale = self.by_position(inference_context, rotary_pos_emb, query.dtype)
         if cos is not None:
-            interleaved, rotary_pos_emb = self.config.rotary_interleaved, None
-            query, key = (self.rotate(each, cos, sin, interleaved=interleaved) for each in (query, key))
+            rotary_pos_emb = None
+            query, key = self.rotated(query, key, cos, sin)
         elif rotary_pos_emb is not None:
             rotary_pos_emb = self._angles_for_megatron(inference_context, rotary_pos_emb)
         if self._has_norms_after_rotation:
@@ -242,6 +242,11 @@ class StarSelfAttention(SelfAttention):
         return query, key, value, rotary_pos_emb, self.attn_mask_type, None
 
     rotate = staticmethod(rotate)
+
+    def rotated(self, query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        """[sq, 1, heads, hn] each, with cosines and sines as `ByPosition` has them; neither is kept."""
+        interleaved = self.config.rotary_interleaved
+        return tuple(self.rotate(each, cos, sin, interleaved=interleaved) for each in (query, key))
 
     def by_position(
         self, forward_pass: ForwardPass, angles: tuple[Tensor, Tensor] | None, dtype: torch.dtype

@@ -8,6 +8,7 @@ from megatron_star.attention.latent_kernel import LatentKernel
 from megatron_star.attention.partial import AttentionKernel
 from megatron_star.attention.torch_latent import TORCH_LATENT
 from megatron_star.model.transformer_config import own_field
+from megatron_star.planning.layer_mask import Window, layer_masks
 from megatron_star.planning.model_shape import latent_attention
 
 
@@ -17,7 +18,15 @@ def kernel_of(model: GPTModel, name: str, *, device: torch.device, dtype: torch.
     latent = latent_attention(model.config)
     if latent is None:
         head_size = model.config.kv_channels
-        return select_kernel(name, device=device, dtype=dtype, head_size=head_size, softcap=softcap)
+        windows = [mask.size for mask in layer_masks(model.config) if isinstance(mask, Window)]
+        return select_kernel(
+            name,
+            device=device,
+            dtype=dtype,
+            head_size=head_size,
+            softcap=softcap,
+            window=max(windows, default=None),
+        )
     head_size = latent.qk_head_dim + latent.qk_pos_emb_head_dim
     expanded = select_kernel(
         name, device=device, dtype=dtype, head_size=head_size, value_size=latent.v_head_dim
