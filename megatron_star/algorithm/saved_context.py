@@ -8,53 +8,40 @@ Shapes: tokens first, then b = 1, ng KV heads of this TP rank, hn head size. Lay
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
+from itertools import count
+from operator import itemgetter
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from megatron_star.algorithm.encoded_context import EncodedContext
-from megatron_star.algorithm.kv_pieces import KvPiece, pieces_within, whole
-from megatron_star.attention.distinct_keys import of_heads
+from megatron_star.algorithm.encoded_context import EncodedContext, empty_like_rows, fill_rows
+from megatron_star.algorithm.kv_pieces import KvPiece
+from megatron_star.attention.kv_layout import KeyValue
 from megatron_star.planning.layer_mask import LayerMask
 from megatron_star.planning.mask import Range
 from megatron_star.planning.passing import Named, named_blocks
 
-KEY, VALUE, POSITIONS = "key", "value", "positions"
+KEY, VALUE, POSITIONS = "key", "value", "named"
 
 
 class SavedTensor(NamedTuple):
     """One tensor of a rank's share.
 
     Attributes:
-        ranges: the context tokens of its rows, in their order; none where rows are no tokens.
-        pieces: which follow each other: together [rows, ..]. Views, which never change.
+        tokens: the context tokens of its rows, in their order; none where rows are no tokens.
+        tensor: [rows, ..]; a view, which never changes.
     """
 
     name: str
-    ranges: tuple[Range, ...]
-    pieces: tuple[Tensor, ...]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of all pieces together."""
-        return sum(piece.size(0) for piece in self.pieces), *self.pieces[0].shape[1:]
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of every piece."""
-        return self.pieces[0].dtype
-
-    @property
-    def num_bytes(self) -> int:
-        """Of all pieces together."""
-        return sum(piece.nbytes for piece in self.pieces)
+    tokens: tuple[Range, ...]
+    tensor: Tensor
 
 
 class SavedShare(Protocol):
     """What one rank has saved, wherever that is."""
 
-    def ranges(self, name: str) -> tuple[Range, ...] | None:
+    def tokens(self, name: str) -> tuple[Range, ...] | None:
         """The context tokens of a tensor's rows; None if it is not here."""
 
     def read(self, name: str) -> Tensor:
@@ -65,70 +52,85 @@ class Incomplete(ValueError):
     """What was saved does not have all of a context."""
 
 
-def tensor_name(layer_number: int, what: str, block: int | None = None) -> str:
-    """`3.key`, or `3.key.7` of what block 7 names."""
-    return f"{layer_number}.{what}" + ("" if block is None else f".{block}")
-
-
 def saved_tensors(context: EncodedContext, num_layers: int) -> Iterator[SavedTensor]:
     """All that this rank holds of an encoded context, without those that it extends."""
     for layer in range(1, num_layers + 1):
-        if pieces := context.own_pieces(layer):
-            ranges = tuple(Range(piece.start, piece.end) for piece in pieces)
-            yield SavedTensor(tensor_name(layer, KEY), ranges, tuple(piece.key for piece in pieces))
-            yield SavedTensor(tensor_name(layer, VALUE), ranges, tuple(piece.value for piece in pieces))
+        if rows := context.own_rows(layer):
+            for index, tensor in enumerate(rows.tensors):
+                yield SavedTensor(f"{layer}.{index}", rows.tokens, tensor)
         for block, (positions, copies) in context.named_blocks(layer).items():
-            yield SavedTensor(tensor_name(layer, POSITIONS, block), (), (positions,))
+            yield SavedTensor(f"{layer}.named.{block}", (), positions)
             for what, copy in zip((KEY, VALUE), copies or (), strict=False):
-                yield SavedTensor(tensor_name(layer, what, block), (), (copy,))
+                yield SavedTensor(f"{layer}.{what}.{block}", (), copy)
 
 
-def fill_layer(
-    context: EncodedContext,
-    layer_number: int,
-    mask: LayerMask | None,
-    shares: Sequence[SavedShare],
-    to_device: Callable[[Tensor], Tensor] = lambda tensor: tensor,
-) -> None:
-    """Let a context have of one layer what its plan says that this rank owns, instead of encoding it.
+class Filler:
+    """Fills contexts with what was saved, instead of encoding them. Threads may fill different layers.
 
-    Args:
-        mask: that the layer has of its own.
-        shares: of all ranks that saved it.
-
-    Raises:
-        OSError, ValueError: it cannot be read, or is not all there.
+    Attributes:
+        masks: that layers have of their own.
+        dtype: that is computed in.
     """
-    reader = _LayerReader(layer_number, shares, to_device)
-    plan, rank = context.plan, context.cp_rank
-    end = plan.num_tokens
-    if mask:
-        kept = plan.owners_of(Range(max(plan.start, mask.kept_from(end)), end))
-        wanted = [Range(source.start, source.end) for source in kept if source.owner == rank]
-        context.keep_recent(layer_number, mask, [reader.piece(tokens) for tokens in wanted], end)
-        return
-    for segment in plan.owned(rank):
-        for piece in reader.pieces(Range(segment.start, segment.end)):
-            context.store(layer_number, piece.start, piece.key, piece.value)
-    for wave in plan.waves:
-        for named in named_blocks(plan, wave):
-            if named.owner == rank:
-                _fill_named(context, layer_number, named, reader)
 
+    def __init__(
+        self,
+        masks: Sequence[LayerMask | None],
+        dtype: torch.dtype,
+        to_device: Callable[[Tensor], Tensor] = lambda tensor: tensor,
+    ) -> None:
+        self.masks, self.dtype, self._to_device = masks, dtype, to_device
 
-def _fill_named(context: EncodedContext, layer_number: int, named: Named, reader: "_LayerReader") -> None:
-    """The last layer passes no keys, so nobody has saved any."""
-    positions = reader.named(POSITIONS, named.block)
-    if positions is None:
-        return
-    if named.is_whole:
-        context.keep_named_rows(layer_number, named.block, positions)
-        return
-    copies = reader.named(KEY, named.block), reader.named(VALUE, named.block)
-    if copies[0] is None:
-        block = reader.piece(named.tokens)
-        copies = tuple(of_heads(each, positions.to(torch.int64)) for each in (block.key, block.value))
-    context.keep_named(layer_number, named.block, positions, copies)
+    def fill(self, context: EncodedContext, layer_number: int, shares: Sequence[SavedShare]) -> None:
+        """Let a context have of one layer what its plan says that this rank owns.
+
+        Args:
+            shares: of all ranks that saved it; one that is not needed is not touched.
+
+        Raises:
+            OSError, ValueError: it cannot be read, or is not all there.
+        """
+        reader = _LayerReader(layer_number, shares, self._to_device)
+        plan, rank, mask = context.plan, context.cp_rank, self.masks[layer_number - 1]
+        end = plan.num_tokens
+        if mask:
+            kept = plan.owners_of(Range(max(plan.start, mask.kept_from(end)), end))
+            found = [reader.rows(Range(s.start, s.end)) for s in kept if s.owner == rank]
+            pieces = [KvPiece(*rows) for of_source in found for rows in of_source]
+            context.keep_recent(layer_number, mask, pieces, end)
+            return
+        for segment in plan.owned(rank):
+            for start, _, *rows in reader.rows(Range(segment.start, segment.end)):
+                context.fill(layer_number, start, tuple(rows), self.dtype)
+        for wave in plan.waves:
+            for named in named_blocks(plan, wave):
+                if named.owner == rank:
+                    self._fill_named(context, layer_number, named, reader)
+
+    def _fill_named(
+        self, context: EncodedContext, layer_number: int, named: Named, reader: "_LayerReader"
+    ) -> None:
+        """The last layer passes no keys, so nobody has saved any."""
+        positions = reader.named(POSITIONS, named.block)
+        if positions is None:
+            return
+        if named.is_whole:
+            context.keep_named_rows(layer_number, named.block, positions)
+            return
+        copies = reader.named(KEY, named.block), reader.named(VALUE, named.block)
+        if copies[0] is None:
+            copies = self._copies(context, named, positions, reader)
+        context.keep_named(layer_number, named.block, positions, copies)
+
+    def _copies(
+        self, context: EncodedContext, named: Named, positions: Tensor, reader: "_LayerReader"
+    ) -> KeyValue:
+        """Of the keys at these positions of a block, with their values."""
+        start, end = named.tokens
+        found = reader.rows(named.tokens)
+        block = empty_like_rows(context.kv_format, end - start, tuple(found[0][2:]), self.dtype)
+        for first, _, *rows in found:
+            fill_rows(block, first - start, tuple(rows))
+        return block.read_of_heads(positions.to(torch.int64))
 
 
 class _LayerReader:
@@ -140,32 +142,45 @@ class _LayerReader:
         self._layer_number, self._shares = layer_number, shares
         self._read = cache(lambda share, name: to_device(shares[share].read(name)))
 
-    def pieces(self, tokens: Range) -> list[KvPiece]:
-        """All of a range of tokens, by rising position; raises Incomplete if something is missing."""
-        names = tensor_name(self._layer_number, KEY), tensor_name(self._layer_number, VALUE)
-        found: list[KvPiece] = []
-        for index, share in enumerate(self._shares):
-            if sum(piece.end - piece.start for piece in found) == tokens.end - tokens.start:
-                break  # a share is not even opened without need
-            ranges = share.ranges(names[0]) or ()
-            if any(start < tokens.end and tokens.start < end for start, end in ranges):
-                rows = (self._read(index, name).split([e - s for s, e in ranges]) for name in names)
-                every = (KvPiece(*r, key, value) for r, key, value in zip(ranges, *rows, strict=True))
-                found += pieces_within(every, *tokens)
-        found.sort(key=lambda piece: piece.start)
-        edges = [tokens.start, *(piece.end for piece in found)]
-        if [piece.start for piece in found] != edges[:-1] or edges[-1] != tokens.end:
+    def rows(self, tokens: Range) -> list[tuple]:
+        """All of a range of tokens, by rising position, in pieces: start, end, and rows of each tensor.
+
+        Raises:
+            Incomplete: something is missing.
+        """
+        found: list[tuple] = []
+        for index in range(len(self._shares)):
+            if sum(end - start for start, end, *_ in found) == tokens.end - tokens.start:
+                break
+            found += self._rows_of_share(index, tokens)
+        found.sort(key=itemgetter(0))
+        edges = [tokens.start, *(piece[1] for piece in found)]
+        if [piece[0] for piece in found] != edges[:-1] or edges[-1] != tokens.end:
             raise Incomplete(f"layer {self._layer_number} has not all of the tokens {tuple(tokens)}")
         return found
 
-    def piece(self, tokens: Range) -> KvPiece:
-        """The same in one piece."""
-        return whole(self.pieces(tokens), *tokens)
-
     def named(self, what: str, block: int) -> Tensor | None:
         """Of what a block names, if it was saved."""
-        name = tensor_name(self._layer_number, what, block)
+        name = f"{self._layer_number}.{what}.{block}"
         for index, share in enumerate(self._shares):
-            if share.ranges(name) is not None:
+            if share.tokens(name) is not None:
                 return self._read(index, name)
         return None
+
+    def _rows_of_share(self, index: int, tokens: Range) -> Iterator[tuple]:
+        ranges = self._shares[index].tokens(f"{self._layer_number}.0") or ()
+        first_row = 0
+        for start, end in ranges:
+            row, first_row = first_row, first_row + end - start
+            first, last = max(start, tokens.start), min(end, tokens.end)
+            if first < last:
+                rows = slice(row + first - start, row + last - start)
+                yield first, last, *(each[rows] for each in self._tensors(index))
+
+    def _tensors(self, index: int) -> Iterator[Tensor]:
+        share = self._shares[index]
+        for number in count():
+            name = f"{self._layer_number}.{number}"
+            if share.tokens(name) is None:
+                return
+            yield self._read(index, name)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from megatron_star.algorithm.encoded_context import EncodedContext
-from megatron_star.algorithm.saved_context import SavedShare, fill_layer, saved_tensors
+from megatron_star.algorithm.saved_context import Filler, SavedShare, saved_tensors
 from megatron_star.algorithm.star_model import StarModel
 from megatron_star.planning.layer_mask import layer_masks
 from megatron_star.planning.mask import Range
@@ -41,7 +41,9 @@ class RankStore:
     def __init__(self, path: Path, star_model: StarModel, tp_rank: int) -> None:
         """path: the store's folder, the same for all ranks."""
         self.path, self.device = path, star_model.device
-        self.masks = layer_masks(star_model.model.config)
+        config = star_model.model.config
+        self._num_layers: int = config.num_layers
+        self._filler = Filler(layer_masks(config), config.params_dtype, self._to_device)
         self._cp_rank, self._tp_rank = star_model.exchange.cp_rank, tp_rank
         self._writer = ContextWriter(self._cp_rank, tp_rank, self.device)
         self._opened: dict[EncodedContext, Sequence[SavedShare]] = {}
@@ -49,7 +51,7 @@ class RankStore:
 
     def save(self, context: EncodedContext, folder: str) -> None:
         """Write this rank's share of a context to the driver's folder of this name; returns at once."""
-        self._writer.save(self.path / folder, list(saved_tensors(context, len(self.masks))))
+        self._writer.save(self.path / folder, list(saved_tensors(context, self._num_layers)))
 
     def restore(self, context: EncodedContext, entry: str, first_layer: int, end_layer: int) -> Trouble:
         """Fill these layers of a context from an entry, instead of encoding them; says what went wrong.
@@ -67,7 +69,7 @@ class RankStore:
             self._report(f"{self.path / entry}: not used, encoded anew: {error}")
             self.forget(context)
             return Trouble.DAMAGED if isinstance(error, ValueError) else Trouble.UNREADABLE
-        if end_layer > len(self.masks):
+        if end_layer > self._num_layers:
             self.forget(context)
         return Trouble.NONE
 
@@ -91,7 +93,7 @@ class RankStore:
     def _fill(self, context: EncodedContext, layers: range) -> None:
         @torch.inference_mode()
         def fill(layer: int) -> None:
-            fill_layer(context, layer, self.masks[layer - 1], self._opened[context], self._to_device)
+            self._filler.fill(context, layer, self._opened[context])
 
         with ThreadPoolExecutor(min(MOST_READERS, len(os.sched_getaffinity(0)))) as pool:
             for _ in pool.map(fill, layers):
@@ -111,9 +113,9 @@ class _StoredShare:
     def _file(self) -> RankFile:
         return RankFile(self._path, self._record)
 
-    def ranges(self, name: str) -> tuple[Range, ...] | None:
+    def tokens(self, name: str) -> tuple[Range, ...] | None:
         """See `SavedShare`."""
-        return self._file.ranges(name)
+        return self._file.tokens(name)
 
     def read(self, name: str) -> Tensor:
         """See `SavedShare`."""

@@ -69,7 +69,7 @@ def write_rank_file(
         file.write(_header(tensors, checksums))
         for tensor in tensors:
             digest = hashlib.blake2b(digest_size=CHECKSUM_BYTES)
-            for chunk in _chunks(tensor, to_host):
+            for chunk in _chunks(tensor.tensor, to_host):
                 check()
                 digest.update(chunk)
                 file.write(chunk)
@@ -81,14 +81,14 @@ def write_rank_file(
 
 def _header(tensors: list[SavedTensor], checksums: Mapping[str, str]) -> bytes:
     """As long whatever the checksums are. Ranges that many tensors share are there once."""
-    ranges = list(dict.fromkeys(tensor.ranges for tensor in tensors))
-    indices = {tensor.name: ranges.index(tensor.ranges) for tensor in tensors}
-    metadata = {"ranges": ranges, "ranges_of": indices, "checksums": dict(checksums)}
+    tokens = list(dict.fromkeys(tensor.tokens for tensor in tensors))
+    indices = {tensor.name: tokens.index(tensor.tokens) for tensor in tensors}
+    metadata = {"tokens": tokens, "tokens_of": indices, "checksums": dict(checksums)}
     fields: dict[str, Any] = {"__metadata__": {name: json.dumps(value) for name, value in metadata.items()}}
     offset = 0
-    for tensor in tensors:
-        end = offset + tensor.num_bytes
-        fields[tensor.name] = {
+    for name, _, tensor in tensors:
+        end = offset + tensor.nbytes
+        fields[name] = {
             "dtype": _NAMES[tensor.dtype],
             "shape": tensor.shape,
             "data_offsets": [offset, end],
@@ -99,12 +99,11 @@ def _header(tensors: list[SavedTensor], checksums: Mapping[str, str]) -> bytes:
     return len(text).to_bytes(_LENGTH_BYTES, "little") + text
 
 
-def _chunks(tensor: SavedTensor, to_host: ToHost) -> Iterator[memoryview]:
-    for piece in tensor.pieces:
-        num_rows = max(1, CHUNK_BYTES // max(1, piece[:1].nbytes))
-        for rows in piece.split(num_rows):
-            if rows.numel():
-                yield memoryview(to_host(rows).reshape(-1).view(torch.uint8).numpy())
+def _chunks(tensor: Tensor, to_host: ToHost) -> Iterator[memoryview]:
+    num_rows = max(1, CHUNK_BYTES // max(1, tensor[:1].nbytes))
+    for rows in tensor.split(num_rows):
+        if rows.numel():
+            yield memoryview(to_host(rows).reshape(-1).view(torch.uint8).numpy())
 
 
 def record_of(path: Path) -> FileRecord:
@@ -143,12 +142,12 @@ class RankFile:
         """Read no more."""
         self._file.close()
 
-    def ranges(self, name: str) -> tuple[Range, ...] | None:
+    def tokens(self, name: str) -> tuple[Range, ...] | None:
         """The context tokens of a tensor's rows; None if it is not in here."""
-        return self._ranges[self._ranges_of[name]] if name in self._places else None
+        return self._tokens[self._tokens_of[name]] if name in self._places else None
 
     def read(self, name: str, *, pinned: bool = False) -> Tensor:
-        """A tensor that `ranges` knows, in memory of its own; raises OSError or DamagedEntry.
+        """A tensor that `tokens` knows, in memory of its own; raises OSError or DamagedEntry.
 
         pinned: so that it can be copied to a GPU at the rate of its link.
         """
@@ -177,8 +176,8 @@ class RankFile:
             raise DamagedEntry(f"{self.path}: damaged: its header is not what was written")
         fields = json.loads(header[_LENGTH_BYTES:])
         metadata = {name: json.loads(text) for name, text in fields.pop("__metadata__").items()}
-        self._ranges = [tuple(Range(*each) for each in ranges) for ranges in metadata["ranges"]]
-        self._ranges_of, self._checksums = metadata["ranges_of"], metadata["checksums"]
+        self._tokens = [tuple(Range(*each) for each in ranges) for ranges in metadata["tokens"]]
+        self._tokens_of, self._checksums = metadata["tokens_of"], metadata["checksums"]
         self._places = {
             name: _Place(DTYPES[field["dtype"]], field["shape"], *(len(header) + n for n in offsets))
             for name, field in fields.items()

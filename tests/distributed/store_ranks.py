@@ -1,6 +1,7 @@
 """What the ranks of test_context_store.py run: an engine with a context store, started again and again."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
@@ -13,6 +14,7 @@ from megatron_star.engine.context_store import ContextStore
 from megatron_star.engine.engine import StarEngine, run_worker
 from megatron_star.engine.rank_store import RankStore
 from megatron_star.engine.request import StarRequest, StarResult
+from megatron_star.model.kernel import kv_format_of
 from megatron_star.store.folder import ContextFolder
 
 FACTS = {"model": "random", "code": "this"}
@@ -40,11 +42,12 @@ def serve(
     facts: dict[str, Any] | None = None,
     most_bytes: int = 1 << 30,
     tp_size: int = 1,
-    damage: Callable[[Path], None] = lambda folder: None,
+    kv_dtype: str = "auto",
 ) -> Served | None:
     """Start an engine with a store, ask one request after the other, and stop it."""
     folder.mkdir(exist_ok=True)
     star_model, groups = random_star_model(args, tp_size)
+    star_model = replace(star_model, kv_format=kv_format_of(star_model.model, kv_dtype, star_model.device))
     rank_store = RankStore(folder, star_model, groups.model.tp.rank())
     if dist.get_rank():
         run_worker(star_model, groups.control, rank_store)

@@ -1,5 +1,8 @@
 """Contexts that an engine has written are read back by another one, instead of being encoded."""
 
+from functools import partial
+from pathlib import Path
+
 import pytest
 import torch
 from distributed import run_ranks
@@ -41,9 +44,9 @@ def question(name: str, num_tokens: int = 97, more_turns: tuple[int, ...] = ()) 
     )
 
 
-def on_ranks(cp_size: int, *args: object, **options: object) -> Served:
+def on_ranks(num_ranks: int, folder: Path, requests: list[StarRequest], **options: object) -> Served:
     """What `store_ranks.serve` returns on the driver."""
-    return run_ranks(cp_size, serve, KINDS, *args, **options)[0]
+    return run_ranks(num_ranks, partial(serve, **options), KINDS, folder, requests)[0]
 
 
 @pytest.mark.parametrize(("before", "after"), [(1, 1), (2, 2), (2, 1), (1, 2), (3, 2)])
@@ -69,3 +72,16 @@ def test_a_restored_context_passes_its_keys_to_a_turn_that_is_encoded_after_it(b
     assert (served.num_encoded, served.counts["restored"]) == (1, 3)
     (encoded,) = on_ranks(after, tmp_path / "empty", [longer]).asked
     torch.testing.assert_close(served.asked[0].logits, encoded.logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 2), (3, 2)])
+def test_what_is_kept_in_8_bits_is_written_and_restored_in_8_bits(before, after, tmp_path):
+    name = "turns that pass keys"
+    first = on_ranks(before, tmp_path / "int8", [question(name)], kv_dtype="int8")
+    second = on_ranks(after, tmp_path / "int8", [question(name)], kv_dtype="int8")
+    assert second.num_encoded == 0
+    tolerance = 0 if before == after else 1e-4
+    logits = (served.asked[0].logits for served in (second, first))
+    torch.testing.assert_close(*logits, rtol=tolerance, atol=tolerance)
+    computed = on_ranks(before, tmp_path / "float32", [question(name)])
+    assert first.counts["bytes_written"] < 0.7 * computed.counts["bytes_written"]
