@@ -48,6 +48,12 @@ class Command:
     read_expert_load: bool = False
     stop: bool = False
 
+    @property
+    def only_decodes(self) -> bool:
+        """Sequences get their next tokens, and nothing else is done."""
+        whole = all(fed.num_logits == len(fed.token_ids) for fed in self.feed)
+        return bool(self.feed) and whole and not (self.encode_wave or self.restore_context)
+
     def to_json(self) -> dict[str, Any]:
         """A form that survives JSON."""
         return asdict(self)

@@ -111,17 +111,13 @@ class ContextStore:
             self.folder.drop(context.entry)
         scheduler.encode_anew(context)
 
-    def note_encoded(self, scheduler: Scheduler, context: CachedContext) -> None:
-        """All waves of a context went through the model: it is to be written."""
-        if not self._is_worth_it(context):
-            return
-        self._waiting.append(context)
-        held = sum(max(context.bytes_per_rank) for context in self._held.values())
-        if held + max(context.bytes_per_rank) <= MOST_HELD_SHARE * scheduler.memory.budget:
-            self._hold(scheduler, context)
+    def next_saves(self, scheduler: Scheduler, encoding: CachedContext | None) -> list[tuple[int, str]]:
+        """What ranks are told to write in this turn: ids of contexts, and folders; called in each turn.
 
-    def next_saves(self, scheduler: Scheduler) -> list[tuple[int, str]]:
-        """What ranks are told to write in this turn: ids of contexts, and folders; called in each turn."""
+        encoding: whose wave, or layers, they are told to run before that.
+        """
+        if encoding and encoding.encoded:
+            self._note_encoded(scheduler, encoding)
         while not self._publisher.ended.empty():
             _, num_bytes = self._publisher.ended.get()
             self.counts.written += bool(num_bytes)
@@ -133,6 +129,15 @@ class ContextStore:
         if self._publisher.ready.empty():
             return []
         return [(self._written.id, self._publisher.ready.get())]
+
+    def _note_encoded(self, scheduler: Scheduler, context: CachedContext) -> None:
+        """Its last wave goes through the model: it is to be written."""
+        if not self._is_worth_it(context):
+            return
+        self._waiting.append(context)
+        held = sum(max(context.bytes_per_rank) for context in self._held.values())
+        if held + max(context.bytes_per_rank) <= MOST_HELD_SHARE * scheduler.memory.budget:
+            self._hold(scheduler, context)
 
     def _start_next(self, scheduler: Scheduler) -> None:
         while self._waiting:

@@ -23,11 +23,14 @@ from megatron_star.engine.context_store import ContextStore
 from megatron_star.engine.executor import RankExecutor, planner_of
 from megatron_star.engine.expert_load import ExpertLoad, gather_expert_load
 from megatron_star.engine.finite import why_not_finite
+from megatron_star.engine.prompt_lookup import PromptLookup
+from megatron_star.engine.proposer import Proposer
 from megatron_star.engine.rank_store import RankStore, Trouble
 from megatron_star.engine.request import StarRequest, StarResult
 from megatron_star.engine.sampling import Choice, sample_rows
 from megatron_star.engine.scheduled_request import Stage
 from megatron_star.engine.scheduler import Scheduler
+from megatron_star.engine.speculation import Speculation
 from megatron_star.model.longrope import most_generated, needs_long_factors
 from megatron_star.parallel.control import broadcast_json, gather_integers
 from megatron_star.planning.cost_model import kv_layers
@@ -77,6 +80,7 @@ class StarEngine:
         budget_bytes_per_rank: int,
         max_running: int = 64,
         max_wait_seconds: float = math.inf,
+        proposer: Proposer | None = None,
         stores: tuple[ContextStore, RankStore] | None = None,
     ) -> None:
         """
@@ -86,6 +90,7 @@ class StarEngine:
             max_running: requests that run at the same time, at most.
             max_wait_seconds: between two tokens of a running sequence while another request's context is
                 encoded, at most; waves are cut to it.
+            proposer: who guesses tokens of requests that speculate; prompt lookup, unless given.
             stores: where encoded contexts are kept, and this rank's part of it.
         """
         config = star_model.model.config
@@ -105,6 +110,7 @@ class StarEngine:
             budget_bytes_per_rank=budget_bytes_per_rank,
             max_running=max_running,
         )
+        self.speculation = Speculation(proposer or PromptLookup(), star_model.vocab_size)
         self.num_context_encodings = 0
         self.expert_load = ExpertLoad.of_model(config)
         self._ids = count()
@@ -161,12 +167,15 @@ class StarEngine:
         Args:
             read_expert_load: bring `expert_load` up to date; only of a model that has experts.
         """
+        start = monotonic()
         self._end_cancelled_and_late()
         self._admit()
         command = self._next_command()
         command.read_expert_load = read_expert_load
         logits = self._run(command)
         self._emit(command, logits)
+        if command.only_decodes:
+            self.speculation.note_step(sum(fed.num_logits for fed in command.feed), monotonic() - start)
         if self.store and command == Command():
             sleep(SECONDS_OF_A_PAUSE)  # whoever waits does so for memory that is being written
 
@@ -192,6 +201,8 @@ class StarEngine:
             "running": len(self.scheduler.running),
             "cached_contexts": len(self.scheduler.contexts),
             "context_encodings": self.num_context_encodings,
+            "proposed_tokens": self.speculation.num_proposed,
+            "accepted_tokens": self.speculation.num_accepted,
             "kv_bytes_per_rank": list(self.scheduler.used),
             "kv_budget_bytes_per_rank": self.scheduler.memory.budget,
             "context_store": self.store.counts.to_json() if self.store else {},
@@ -223,12 +234,11 @@ class StarEngine:
     def _next_command(self) -> Command:
         if not (self.store and self.store.look_up(self.scheduler, self.planner)):
             self.scheduler.recut_next(self._bounded_by_now)
+        self.speculation.propose(self.scheduler.running.values())
         context = self.scheduler.next_to_encode
         command = self.scheduler.next_command(self._most_query_tokens())
         if self.store:
-            if context and context.encoded:
-                self.store.note_encoded(self.scheduler, context)
-            command.save_contexts = self.store.next_saves(self.scheduler)
+            command.save_contexts = self.store.next_saves(self.scheduler, context)
         return command
 
     def _run(self, command: Command) -> Tensor | None:
@@ -285,6 +295,7 @@ class StarEngine:
         return [*self.scheduler.waiting, *self.scheduler.running.values()]
 
     def _end(self, answer: Answer, reason: str) -> None:
+        self.speculation.forget(answer)
         self.scheduler.remove(answer)
         kv_bytes = self.scheduler.bytes_per_rank(answer), self.scheduler.memory.by_kind(answer)
         answer.end(reason, *kv_bytes)
