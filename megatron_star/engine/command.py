@@ -14,15 +14,32 @@ class Fed(NamedTuple):
     num_logits: int = 1
 
 
+class OpenedContext(NamedTuple):
+    """A context that is to be encoded.
+
+    Attributes:
+        token_ids: that it encodes: all, or what comes after the first ones of its parent.
+        star: with its mode decided and its sizes chosen.
+        edges: where it ends, and its earlier turns did: of these its mask is made, whatever its parent is.
+        parent: the context that it extends, and how many of its first tokens; None if it extends nothing.
+        is_long: it is rotated with longrope's long factors.
+    """
+
+    context_id: int
+    token_ids: list[int]
+    star: StarConfig
+    edges: tuple[int, ...]
+    parent: tuple[int, int] | None = None
+    is_long: bool = False
+
+
 @dataclass
 class Command:
     """What all ranks do next, in the order of the fields.
 
     Attributes:
         drop_sequences, drop_contexts: ids whose KV is freed.
-        open_context: of a context to be encoded: id, all tokens, configuration (mode decided, wave size set),
-            and the id of the context that it extends.
-        open_long: whether that context is rotated with longrope's long factors.
+        open_context: a context to be encoded, or restored.
         restore_context: id of a context, an entry of the context store, and the layers, numbered from 1, that
             are read from there now: the first of them, and the first that is not. All ranks then say whether
             they could.
@@ -37,8 +54,7 @@ class Command:
 
     drop_sequences: list[int] = field(default_factory=list)
     drop_contexts: list[int] = field(default_factory=list)
-    open_context: tuple[int, list[int], StarConfig, int | None] | None = None
-    open_long: bool = False
+    open_context: OpenedContext | None = None
     restore_context: tuple[int, str, int, int] | None = None
     encode_wave: tuple[int, int] | None = None
     save_contexts: list[tuple[int, str]] = field(default_factory=list)
@@ -64,6 +80,8 @@ class Command:
         command = cls(**values)
         command.feed = [Fed(*fed) for fed in command.feed]
         if command.open_context:
-            context_id, tokens, star, parent_id = command.open_context
-            command.open_context = context_id, tokens, StarConfig.from_dict(star), parent_id
+            opened = OpenedContext(*command.open_context)
+            star, edges = StarConfig.from_dict(opened.star), tuple(opened.edges)
+            parent = tuple(opened.parent) if opened.parent else None
+            command.open_context = opened._replace(star=star, edges=edges, parent=parent)
         return command

@@ -197,5 +197,4 @@ def _as_written(context: CachedContext, manifest: Manifest, planner: Planner) ->
     """The configuration and the plan that the context was written with."""
     waves = StarConfig.from_dict(manifest.star).wave_tokens
     star = replace(context.star, wave_tokens=waves)
-    base = context.parent.plan if context.parent else None
-    return star, planner.build(context.plan.num_tokens, star, base)
+    return star, planner.of_turns(context.edges, star, context.base_plan)

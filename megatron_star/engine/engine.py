@@ -18,7 +18,7 @@ from megatron_star.algorithm.star_model import StarModel
 from megatron_star.config import StarConfig
 from megatron_star.engine.answer import Answer
 from megatron_star.engine.cached_context import CachedContext
-from megatron_star.engine.command import Command
+from megatron_star.engine.command import Command, OpenedContext
 from megatron_star.engine.context_store import ContextStore
 from megatron_star.engine.executor import RankExecutor, planner_of
 from megatron_star.engine.expert_load import ExpertLoad, gather_expert_load
@@ -211,12 +211,8 @@ class StarEngine:
     def calibrate(self) -> None:
         """Learn how fast waves are from one of a made-up context, before anybody waits for one."""
         tokens = [0] * min(CALIBRATION_TOKENS, self.max_sequence_length)
-        star = StarConfig(mode="exact")
-        self._run(
-            Command(
-                open_context=(CALIBRATION_CONTEXT, tokens, star, None), encode_wave=(CALIBRATION_CONTEXT, 0)
-            )
-        )
+        opened = OpenedContext(CALIBRATION_CONTEXT, tokens, StarConfig(mode="exact"), (len(tokens),))
+        self._run(Command(open_context=opened, encode_wave=(CALIBRATION_CONTEXT, 0)))
         self._run(Command(drop_contexts=[CALIBRATION_CONTEXT], read_expert_load=bool(self.expert_load)))
         self.expert_load = self.expert_load and self.expert_load.from_now_on()
 
@@ -260,7 +256,8 @@ class StarEngine:
 
     def _emit(self, command: Command, logits: Tensor | None) -> None:
         """Say how far contexts are; sample for each sequence that has no tokens left to feed."""
-        self.num_context_encodings += bool(command.open_context and not command.restore_context)
+        opened = command.open_context
+        self.num_context_encodings += bool(opened and opened.token_ids and not command.restore_context)
         for answer in self.scheduler.running.values():
             answer.note_encoding()
         if logits is None:
@@ -301,8 +298,7 @@ class StarEngine:
         answer.end(reason, *kv_bytes)
 
     def _bounded_by_now(self, context: CachedContext) -> tuple[StarConfig, ContextPlan]:
-        base = context.parent.plan if context.parent else None
-        return self.planner.bounded(context.star, context.plan, base)
+        return self.planner.bounded(context.star, context.plan, context.base_plan)
 
     def _most_query_tokens(self) -> int:
         if not self.scheduler.answering:
