@@ -1,6 +1,6 @@
 """A StarModel whose steps of few tokens read slices of the weights, and run compiled layers."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -8,6 +8,7 @@ from megatron.core.tensor_parallel.layers import ColumnParallelLinear
 from torch import Tensor
 
 from megatron_star.algorithm.star_model import StarModel
+from megatron_star.attention.partial import Partial
 from megatron_star.model.attention import ForwardPass
 from megatron_star.parallel.exchange import Exchange
 from megatron_star.speed.program_layer import ProgramKey, ProgramStep
@@ -29,12 +30,14 @@ class FastStarModel(StarModel):
             token generation; the same on all ranks.
         compiled_rows: numbers of tokens in a step for which its layers are compiled (`compiled_layers.py`),
             ascending.
+        native_attention: of few rows on a CPU, compiled for this model (`native_attention.py`).
     """
 
     slicing: WeightSlicing = field(kw_only=True)
     tp_exchange: Exchange = field(kw_only=True)
     sliced_parts: frozenset[str] = NO_PARTS
     compiled_rows: tuple[int, ...] = ()
+    native_attention: Callable[[Tensor, Tensor, Tensor, float], Partial] | None = None
 
     @torch.inference_mode()
     def forward(
