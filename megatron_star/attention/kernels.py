@@ -12,6 +12,7 @@ from megatron_star.attention import (
 )
 from megatron_star.attention.adapter import KernelInfo
 from megatron_star.attention.partial import AttentionKernel
+from megatron_star.attention.window_kernel import WindowKernel
 
 KERNELS: dict[str, KernelInfo] = {
     info.name: info
@@ -44,13 +45,17 @@ def select_kernel(
     head_size: int,
     softcap: float | None = None,
     value_size: int | None = None,
+    window: int | None = None,
 ) -> AttentionKernel:
     """The kernel of this name; `auto` takes the first of `AUTO` that is installed and fits.
+
+    Where that one would compute windows in pieces, `auto` lets the first one that has them do it.
 
     Args:
         head_size: of queries and keys.
         softcap: scores become softcap * tanh(score / softcap), before the mask (Gemma 2, arXiv 2408.00118).
         value_size: head size of values, if it is another.
+        window: the widest one of the model's layers, if they have any.
 
     Raises:
         ValueError: no kernel has this name, it is not installed, or it cannot run such attention.
@@ -63,8 +68,13 @@ def select_kernel(
         name: KERNELS[name].obstacle(device, dtype, head_size, softcap=softcap, value_size=value_size)
         for name in names
     }
-    info = _first_that_fits(obstacles) if name == "auto" else _checked(KERNELS[name], obstacles[name])
-    return info.loaded(softcap)
+    if name != "auto":
+        return _checked(KERNELS[name], obstacles[name]).loaded(softcap)
+    info, *others = _all_that_fit(obstacles)
+    with_windows = [other for other in others if other.max_window >= (window or 0)]
+    if window is None or info.max_window >= window or not with_windows:
+        return info.loaded(softcap)
+    return WindowKernel(info.loaded(softcap), with_windows[0].loaded(softcap))
 
 
 def _checked(info: KernelInfo, obstacle: str | None) -> KernelInfo:
@@ -77,10 +87,13 @@ def _checked(info: KernelInfo, obstacle: str | None) -> KernelInfo:
     return info
 
 
-def _first_that_fits(obstacles: dict[str, str | None]) -> KernelInfo:
-    """By what is in the way of each kernel, in words."""
-    for name, obstacle in obstacles.items():
-        if obstacle is None and KERNELS[name].is_installed:
-            return KERNELS[name]
+def _all_that_fit(obstacles: dict[str, str | None]) -> list[KernelInfo]:
+    """At least one, by what is in the way of each kernel, in words."""
+    if fitting := [
+        KERNELS[name]
+        for name, obstacle in obstacles.items()
+        if obstacle is None and KERNELS[name].is_installed
+    ]:
+        return fitting
     reasons = "; ".join(f"{name}: {obstacle or 'not installed'}" for name, obstacle in obstacles.items())
     raise ValueError(f"no attention kernel fits. {reasons}")

@@ -62,7 +62,7 @@ def merge_into_on(device: torch.device) -> Callable[[Tensor, Tensor, Partial], N
 
 
 class PartialSum:
-    """A running merge over packed query rows, in float32, in place."""
+    """A running merge over packed query rows, in float32 from the second part on, in place."""
 
     def __init__(self, query: Tensor, value_size: int | None = None) -> None:
         """Rows of query [sq, b, np, hn], with no keys seen yet; values of hn, or of another size."""
@@ -72,10 +72,10 @@ class PartialSum:
 
     def set_rows(self, start: int, end: int, part: Partial) -> None:
         """Start rows [start, end) with their first part: cheaper than merging it. The part may be changed."""
-        if self._sum is None and end - start == self.query.size(0) and part.out.dtype == torch.float32:
+        if self._sum is None and end - start == self.query.size(0):
             self._sum = part
             return
-        for whole, rows in zip(self.merged(), part, strict=True):
+        for whole, rows in zip(self._in_float32(), part, strict=True):
             whole[:, :, start:end].copy_(rows)
 
     def add_rows(self, start: int, end: int, part: Partial) -> None:
@@ -83,16 +83,26 @@ class PartialSum:
         if self._sum is None and end - start == self.query.size(0):
             self.set_rows(start, end, part)
             return
-        out, softmax_lse = self.merged()
+        out, softmax_lse = self._in_float32()
         self.merge_into(out[:, :, start:end], softmax_lse[:, :, start:end], part)
 
+    def so_far(self) -> Partial | None:
+        """All rows; in the dtype of the only part, if there is only one that is of all of them."""
+        return self._sum
+
     def merged(self) -> Partial:
-        """All rows so far, in float32."""
+        """All rows so far, in float32; but a lone part of all rows is as it came, and was rounded already."""
+        return self._in_float32() if self._sum is None else self._sum
+
+    def _in_float32(self) -> Partial:
+        """The sum that further parts are merged into."""
         if self._sum is None:
             sq, b, np, _ = self.query.shape
             out = self.query.new_zeros(sq, b, np, self.value_size, dtype=torch.float32)
             lse = self.query.new_full((sq, b, np), -torch.inf, dtype=torch.float32)
             self._sum = Partial(out.permute(1, 2, 0, 3), lse.permute(1, 2, 0))
+        elif self._sum.out.dtype != torch.float32:
+            self._sum = self._sum._replace(out=self._sum.out.to(torch.float32))
         return self._sum
 
     def result(self) -> Tensor:

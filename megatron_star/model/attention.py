@@ -5,7 +5,7 @@ heads of this TP rank, hn head size.
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -25,7 +25,7 @@ from megatron_star.attention.merge import with_sinks
 from megatron_star.attention.partial import AttentionKernel, Partial
 from megatron_star.attention.running import RunningAttention
 from megatron_star.model.query_scale import QueryScale
-from megatron_star.model.rotary import angles_of_values, cosines_and_sines, rotate
+from megatron_star.model.rotary import LongRows, angles_of_values, cosines_and_sines, rotate
 from megatron_star.model.transformer_config import own_field
 from megatron_star.planning.layer_mask import LayerMask, layer_masks
 
@@ -88,7 +88,7 @@ class ForwardPass(BaseInferenceContext):
 
     max_sequence_length = 0  # Megatron sizes rotary tables by it; RotaryAtPositions needs none.
 
-    def __init__(self, position_ids: Tensor, long_rows: Sequence[bool] = (False,)) -> None:
+    def __init__(self, position_ids: Tensor, long_rows: LongRows = (False,)) -> None:
         """
         Args:
             position_ids: [sq], int64, position of each packed token in its sequence.
@@ -123,7 +123,7 @@ class ForwardPass(BaseInferenceContext):
                 `latent_kernel.py`.
 
         Returns:
-            In float32, over all that these tokens see, on whatever rank it is.
+            Over all that these tokens see, on whatever rank it is; in float32 if it is more than one part.
 
         Raises:
             PassIsComplete: on all TP ranks alike, where the rest of the model need not run.
@@ -231,8 +231,8 @@ class StarSelfAttention(SelfAttention):
         self.core_attention.forward_pass = inference_context
         cos, sin, scale = self.by_position(inference_context, rotary_pos_emb, query.dtype)
         if cos is not None:
-            interleaved, rotary_pos_emb = self.config.rotary_interleaved, None
-            query, key = (self.rotate(each, cos, sin, interleaved=interleaved) for each in (query, key))
+            rotary_pos_emb = None
+            query, key = self.rotated(query, key, cos, sin)
         elif rotary_pos_emb is not None:
             rotary_pos_emb = self._angles_for_megatron(inference_context, rotary_pos_emb)
         if self._has_norms_after_rotation:
@@ -242,6 +242,11 @@ class StarSelfAttention(SelfAttention):
         return query, key, value, rotary_pos_emb, self.attn_mask_type, None
 
     rotate = staticmethod(rotate)
+
+    def rotated(self, query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        """[sq, 1, heads, hn] each, with cosines and sines as `ByPosition` has them; neither is kept."""
+        interleaved = self.config.rotary_interleaved
+        return tuple(self.rotate(each, cos, sin, interleaved=interleaved) for each in (query, key))
 
     def by_position(
         self, forward_pass: ForwardPass, angles: tuple[Tensor, Tensor] | None, dtype: torch.dtype

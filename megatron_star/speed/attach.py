@@ -60,6 +60,8 @@ def with_fast_modules(star_model: StarModel) -> FastStarModel:
         vocab_size=star_model.vocab_size,
         device=star_model.device,
         experts=star_model.experts,
+        kv_format=star_model.kv_format,
+        tail_layers=star_model.tail_layers,
         slicing=speed_up_modules(star_model.model, star_model.device),
         tp_exchange=tp_exchange,
     )

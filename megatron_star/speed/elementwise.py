@@ -36,6 +36,8 @@ def swiglu_in_place(gate_and_up: Tensor) -> Tensor:
 class SwigluInPlaceMLP(MLP):
     """Megatron's dense MLP with plain SwiGLU, for which its own makes three more tensors [sq, 1, f]."""
 
+    swiglu_in_place = staticmethod(swiglu_in_place)
+
     def forward(
         self, hidden_states: Tensor, per_token_scale: Tensor | None = None, **_: object
     ) -> tuple[Tensor, Tensor | None]:
@@ -44,7 +46,7 @@ class SwigluInPlaceMLP(MLP):
         gate_and_up, bias = self.linear_fc1(hidden_states)
         if bias is not None:
             gate_and_up = gate_and_up + bias
-        return self.linear_fc2(swiglu_in_place(gate_and_up))
+        return self.linear_fc2(self.swiglu_in_place(gate_and_up))
 
 
 class CpuRMSNorm(torch.nn.RMSNorm):

@@ -5,6 +5,7 @@ does it. So any model can be given speed, whoever has built it and whether its w
 Modules of other classes than Megatron's own and ours (TransformerEngine's) stay as they are.
 """
 
+import importlib
 from typing import Any
 
 import torch
@@ -54,7 +55,16 @@ def speed_up_modules(model: GPTModel, device: torch.device) -> WeightSlicing:
             for module in layer.modules():
                 _become(module, torch.nn.RMSNorm, CpuRMSNorm)
                 _become(module, UnitOffsetRMSNorm, CpuUnitOffsetRMSNorm)
+        if device.type == "cuda":
+            _fuse_operations(layer)
     return slicing
+
+
+def _fuse_operations(layer: TransformerLayer) -> None:
+    """On a GPU, of which a token waits for the host that starts them."""
+    fused = importlib.import_module("megatron_star.speed.cuda_modules")  # it imports Triton
+    _become(layer.self_attention, StarSelfAttention, fused.FusedRotation)
+    _become(layer.mlp, SwigluInPlaceMLP, fused.FusedSwigluMLP)
 
 
 def _become(module: torch.nn.Module, base: type, faster: type, **attributes: Any) -> bool:

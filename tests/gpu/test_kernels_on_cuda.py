@@ -50,6 +50,14 @@ def test_rows_see_the_last_keys_up_to_their_own(name, dtype, softcap, sq, sk, wi
     contract.check_band(kernel, *qkv, window=window, tolerance=TOLERANCE[dtype], softcap=softcap)
 
 
+@pytest.mark.parametrize(("sq", "sk", "window"), [*BANDS, *LONG_BANDS])
+def test_auto_has_a_kernel_for_windows(gpu, sq, sk, window):
+    chosen = {"device": gpu, "dtype": torch.bfloat16, "head_size": 64}
+    kernel = select_kernel("auto", window=1 << 20, **chosen)
+    qkv = tensors(sq, sk, hn=64, b=2, dtype=torch.bfloat16, device="cuda")
+    contract.check_band(kernel, *qkv, window=window, tolerance=TOLERANCE[torch.bfloat16], softcap=None)
+
+
 @pytest.mark.parametrize(("name", "dtype"), NAMES_AND_DTYPES)
 @pytest.mark.parametrize(("sq", "sk"), SHAPES + SPLIT_KEYS)
 def test_a_soft_cap_bounds_the_scores(name, dtype, sq, sk):

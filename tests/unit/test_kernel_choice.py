@@ -9,7 +9,9 @@ import pytest
 import torch
 import torch_kernel_stubs
 
+from megatron_star.attention.adapter import LoadedKernel
 from megatron_star.attention.kernels import AUTO, KERNEL_NAMES, KERNELS, select_kernel
+from megatron_star.attention.window_kernel import WindowKernel
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -55,6 +57,33 @@ def test_a_cpu_gets_torchs_kernel(dtype, head_size):
 def test_a_gpu_gets_the_best_kernel_that_is_installed(machine, packages, expected):
     machine(*packages)
     assert chosen() == expected
+
+
+def test_windows_go_to_the_first_kernel_that_has_them(machine):
+    machine("fa3-fwd", "flash-attn", capability=(9, 0))
+    options = {"device": CUDA, "dtype": torch.bfloat16, "head_size": 128}
+    assert isinstance(select_kernel("auto", **options), LoadedKernel)
+    both = select_kernel("auto", window=1024, **options)
+    assert (both.name, both.full.name, both.windows.name) == ("flash-attn-3", "flash-attn-3", "flash-attn-2")
+    assert isinstance(select_kernel("flash-attn-3", window=1024, **options), LoadedKernel)
+    machine("fa3-fwd", capability=(9, 0))
+    assert select_kernel("auto", window=1024, **options).windows.name == "torch-flash"
+    assert isinstance(select_kernel("auto", window=1024, softcap=30.0, **options), LoadedKernel)
+    machine("flash-attn", capability=(9, 0))
+    assert isinstance(select_kernel("auto", window=1024, **options), LoadedKernel)
+
+
+def test_only_rows_with_a_window_go_to_the_kernel_for_windows():
+    calls = []
+
+    def noted(name):
+        return lambda *_, window, **__: calls.append((name, window))
+
+    both = WindowKernel(noted("full"), noted("windows"))
+    for rows, window in ((5, None), (1, 3), (5, 3)):
+        tensors = torch.zeros(3, rows, 1, 2, 8)
+        both(*tensors, causal=True, softmax_scale=1.0, window=window)
+    assert calls == [("full", None), ("full", 3), ("windows", 3)]
 
 
 def test_auto_goes_by_dtype_head_size_and_gpu(machine):
