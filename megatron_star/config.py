@@ -8,6 +8,11 @@ from typing import Any, Self
 MODES = ("star", "exact", "auto")
 DECODE_WEIGHTS = ("auto", "whole", "sliced")
 """What a CP rank reads of the weights in token generation: all, its slice, or whichever is faster."""
+SPECULATE = ("lookup", "off")
+"""How tokens are guessed, which a step then verifies: looked up in context and tail, or not at all."""
+DEFAULT_SPECULATE = "lookup"
+KV_DTYPES = ("auto", "int8", "fp8")
+"""What keys and values of a context are kept in: as computed, or rounded to 8 bits."""
 SMALLEST_USUAL_BLOCK = 128
 _SUFFIXES = {"K": 1 << 10, "M": 1 << 20}
 MOST_TOKENS = 1 << 40

@@ -15,8 +15,10 @@ from megatron_star.parallel.control import SharedError, gather_integers, on_ever
 from megatron_star.parallel.groups import StarGroups
 from megatron_star.speed.attach import with_speed
 from megatron_star.speed.compiled_layers import check_can_be_compiled, compile_layers
+from megatron_star.speed.cpu_attention import choose_attention
 from megatron_star.speed.decode_weights import check_decode_weights
 from megatron_star.speed.fast_model import FastStarModel
+from megatron_star.speed.native_attention import compile_attention
 
 
 def load_star_model(
@@ -26,6 +28,7 @@ def load_star_model(
     device: torch.device,
     dtype: torch.dtype,
     kernel: str = "auto",
+    kv_dtype: str = "auto",
     transformer_impl: str = "local",
     decode_weights: str = "auto",
     compiled_rows: Sequence[int] = (),
@@ -41,9 +44,9 @@ def load_star_model(
         verify_weights: see `load_weights`.
 
     Raises:
-        SharedError: on all ranks: the kernel or `decode_weights` is unknown, the model is unsupported, the
-            checkpoint does not fit it, its layers cannot be compiled, or ranks with the same part of it
-            have read different weights.
+        SharedError: on all ranks: the kernel, `kv_dtype` or `decode_weights` is unknown, the model is
+            unsupported, the checkpoint does not fit it, its layers cannot be compiled, or ranks with the
+            same part of it have read different weights.
     """
 
     def build_and_load() -> StarModel:
@@ -51,7 +54,9 @@ def load_star_model(
         model = build_gpt_model(
             info.args, groups.model, dtype=dtype, device=device, transformer_impl=transformer_impl
         )
-        star_model = attach(model, groups, kernel=kernel, vocab_size=info.args["vocab_size"])
+        star_model = attach(
+            model, groups, kernel=kernel, vocab_size=info.args["vocab_size"], kv_dtype=kv_dtype
+        )
         check_can_be_compiled(model, compiled_rows)  # before weights are read, which may take minutes
         load_weights(model, info, verify=verify_weights)
         return star_model
@@ -59,7 +64,10 @@ def load_star_model(
     star_model = on_every_rank(build_and_load, groups.control)
     check_same_weights(star_model.model, groups)
     fast = with_speed(star_model, decode_weights=decode_weights)
-    return on_every_rank(lambda: compile_layers(fast, compiled_rows), groups.control)
+    if not compiled_rows:
+        return fast
+    compiled = on_every_rank(lambda: compile_attention(compile_layers(fast, compiled_rows)), groups.control)
+    return choose_attention(compiled)
 
 
 def check_same_weights(model: torch.nn.Module, groups: StarGroups) -> None:
