@@ -1,5 +1,6 @@
 """The slow truth: what the fast paths are compared with. Nothing here imports what it checks."""
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple, Self
@@ -176,3 +177,31 @@ def most_distinct_one_by_one(key: Tensor, num_keys: int, first: int = 0) -> Tens
         similarity = {i: float(directions[i] @ mean / mean.norm()) for i in range(first, len(directions))}
         chosen.append(sorted(similarity, key=similarity.__getitem__)[:num_keys])
     return torch.tensor(chosen, dtype=torch.int64).reshape(len(chosen), num_keys).T
+
+
+def sampled_token(
+    logits: Tensor, *, temperature: float, top_k: int, top_p: float, random: float, forbidden: Sequence[int]
+) -> int:
+    """The token at `random` of the distribution of logits [n]: all sorted, integers added one by one."""
+    logits = logits.clone()
+    logits[list(forbidden)] = -torch.inf
+    order = sorted(range(len(logits)), key=lambda i: (-logits[i].item(), i))
+    if temperature == 0.0 or top_k == 1:
+        return order[0]
+    powers = (logits - logits.max()) * torch.tensor(temperature).double().pow(-1).div(math.log(2)).float()
+    weights = [int(power * 2**40) for power in powers.exp2().tolist()]
+    if not top_k and not 0 < top_p < 1:
+        order.sort()
+    kept = [i for i in order if logits[i] >= logits[order[top_k - 1]]] if top_k else order
+    limit, before = min(int(sum(weights[i] for i in kept) * (top_p or 1.0)), sum(weights) - 1), 0
+    nucleus = []
+    for i in kept:
+        if before > limit:
+            break
+        nucleus, before = [*nucleus, i], before + weights[i]
+    target, before = int(random * before), 0
+    for i in nucleus:
+        before += weights[i]
+        if before > target:
+            return i
+    raise AssertionError("the weights add up to less than the target")

@@ -10,15 +10,20 @@ from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear
 from torch import Tensor
 
+from megatron_star.algorithm.step_inputs import StepInputs, TailLayers
 from megatron_star.attention.partial import AttentionKernel
-from megatron_star.model.attention import ForwardPass, PassIsComplete
+from megatron_star.model.attention import ForwardPass, PassIsComplete, StarCoreAttention
 from megatron_star.model.expert_layer import ExpertRows, moe_layers, share_rows
 from megatron_star.model.kernel import kernel_of
 from megatron_star.model.logits import soft_capped
 from megatron_star.model.rotary import rotate_at_positions
 from megatron_star.model.supported import check_model
+from megatron_star.model.transformer_config import own_field
 from megatron_star.parallel.exchange import Exchange
 from megatron_star.parallel.groups import StarGroups
+
+Integers = Tensor | Sequence[int]
+"""On the device already, or on the host."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,8 @@ class StarModel:
     Attributes:
         vocab_size: tokens that exist; the model's vocabulary may be padded beyond it.
         experts: what the model's expert layers share, if it has any.
+        tail_layers: where a step's inputs go to the device in one copy, and attention to tails may go over
+            their addresses: on CUDA.
     """
 
     model: GPTModel
@@ -36,11 +43,22 @@ class StarModel:
     vocab_size: int
     device: torch.device
     experts: ExpertRows
+    tail_layers: TailLayers | None = None
+
+    def step_size(self, num_rows: int, num_logit_rows: int) -> tuple[int, int]:
+        """Rows and logit rows that a step of so many is filled up to."""
+        return num_rows, num_logit_rows
+
+    def run_step(self, inputs: StepInputs, run: Callable[[StepInputs], Tensor]) -> Tensor:
+        """Logits [logit rows, vocab_size] of a step, its fillers included.
+
+        run: the forward pass with these inputs, whose sequences have room for its tokens. Run twice, it does
+            the same twice.
+        """
+        return run(inputs)
 
     @torch.inference_mode()
-    def forward(
-        self, token_ids: Sequence[int], forward_pass: ForwardPass, logit_rows: Sequence[int] = ()
-    ) -> Tensor:
+    def forward(self, token_ids: Integers, forward_pass: ForwardPass, logit_rows: Integers = ()) -> Tensor:
         """Run packed tokens through the model.
 
         Args:
@@ -53,29 +71,36 @@ class StarModel:
         self.experts.begin(forward_pass)
         with InferenceMode.active(), suppress(PassIsComplete):
             logits = self.model(
-                input_ids=torch.tensor([list(token_ids)], dtype=torch.int64, device=self.device),
+                input_ids=self.on_device(token_ids)[None],
                 position_ids=forward_pass.position_ids[None],
                 attention_mask=None,
                 inference_context=forward_pass,
                 runtime_gather_output=True,
                 output_processor=self._logits_of_rows,
-                output_processor_context=list(logit_rows),
+                output_processor_context=self.on_device(logit_rows),
             )
             return logits[:, : self.vocab_size].float()
-        assert not logit_rows
+        assert len(logit_rows) == 0
         return torch.empty(0, self.vocab_size, device=self.device)
+
+    def on_device(self, integers: Integers) -> Tensor:
+        """As they are, if they are there already."""
+        if not isinstance(integers, Tensor):
+            integers = list(integers)
+        return torch.as_tensor(integers, dtype=torch.int64, device=self.device)
 
     def _logits_of_rows(
         self,
         hidden_states: Tensor,
         output_layer: ColumnParallelLinear,
         output_weight: Tensor | None,
-        context: list[int],
+        context: Tensor,
         scale_logits: Callable[[Tensor], Tensor],
         **_: object,
     ) -> Tensor:
-        """GPTModel's output hook: [sq, 1, h] to [rows, padded vocabulary]; `context` has the rows."""
-        if not context:
+        """GPTModel's output hook: [sq, 1, h] to [rows, padded vocabulary]; `context` has the rows, on the
+        device."""
+        if len(context) == 0:
             return hidden_states.new_empty(0, 0)
         logits = self.output_logits(hidden_states[context], output_layer, output_weight).squeeze(1)
         return soft_capped(scale_logits(logits), self.model.config)
@@ -128,4 +153,12 @@ def attach(
         vocab_size=vocab_size or model.vocab_size,
         device=weight.device,
         experts=share_rows(moe_layers(model), ExpertRows(groups, exchange)),
+        tail_layers=tail_layers_of(model) if weight.device.type == "cuda" else None,
     )
+
+
+def tail_layers_of(model: GPTModel) -> TailLayers:
+    """Of a model's layers; needs Triton."""
+    attentions = (module for module in model.modules() if isinstance(module, StarCoreAttention))
+    softcap = own_field(model.config, "attention_softcap")
+    return TailLayers.of([attention.layer for attention in attentions], softcap)

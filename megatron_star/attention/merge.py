@@ -86,6 +86,10 @@ class PartialSum:
         out, softmax_lse = self._in_float32()
         self.merge_into(out[:, :, start:end], softmax_lse[:, :, start:end], part)
 
+    def so_far(self) -> Partial | None:
+        """All rows; in the dtype of the only part, if there is only one that is of all of them."""
+        return self._sum
+
     def merged(self) -> Partial:
         """All rows so far, in float32; but a lone part of all rows is as it came, and was rounded already."""
         return self._in_float32() if self._sum is None else self._sum

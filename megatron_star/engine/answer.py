@@ -6,10 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from time import monotonic
 
-from torch import Tensor
-
 from megatron_star.engine.request import StarRequest, StarResult, Timings
-from megatron_star.engine.sampling import TokenSampler
+from megatron_star.engine.sampling import Choice, RowToSample, uniform
 from megatron_star.engine.scheduled_request import ScheduledRequest, Stage
 from megatron_star.planning.kv_memory import MOST_PROPOSED_TOKENS
 from megatron_star.planning.planner import PlannedContext
@@ -63,7 +61,6 @@ class Answer(ScheduledRequest):
         # Slices first: what came before may be a million tokens.
         prompt = request.context_tokens[-PROMPT_TOKENS:] + request.query_tokens[-PROMPT_TOKENS:]
         self.request, self._stream = request, TextStream(tokenizer, prompt)
-        self.sampler = TokenSampler(request.sampling, request.seed)
         self.cancelled = False
         self.ended = threading.Event()
         self.finish_reason = ""
@@ -134,12 +131,22 @@ class Answer(ScheduledRequest):
         room = self.request.sampling.num_tokens_to_generate - len(self.tokens) - 1
         return min(MOST_PROPOSED_TOKENS, room)
 
-    def add_token(self, logits: Tensor) -> int:
-        """Sample the next token from logits [vocab_size], float32, CPU; sets `finish_reason` at an end."""
-        request = self.request
-        early = len(self.tokens) < request.min_tokens
-        forbidden = [end for end in request.all_end_tokens if end < logits.numel()] if early else []
-        token, logprob, *likeliest = self.sampler.sample(logits, forbidden)
+    def rows_to_sample(self, num_rows: int, vocab_size: int) -> list[RowToSample]:
+        """How the next tokens, so many, are chosen from logits of this size, if those before are kept."""
+        request, first = self.request, len(self.tokens)
+        ends = [end for end in request.all_end_tokens if end < vocab_size]
+        return [
+            RowToSample(
+                request.sampling,
+                uniform(request.seed, index),
+                forbidden=ends if index < request.min_tokens else (),
+            )
+            for index in range(first, first + num_rows)
+        ]
+
+    def add_token(self, choice: Choice) -> None:
+        """The next token of the answer; sets `finish_reason` at an end."""
+        request, (token, logprob, *likeliest, _) = self.request, choice
         self.likeliest.append(tuple(likeliest))
         self.tokens.append(token)
         self.logprobs.append(logprob)
@@ -154,7 +161,6 @@ class Answer(ScheduledRequest):
             self.finish_reason = "length"
         self._cut_at_stop_text()
         self._events.put(NewToken(token, logprob, self._text_to_emit(), self.likeliest[-1]))
-        return token
 
     def end(self, reason: str, kv_bytes_per_cp_rank: list[int], kv_bytes_by_kind: dict[str, int]) -> None:
         """The one terminal state: `stop`, `length`, `cancelled`, `deadline` or `error`."""

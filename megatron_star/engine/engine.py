@@ -6,8 +6,8 @@ the tokens to whoever asked. Workers apply commands until they are told to stop.
 
 import math
 import sys
-from collections.abc import Iterable
-from itertools import count
+from collections.abc import Iterable, Sequence
+from itertools import chain, count, islice
 from time import monotonic
 from typing import Any
 
@@ -23,6 +23,7 @@ from megatron_star.engine.executor import RankExecutor, planner_of
 from megatron_star.engine.expert_load import ExpertLoad, gather_expert_load
 from megatron_star.engine.finite import why_not_finite
 from megatron_star.engine.request import StarRequest, StarResult
+from megatron_star.engine.sampling import Choice, sample_rows
 from megatron_star.engine.scheduled_request import Stage
 from megatron_star.engine.scheduler import Scheduler
 from megatron_star.model.longrope import most_generated, needs_long_factors
@@ -214,24 +215,28 @@ class StarEngine:
             answer.note_encoding()
         if logits is None:
             return
-        rows = logits.cpu().split([fed.num_logits for fed in command.feed])
-        for fed, logits_of_sequence in zip(command.feed, rows, strict=True):
-            if fed.num_logits:
-                self._add_tokens(self.scheduler.running[fed.sequence_id], logits_of_sequence)
+        fed = [(self.scheduler.running[fed.sequence_id], fed.num_logits) for fed in command.feed]
+        rows = [answer.rows_to_sample(num_logits, logits.size(1)) for answer, num_logits in fed]
+        choices = iter(sample_rows(logits, list(chain.from_iterable(rows))))
+        for (answer, num_logits), its_logits in zip(fed, logits.split([n for _, n in fed]), strict=True):
+            if num_logits:
+                self._add_tokens(answer, list(islice(choices, num_logits)), its_logits)
 
-    def _add_tokens(self, answer: Answer, logits: Tensor) -> None:
-        """Sample from logits [tokens, vocab_size], as long as what comes was proposed: else the next ones are
-        not those of this answer. End it where that is its last token."""
+    def _add_tokens(self, answer: Answer, choices: Sequence[Choice], logits: Tensor) -> None:
+        """Keep what was chosen from logits [tokens, vocab_size], as long as it was proposed: what comes next
+        follows other tokens. End the answer where that is its last one."""
         answer.stage = Stage.ANSWERING
         proposals, answer.fed_proposals = answer.fed_proposals, []
-        for row, proposal in zip(logits, [*proposals, None], strict=True):
-            answer.error = why_not_finite(row, len(answer.tokens))
-            token = None if answer.error else answer.add_token(row)
+        for choice, row, proposal in zip(choices, logits, [*proposals, None], strict=True):
+            if choice.is_finite:
+                answer.add_token(choice)
+            else:
+                answer.error = why_not_finite(row, len(answer.tokens))
             if answer.error or answer.finish_reason:
                 self._end(answer, "error" if answer.error else answer.finish_reason)
                 return
-            answer.pending = [token]
-            if token != proposal:
+            answer.pending = [choice.token]
+            if choice.token != proposal:
                 break
         if proposal is not None:
             self.scheduler.rewind(answer, answer.num_fed_tokens)

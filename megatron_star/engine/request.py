@@ -22,7 +22,7 @@ class StarRequest:
             termination_id, stop_words. top_k=1 is greedy; top_p is taken of what top_k leaves.
         end_tokens: further ids that end the answer, as `termination_id` does.
         min_tokens: before so many are generated, neither an end token is chosen nor a stop text heeded.
-        seed: of this request's own random generator.
+        seed: with a token's index in the answer, it makes the random number that chooses the token.
         deadline_seconds: after so many seconds the request ends with what it has.
         turn_edges: where, in tokens, earlier contexts ended that this one extends. Each part is cut into
             blocks on its own, so what was encoded for an earlier turn is used again as it is.

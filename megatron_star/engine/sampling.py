@@ -1,59 +1,233 @@
-"""Choosing the next token of one request, with Megatron's sampling and the request's own generator."""
+"""Choosing the next token of every row of a step, in one batch on the device of the logits.
 
+A token is where a random number between 0 and 1 falls in the cumulative distribution of its row. That number
+is a hash of the request's seed and of the token's index in its answer: no generator has a state.
+
+Probabilities are integers: exp((logit - largest) / temperature) in units of 2^-40. A sum of integers is the
+same in any order. So a token depends on its own row alone, however a device adds up one row or many, and a
+few hundred candidates give the very token that sorting the vocabulary does.
+
+    logits          [rows, vocab_size], float32
+    weights         [rows, tokens], int64: probabilities that do not add up to one
+    cumulative      [rows, tokens], int64: of weights
+"""
+
+import hashlib
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from itertools import batched, chain
+from typing import NamedTuple, Self
 
 import torch
-from megatron.core.inference.sampling.torch_sampling import TorchSampling
 from megatron.core.inference.sampling_params import SamplingParams
 from torch import Tensor
 
+UNIT = 2.0**40
+FEWEST_CANDIDATES = 512
+"""Of the most likely tokens, so many are looked at first for top_k and top_p."""
+MORE_CANDIDATES = 16
+"""So many times as many are looked at for rows that keep more than these."""
+MOST_LOGITS_AT_ONCE = {"cpu": 1 << 19, "cuda": 1 << 24}
+"""A CPU's cache holds what is made of them; on a GPU it takes some hundred MiB."""
+
 
 class Choice(NamedTuple):
-    """A token that was drawn, and the most likely one, with their log-probabilities at temperature 1."""
+    """A token that was drawn, and the most likely one, with their log-probabilities at temperature 1.
+
+    It means nothing where a logit of the row is not finite.
+    """
 
     token: int
     logprob: float
     likeliest: int
     likeliest_logprob: float
+    is_finite: bool
 
 
-class TokenSampler:
-    """Samples for one request; what it draws depends on its seed alone, not on its neighbours."""
+class RowToSample(NamedTuple):
+    """How a token is chosen from one row of logits.
 
-    def __init__(self, sampling: SamplingParams, seed: int) -> None:
-        self.sampling = sampling
-        self.generator = torch.Generator().manual_seed(seed)
+    Attributes:
+        sampling: temperature, top_k and top_p are read; top_p is taken of what top_k leaves.
+        random: at least 0 and below 1, see `uniform`.
+        forbidden: tokens that must not be chosen; log-probabilities are as without.
+    """
 
-    def sample(self, logits: Tensor, forbidden: Sequence[int] = ()) -> Choice:
-        """The next token, of logits [vocab_size], float32, CPU.
+    sampling: SamplingParams
+    random: float
+    forbidden: Sequence[int] = ()
 
-        Args:
-            forbidden: tokens that must not be chosen; log-probabilities are as without.
-        """
-        allowed = logits
-        if forbidden:
-            allowed = logits.index_fill(0, torch.tensor(forbidden), -math.inf)
-        token = self._choose(allowed[None])
-        logprobs = logits.log_softmax(-1)
-        likeliest = int(logits.argmax())
-        return Choice(token, float(logprobs[token]), likeliest, float(logprobs[likeliest]))
+    @property
+    def is_drawn(self) -> bool:
+        """It is not just the most likely token that is allowed."""
+        return self.sampling.temperature > 0.0 and self.sampling.top_k != 1
 
-    def _choose(self, logits: Tensor) -> int:
-        """A token of logits [1, vocab_size]; top_p is taken of what top_k leaves."""
-        top_k, top_p, temperature = self.sampling.top_k, self.sampling.top_p, self.sampling.temperature
-        if temperature == 0.0:
-            top_k, top_p, temperature = 1, 0.0, 1.0
-        if top_k > 1 and top_p > 0.0:  # Megatron's sampling takes one of them at a time
-            logits = TorchSampling.filter_logits(logits, temperature, top_k, 0.0)
-            top_k, temperature = 0, 1.0
-        token = TorchSampling.sample_from_logits(
-            logits,
-            temperature,
-            top_k,
-            0.0 if top_k else top_p,
-            generator=self.generator,
-            vocab_size=logits.size(-1),
-        )
-        return int(token.item())
+    @property
+    def is_filtered(self) -> bool:
+        """It is drawn, and not from all tokens."""
+        return self.is_drawn and (self.sampling.top_k > 1 or 0.0 < self.sampling.top_p < 1.0)
+
+
+def uniform(seed: int, index: int) -> float:
+    """The random number, at least 0 and below 1, of the token at this index of an answer with this seed."""
+    digest = hashlib.blake2b(f"{seed} {index}".encode(), digest_size=8).digest()
+    return (int.from_bytes(digest) >> 11) * 2.0**-53
+
+
+def sample_rows(logits: Tensor, rows: Sequence[RowToSample]) -> list[Choice]:
+    """Choose a token for each row of logits [len(rows), vocab_size], float32, on any device.
+
+    There is one copy to the device and one back; one more of each where a row keeps uncommonly many tokens.
+    """
+    assert len(logits) == len(rows)
+    at_once = max(1, MOST_LOGITS_AT_ONCE[logits.device.type] // logits.size(1))
+    parts = zip(batched(rows, at_once), logits.split(at_once), strict=False)  # no rows are one part of logits
+    return list(chain.from_iterable(_sample(part, its, FEWEST_CANDIDATES) for its, part in parts))
+
+
+def _sample(logits: Tensor, rows: Sequence[RowToSample], num_candidates: int) -> list[Choice]:
+    """`sample_rows`, where top_k and top_p look at so many of the most likely tokens first."""
+    largest, likeliest = logits.max(-1, keepdim=True)
+    tokens, is_certain = _draw(logits, likeliest, rows, num_candidates)
+    normaliser = (_weights(logits, largest, math.log2(math.e)).sum(-1, keepdim=True) / UNIT).log()
+    chosen = torch.cat([tokens, likeliest], dim=1)
+    logprobs = logits.gather(1, chosen).double() - largest - normaliser
+    # The sum of both is finite if no logit is infinite or no number: the largest and the smallest show it.
+    is_finite = (largest.double() + logits.amin(-1, keepdim=True)).isfinite()
+    results = torch.cat([chosen, logprobs, is_finite, is_certain | ~is_finite], dim=1).tolist()
+    choices = [Choice(int(r[0]), r[2], int(r[1]), r[3], bool(r[4])) for r in results]
+    if left := [i for i, result in enumerate(results) if not result[5]]:
+        again = _sample(logits[left], [rows[i] for i in left], num_candidates * MORE_CANDIDATES)
+        for i, choice in zip(left, again, strict=True):
+            choices[i] = choice
+    return choices
+
+
+class _Drawn(NamedTuple):
+    """Rows that are drawn in the same way, on the device: [rows, 1] each but the first.
+
+    Attributes:
+        places: [rows] which of all rows they are, int64.
+        scale: what logits are multiplied by to be powers of two at the row's temperature, float32.
+        random: float64.
+        top_k: int64, 0 is off.
+        top_p: float64, 1 is off.
+    """
+
+    places: Tensor
+    scale: Tensor
+    random: Tensor
+    top_k: Tensor
+    top_p: Tensor
+
+    @classmethod
+    def of_numbers(cls, numbers: Tensor) -> Self:
+        """Of what `_numbers` wrote, [5 * rows], float64."""
+        places, scale, random, top_k, top_p = numbers.view(5, -1, 1)
+        return cls(places[:, 0].long(), scale.float(), random, top_k.long(), top_p)
+
+    def rows_of(self, logits: Tensor) -> Tensor:
+        """These rows of the logits of all; no copy if they are all."""
+        return logits if len(self.places) == len(logits) else logits.index_select(0, self.places)
+
+
+def _numbers(rows: Sequence[RowToSample], places: Sequence[int]) -> list[float]:
+    chosen = [rows[i] for i in places]
+    return [
+        *places,
+        *(_scale(row.sampling.temperature) for row in chosen),
+        *(row.random for row in chosen),
+        *(row.sampling.top_k for row in chosen),
+        *(row.sampling.top_p or 1.0 for row in chosen),
+    ]
+
+
+def _scale(temperature: float) -> float:
+    """Within what float32 holds: neither zero times it nor minus infinity times it is no number."""
+    return min(max(math.log2(math.e) / temperature, 2.0**-100), 2.0**100)
+
+
+def _draw(
+    logits: Tensor, likeliest: Tensor, rows: Sequence[RowToSample], num_candidates: int
+) -> tuple[Tensor, Tensor]:
+    """A token for each row, and whether so many candidates were enough for it, [rows, 1] each."""
+    indices = range(len(rows))
+    plain = [i for i in indices if rows[i].is_drawn and not rows[i].is_filtered]
+    filtered = [i for i in indices if rows[i].is_filtered]
+    forbidden = [(i, token) for i in indices for token in rows[i].forbidden]
+    tokens, is_certain = likeliest, torch.ones_like(likeliest, dtype=torch.bool)
+    if not (plain or filtered or forbidden):
+        return tokens, is_certain
+    numbers = [_numbers(rows, plain), _numbers(rows, filtered), list(chain.from_iterable(forbidden))]
+    plain_numbers, filtered_numbers, forbidden_numbers = _to_device(numbers, logits.device)
+    if forbidden:
+        places = tuple(forbidden_numbers.long().view(-1, 2).T)
+        logits = logits.index_put(places, logits.new_full((), -math.inf))
+        tokens = logits.argmax(-1, keepdim=True)
+    if plain:
+        drawn = _Drawn.of_numbers(plain_numbers)
+        tokens = tokens.index_copy(0, drawn.places, _draw_from_all(drawn.rows_of(logits), drawn))
+    if filtered:
+        drawn = _Drawn.of_numbers(filtered_numbers)
+        found, enough = _draw_from_candidates(drawn.rows_of(logits), drawn, num_candidates)
+        tokens = tokens.index_copy(0, drawn.places, found)
+        is_certain = is_certain.index_copy(0, drawn.places, enough)
+    return tokens, is_certain
+
+
+def _to_device(numbers: Sequence[Sequence[float]], device: torch.device) -> Sequence[Tensor]:
+    """Each list as a tensor, float64; all in one copy, for which nobody waits."""
+    flat = torch.tensor(
+        list(chain.from_iterable(numbers)), dtype=torch.float64, pin_memory=device.type == "cuda"
+    )
+    return flat.to(device, non_blocking=True).split([len(part) for part in numbers])
+
+
+def _weights(logits: Tensor, largest: Tensor, scale: Tensor | float) -> Tensor:
+    """2 to the power of (logits - largest) * scale, in units."""
+    return (logits - largest).mul_(scale).exp2_().mul_(UNIT).long()
+
+
+def _first_beyond(cumulative: Tensor, target: Tensor) -> Tensor:
+    """The first place where more than the target [rows, 1], int64, is reached; the last if nowhere."""
+    return torch.searchsorted(cumulative, target, right=True).clamp_(max=cumulative.size(1) - 1)
+
+
+def _share(total: Tensor, share: Tensor) -> Tensor:
+    """A share, at least 0 and at most 1, of totals [rows, 1], int64; always less than all."""
+    return torch.minimum((total * share).long(), total - 1)
+
+
+def _draw_from_all(logits: Tensor, drawn: _Drawn) -> Tensor:
+    """Tokens [rows, 1], in the order of their ids."""
+    cumulative = _weights(logits, logits.amax(-1, keepdim=True), drawn.scale).cumsum(-1)
+    return _first_beyond(cumulative, _share(cumulative[:, -1:], drawn.random))
+
+
+def _draw_from_candidates(logits: Tensor, drawn: _Drawn, num_candidates: int) -> tuple[Tensor, Tensor]:
+    """Tokens [rows, 1], in the order of falling logits, and whether sorting all tokens is sure to give them.
+
+    As in Megatron's sampling, top_k keeps all that are as likely as the last of the k, and top_p each token
+    before which no more than top_p is reached.
+    """
+    values, ids = _candidates(logits, num_candidates)
+    least, cumulative = values[:, -1:], _weights(values, values[:, :1], drawn.scale).cumsum(-1)
+    kth = values.gather(1, (drawn.top_k - 1).clamp(0, values.size(1) - 1))
+    num_kept = (values >= kth).sum(-1, keepdim=True)
+    of_all = _weights(logits, values[:, :1], drawn.scale).sum(-1, keepdim=True)
+    total = torch.where(drawn.top_k > 0, cumulative.gather(1, (num_kept - 1).clamp(min=0)), of_all)
+    last = _first_beyond(cumulative, _share(total, drawn.top_p))
+    needed = torch.where(drawn.top_k > 0, kth, values.gather(1, last))
+    place = _first_beyond(cumulative, _share(cumulative.gather(1, last), drawn.random))
+    # All that are more likely than the least candidate are candidates; of those as likely, some are not.
+    return ids.gather(1, place), (needed > least) | (num_candidates >= logits.size(1))
+
+
+def _candidates(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Logits and ids of the most likely tokens, so many or all: falling logits, equal ones by rising id."""
+    if count >= logits.size(1):
+        return logits.sort(dim=-1, descending=True, stable=True)
+    values, ids = logits.topk(count, sorted=False)
+    ids, order = ids.sort(-1)
+    values, order = values.gather(1, order).sort(dim=-1, descending=True, stable=True)
+    return values, ids.gather(1, order)

@@ -5,7 +5,7 @@ heads of this TP rank, hn head size.
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -25,7 +25,7 @@ from megatron_star.attention.merge import with_sinks
 from megatron_star.attention.partial import AttentionKernel, Partial
 from megatron_star.attention.running import RunningAttention
 from megatron_star.model.query_scale import QueryScale
-from megatron_star.model.rotary import angles_of_values, cosines_and_sines, rotate
+from megatron_star.model.rotary import LongRows, angles_of_values, cosines_and_sines, rotate
 from megatron_star.model.transformer_config import own_field
 from megatron_star.planning.layer_mask import LayerMask, layer_masks
 
@@ -88,7 +88,7 @@ class ForwardPass(BaseInferenceContext):
 
     max_sequence_length = 0  # Megatron sizes rotary tables by it; RotaryAtPositions needs none.
 
-    def __init__(self, position_ids: Tensor, long_rows: Sequence[bool] = (False,)) -> None:
+    def __init__(self, position_ids: Tensor, long_rows: LongRows = (False,)) -> None:
         """
         Args:
             position_ids: [sq], int64, position of each packed token in its sequence.

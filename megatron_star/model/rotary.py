@@ -15,6 +15,9 @@ from torch import Tensor
 from megatron_star.model.rotary_frequencies import plain_frequencies
 from megatron_star.model.transformer_config import own_field
 
+LongRows = Sequence[bool] | Tensor
+"""For each row, or for all, whether longrope's long factors count (`longrope.py`)."""
+
 
 class RotaryAtPositions(torch.nn.Module):
     """Stands in for a model's `rotary_pos_emb`: angles for given positions, not a table from 0.
@@ -34,11 +37,11 @@ class RotaryAtPositions(torch.nn.Module):
         self.frequencies = frequencies
         self.window_frequencies = window_frequencies
 
-    def get_rotary_seq_len(self, inference_context: Any, *args: object) -> tuple[Tensor, Sequence[bool]]:
+    def get_rotary_seq_len(self, inference_context: Any, *args: object) -> tuple[Tensor, LongRows]:
         """What `forward` takes, of this pass's tokens. Megatron passes it on as a length."""
         return inference_context.position_ids, inference_context.long_rows
 
-    def forward(self, rows: tuple[Tensor, Sequence[bool]], **_: object) -> tuple[Tensor, Tensor]:
+    def forward(self, rows: tuple[Tensor, LongRows], **_: object) -> tuple[Tensor, Tensor]:
         """Angles of all layers but those with windows, and of these: each [sq, 1, 1, r], float32.
 
         Args:
@@ -48,7 +51,7 @@ class RotaryAtPositions(torch.nn.Module):
         positions = position_ids.to(torch.float32)[:, None, None, None]
         self.frequencies = frequencies = self.frequencies.to(positions.device)
         if frequencies.dim() > 1:
-            chosen = torch.tensor([int(is_long) for is_long in long_rows], device=positions.device)
+            chosen = torch.as_tensor(long_rows, dtype=torch.int64, device=positions.device)
             frequencies = frequencies[chosen][:, None, None]
         angles = positions * frequencies
         if self.window_frequencies is None:

@@ -52,6 +52,7 @@ def with_fast_modules(star_model: StarModel) -> FastStarModel:
         vocab_size=star_model.vocab_size,
         device=star_model.device,
         experts=star_model.experts,
+        tail_layers=star_model.tail_layers,
         slicing=speed_up_modules(star_model.model, star_model.device),
         tp_exchange=tp_exchange,
     )

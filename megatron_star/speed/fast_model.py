@@ -1,13 +1,13 @@
 """A StarModel whose steps of few tokens read slices of the weights, and run compiled layers."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear
 from torch import Tensor
 
-from megatron_star.algorithm.star_model import StarModel
+from megatron_star.algorithm.star_model import Integers, StarModel
 from megatron_star.model.attention import ForwardPass
 from megatron_star.parallel.exchange import Exchange
 from megatron_star.speed.program_layer import ProgramKey, ProgramStep
@@ -36,19 +36,25 @@ class FastStarModel(StarModel):
     sliced_parts: frozenset[str] = NO_PARTS
     compiled_rows: tuple[int, ...] = ()
 
+    def step_size(self, num_rows: int, num_logit_rows: int) -> tuple[int, int]:
+        """See `StarModel.step_size`: the rows of the program that would run them."""
+        return self._rows_of_program(num_rows) or num_rows, num_logit_rows
+
+    def _rows_of_program(self, num_rows: int) -> int | None:
+        return next((rows for rows in self.compiled_rows if rows >= num_rows), None)
+
     @torch.inference_mode()
-    def forward(
-        self, token_ids: Sequence[int], forward_pass: ForwardPass, logit_rows: Sequence[int] = ()
-    ) -> Tensor:
+    def forward(self, token_ids: Integers, forward_pass: ForwardPass, logit_rows: Integers = ()) -> Tensor:
         """See `StarModel.forward`."""
         if not forward_pass.is_replicated or len(token_ids) > MOST_TOKENS_OF_SLICES:
             return super().forward(token_ids, forward_pass, logit_rows)
-        rows = next((rows for rows in self.compiled_rows if rows >= len(token_ids)), None)
+        rows = self._rows_of_program(len(token_ids))
         if rows is not None:
             forward_pass = ProgramStep(
                 forward_pass, ProgramKey(rows, self.sliced_parts, self.exchange.cp_size)
             )
-            token_ids = [*token_ids, *[0] * (rows - len(token_ids))]
+            if rows > len(token_ids):
+                token_ids = F.pad(self.on_device(token_ids), (0, rows - len(token_ids)))
         with self.slicing.step(self.sliced_parts, self.exchange):
             return super().forward(token_ids, forward_pass, logit_rows)
 

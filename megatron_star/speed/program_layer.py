@@ -32,14 +32,22 @@ class ProgramStep(ForwardPass):
     """A step of token generation whose layers run as programs, filled up to the rows of these programs.
 
     Rows behind those of the step see no key, and nobody reads what comes of them.
+
+    Attributes:
+        num_fillers: rows that stand for no token.
+        num_missing: those of them that the step does not have itself.
     """
 
     is_replicated = True
 
     def __init__(self, step: TokenGenerationStep, program: ProgramKey) -> None:
         self.num_fillers = program.num_rows - step.num_rows
-        fillers = (False,) * (self.num_fillers if len(step.long_rows) > 1 else 0)
-        super().__init__(F.pad(step.position_ids, (0, self.num_fillers)), (*step.long_rows, *fillers))
+        self.num_missing = program.num_rows - step.num_filled_rows
+        position_ids, long_rows = step.position_ids, step.long_rows
+        if self.num_missing:
+            position_ids = F.pad(position_ids, (0, self.num_missing))
+            long_rows = (*long_rows, *(False,) * (self.num_missing if len(long_rows) > 1 else 0))
+        super().__init__(position_ids, long_rows)
         self.step, self.program = step, program
 
     @property
@@ -49,12 +57,12 @@ class ProgramStep(ForwardPass):
 
     def attend_locally(self, layer: LayerAttention, query: Tensor, key: Tensor, value: Tensor) -> Partial:
         """See `TokenGenerationStep.attend_locally`."""
-        fillers, rows = self.num_fillers, self.step.num_rows
+        missing, rows = self.num_missing, self.step.num_filled_rows
         part = self.step.attend_locally(layer, query[:rows], key[:rows], value[:rows])
-        if not fillers:
+        if not missing:
             return part
-        lse = F.pad(part.softmax_lse, (0, fillers), value=-torch.inf)
-        return Partial(F.pad(part.out, (0, 0, 0, fillers)), lse)
+        lse = F.pad(part.softmax_lse, (0, missing), value=-torch.inf)
+        return Partial(F.pad(part.out, (0, 0, 0, missing)), lse)
 
     def attend(self, layer: LayerAttention, query: Tensor, key: Tensor, value: Tensor) -> Partial:
         """See `ForwardPass.attend`."""

@@ -1,7 +1,6 @@
 """What an answer streams, where it ends, and which token comes next; without a model."""
 
 import random
-from collections import Counter
 
 import pytest
 import torch
@@ -10,7 +9,7 @@ from small_tokenizers import KINDS, small_tokenizer
 
 from megatron_star.engine.answer import Answer
 from megatron_star.engine.request import StarRequest
-from megatron_star.engine.sampling import TokenSampler
+from megatron_star.engine.sampling import Choice, sample_rows
 from megatron_star.planning.plan import TokenCosts
 from megatron_star.planning.planner import Planner
 
@@ -24,15 +23,11 @@ def answer_to(tokenizer, prompt: list[int], *, count: int, stops: list[str] = ()
     return Answer(0, request, planned, tokenizer)
 
 
-def one_hot(token: int, size: int) -> torch.Tensor:
-    return torch.zeros(size).index_fill(0, torch.tensor([token]), 9.0)
-
-
-def generate(answer: Answer, tokens: list[int], vocab_size: int) -> list[str]:
+def generate(answer: Answer, tokens: list[int]) -> list[str]:
     """The pieces of text that come as the model chooses these tokens, until the answer ends."""
     pieces = []
     for token in tokens:
-        answer.add_token(one_hot(token, vocab_size))
+        answer.add_token(Choice(token, -1.0, token, -1.0, is_finite=True))
         pieces.append(answer._events.get().text)
         if answer.finish_reason:
             break
@@ -74,7 +69,7 @@ def test_no_stream_ever_shows_a_piece_of_a_stop_text_or_half_a_character(kind):
         expected = cut_at_first(written, stops)
 
         answer = answer_to(tokenizer, prompt, count=count, stops=stops)
-        streamed = generate(answer, tokens, len(tokenizer))
+        streamed = generate(answer, tokens)
         assert "".join(streamed) == answer.text
         assert answer.text.rstrip("\ufffd") == expected, (text, stops)
         for n in range(len(streamed)):
@@ -94,14 +89,14 @@ def test_the_beginning_of_a_stop_text_is_held_while_its_next_character_is_not_wh
     tokenizer = small_tokenizer("byte_level")
     tokens = tokenizer.encode("Hi\n\U0001f99a", add_special_tokens=False)
     answer = answer_to(tokenizer, [0], count=99, stops=["\n\U0001f99a"])
-    assert "".join(generate(answer, tokens, len(tokenizer))) == answer.text == "Hi"
+    assert "".join(generate(answer, tokens)) == answer.text == "Hi"
 
 
 def test_half_a_character_is_not_mistaken_for_a_stop_text():
     tokenizer = small_tokenizer("byte_level")
     tokens = tokenizer.encode("a\U0001f99ab", add_special_tokens=False)
     answer = answer_to(tokenizer, [0], count=len(tokens), stops=["\ufffd"])
-    assert "".join(generate(answer, tokens, len(tokenizer))) == "a\U0001f99ab"
+    assert "".join(generate(answer, tokens)) == "a\U0001f99ab"
 
 
 @pytest.mark.parametrize("kind", ["metaspace", "legacy_metaspace"])
@@ -109,14 +104,14 @@ def test_the_space_before_the_first_word_is_kept_where_the_answer_goes_on_after_
     tokenizer = small_tokenizer(kind)
     prompt = tokenizer.encode("the user", add_special_tokens=False)
     tokens = tokenizer.encode("the user and", add_special_tokens=False)[len(prompt) :]
-    assert "".join(generate(answer_to(tokenizer, prompt, count=9), tokens, len(tokenizer))) == " and"
+    assert "".join(generate(answer_to(tokenizer, prompt, count=9), tokens)) == " and"
 
 
 @pytest.mark.parametrize("end", [3, 300])
 def test_any_end_token_ends_the_answer_and_is_no_part_of_its_text(end):
     tokenizer = small_tokenizer("byte_level")
     answer = answer_to(tokenizer, [5], count=9, end_tokens=(3, 300))
-    generate(answer, [*tokenizer.encode("the", add_special_tokens=False), end, 7], len(tokenizer))
+    generate(answer, [*tokenizer.encode("the", add_special_tokens=False), end, 7])
     assert (answer.text, answer.finish_reason, answer.tokens[-1]) == ("the", "stop", end)
 
 
@@ -127,17 +122,6 @@ def test_before_min_tokens_no_end_token_is_chosen_and_no_stop_text_heeded():
     logits[[3, a, 4]] = torch.tensor([9.0, 8.0, 8.5])
     answer = answer_to(tokenizer, [5], count=9, stops=["aa"], min_tokens=4, end_tokens=(3, 4, 10**6))
     while not answer.finish_reason:
-        answer.add_token(logits)
+        answer.add_token(*sample_rows(logits[None], answer.rows_to_sample(1, len(logits))))
     assert (answer.tokens, answer.text) == ([a] * 4, "aa")
     assert answer.logprobs == pytest.approx([logits.log_softmax(-1)[a].item()] * 4)
-
-
-def test_top_k_and_top_p_together_draw_from_the_nucleus_of_the_k_most_likely():
-    logits = torch.tensor([0.4, 0.25, 0.15, 0.12, 0.08]).log()
-    sampler = TokenSampler(SamplingParams(top_k=3, top_p=0.8, temperature=0.8), seed=0)
-    counts = Counter(sampler.sample(logits).token for _ in range(20_000))
-    # Of all five, 0.8 is reached by the third; of the three most likely alone, by the second.
-    weights = (logits / 0.8).exp()
-    assert weights[:2].sum() / weights.sum() < 0.8 < weights[:2].sum() / weights[:3].sum()
-    assert set(counts) == {0, 1}
-    assert counts[0] / 20_000 == pytest.approx(float(weights[0] / weights[:2].sum()), abs=0.015)

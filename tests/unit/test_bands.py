@@ -77,7 +77,7 @@ def test_a_recent_tail_gives_what_its_new_tokens_see(mask, sizes):
     tail, end = RecentTail(mask, 11), 11
     for size in sizes:
         new = _piece(end, end + size)
-        seen = tail.append(new.key, new.value)
+        seen = tail.append(end, new.key, new.value)
         expected = _piece(max(11, mask.first_seen(end)), end + size)
         assert seen[:2] == expected[:2]
         assert torch.equal(seen.key, expected.key) and torch.equal(seen.value, expected.value)
@@ -91,34 +91,35 @@ def test_a_recent_tail_forgets_its_end_and_goes_on_as_if_it_had_never_been(mask)
     for time in range(600):
         if time % 3 == 2:
             del kept[len(kept) - random.randint(0, min(len(new), MOST_PROPOSED_TOKENS)) :]
-            tail.rewind(11 + len(kept))
         new = [1000 * time + token for token in range(random.choice([1, 1, 1, 2, 5, 17]))]
         first = max(0, mask.first_seen(11 + len(kept)) - 11)
+        position = 11 + len(kept)
         kept += new
         token = torch.tensor(new, dtype=torch.float64)[:, None, None, None]
-        seen = tail.append(token, -token)
+        seen = tail.append(position, token, -token)
         assert seen[:2] == (11 + first, 11 + len(kept))
         assert seen.key.flatten().tolist() == kept[first:] == (-seen.value).flatten().tolist()
-        assert tail.num_bytes <= 2 * recent_tail_capacity(tail.end - 11 + 17, mask) * 8
+        assert tail.num_bytes <= 2 * recent_tail_capacity(len(kept) + 17, mask) * 8
 
 
 @pytest.mark.parametrize("mask", [Window(1), Window(100), Window(256), Window(700), Chunk(300)], ids=str)
 @pytest.mark.parametrize("query", [0, 1, 5, 99, 255, 256, 1000])
 def test_a_recent_tail_takes_at_most_the_memory_that_is_reserved_for_its_length(mask, query):
     """And so never more than for what can be seen and a chunk or two, however long it grows."""
-    tail, token = RecentTail(mask, 11), torch.zeros(1, 1, 1, 1)
+    tail, token, end = RecentTail(mask, 11), torch.zeros(1, 1, 1, 1), 11
     for size in [query] * (query > 0) + [1] * 3 * TAIL_CHUNK_TOKENS + [70, 1, 1]:
-        tail.append(*torch.zeros(2, size, 1, 1, 1))
-        assert tail.num_bytes <= 2 * recent_tail_capacity(tail.end - 11, mask) * token.nbytes
+        tail.append(end, *torch.zeros(2, size, 1, 1, 1))
+        end += size
+        assert tail.num_bytes <= 2 * recent_tail_capacity(end - 11, mask) * token.nbytes
     assert tail.num_bytes <= 2 * (mask.size + 2 * TAIL_CHUNK_TOKENS) * token.nbytes
 
 
 def test_what_a_recent_tail_keeps_is_moved_once_in_a_chunk():
     tail, token = RecentTail(Window(256), 0), torch.zeros(1, 1, 1, 1)
     places = []
-    for _ in range(10 * TAIL_CHUNK_TOKENS):
-        tail.append(token, token)
-        places.append(tail._buffer[0].data_ptr())
+    for position in range(10 * TAIL_CHUNK_TOKENS):
+        tail.append(position, token, token)
+        places.append(tail.buffer[0].data_ptr())
     assert sum(a != b for a, b in itertools.pairwise(places)) <= 10
 
 

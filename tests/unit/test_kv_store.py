@@ -50,41 +50,39 @@ def test_a_tail_grows_and_keeps_what_it_had(num_context_tokens):
     context = encoded_context(num_context_tokens)
     tail = Tail(context)
     for start in range(0, 3 * TAIL_CHUNK_TOKENS, 20):
-        tail.append(1, *token_kv(start, start + 20))
-        key, value = tail.stored(1)
+        key, value = tail.append(1, start, *token_kv(start, start + 20))
         assert torch.equal(key, token_kv(0, start + 20)[0])
         assert torch.equal(value, token_kv(0, start + 20)[1])
-    tail.append(2, *token_kv(0, 1))
-    assert tail.stored(2)[0].size(0) == 1
+    assert tail.append(2, 0, *token_kv(0, 1))[0].size(0) == 1
     assert torch.equal(next(context.held(1))[0], token_kv(0, num_context_tokens)[0])
 
 
 def test_a_tail_contiguous_with_its_context_is_held_with_it_and_takes_no_memory_of_its_own():
     context = encoded_context(400)
     tail = Tail(context)
-    tail.append(1, *token_kv(400, 420))
-    [joined] = context.held(1, tail.num_contiguous(1))
+    tail.append(1, 0, *token_kv(400, 420))
+    assert tail.is_contiguous(1)
+    [joined] = context.held(1, 20)
     for held, expected in zip(joined, token_kv(0, 420), strict=True):
         assert torch.equal(held, expected)
     assert len(next(context.held(1))[0]) == 400
     assert tail.num_bytes == 0
-    tail.append(1, *token_kv(420, 400 + spare_capacity(400) + 1))
-    assert tail.num_contiguous(1) == 0 and len(next(context.held(1, tail.num_contiguous(1)))[0]) == 400
+    tail.append(1, 20, *token_kv(420, 400 + spare_capacity(400) + 1))
+    assert not tail.is_contiguous(1)
     assert tail.num_bytes > 0
 
 
 def test_one_tail_at_a_time_is_contiguous_with_a_context():
     context = encoded_context(400)
     first, second = Tail(context), Tail(context)
-    first.append(1, *token_kv(0, 5))
-    second.append(1, *token_kv(5, 9))
-    assert (first.num_contiguous(1), second.num_contiguous(1)) == (5, 0)
-    first.append(1, *token_kv(5, 6))
-    assert torch.equal(first.stored(1)[0], token_kv(0, 6)[0])
+    first.append(1, 0, *token_kv(0, 5))
+    second.append(1, 0, *token_kv(5, 9))
+    assert (first.is_contiguous(1), second.is_contiguous(1)) == (True, False)
+    assert torch.equal(first.append(1, 5, *token_kv(5, 6))[0], token_kv(0, 6)[0])
     del first
     third = Tail(context)
-    third.append(1, *token_kv(0, 3))
-    assert third.num_contiguous(1) == 3
+    third.append(1, 0, *token_kv(0, 3))
+    assert third.is_contiguous(1)
 
 
 def test_the_rows_of_a_head_lie_side_by_side_in_a_cpus_memory():
@@ -93,17 +91,14 @@ def test_the_rows_of_a_head_lie_side_by_side_in_a_cpus_memory():
     context = EncodedContext(plan, 0)
     context.store(1, 0, *token_kv(0, 64))
     tail = Tail(context)
-    tail.append(1, *token_kv(0, 5))
-    for held in (*next(context.held(1)), *tail.stored(1)):
+    appended = tail.append(1, 0, *token_kv(0, 5))
+    for held in (*next(context.held(1)), *appended):
         assert held[:, 0, 0].is_contiguous()
 
 
 def test_a_tail_forgets_its_end():
     context = encoded_context(800)
     tail = Tail(context)
-    tail.append(1, *token_kv(800, 820))
-    tail.rewind(5)
-    assert tail.num_contiguous(1) == 5
-    tail.append(1, *token_kv(900, 1300))
+    tail.append(1, 0, *token_kv(800, 820))
     expected = torch.cat((token_kv(800, 805)[0], token_kv(900, 1300)[0]))
-    assert torch.equal(tail.stored(1)[0], expected)
+    assert torch.equal(tail.append(1, 5, *token_kv(900, 1300))[0], expected)
