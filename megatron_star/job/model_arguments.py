@@ -98,8 +98,8 @@ def add_cuda_graph_argument(group: argparse._ArgumentGroup) -> None:
         "--cuda-graph",
         choices=CUDA_GRAPH,
         default="auto",
-        help="capture steps of token generation in CUDA graphs, which the host starts at once; auto: on a GPU "
-        "whose rank has the whole model and context; on: also of many ranks over NCCL, or refuse to start",
+        help="capture steps of token generation in CUDA graphs, started at once by the host; auto: where one "
+        "GPU has the whole model and its contexts; on: also many ranks over NCCL, or refuse to start",
     )
 
 

@@ -13,21 +13,12 @@ whose contexts are the same objects, which live, and is forgotten after one of t
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from dataclasses import replace
-from itertools import chain
 from typing import NamedTuple, Protocol
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from megatron_star.algorithm.star_model import StarModel
 from megatron_star.algorithm.step_inputs import StepInputs
-from megatron_star.config import CUDA_GRAPH
-from megatron_star.model.expert_layer import StarMoELayer, moe_layers
-from megatron_star.planning.model_shape import latent_attention
-from megatron_star.speed.fast_model import FastStarModel
-from megatron_star.speed.pieces import first_line
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +81,8 @@ class CudaRecorder:
 
     def run(self, inputs: StepInputs, run: Run) -> Tensor:
         """See `Recorder.run`."""
-        current = torch.cuda.current_stream(self.stream.device)
+        current = torch.cuda.current_stream()
+        _ = inputs.tensor  # later steps write to it on this stream
         self.stream.wait_stream(current)
         with torch.cuda.stream(self.stream):
             logits = run(inputs)
@@ -99,11 +91,9 @@ class CudaRecorder:
 
     def capture(self, inputs: StepInputs, run: Run, pool: object | None) -> Recording:
         """See `Recorder.capture`."""
-        graph, failure = torch.cuda.CUDAGraph(), None
+        graph, failure, current = torch.cuda.CUDAGraph(), None, torch.cuda.current_stream()
         # Other threads, such as one that writes files, may go on using the device meanwhile.
-        captured = torch.cuda.graph(
-            graph, pool=pool, stream=self.stream, capture_error_mode="thread_local"
-        )
+        captured = torch.cuda.graph(graph, pool=pool, stream=self.stream, capture_error_mode="thread_local")
         try:
             with captured:
                 try:
@@ -112,7 +102,10 @@ class CudaRecorder:
                     failure = error
                     raise
         except Exception as error:
-            raise failure or error from None  # what ends a broken capture says nothing
+            torch.cuda.set_stream(current)  # the end of a broken capture may not do it
+            raise failure or error from None  # nor say what broke it
+        finally:
+            failure = None  # whose traceback holds contexts
         return Recording(graph, inputs, logits)
 
 
@@ -179,7 +172,7 @@ class StepGraphs:
         try:
             self._recordings[key] = self._recorder.capture(inputs, run, pool)
         except Exception as error:
-            self.error = f"{type(error).__name__}: {first_line(error)}"
+            self.error = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
             self._recordings.clear()
             log.warning("steps of token generation run without CUDA graphs from now on: %s", self.error)
             return logits
@@ -193,55 +186,3 @@ class StepGraphs:
         for key, recording in list(self._recordings.items()):
             if any(context() is None for context, _ in recording.inputs.runs):
                 del self._recordings[key]
-
-
-def with_step_graphs(star_model: FastStarModel, cuda_graph: str) -> FastStarModel:
-    """The model, whose steps are captured and replayed if this choice, of `CUDA_GRAPH`, says so.
-
-    Raises:
-        ValueError: as `check_step_graphs`.
-    """
-    if not takes_step_graphs(star_model, cuda_graph):
-        return star_model
-    graphs = StepGraphs(CudaRecorder(star_model.device), fills_up=not moe_layers(star_model.model))
-    return replace(star_model, graphs=graphs)
-
-
-def takes_step_graphs(star_model: StarModel, cuda_graph: str) -> bool:
-    """What a choice of `CUDA_GRAPH` means for a model; auto: on one rank alone, where they are possible.
-
-    Raises:
-        ValueError: the choice is unknown, or `on` where a step cannot be captured.
-    """
-    if cuda_graph not in CUDA_GRAPH:
-        raise ValueError(f"cuda_graph is {cuda_graph!r}: it must be one of {', '.join(CUDA_GRAPH)}")
-    obstacle = graph_obstacle(star_model)
-    if cuda_graph == "on" and obstacle:
-        raise ValueError(f"cuda_graph is 'on', but steps cannot be captured in CUDA graphs {obstacle}")
-    is_alone = all(group.size() == 1 for group in _groups(star_model))
-    return not obstacle and (cuda_graph == "on" or (cuda_graph == "auto" and is_alone))
-
-
-def graph_obstacle(star_model: StarModel) -> str | None:
-    """Why a model's steps cannot be captured, in words that go on with "steps cannot be captured"."""
-    if star_model.device.type != "cuda":
-        return f"on a {star_model.device.type.upper()}"
-    if latent_attention(star_model.model.config):
-        return "with latent attention"
-    for group in _groups(star_model):
-        if group.size() > 1 and dist.get_backend(group) != "nccl":
-            return f"where ranks talk over {dist.get_backend(group)}, and not over NCCL"
-    if not all(map(_waits_for_nothing, moe_layers(star_model.model))):
-        return "with experts in this precision, or of these sizes, that the host calls one by one"
-    return None
-
-
-def _groups(star_model: StarModel) -> list[dist.ProcessGroup]:
-    """Over which a step has exchanges."""
-    tp_group = star_model.model.pg_collection.tp
-    return [star_model.exchange.cp_group, tp_group, star_model.experts.exchange.cp_group]
-
-
-def _waits_for_nothing(layer: StarMoELayer) -> bool:
-    can_group = getattr(layer.experts, "can_group_products_of", None)
-    return can_group is not None and can_group(layer.config.params_dtype)
