@@ -9,7 +9,10 @@ setup(
     entry_points={"console_scripts": ["megatron-star = megatron_star.programs.cli:main"]},
     python_requires=">=3.12,<3.14",  # megatron-core 0.19 has no wheel for 3.14
     packages=find_packages(include=["megatron_star*", "checkpoints_tools*"]),
-    package_data={"megatron_star.server": ["page.html"]},
+    package_data={
+        "megatron_star.attention": ["quantised_cpu.cpp"],
+        "megatron_star.server": ["page.html"],
+    },
     install_requires=[
         "megatron-core>=0.19,<0.20",
         "torch>=2.11,<2.15",

@@ -110,10 +110,17 @@ def _heads(args: Mapping[str, Any]) -> str:
 
 def _kv(args: Mapping[str, Any], dtype: torch.dtype, *, tp_size: int) -> str:
     """Of each token of a context, and what layers with a mask of their own keep of its end at most."""
-    layers = kv_layers(ModelSize.of_arguments(args), tp_size=tp_size, bytes_per_value=dtype.itemsize)
+    size = ModelSize.of_arguments(args)
+    layers = kv_layers(size, tp_size=tp_size, bytes_per_value=dtype.itemsize)
     of_all = layers.num_bytes(lambda mask: 0 if mask else 1)
     of_end = layers.num_bytes(lambda mask: mask.size - 1 if mask else 0)
-    return f"{of_all:,} bytes per token" + (f", and at most {of_end:,} more in all" if of_end else "")
+    rounded = ""
+    if of_all and not latent_attention(size):
+        in_8_bits = kv_layers(size, tp_size=tp_size, bytes_per_value=dtype.itemsize, kv_dtype="int8")
+        rounded = f" ({in_8_bits.num_layers[None] * in_8_bits.of_stored(1):,} with --kv-dtype int8 or fp8)"
+    return f"{of_all:,} bytes per token{rounded}" + (
+        f", and at most {of_end:,} more in all" if of_end else ""
+    )
 
 
 def weight_bytes_per_rank(pieces: list[Chunk], dtype: torch.dtype, *, tp_size: int) -> int:

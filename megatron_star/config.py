@@ -11,6 +11,8 @@ DECODE_WEIGHTS = ("auto", "whole", "sliced")
 CUDA_GRAPH = ("auto", "on", "off")
 """Whether steps of token generation are captured in CUDA graphs; auto: on a GPU, where one rank has all of a
 model and it can be."""
+KV_DTYPES = ("auto", "int8", "fp8")
+"""What keys and values of a context are kept in: as computed, or rounded to 8 bits."""
 SMALLEST_USUAL_BLOCK = 128
 _SUFFIXES = {"K": 1 << 10, "M": 1 << 20}
 MOST_TOKENS = 1 << 40

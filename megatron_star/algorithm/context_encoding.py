@@ -41,7 +41,13 @@ def encode_context(
         keeps_all, is_long: see `EncodedContext`.
     """
     assert len(token_ids) == plan.num_tokens
-    context = EncodedContext(plan, star_model.exchange.cp_rank, keeps_all=keeps_all, is_long=is_long)
+    context = EncodedContext(
+        plan,
+        star_model.exchange.cp_rank,
+        keeps_all=keeps_all,
+        is_long=is_long,
+        kv_format=star_model.kv_format,
+    )
     for wave in plan.waves:
         encode_wave(star_model, token_ids, wave, context)
         on_wave(sum(segment.num_tokens for segment in wave))
@@ -79,6 +85,7 @@ class ContextEncodingPass(ForwardPass):
         self._store(layer.number, key, value)
         if layer.number == self.num_layers:
             raise PassIsComplete  # of the last layer, only the KV is wanted
+        self._keep_exact(layer.number, key, value)
         transfers = self._transfers(
             None, lambda source: self.context.read(layer.number, source), like=(key, value)
         )
@@ -98,6 +105,7 @@ class ContextEncodingPass(ForwardPass):
         for rows, passed in zip(self._rows(), self.passed.receive(), strict=True):
             if passed:
                 attention.add([rows], *passed)
+        self.context.forget_exact(layer.number)
         return attention.merged()
 
     def reads(self, mask: LayerMask | None) -> tuple[Read, ...]:
@@ -154,6 +162,11 @@ class ContextEncodingPass(ForwardPass):
         """Keep the KV of the segments, without the anchor copies in front of them."""
         for segment, kept in self._kept_rows():
             self.context.store(layer_number, segment.start, key[kept], value[kept])
+
+    def _keep_exact(self, layer_number: int, key: Tensor, value: Tensor) -> None:
+        """Within a wave, segments and blocks are read as they were computed."""
+        for segment, kept in self._kept_rows():
+            self.context.keep_exact(layer_number, segment.start, key[kept], value[kept])
 
     def _kept_rows(self) -> list[tuple[Segment, slice]]:
         """Each segment with its packed rows, without its anchor copy."""

@@ -15,9 +15,8 @@ from torch import Tensor
 
 from megatron_star.algorithm.kv_pieces import KvPiece, pieces_within
 from megatron_star.algorithm.recent_kv import copied
-from megatron_star.attention.distinct_keys import of_heads
-from megatron_star.attention.kv_layout import KeyValue, empty_kv
-from megatron_star.planning.kv_memory import spare_capacity
+from megatron_star.attention.kv_layout import KeyValue
+from megatron_star.attention.stored_kv import AS_COMPUTED, HeldKv, KvFormat, StoredKv
 from megatron_star.planning.layer_mask import LayerMask
 from megatron_star.planning.plan import ContextPlan, Source
 
@@ -37,19 +36,21 @@ class EncodedContext:
         *,
         keeps_all: bool = False,
         is_long: bool = False,
+        kv_format: KvFormat = AS_COMPUTED,
     ) -> None:
         """
         Args:
             keeps_all: also of layers with a mask of their own, whose tokens nobody needs to answer.
             is_long: it is rotated, as what follows it, with longrope's long factors (`model/longrope.py`).
+            kv_format: of layers without a mask of their own.
         """
         assert bool(plan.start) == bool(parent) and (not parent or plan.start <= parent.plan.num_tokens)
         assert parent is None or parent.is_long == is_long
         self.plan, self.parent, self.keeps_all, self.is_long = plan, parent, keeps_all, is_long
-        self.num_local_tokens = plan.num_owned_tokens(cp_rank)
+        self.num_local_tokens, self.kv_format = plan.num_owned_tokens(cp_rank), kv_format
         self._starts: list[int] = []
         self._offsets: list[int] = []
-        self._layers: dict[int, KeyValue] = {}
+        self._layers: dict[int, StoredKv] = {}
         self._recent: dict[int, list[KvPiece]] = {}
         self._named_copies: dict[tuple[int, int], KeyValue] = {}
         self._named_rows: dict[tuple[int, int], Tensor] = {}
@@ -76,22 +77,27 @@ class EncodedContext:
     def store(self, layer_number: int, first_token: int, key: Tensor, value: Tensor) -> None:
         """Keep [tokens, 1, ng, hn] of consecutive owned tokens, of which `first_token` is the first."""
         if layer_number not in self._layers:
-            num_tokens = self.num_local_tokens + spare_capacity(self.num_local_tokens)
-            self._layers[layer_number] = tuple(empty_kv(num_tokens, like) for like in (key, value))
-        keys, values = self._layers[layer_number]
-        offset = self.offset_of(first_token)
-        keys[offset : offset + key.size(0)] = key
-        values[offset : offset + value.size(0)] = value
+            num_tokens = self.num_local_tokens + self.num_spare_tokens
+            self._layers[layer_number] = self.kv_format.empty(num_tokens, (key, value))
+        self._layers[layer_number].write(self.offset_of(first_token), key, value)
+
+    def keep_exact(self, layer_number: int, first_token: int, key: Tensor, value: Tensor) -> None:
+        """Let `read` and `named` find what was stored as it was computed, until `forget_exact`."""
+        self._layers[layer_number].keep_exact(self.offset_of(first_token), key, value)
+
+    def forget_exact(self, layer_number: int) -> None:
+        """From now on they find what is stored."""
+        if layer_number in self._layers:
+            self._layers[layer_number].forget_exact()
 
     def read(self, layer_number: int, source: Source) -> KeyValue:
-        """Views of a stored source, [tokens, 1, ng, hn] each."""
+        """A stored source, [tokens, 1, ng, hn] each: views, where it is stored as it was computed."""
         if source.start < self.plan.start:
             return self.parent.read(layer_number, source)
-        keys, values = self._layers[layer_number]
         rows = slice(self.offset_of(source.start), self.offset_of(source.end - 1) + 1)
-        return keys[rows], values[rows]
+        return self._layers[layer_number].read(rows)
 
-    def held(self, layer_number: int, num_contiguous: int = 0, end: int | None = None) -> Iterator[KeyValue]:
+    def held(self, layer_number: int, num_contiguous: int = 0, end: int | None = None) -> Iterator[HeldKv]:
         """All that this rank holds of a layer, in one piece for each context of the chain that has any.
 
         Args:
@@ -102,8 +108,7 @@ class EncodedContext:
             yield from self.parent.held(layer_number, end=self.plan.start)
         num_rows = self.num_local_tokens if end is None else self.num_local_before(end)
         if num_rows:
-            keys, values = self._layers[layer_number]
-            yield keys[: num_rows + num_contiguous], values[: num_rows + num_contiguous]
+            yield self._layers[layer_number].held(num_rows + num_contiguous)
 
     def recent(self, layer_number: int) -> list[KvPiece]:
         """What this rank holds of a layer with a mask of its own, by rising position, parents' included."""
@@ -134,20 +139,24 @@ class EncodedContext:
             return tuple(each[:num_keys] for each in self._named_copies[place])
         if place in self._named_rows:
             rows = self._named_rows[place][:num_keys].to(torch.int64)
-            return tuple(of_heads(each, rows) for each in self._layers[layer_number])
+            return self._layers[layer_number].read_of_heads(rows)
         return self.parent.named(layer_number, block, num_keys)
 
     def reserve_spare(self, tail: object) -> bool:
         """Whether this tail may use the spare capacity: no other may, as long as it lives."""
-        if not spare_capacity(self.num_local_tokens) or (self._user_of_spare and self._user_of_spare()):
+        if not self.num_spare_tokens or (self._user_of_spare and self._user_of_spare()):
             return False
         self._user_of_spare = weakref.ref(tail)
         return True
 
     def spare(self, layer_number: int) -> KeyValue:
         """A layer's spare capacity, after its tokens."""
-        keys, values = self._layers[layer_number]
-        return keys[self.num_local_tokens :], values[self.num_local_tokens :]
+        return self._layers[layer_number].read(slice(self.num_local_tokens, None))
+
+    @property
+    def num_spare_tokens(self) -> int:
+        """Capacity after its tokens, in each layer without a mask of its own."""
+        return self.kv_format.spare_capacity(self.num_local_tokens)
 
     @property
     def num_bytes(self) -> int:
@@ -156,5 +165,5 @@ class EncodedContext:
         Not counted is where named keys are: 4 bytes for each, in each layer and KV head.
         """
         recent = (piece[2:] for pieces in self._recent.values() for piece in pieces)
-        kept = (*self._layers.values(), *recent, *self._named_copies.values())
-        return sum(key.nbytes + value.nbytes for key, value in kept)
+        besides = sum(key.nbytes + value.nbytes for key, value in (*recent, *self._named_copies.values()))
+        return besides + sum(stored.num_bytes for stored in self._layers.values())

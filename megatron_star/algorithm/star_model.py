@@ -12,9 +12,10 @@ from torch import Tensor
 
 from megatron_star.algorithm.step_inputs import StepInputs, TailLayers
 from megatron_star.attention.partial import AttentionKernel
+from megatron_star.attention.stored_kv import AS_COMPUTED, KvFormat
 from megatron_star.model.attention import ForwardPass, PassIsComplete, StarCoreAttention
 from megatron_star.model.expert_layer import ExpertRows, moe_layers, share_rows
-from megatron_star.model.kernel import kernel_of
+from megatron_star.model.kernel import kernel_of, kv_format_of
 from megatron_star.model.logits import soft_capped
 from megatron_star.model.rotary import rotate_at_positions
 from megatron_star.model.supported import check_model
@@ -33,6 +34,7 @@ class StarModel:
     Attributes:
         vocab_size: tokens that exist; the model's vocabulary may be padded beyond it.
         experts: what the model's expert layers share, if it has any.
+        kv_format: of the contexts that it encodes.
         tail_layers: where a step's inputs go to the device in one copy, and attention to tails may go over
             their addresses: on CUDA.
     """
@@ -43,6 +45,7 @@ class StarModel:
     vocab_size: int
     device: torch.device
     experts: ExpertRows
+    kv_format: KvFormat = AS_COMPUTED
     tail_layers: TailLayers | None = None
 
     def step_size(self, num_rows: int, num_logit_rows: int) -> tuple[int, int]:
@@ -126,7 +129,12 @@ class StarModel:
 
 
 def attach(
-    model: GPTModel, groups: StarGroups, *, kernel: str = "auto", vocab_size: int | None = None
+    model: GPTModel,
+    groups: StarGroups,
+    *,
+    kernel: str = "auto",
+    vocab_size: int | None = None,
+    kv_dtype: str = "auto",
 ) -> StarModel:
     """Let a Megatron model run Star Attention on these groups, whoever has built it.
 
@@ -136,13 +144,16 @@ def attach(
     Args:
         kernel: the attention kernel's name (`attention/kernels.py`).
         vocab_size: tokens that exist; all of the model's vocabulary unless given.
+        kv_dtype: what contexts are kept in, of `KV_DTYPES`.
 
     Raises:
-        ValueError: the model cannot be run (`check_model`), or the kernel cannot run its attention.
+        ValueError: the model cannot be run (`check_model`), or the kernel cannot run its attention, or
+            its KV cannot be kept so.
     """
     check_model(model)
     weight = model.embedding.word_embeddings.weight
     attention_kernel = kernel_of(model, kernel, device=weight.device, dtype=weight.dtype)
+    kv_format = kv_format_of(model, kv_dtype, weight.device)
     rotate_at_positions(model)
     model.eval()
     exchange = Exchange(groups.cp)
@@ -153,6 +164,7 @@ def attach(
         vocab_size=vocab_size or model.vocab_size,
         device=weight.device,
         experts=share_rows(moe_layers(model), ExpertRows(groups, exchange)),
+        kv_format=kv_format,
         tail_layers=tail_layers_of(model) if weight.device.type == "cuda" else None,
     )
 

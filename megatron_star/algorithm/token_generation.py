@@ -188,7 +188,7 @@ class TokenGenerationStep(ForwardPass):
             is_joined = bool(tails) and end - start == 1 and first_sequence.tail.is_contiguous(number)
             num_contiguous = len(tails[0][0][0]) if is_joined else 0
             for held in first_sequence.context.held(number, num_contiguous):
-                attention.add([(start, end)], *held)
+                held.add_to(attention, [(start, end)])
             if is_joined:
                 continue
             for tail, (first, last) in tails:
@@ -219,7 +219,7 @@ class TokenGenerationStep(ForwardPass):
             if i == len(self.runs) - 1:
                 end = self.num_filled_rows
             for held in sequence.context.held(layer.number):
-                attention.add([(start, end)], *held)
+                held.add_to(attention, [(start, end)])
         return attention.partials.so_far()
 
     def _attend_in_bands(

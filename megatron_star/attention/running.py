@@ -16,7 +16,7 @@ class RunningAttention:
         self, kernel: AttentionKernel, softmax_scale: float, query: Tensor, value_size: int | None = None
     ) -> None:
         """Rows of query [sq, b, np, hn], with no keys seen yet; results of hn values, or of another size."""
-        self.query = query
+        self.query, self.softmax_scale = query, softmax_scale
         self.attend = partial(kernel, softmax_scale=softmax_scale)
         self.partials = PartialSum(query, value_size)
 

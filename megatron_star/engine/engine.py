@@ -86,6 +86,7 @@ class StarEngine:
                 config,
                 tp_size=config.tensor_model_parallel_size,
                 bytes_per_value=config.params_dtype.itemsize,
+                kv_dtype=star_model.kv_format.name,
             ),
             budget_bytes_per_rank=budget_bytes_per_rank,
             max_running=max_running,

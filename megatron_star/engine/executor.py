@@ -67,7 +67,9 @@ class RankExecutor:
         parent = None if parent_id is None else self.contexts[parent_id]
         plan = self.planner.build(len(token_ids), star, parent.plan if parent else None)
         cp_rank = self.star_model.exchange.cp_rank
-        self.contexts[context_id] = EncodedContext(plan, cp_rank, parent, is_long=is_long)
+        self.contexts[context_id] = EncodedContext(
+            plan, cp_rank, parent, is_long=is_long, kv_format=self.star_model.kv_format
+        )
         self._token_ids[context_id] = token_ids
 
     def _encode_wave(self, context_id: int, index: int) -> None:

@@ -90,6 +90,7 @@ def _load(
             device=device,
             dtype=args.dtype or info.dtype,
             kernel=args.star_attention_kernel,
+            kv_dtype=args.kv_dtype,
             transformer_impl=args.transformer_impl,
             decode_weights=args.decode_weights,
             compiled_rows=args.compile_decode,

@@ -27,6 +27,7 @@ def load_star_model(
     device: torch.device,
     dtype: torch.dtype,
     kernel: str = "auto",
+    kv_dtype: str = "auto",
     transformer_impl: str = "local",
     decode_weights: str = "auto",
     compiled_rows: Sequence[int] = (),
@@ -44,9 +45,9 @@ def load_star_model(
         verify_weights: see `load_weights`.
 
     Raises:
-        SharedError: on all ranks: the kernel or `decode_weights` is unknown, the model is unsupported, the
-            checkpoint does not fit it, its layers cannot be compiled, its steps not be captured, or ranks
-            with the same part of it have read different weights.
+        SharedError: on all ranks: the kernel, `kv_dtype` or `decode_weights` is unknown, the model is
+            unsupported, the checkpoint does not fit it, its layers cannot be compiled or its steps captured,
+            or ranks with the same part of it have read different weights.
     """
 
     def build_and_load() -> StarModel:
@@ -54,7 +55,9 @@ def load_star_model(
         model = build_gpt_model(
             info.args, groups.model, dtype=dtype, device=device, transformer_impl=transformer_impl
         )
-        star_model = attach(model, groups, kernel=kernel, vocab_size=info.args["vocab_size"])
+        star_model = attach(
+            model, groups, kernel=kernel, vocab_size=info.args["vocab_size"], kv_dtype=kv_dtype
+        )
         # Before weights are read, which may take minutes.
         check_can_be_compiled(model, compiled_rows)
         takes_step_graphs(star_model, cuda_graph)

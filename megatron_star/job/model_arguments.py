@@ -6,7 +6,7 @@ from datetime import timedelta
 import torch
 
 from megatron_star.attention.kernels import KERNEL_NAMES
-from megatron_star.config import CUDA_GRAPH, DECODE_WEIGHTS
+from megatron_star.config import CUDA_GRAPH, DECODE_WEIGHTS, KV_DTYPES
 from megatron_star.job.argument_types import positive, real_number, text_argument, whole_number
 from megatron_star.job.devices import BACKENDS
 from megatron_star.model.layer_spec import TRANSFORMER_IMPLEMENTATIONS
@@ -104,6 +104,13 @@ def add_cuda_graph_argument(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_how_ranks_share(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--kv-dtype",
+        choices=KV_DTYPES,
+        default="auto",
+        help="what the keys and values of contexts are kept in: int8 and fp8 round them to 8 bits, and take "
+        "half of bf16's memory; default: auto, as they are computed",
+    )
     group.add_argument(
         "--star-kv-gigabytes",
         type=real_number(1e-9, 1e6),

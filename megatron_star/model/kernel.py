@@ -1,11 +1,13 @@
-"""The attention kernel of a model; of one with latent attention, the two for either form."""
+"""The attention kernel of a model, of one with latent attention the two for either form; its format of KV."""
 
 import torch
 from megatron.core.models.gpt.gpt_model import GPTModel
 
 from megatron_star.attention.kernels import select_kernel
+from megatron_star.attention.kv_formats import kv_format
 from megatron_star.attention.latent_kernel import LatentKernel
 from megatron_star.attention.partial import AttentionKernel
+from megatron_star.attention.stored_kv import KvFormat
 from megatron_star.attention.torch_latent import TORCH_LATENT
 from megatron_star.model.transformer_config import own_field
 from megatron_star.planning.layer_mask import Window, layer_masks
@@ -32,3 +34,10 @@ def kernel_of(model: GPTModel, name: str, *, device: torch.device, dtype: torch.
         name, device=device, dtype=dtype, head_size=head_size, value_size=latent.v_head_dim
     )
     return LatentKernel(latent.stored_values, expanded, TORCH_LATENT.loaded())
+
+
+def kv_format_of(model: GPTModel, name: str, device: torch.device) -> KvFormat:
+    """How contexts of the model are stored; raises what `kv_format` does."""
+    softcap = own_field(model.config, "attention_softcap")
+    head_size = None if latent_attention(model.config) else model.config.kv_channels
+    return kv_format(name, device=device, head_size=head_size, softcap=softcap)

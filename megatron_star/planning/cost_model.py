@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from megatron_star.config import StarConfig
 from megatron_star.planning.expert_layers import expert_layers
-from megatron_star.planning.kv_memory import KvLayers
+from megatron_star.planning.kv_memory import SCALE_BYTES, KvLayers
 from megatron_star.planning.layer_mask import LayerMask, layer_masks
 from megatron_star.planning.mask import possible_modes
 from megatron_star.planning.model_shape import (
@@ -127,15 +127,26 @@ def latent_form(rows: int, keys: int, shape: ModelShape) -> str:
     return min(forms, key=lambda form: latent.operations(rows, keys, form))
 
 
-def kv_layers(shape: ModelShape, *, tp_size: int, bytes_per_value: int) -> KvLayers:
+def kv_layers(shape: ModelShape, *, tp_size: int, bytes_per_value: int, kv_dtype: str = "auto") -> KvLayers:
     """The KV that a TP rank keeps. Fewer KV heads than TP ranks are replicated, and so is a latent, which
     stands for key and value of all heads.
+
+    Args:
+        kv_dtype: what contexts are kept in, of `KV_DTYPES`.
+
+    Raises:
+        ValueError: latents are only kept as they are computed.
     """
     if latent := latent_attention(shape):
-        values = latent.stored_values
-    else:
-        values = 2 * max(1, shape.num_query_groups // tp_size) * shape.kv_channels
-    return KvLayers(layer_masks(shape), values * bytes_per_value)
+        if kv_dtype != "auto":
+            raise ValueError(
+                f"kv-dtype is {kv_dtype!r}: it must be 'auto' for a model with multi-head latent attention, "
+                "whose latents are kept as they are computed"
+            )
+        return KvLayers(layer_masks(shape), latent.stored_values * bytes_per_value)
+    heads = 2 * max(1, shape.num_query_groups // tp_size)
+    stored = 0 if kv_dtype == "auto" else heads * (shape.kv_channels + SCALE_BYTES)
+    return KvLayers(layer_masks(shape), heads * shape.kv_channels * bytes_per_value, stored)
 
 
 def encoding_bytes(plan: ContextPlan, kv: KvLayers) -> int:

@@ -33,6 +33,7 @@ class Deployment:
     cluster: Cluster
     layout: ExpertLayout
     bytes_per_value: int = 2
+    kv_dtype: str = "auto"
 
     @property
     def tp_size(self) -> int:
@@ -54,7 +55,12 @@ class Deployment:
     @property
     def kv(self) -> KvLayers:
         """The KV of a rank."""
-        return kv_layers(self.size, tp_size=self.tp_size, bytes_per_value=self.bytes_per_value)
+        return kv_layers(
+            self.size,
+            tp_size=self.tp_size,
+            bytes_per_value=self.bytes_per_value,
+            kv_dtype=self.kv_dtype,
+        )
 
     @property
     def collectives(self) -> LayerCollectives:

@@ -30,6 +30,7 @@ class Workload:
 
     Attributes:
         star: how it is encoded; sizes may be left open.
+        kv_dtype: what the context is kept in, of `KV_DTYPES`.
         ep_size, expert_tp_size: how experts are spread over ranks; None for whatever is best.
     """
 
@@ -38,6 +39,7 @@ class Workload:
     num_generated_tokens: int
     star: StarConfig
     bytes_per_value: int = 2
+    kv_dtype: str = "auto"
     ep_size: int | None = None
     expert_tp_size: int | None = None
 
@@ -120,7 +122,11 @@ def estimate(workload: Workload, cluster: Cluster, tp_size: int) -> Estimate | N
         name: planner.plan(workload.num_context_tokens, star).plan for name, star in workload.settings.items()
     }
     found = [
-        _estimate(workload, Deployment(workload.size, cluster, layout, workload.bytes_per_value), plans)
+        _estimate(
+            workload,
+            Deployment(workload.size, cluster, layout, workload.bytes_per_value, workload.kv_dtype),
+            plans,
+        )
         for layout in layouts(workload, cluster, tp_size)
     ]
     return min(found, key=lambda e: _order(workload, e), default=None)

@@ -12,6 +12,8 @@ from megatron_star.planning.passing import named_blocks
 from megatron_star.planning.plan import ContextPlan
 
 TAIL_CHUNK_TOKENS = 256
+SCALE_BYTES = 4
+"""Of a token and KV head that are kept in 8 bits, of its key and of its value: a float32."""
 
 MOST_PROPOSED_TOKENS = 16
 """Tokens that are fed in one step because they are guessed, at most: a tail can forget so many."""
@@ -57,11 +59,14 @@ class KvLayers:
 
     Attributes:
         masks: of each layer; None where the user's options choose it.
-        bytes_per_token: of one layer.
+        bytes_per_token: of one layer, as it is computed.
+        stored_bytes_per_token: of an encoded context, in one layer without a mask of its own, where that is
+            in 8 bits; then there is no capacity for a tail after it. 0: as it is computed.
     """
 
     masks: tuple[LayerMask | None, ...]
     bytes_per_token: int
+    stored_bytes_per_token: int = 0
 
     @cached_property
     def num_layers(self) -> Counter[LayerMask | None]:
@@ -72,6 +77,24 @@ class KvLayers:
     def num_passing(self) -> int:
         """Layers that pass keys: those whose mask the user's options choose, but the last of the model."""
         return self.masks[:-1].count(None)
+
+    def of_stored(self, num_tokens: int, *, spare: bool = True) -> int:
+        """Consecutive tokens of a context on one rank, in one layer without a mask of its own.
+
+        Args:
+            spare: with the capacity that is left for a tail.
+        """
+        if self.stored_bytes_per_token:
+            return num_tokens * self.stored_bytes_per_token
+        return (num_tokens + spare * spare_capacity(num_tokens)) * self.bytes_per_token
+
+    @property
+    def context_bytes_per_token(self) -> int:
+        """Of a context, in all layers while no mask of a layer hides it."""
+        return sum(
+            count * (self.bytes_per_token if mask else self.of_stored(1, spare=False))
+            for mask, count in self.num_layers.items()
+        )
 
     def num_bytes(self, num_tokens: Callable[[LayerMask | None], int]) -> int:
         """Of so many tokens in each layer of a mask."""
@@ -85,11 +108,10 @@ class KvLayers:
             spare: with the capacity that is left for a tail.
             named: with the copies of named keys, which no query reads.
         """
-        full = [n + spare * spare_capacity(n) for n in plan.owned_tokens]
+        full = [self.of_stored(n, spare=spare) for n in plan.owned_tokens]
         besides = list(self._besides(plan, named))
         most = [max((held[rank] for held in besides), default=0) for rank in range(plan.cp_size)]
-        of_a_layer = self.bytes_per_token
-        return [of_a_layer * (self.num_layers[None] * f + m) for f, m in zip(full, most, strict=True)]
+        return [self.num_layers[None] * f + self.bytes_per_token * m for f, m in zip(full, most, strict=True)]
 
     def _besides(self, plan: ContextPlan, named: bool) -> Iterator[Counter[int]]:
         """What ranks hold after each wave besides the KV of full layers: tokens of all layers together."""
@@ -120,12 +142,19 @@ class KvLayers:
         """
         kinds = {}
         for mask, count in self.num_layers.items():
-            tokens = sum(_context_tokens(plan, mask) for plan in plans) + _tail_tokens(num_tail_tokens, mask)
-            kinds[mask.name if mask else "full"] = count * tokens * self.bytes_per_token
+            of_context = sum(self._of_context_layer(plan, mask) for plan in plans)
+            of_tail = _tail_tokens(num_tail_tokens, mask) * self.bytes_per_token
+            kinds[mask.name if mask else "full"] = count * (of_context + of_tail)
         named = [block for plan in plans for wave in plan.waves for block in named_blocks(plan, wave)]
         if num_copies := self.num_passing * sum(block.num_copies for block in named):
             kinds["passed keys"] = num_copies * self.bytes_per_token
         return kinds
+
+    def _of_context_layer(self, plan: ContextPlan, mask: LayerMask | None) -> int:
+        """What all ranks keep in a layer, once a plan is run."""
+        if mask:
+            return recent_tokens(plan, mask, plan.num_tokens).total() * self.bytes_per_token
+        return sum(self.of_stored(n) for n in plan.owned_tokens)
 
     def of_tokens(self, num_tokens: int) -> int:
         """What is kept of consecutive tokens, at most, without room for more."""
@@ -133,16 +162,9 @@ class KvLayers:
 
     def of_all(self, num_tokens: int) -> int:
         """Where layers with a mask of their own keep all tokens, too."""
-        return self.num_bytes(lambda mask: num_tokens)
+        return num_tokens * self.context_bytes_per_token
 
 
 def _tail_tokens(num_tokens: int, mask: LayerMask | None) -> int:
     """Tokens that a tail takes memory for in a layer."""
     return recent_tail_capacity(num_tokens, mask) if mask else tail_capacity(num_tokens)
-
-
-def _context_tokens(plan: ContextPlan, mask: LayerMask | None) -> int:
-    """Tokens that all ranks take memory for in a layer, once a plan is run."""
-    if mask:
-        return recent_tokens(plan, mask, plan.num_tokens).total()
-    return sum(n + spare_capacity(n) for n in plan.owned_tokens)

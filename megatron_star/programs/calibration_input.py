@@ -78,7 +78,10 @@ def _check_fits(num_context_tokens: int, job: Job) -> None:
     """
     config = job.star_model.model.config
     layers = kv_layers(
-        config, tp_size=config.tensor_model_parallel_size, bytes_per_value=config.params_dtype.itemsize
+        config,
+        tp_size=config.tensor_model_parallel_size,
+        bytes_per_value=config.params_dtype.itemsize,
+        kv_dtype=job.star_model.kv_format.name,
     )
     needed = layers.of_all(-(-num_context_tokens // job.star_model.exchange.cp_size))
     if needed > job.budget:

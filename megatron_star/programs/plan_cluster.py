@@ -18,7 +18,7 @@ from pydantic import Field
 
 from checkpoints_tools.hf_config import model_arguments, read_hf_config
 from megatron_star.checked_input import strict_fields, validated
-from megatron_star.config import MOST_TOKENS, OPTIONS, StarConfig
+from megatron_star.config import KV_DTYPES, MOST_TOKENS, OPTIONS, StarConfig
 from megatron_star.job.argument_types import ArgumentParser, count, real_number, token_count, whole_number
 from megatron_star.job.progress import heartbeat
 from megatron_star.job.single_process import exit_on_user_errors
@@ -169,6 +169,12 @@ def _add_workload(parser: ArgumentParser) -> None:
         help="that a rank encodes in one forward pass",
     )
     parser.add_argument(
+        "--kv-dtype",
+        choices=KV_DTYPES,
+        default="auto",
+        help="what the context is kept in; auto: in 16 bits, as it is computed",
+    )
+    parser.add_argument(
         "--num-tokens-to-generate",
         type=whole_number(1, 1 << 20),
         default=256,
@@ -247,6 +253,7 @@ def _workload(args: argparse.Namespace, size: ModelSize) -> Workload:
         args.context,
         args.num_tokens_to_generate,
         StarConfig(**sizes, wave_tokens=args.wave_tokens),
+        kv_dtype=args.kv_dtype,
         ep_size=ep_size,
         expert_tp_size=expert_tp_size,
     )
@@ -255,11 +262,11 @@ def _workload(args: argparse.Namespace, size: ModelSize) -> Workload:
 def _everything(workload: Workload, cluster: Cluster, found: list[Estimate]) -> dict[str, Any]:
     """For scripts."""
     size = workload.size
-    kv = kv_layers(size, tp_size=1, bytes_per_value=workload.bytes_per_value)
+    kv = kv_layers(size, tp_size=1, bytes_per_value=workload.bytes_per_value, kv_dtype=workload.kv_dtype)
     model = {
         "parameters": size.num_parameters,
         "active_parameters": size.num_parameters_per_token,
-        "kv_bytes_per_token": kv.num_bytes(lambda mask: 1),
+        "kv_bytes_per_token": kv.context_bytes_per_token,
     }
     settings = {name: asdict(star) for name, star in workload.settings.items()}
     plans = [asdict(of) for of in found]

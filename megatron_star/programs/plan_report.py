@@ -49,8 +49,11 @@ def _model(size: ModelSize) -> str:
 
 def _kv(workload: Workload) -> str:
     """Of the whole model, on one TP rank."""
-    kv = kv_layers(workload.size, tp_size=1, bytes_per_value=workload.bytes_per_value)
-    per_token = f"{kv.num_bytes(lambda mask: 1):,} bytes of KV per token"
+    kv = kv_layers(
+        workload.size, tp_size=1, bytes_per_value=workload.bytes_per_value, kv_dtype=workload.kv_dtype
+    )
+    kept = "" if workload.kv_dtype == "auto" else f" in {workload.kv_dtype}"
+    per_token = f"{kv.context_bytes_per_token:,} bytes of KV per token{kept}"
     if not (latent := latent_attention(workload.size)):
         return per_token
     return (
@@ -87,8 +90,10 @@ def _command(workload: Workload, cluster: Cluster, best: Estimate) -> str:
     nodes = cluster.num_gpus // tasks
     asked = {name.upper(): getattr(workload.star, name) for name in SIZES}
     sizes = "".join(f"{name}={size} " for name, size in asked.items() if size is not None)
+    further = "" if workload.kv_dtype == "auto" else f" --kv-dtype {workload.kv_dtype}"
     experts = f"EP={best.ep_size} EXPERT_TP={best.expert_tp_size} " if workload.size.num_moe_experts else ""
     return (
         f"CHECKPOINT=DIR TP={best.tp_size} CP={best.cp_size} {experts}{sizes}sbatch "
-        f"--nodes={nodes} \\\n    --ntasks-per-node={tasks} --gpus-per-node={tasks} launch/serve.sbatch"
+        f"--nodes={nodes} \\\n    --ntasks-per-node={tasks} --gpus-per-node={tasks} "
+        f"launch/serve.sbatch{further}"
     )

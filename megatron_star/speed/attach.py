@@ -7,7 +7,6 @@ from megatron_star.algorithm.star_model import StarModel
 from megatron_star.attention import torch_cpu
 from megatron_star.attention.adapter import LoadedKernel
 from megatron_star.attention.partial import AttentionKernel
-from megatron_star.model.expert_layer import moe_layers
 from megatron_star.parallel.exchange import Exchange
 from megatron_star.speed import cpu_attention
 from megatron_star.speed.compiled_layers import check_can_be_compiled, compile_layers
@@ -17,7 +16,6 @@ from megatron_star.speed.graph_choice import takes_step_graphs
 from megatron_star.speed.layout import lay_out_for_reading
 from megatron_star.speed.mailbox import Mailbox
 from megatron_star.speed.modules import speed_up_modules
-from megatron_star.speed.step_graph import CudaRecorder, StepGraphs
 
 
 def with_speed(
@@ -51,10 +49,7 @@ def with_speed(
 def with_step_graphs(star_model: FastStarModel, cuda_graph: str) -> FastStarModel:
     """The model, whose steps are captured and replayed if this choice of `CUDA_GRAPH` says so; raises as
     `takes_step_graphs`."""
-    if not takes_step_graphs(star_model, cuda_graph):
-        return replace(star_model, graphs=None)
-    has_experts = bool(moe_layers(star_model.model))
-    return replace(star_model, graphs=StepGraphs(CudaRecorder(star_model.device), fills_up=not has_experts))
+    return replace(star_model, captures_steps=takes_step_graphs(star_model, cuda_graph))
 
 
 def with_fast_modules(star_model: StarModel) -> FastStarModel:
@@ -71,6 +66,7 @@ def with_fast_modules(star_model: StarModel) -> FastStarModel:
         vocab_size=star_model.vocab_size,
         device=star_model.device,
         experts=star_model.experts,
+        kv_format=star_model.kv_format,
         tail_layers=star_model.tail_layers,
         slicing=speed_up_modules(star_model.model, star_model.device),
         tp_exchange=tp_exchange,
