@@ -54,6 +54,7 @@ PARTS = {
         "expert_parallel",
         "--random-model qwen3-moe-1b --fp32 --expert-model-parallel-size 2 --repeats 7 --compile",
     ),
+    "sampling": BenchmarkPart("sampling", "--random-model tiny --repeats 5", 1, 2),
     "bandwidth": BenchmarkPart("memory_bandwidth", "--repeats 9"),
     **{
         f"memory-{tokens}-{ranks}": BenchmarkPart(

@@ -106,6 +106,12 @@ AIMS = (
         for suffix in (", compiled", "")
     ),
     Aim("encoding 2K, 1B of experts: EP 1 / EP 2", "experts", _to_base("encoding, EP"), 0.95),
+    *(
+        Aim(
+            f"sampling of 64 rows at 128K words, {kind}: before / after", "sampling", _to_base(kind), at_least
+        )
+        for kind, at_least in (("greedy", 1.0), ("top-k", 2.0), ("top-p", 10.0), ("mixed", 5.0))
+    ),
     Aim("broadcast hidden at 1 GB/s", "overlap", lambda s: s["overlapped"]["hidden"], 0.8),
     Aim("passed keys hidden at 1 GB/s", "overlap", lambda s: s["passed, overlapped"]["hidden"], 0.8),
 )

@@ -11,6 +11,9 @@ DECODE_WEIGHTS = ("auto", "whole", "sliced")
 CUDA_GRAPH = ("auto", "on", "off")
 """Whether steps of token generation are captured in CUDA graphs; auto: on a GPU, where one rank has all of a
 model and it can be."""
+SPECULATE = ("lookup", "off")
+"""How tokens are guessed, which a step then verifies: looked up in context and tail, or not at all."""
+DEFAULT_SPECULATE = "lookup"
 KV_DTYPES = ("auto", "int8", "fp8")
 """What keys and values of a context are kept in: as computed, or rounded to 8 bits."""
 SMALLEST_USUAL_BLOCK = 128

@@ -39,6 +39,7 @@ class Answer(ScheduledRequest):
         ended: set when there is a result.
         num_encoded_tokens: context tokens that are encoded so far.
         likeliest: the most likely token in the place of each of `tokens`, with its log-probability.
+        num_proposed_tokens, num_accepted_tokens: see `StarResult`.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Answer(ScheduledRequest):
         self.likeliest: list[tuple[int, float]] = []
         self.text = ""
         self.num_encoded_tokens = 0
+        self.num_proposed_tokens = self.num_accepted_tokens = 0
         self._emitted_text = self._searched_text = 0
         self._submitted_at = self._admitted_at = self._encoded_at = self._first_token_at = (
             self._last_token_at
@@ -178,6 +180,8 @@ class Answer(ScheduledRequest):
             num_blocks=self.plan.num_blocks,
             cache_hit=0 < self.plan.num_tokens == self.num_cached_tokens,
             num_cached_tokens=self.num_cached_tokens,
+            num_proposed_tokens=self.num_proposed_tokens,
+            num_accepted_tokens=self.num_accepted_tokens,
             timings=self._timings(),
             kv_bytes_per_rank=kv_bytes_per_cp_rank,
             kv_bytes_by_kind=kv_bytes_by_kind,

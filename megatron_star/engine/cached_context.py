@@ -4,44 +4,62 @@ import hashlib
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Self
 
 from megatron_star.config import StarConfig
+from megatron_star.engine.command import OpenedContext
 from megatron_star.planning.mask import Mask
 from megatron_star.planning.plan import ContextPlan
 
 ContextKey = tuple[bytes, Mask]
 
 
-def context_keys(
-    token_ids: Sequence[int], plans: Sequence[ContextPlan], is_long: bool = False
-) -> tuple[ContextKey, ...]:
-    """Of each plan's context: equal where tokens, rotation and mask are. Waves and owners change no result.
+TOKENS_OF_A_DIGEST = 256
 
-    is_long: see `EncodedContext`.
+
+def context_keys(
+    token_ids: Sequence[int], edges: Sequence[int], mask: Mask, is_long: bool = False
+) -> dict[int, ContextKey]:
+    """Of the contexts that end at these edges: equal where tokens, rotation and mask are. Waves and owners
+    change no result.
+
+    Args:
+        mask: of the last one.
+        is_long: see `EncodedContext`.
     """
-    keys, tokens, hashed = [], array("q", token_ids), hashlib.sha256(b"long" if is_long else b"")
-    start = 0
-    for plan in plans:
-        hashed.update(tokens[start : plan.num_tokens].tobytes())
-        start = plan.num_tokens
-        keys.append((hashed.digest(), plan.mask))
-    return tuple(keys)
+    keys, tokens, hashed = {}, array("q", token_ids), hashlib.sha256(b"long" if is_long else b"")
+    for start, end in pairwise((0, *edges)):
+        hashed.update(tokens[start:end].tobytes())
+        keys[end] = hashed.digest(), mask.prefix(end)
+    return keys
+
+
+def token_digests(token_ids: Sequence[int]) -> tuple[bytes, ...]:
+    """Of the first 256 tokens, of the first 512, and so on: the first ones are equal where tokens are."""
+    digests, tokens, hashed = [], array("q", token_ids), hashlib.sha256()
+    for end in range(TOKENS_OF_A_DIGEST, len(tokens) + 1, TOKENS_OF_A_DIGEST):
+        hashed.update(tokens[end - TOKENS_OF_A_DIGEST : end].tobytes())
+        digests.append(hashed.digest()[:16])
+    return tuple(digests)
 
 
 @dataclass(eq=False)
 class CachedContext:
     """A context that is encoded, being encoded, or waiting for it.
 
-    `plan` is always that of `star` on top of the parent's plan: it is what the ranks make of this context's
-    `Command.open_context`, which carries `star` and not the plan.
-    `users` are the requests that need it, and the contexts that extend it.
+    `plan` is always that of `star` and `edges` on top of the parent's first `plan.start` tokens: it is what
+    the ranks make of this context's `OpenedContext`, which carries these and not the plan.
+    `users` are the requests that need it, and the contexts that extend it or its first tokens.
+    `digests` are those of `token_digests`.
     """
 
     id: int
     key: ContextKey
     token_ids: list[int]
+    digests: tuple[bytes, ...]
     star: StarConfig
+    edges: tuple[int, ...]
     plan: ContextPlan
     parent: Self | None
     bytes_per_rank: list[int]
@@ -55,6 +73,23 @@ class CachedContext:
     def encoded(self) -> bool:
         """All waves went through the model."""
         return self.opened and self.next_wave == len(self.plan.waves)
+
+    @property
+    def base_plan(self) -> ContextPlan | None:
+        """What its plan extends."""
+        return self.parent.plan.prefix(self.plan.start) if self.parent else None
+
+    @property
+    def num_links(self) -> int:
+        """Contexts in its chain."""
+        return sum(1 for _ in self.chain())
+
+    def opening(self) -> OpenedContext:
+        """What the ranks are told of it."""
+        start = self.plan.start
+        parent = (self.parent.id, start) if self.parent else None
+        tokens = self.token_ids[start:]
+        return OpenedContext(self.id, tokens, self.star, self.edges, parent, self.is_long)
 
     def chain(self) -> Iterator[Self]:
         """This context, the one that it extends, and so on."""

@@ -14,15 +14,32 @@ class Fed(NamedTuple):
     num_logits: int = 1
 
 
+class OpenedContext(NamedTuple):
+    """A context that is to be encoded.
+
+    Attributes:
+        token_ids: that it encodes: all, or what comes after the first ones of its parent.
+        star: with its mode decided and its sizes chosen.
+        edges: where it ends, and its earlier turns did: of these its mask is made, whatever its parent is.
+        parent: the context that it extends, and how many of its first tokens; None if it extends nothing.
+        is_long: it is rotated with longrope's long factors.
+    """
+
+    context_id: int
+    token_ids: list[int]
+    star: StarConfig
+    edges: tuple[int, ...]
+    parent: tuple[int, int] | None = None
+    is_long: bool = False
+
+
 @dataclass
 class Command:
     """What all ranks do next, in the order of the fields.
 
     Attributes:
         drop_sequences, drop_contexts: ids whose KV is freed.
-        open_context: of a context to be encoded: id, all tokens, configuration (mode decided, wave size set),
-            and the id of the context that it extends.
-        open_long: whether that context is rotated with longrope's long factors.
+        open_context: a context to be encoded.
         encode_wave: id of a context and the index of its next wave.
         open_sequences: id, context id and tail rank of sequences that begin.
         rewind: ids of sequences whose tail forgets its end, and the tokens of it that stay.
@@ -33,14 +50,19 @@ class Command:
 
     drop_sequences: list[int] = field(default_factory=list)
     drop_contexts: list[int] = field(default_factory=list)
-    open_context: tuple[int, list[int], StarConfig, int | None] | None = None
-    open_long: bool = False
+    open_context: OpenedContext | None = None
     encode_wave: tuple[int, int] | None = None
     open_sequences: list[tuple[int, int, int]] = field(default_factory=list)
     rewind: list[tuple[int, int]] = field(default_factory=list)
     feed: list[Fed] = field(default_factory=list)
     read_expert_load: bool = False
     stop: bool = False
+
+    @property
+    def only_decodes(self) -> bool:
+        """Sequences get their next tokens, and nothing else is done."""
+        whole = all(fed.num_logits == len(fed.token_ids) for fed in self.feed)
+        return bool(self.feed) and whole and not self.encode_wave
 
     def to_json(self) -> dict[str, Any]:
         """A form that survives JSON."""
@@ -52,6 +74,8 @@ class Command:
         command = cls(**values)
         command.feed = [Fed(*fed) for fed in command.feed]
         if command.open_context:
-            context_id, tokens, star, parent_id = command.open_context
-            command.open_context = context_id, tokens, StarConfig.from_dict(star), parent_id
+            opened = OpenedContext(*command.open_context)
+            star, edges = StarConfig.from_dict(opened.star), tuple(opened.edges)
+            parent = tuple(opened.parent) if opened.parent else None
+            command.open_context = opened._replace(star=star, edges=edges, parent=parent)
         return command

@@ -18,14 +18,17 @@ from megatron_star.algorithm.star_model import StarModel
 from megatron_star.config import StarConfig
 from megatron_star.engine.answer import Answer
 from megatron_star.engine.cached_context import CachedContext
-from megatron_star.engine.command import Command
+from megatron_star.engine.command import Command, OpenedContext
 from megatron_star.engine.executor import RankExecutor, planner_of
 from megatron_star.engine.expert_load import ExpertLoad, gather_expert_load
 from megatron_star.engine.finite import why_not_finite
+from megatron_star.engine.prompt_lookup import PromptLookup
+from megatron_star.engine.proposer import Proposer
 from megatron_star.engine.request import StarRequest, StarResult
 from megatron_star.engine.sampling import Choice, sample_rows
 from megatron_star.engine.scheduled_request import Stage
 from megatron_star.engine.scheduler import Scheduler
+from megatron_star.engine.speculation import Speculation
 from megatron_star.model.longrope import most_generated, needs_long_factors
 from megatron_star.parallel.control import broadcast_json
 from megatron_star.planning.cost_model import kv_layers
@@ -66,6 +69,7 @@ class StarEngine:
         budget_bytes_per_rank: int,
         max_running: int = 64,
         max_wait_seconds: float = math.inf,
+        proposer: Proposer | None = None,
     ) -> None:
         """
         Args:
@@ -74,6 +78,7 @@ class StarEngine:
             max_running: requests that run at the same time, at most.
             max_wait_seconds: between two tokens of a running sequence while another request's context is
                 encoded, at most; waves are cut to it.
+            proposer: who guesses tokens of requests that speculate; prompt lookup, unless given.
         """
         config = star_model.model.config
         self.star_model, self.tokenizer, self.control = star_model, tokenizer, control
@@ -91,6 +96,7 @@ class StarEngine:
             budget_bytes_per_rank=budget_bytes_per_rank,
             max_running=max_running,
         )
+        self.speculation = Speculation(proposer or PromptLookup(), star_model.vocab_size)
         self.num_context_encodings = 0
         self.expert_load = ExpertLoad.of_model(config)
         self._ids = count()
@@ -147,12 +153,15 @@ class StarEngine:
         Args:
             read_expert_load: bring `expert_load` up to date; only of a model that has experts.
         """
+        start = monotonic()
         self._end_cancelled_and_late()
         self._admit()
         command = self._next_command()
         command.read_expert_load = read_expert_load
         logits = self._run(command)
         self._emit(command, logits)
+        if command.only_decodes:
+            self.speculation.note_step(sum(fed.num_logits for fed in command.feed), monotonic() - start)
 
     def stop(self) -> None:
         """Cancel what runs and waits, and let the workers go."""
@@ -167,6 +176,8 @@ class StarEngine:
             "running": len(self.scheduler.running),
             "cached_contexts": len(self.scheduler.contexts),
             "context_encodings": self.num_context_encodings,
+            "proposed_tokens": self.speculation.num_proposed,
+            "accepted_tokens": self.speculation.num_accepted,
             "kv_bytes_per_rank": list(self.scheduler.used),
             "kv_budget_bytes_per_rank": self.scheduler.memory.budget,
         }
@@ -174,12 +185,8 @@ class StarEngine:
     def calibrate(self) -> None:
         """Learn how fast waves are from one of a made-up context, before anybody waits for one."""
         tokens = [0] * min(CALIBRATION_TOKENS, self.max_sequence_length)
-        star = StarConfig(mode="exact")
-        self._run(
-            Command(
-                open_context=(CALIBRATION_CONTEXT, tokens, star, None), encode_wave=(CALIBRATION_CONTEXT, 0)
-            )
-        )
+        opened = OpenedContext(CALIBRATION_CONTEXT, tokens, StarConfig(mode="exact"), (len(tokens),))
+        self._run(Command(open_context=opened, encode_wave=(CALIBRATION_CONTEXT, 0)))
         self._run(Command(drop_contexts=[CALIBRATION_CONTEXT], read_expert_load=bool(self.expert_load)))
         self.expert_load = self.expert_load and self.expert_load.from_now_on()
 
@@ -196,6 +203,7 @@ class StarEngine:
 
     def _next_command(self) -> Command:
         self.scheduler.recut_next(self._bounded_by_now)
+        self.speculation.propose(self.scheduler.running.values())
         return self.scheduler.next_command(self._most_query_tokens())
 
     def _run(self, command: Command) -> Tensor | None:
@@ -211,7 +219,7 @@ class StarEngine:
 
     def _emit(self, command: Command, logits: Tensor | None) -> None:
         """Say how far contexts are; sample for each sequence that has no tokens left to feed."""
-        self.num_context_encodings += command.open_context is not None
+        self.num_context_encodings += bool(command.open_context and command.open_context.token_ids)
         for answer in self.scheduler.running.values():
             answer.note_encoding()
         if logits is None:
@@ -246,13 +254,13 @@ class StarEngine:
         return [*self.scheduler.waiting, *self.scheduler.running.values()]
 
     def _end(self, answer: Answer, reason: str) -> None:
+        self.speculation.forget(answer)
         self.scheduler.remove(answer)
         kv_bytes = self.scheduler.bytes_per_rank(answer), self.scheduler.memory.by_kind(answer)
         answer.end(reason, *kv_bytes)
 
     def _bounded_by_now(self, context: CachedContext) -> tuple[StarConfig, ContextPlan]:
-        base = context.parent.plan if context.parent else None
-        return self.planner.bounded(context.star, context.plan, base)
+        return self.planner.bounded(context.star, context.plan, context.base_plan)
 
     def _most_query_tokens(self) -> int:
         if not self.scheduler.answering:

@@ -8,8 +8,7 @@ from megatron_star.algorithm.context_encoding import encode_wave
 from megatron_star.algorithm.encoded_context import EncodedContext
 from megatron_star.algorithm.star_model import StarModel
 from megatron_star.algorithm.token_generation import NewTokens, Sequence, generate_step
-from megatron_star.config import StarConfig
-from megatron_star.engine.command import Command
+from megatron_star.engine.command import Command, OpenedContext
 from megatron_star.planning.planner import Planner
 
 
@@ -44,7 +43,7 @@ class RankExecutor:
         for context_id in command.drop_contexts:
             del self.contexts[context_id], self._token_ids[context_id]
         if command.open_context:
-            self._open_context(*command.open_context, command.open_long)
+            self._open_context(command.open_context)
         if command.encode_wave:
             self._encode_wave(*command.encode_wave)
         for sequence_id, context_id, tail_rank in command.open_sequences:
@@ -61,16 +60,20 @@ class RankExecutor:
             ],
         )
 
-    def _open_context(
-        self, context_id: int, token_ids: list[int], star: StarConfig, parent_id: int | None, is_long: bool
-    ) -> None:
-        parent = None if parent_id is None else self.contexts[parent_id]
-        plan = self.planner.build(len(token_ids), star, parent.plan if parent else None)
+    def _open_context(self, opened: OpenedContext) -> None:
+        token_ids, parent, base = opened.token_ids, None, None
+        if opened.parent:
+            parent_id, num_reused = opened.parent
+            parent = self.contexts[parent_id]
+            base = parent.plan.prefix(num_reused)
+            token_ids = self._token_ids[parent_id][:num_reused] + token_ids
+        plan = self.planner.of_turns(opened.edges, opened.star, base)
+        assert plan.num_tokens == len(token_ids)
         cp_rank = self.star_model.exchange.cp_rank
-        self.contexts[context_id] = EncodedContext(
-            plan, cp_rank, parent, is_long=is_long, kv_format=self.star_model.kv_format
+        self.contexts[opened.context_id] = EncodedContext(
+            plan, cp_rank, parent, is_long=opened.is_long, kv_format=self.star_model.kv_format
         )
-        self._token_ids[context_id] = token_ids
+        self._token_ids[opened.context_id] = token_ids
 
     def _encode_wave(self, context_id: int, index: int) -> None:
         context = self.contexts[context_id]

@@ -8,7 +8,7 @@ from typing import Self
 
 from megatron.core.inference.sampling_params import SamplingParams
 
-from megatron_star.config import FieldError, StarConfig
+from megatron_star.config import DEFAULT_SPECULATE, SPECULATE, FieldError, StarConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +22,7 @@ class StarRequest:
             termination_id, stop_words. top_k=1 is greedy; top_p is taken of what top_k leaves.
         end_tokens: further ids that end the answer, as `termination_id` does.
         min_tokens: before so many are generated, neither an end token is chosen nor a stop text heeded.
+        speculate: how tokens are guessed, which a step then verifies: `lookup` or `off`. It changes no token.
         seed: with a token's index in the answer, it makes the random number that chooses the token.
         deadline_seconds: after so many seconds the request ends with what it has.
         turn_edges: where, in tokens, earlier contexts ended that this one extends. Each part is cut into
@@ -37,6 +38,7 @@ class StarRequest:
     turn_edges: tuple[int, ...] = ()
     end_tokens: tuple[int, ...] = ()
     min_tokens: int = 0
+    speculate: str = DEFAULT_SPECULATE
 
     @property
     def all_end_tokens(self) -> tuple[int, ...]:
@@ -65,6 +67,10 @@ class StarRequest:
         if not 0 <= self.min_tokens <= most:
             raise FieldError(
                 f"min_tokens is {self.min_tokens}: it must be from 0 to the {most} to generate", "min_tokens"
+            )
+        if self.speculate not in SPECULATE:
+            raise FieldError(
+                f"speculate is {self.speculate!r}: it must be one of {', '.join(SPECULATE)}", "speculate"
             )
         if not self.deadline_seconds > 0:
             raise FieldError(
@@ -134,6 +140,8 @@ class StarResult:
         sizes: of blocks, anchor and passed keys, as used, by their names in StarConfig; none with `exact`.
         cache_hit: all of the context was encoded, or being encoded, for another request already.
         num_cached_tokens: context tokens of which that is so; fewer than all if the context extends another.
+        num_proposed_tokens, num_accepted_tokens: tokens that were guessed and verified several in a step, and
+            those of them that are the answer's.
         kv_bytes_per_rank: memory that was reserved for the context and the tail on each CP rank (on each TP
             rank of it). Layers with a mask of their own may take some of it only while waves are encoded.
         kv_bytes_by_kind: of all CP ranks together when all is encoded, by kind of layer.
@@ -153,4 +161,6 @@ class StarResult:
     kv_bytes_by_kind: dict[str, int]
     sizes: dict[str, int] = field(default_factory=dict)
     num_cached_tokens: int = 0
+    num_proposed_tokens: int = 0
+    num_accepted_tokens: int = 0
     error: str | None = None

@@ -6,25 +6,27 @@ So a request that has to wait leaves no trace, and what runs never depends on wh
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+from megatron_star.engine.base_context import Bases
 from megatron_star.engine.cached_context import CachedContext, ContextKey
 from megatron_star.engine.scheduled_request import ScheduledRequest
 from megatron_star.planning.kv_memory import KvLayers
 from megatron_star.planning.plan import ContextPlan
-from megatron_star.planning.planner import Planner
+from megatron_star.planning.planner import MOST_LINKS, Planner
 
 
 @dataclass(frozen=True)
 class Reservation:
     """
     Attributes:
-        num_reused: turns of the request whose contexts are there already; `base` is the last of them.
-        plans: of the further turns, each on top of the one before, the first on top of `base`.
+        base, num_reused: a context that is there already, and how many of its first tokens are used.
+        plans: of the contexts that are to be encoded, each on top of the one before, the first on top of
+            that; none if `base` is the request's context.
         dropped: unused contexts whose memory it takes, each before the one that it extends.
         tail_rank, tail_bytes: where the tail lives, and its memory there.
     """
 
-    num_reused: int
     base: CachedContext | None
+    num_reused: int
     plans: tuple[ContextPlan, ...]
     dropped: tuple[CachedContext, ...]
     tail_rank: int
@@ -63,6 +65,7 @@ class Reserver:
 
     def __init__(self, planner: Planner, memory: KvMemory) -> None:
         self.planner, self.memory = planner, memory
+        self._bases = Bases([mask for mask in memory.layers.num_layers if mask])
 
     def most_bytes_alone(self, request: ScheduledRequest) -> int:
         """What the fullest rank holds while nothing but this request is there."""
@@ -74,34 +77,37 @@ class Reserver:
     ) -> Reservation | None:
         """How this request can be admitted now, or None.
 
-        As many of its turns as can be are taken from `contexts`. Other waves divide a context differently
-        over the ranks. So there are contexts on top of which the request would not fit even if it was alone:
-        they are not used, but dropped. Hence one that fits alone is admitted as soon as nothing else runs.
+        As many of its first tokens as can be are taken from `contexts`. Other waves divide a context
+        differently over the ranks. So there are contexts on top of which the request would not fit even if it
+        was alone: they are not used, but dropped. Hence one that fits alone is admitted as soon as nothing
+        else runs.
 
         Args:
             used: bytes of each rank that are taken.
         """
-        for num_reused in range(len(request.keys), -1, -1):
-            base = contexts.get(request.keys[num_reused - 1]) if num_reused else None
-            if num_reused and not base:
-                continue
-            plans = self._plans_after(request, num_reused, base)
+        for base, num_reused in (*self._bases.of(request, contexts), (None, 0)):
+            plans = self._plans_after(request, base, num_reused)
+            chain = list(base.chain()) if base else []
+            in_the_way = [contexts[key] for p in plans if (key := request.keys[p.num_tokens]) in contexts]
             needs, tail_bytes = self.memory.of_plans(plans), self.memory.of_tail(request)
-            alone = _sum([needs, *(context.bytes_per_rank for context in base.chain())] if base else [needs])
-            if self.memory.with_tail(alone, tail_bytes)[1] <= self.memory.budget:
-                in_the_way = [contexts[key] for key in request.keys[num_reused:] if key in contexts]
+            alone = _sum([needs, *(context.bytes_per_rank for context in chain)])
+            fits_alone = self.memory.with_tail(alone, tail_bytes)[1] <= self.memory.budget
+            if fits_alone and not any(context in chain for context in in_the_way):
                 found = self._with_space(_sum([used, needs]), tail_bytes, contexts.values(), base, in_the_way)
-                return Reservation(num_reused, base, plans, *found, tail_bytes) if found else None
+                return Reservation(base, num_reused, plans, *found, tail_bytes) if found else None
         return None
 
     def _plans_after(
-        self, request: ScheduledRequest, num_reused: int, base: CachedContext | None
+        self, request: ScheduledRequest, base: CachedContext | None, num_reused: int
     ) -> tuple[ContextPlan, ...]:
-        """Plans of the turns from `num_reused` on, on top of what the base was really encoded by."""
+        """Plans of what follows the first tokens of `base`, on top of what these were really encoded by."""
+        planned = request.planned
         if not base:
-            return request.planned.plans
-        edges = [plan.num_tokens for plan in request.planned.plans[num_reused:]]
-        return self.planner.chain(edges, request.planned.star, base.plan)
+            return planned.plans
+        if base.key == request.key:
+            return ()
+        ends = self.planner.ends(planned.edges, num_reused, MOST_LINKS - base.num_links)
+        return self.planner.chain(ends, planned.star, base.plan.prefix(num_reused), planned.plan.mask)
 
     def _with_space(
         self,

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from enum import IntEnum, auto
 
-from megatron_star.engine.cached_context import CachedContext, ContextKey, context_keys
+from megatron_star.engine.cached_context import CachedContext, ContextKey, context_keys, token_digests
 from megatron_star.planning.plan import ContextPlan
 from megatron_star.planning.planner import PlannedContext
 
@@ -34,9 +34,10 @@ class ScheduledRequest:
             it, once.
         fed_proposals: those of the last step, until it is known which of them are kept.
         num_tail_tokens: query and generated tokens, at most.
-        planned: of its context, and of each earlier turn's: as they are if no context of another request is
-            used.
+        planned: its context, if no context of another request is used.
         is_long: how its context is encoded, see `EncodedContext`.
+        keys: of its context, and of those that its earlier turns ended with, by where they end.
+        digests: of its context's tokens (`token_digests`).
         context: that it uses; from `ENCODING` on.
         tail_rank, tail_bytes: where its tail lives, and its memory there.
         num_cached_tokens: of its context, encoded for another request already, or about to be.
@@ -48,7 +49,8 @@ class ScheduledRequest:
     num_tail_tokens: int
     planned: PlannedContext
     is_long: bool = False
-    keys: tuple[ContextKey, ...] = field(init=False)
+    keys: dict[int, ContextKey] = field(init=False)
+    digests: tuple[bytes, ...] = field(init=False)
     proposals: list[int] = field(default_factory=list)
     fed_proposals: list[int] = field(default_factory=list)
     stage: Stage = Stage.PREPARED
@@ -58,12 +60,18 @@ class ScheduledRequest:
     num_cached_tokens: int = 0
 
     def __post_init__(self) -> None:
-        self.keys = context_keys(self.context_tokens, self.planned.plans, self.is_long)
+        self.keys = context_keys(self.context_tokens, self.planned.edges, self.plan.mask, self.is_long)
+        self.digests = token_digests(self.context_tokens)
 
     @property
     def plan(self) -> ContextPlan:
         """The plan of the whole context."""
         return self.planned.plan
+
+    @property
+    def key(self) -> ContextKey:
+        """Of its whole context."""
+        return self.keys[self.plan.num_tokens]
 
     @property
     def is_answering(self) -> bool:

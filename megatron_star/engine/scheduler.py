@@ -11,7 +11,7 @@ from collections.abc import Callable
 from itertools import count
 
 from megatron_star.config import StarConfig
-from megatron_star.engine.cached_context import CachedContext, ContextKey
+from megatron_star.engine.cached_context import TOKENS_OF_A_DIGEST, CachedContext, ContextKey
 from megatron_star.engine.command import Command, Fed
 from megatron_star.engine.reservation import KvMemory, Reservation, Reserver
 from megatron_star.engine.scheduled_request import ScheduledRequest, Stage
@@ -166,9 +166,7 @@ class Scheduler[Request: ScheduledRequest]:
             return
         context = self._to_encode[0]
         if not context.opened:
-            parent_id = context.parent.id if context.parent else None
-            command.open_context = context.id, context.token_ids, context.star, parent_id
-            command.open_long = context.is_long
+            command.open_context = context.opening()
             context.opened = True
         if context.next_wave < len(context.plan.waves):
             command.encode_wave = context.id, context.next_wave
@@ -189,9 +187,9 @@ class Scheduler[Request: ScheduledRequest]:
         for unused in reservation.dropped:
             self._drop(unused)
         context = reservation.base
-        request.num_cached_tokens = context.plan.num_tokens if context else 0
-        for key, plan in zip(request.keys[reservation.num_reused :], reservation.plans, strict=True):
-            context = self._new_context(request, plan, key, parent=context)
+        request.num_cached_tokens = reservation.num_reused
+        for plan in reservation.plans:
+            context = self._new_context(request, plan, parent=context)
         context.users += 1
         context.last_use = next(self._clock)
         request.context, request.stage = context, Stage.ENCODING
@@ -200,18 +198,28 @@ class Scheduler[Request: ScheduledRequest]:
         self.running[request.id] = request
 
     def _new_context(
-        self, request: Request, plan: ContextPlan, key: ContextKey, parent: CachedContext | None
+        self, request: Request, plan: ContextPlan, parent: CachedContext | None
     ) -> CachedContext:
-        tokens, sizes = request.context_tokens[: plan.num_tokens], self.memory.of_plans([plan])
-        star, is_long = request.planned.star, request.is_long
-        context = CachedContext(next(self._ids), key, tokens, star, plan, parent, sizes, is_long)
-        context.last_use = next(self._clock)
+        end, key = plan.num_tokens, request.keys[plan.num_tokens]
+        context = CachedContext(
+            id=next(self._ids),
+            key=key,
+            token_ids=request.context_tokens[:end],
+            digests=request.digests[: end // TOKENS_OF_A_DIGEST],
+            star=request.planned.star,
+            edges=tuple(edge for edge in request.planned.edges if edge <= end),
+            plan=plan,
+            parent=parent,
+            bytes_per_rank=self.memory.of_plans([plan]),
+            is_long=request.is_long,
+            last_use=next(self._clock),
+        )
         if parent:
             parent.users += 1
         assert key not in self.contexts
         self.contexts[key] = context
         self._to_encode.append(context)
-        self._add(sizes)
+        self._add(context.bytes_per_rank)
         return context
 
     def _release(self, context: CachedContext) -> None:

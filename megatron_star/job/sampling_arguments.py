@@ -4,6 +4,7 @@ import argparse
 
 from megatron.core.inference.sampling_params import SamplingParams
 
+from megatron_star.config import DEFAULT_SPECULATE, SPECULATE
 from megatron_star.job.argument_types import count, positive, real_number, seed, text_argument
 
 LEAST_TEMPERATURE, MOST_TEMPERATURE = 1e-3, 1e3
@@ -33,6 +34,18 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="TEXT",
         help="end at this text; may be repeated",
+    )
+    add_speculate_argument(group)
+
+
+def add_speculate_argument(group: argparse._ArgumentGroup) -> None:
+    """How tokens are guessed; for any program that generates."""
+    group.add_argument(
+        "--speculate",
+        choices=SPECULATE,
+        default=DEFAULT_SPECULATE,
+        help="verify several tokens a step, where that pays: those that followed the last ones before, in "
+        "context, query or answer; no token changes",
     )
 
 

@@ -18,23 +18,34 @@ from megatron_star.planning.pace import SMALLEST_WAVE_TOKENS, Pace, largest_wave
 from megatron_star.planning.plan import ContextPlan, TokenCosts
 from megatron_star.planning.sizes import length_for_sizes, with_sizes
 
+MOST_LINKS = 8
+"""Contexts in a chain, of which each extends the one before: in each layer and step, sequences attend to each
+of them in a call of its own."""
+
 
 class PlannedContext(NamedTuple):
     """How a context is encoded.
 
     Attributes:
         star: with its mode decided (`star` or `exact`), its sizes chosen, and the waves that it really has.
-        plans: of the context that each earlier turn ended with, and of the whole one: each extends the one
-            before.
+        plans: of the contexts that it is encoded as, if nothing of it is there: each extends the one before,
+            and the last is the whole one (`Planner.ends`).
+        turn_edges: where, in tokens, its earlier turns ended.
     """
 
     star: StarConfig
     plans: tuple[ContextPlan, ...]
+    turn_edges: tuple[int, ...] = ()
 
     @property
     def plan(self) -> ContextPlan:
         """The plan of the whole context."""
         return self.plans[-1]
+
+    @property
+    def edges(self) -> tuple[int, ...]:
+        """Where its turns end, the last one included."""
+        return (*self.turn_edges, self.plan.num_tokens)
 
 
 class Planner:
@@ -68,17 +79,45 @@ class Planner:
         """
         star = with_sizes(star, length_for_sizes(num_tokens, turn_edges))
         mode, plan = choose_plan(num_tokens, self.cp_size, star, self.costs)
-        star, plan = self.bounded(replace(star, mode=mode), plan)
-        return PlannedContext(star, self.chain((*turn_edges, num_tokens), star) if turn_edges else (plan,))
+        star, edges = replace(star, mode=mode), (*turn_edges, num_tokens)
+        if turn_edges:
+            plan = self.of_turns(edges, star)
+        star, plan = self.bounded(star, plan)
+        ends = self.ends(edges)
+        plans = (plan,) if len(ends) == 1 else self.chain(ends, star, mask=plan.mask)
+        return PlannedContext(star, plans, turn_edges)
+
+    def ends(self, edges: Sequence[int], start: int = 0, most: int = MOST_LINKS) -> tuple[int, ...]:
+        """Where the contexts end that what comes after `start` is encoded as, at most so many.
+
+        One is enough, since others may extend any prefix of it. But layers with a mask of their own keep only
+        the end of a context: with them, the first turns have contexts of their own.
+
+        Args:
+            edges: where turns end.
+        """
+        keeps_ends = bool(self.costs.attention_of_masks)
+        earlier = [edge for edge in edges[:-1] if edge > start] if keeps_ends else []
+        return (*earlier[: most - 1], edges[-1])
 
     def chain(
-        self, edges: Iterable[int], star: StarConfig, base: ContextPlan | None = None
+        self,
+        edges: Iterable[int],
+        star: StarConfig,
+        base: ContextPlan | None = None,
+        mask: Mask | None = None,
     ) -> tuple[ContextPlan, ...]:
         """Plans of contexts that end at these rising edges: the first extends `base`, the next that, ..
 
-        star: of a `PlannedContext`.
+        Args:
+            star: of a `PlannedContext`.
+            mask: of the last one; without it, each is a turn (see `ContextPlan.build`).
         """
-        return ContextPlan.chain(edges, self.cp_size, star, self.costs, base)
+        plans: list[ContextPlan] = []
+        for num_tokens in edges:
+            of_its_own = mask.prefix(num_tokens) if mask else None
+            plans.append(self.build(num_tokens, star, plans[-1] if plans else base, of_its_own))
+        return tuple(plans)
 
     def build(
         self, num_tokens: int, star: StarConfig, base: ContextPlan | None = None, mask: Mask | None = None

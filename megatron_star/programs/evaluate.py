@@ -9,6 +9,7 @@ Run again, it goes on where it was interrupted. `megatron-star report` prints wh
 import argparse
 import sys
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from time import monotonic
 
@@ -34,6 +35,7 @@ from megatron_star.job.job import Job, loaded_job
 from megatron_star.job.model_arguments import add_model_arguments
 from megatron_star.job.progress import ProgressLines, heartbeat, with_heartbeat
 from megatron_star.job.running import answer_batch, run_engine
+from megatron_star.job.sampling_arguments import add_speculate_argument
 from megatron_star.job.session import exit_on_errors
 from megatron_star.programs.evaluation_output import TASK_FILES, EvaluationOutput, open_output
 from megatron_star.programs.report import report
@@ -112,6 +114,7 @@ def _add_settings(parser: ArgumentParser) -> None:
     group.add_argument(
         "--max-batch-size", type=positive, default=8, metavar="N", help="questions of a batch; 1 for TTFT"
     )
+    add_speculate_argument(group)
 
 
 def main() -> None:
@@ -189,7 +192,8 @@ def evaluate(
         survey.open_questions(maker, finished, args.max_batch_size), "making samples"
     ):
         start, records = monotonic(), []
-        prepared = [engine.prepare(question.request) for question in batch]
+        requests = [replace(question.request, speculate=args.speculate) for question in batch]
+        prepared = [engine.prepare(request) for request in requests]
         results = answer_batch(engine, prepared)
         seconds = (monotonic() - start) / len(batch)
         for question, asked, result in zip(batch, prepared, results, strict=True):

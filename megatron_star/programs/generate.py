@@ -208,6 +208,7 @@ def _request(document: Document, args: argparse.Namespace, tokenizer: PreTrained
         sampling=sampling_params(args),
         seed=args.seed,
         end_tokens=end_tokens(tokenizer) + stop_tokens(tokenizer, args.stop),
+        speculate=args.speculate,
     )
 
 

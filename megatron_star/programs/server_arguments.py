@@ -12,6 +12,7 @@ from megatron_star.job.argument_types import (
     token_count,
     whole_number,
 )
+from megatron_star.job.sampling_arguments import add_speculate_argument
 from megatron_star.job.star_arguments import star_config
 from megatron_star.server.settings import ServerSettings
 
@@ -25,6 +26,7 @@ def add_server_arguments(parser: argparse.ArgumentParser) -> None:
     _add_how_much(group)
     _add_how_long(group)
     _add_what_a_query_is(group)
+    add_speculate_argument(group)
 
 
 def _add_who_is_let_in(group: argparse._ArgumentGroup) -> None:
@@ -128,6 +130,7 @@ def server_settings(args: argparse.Namespace) -> ServerSettings:
         max_context_tokens=args.max_context_tokens,
         body_seconds=args.request_body_seconds,
         keep_alive_seconds=args.keep_alive_seconds,
+        speculate=args.speculate,
         metrics_per_expert=args.metrics_per_expert,
         host=args.host,
     )

@@ -101,6 +101,8 @@ def star_report(result: StarResult, split: SplitPrompt) -> dict[str, Any]:
         "sizes": result.sizes,
         "cache_hit": result.cache_hit,
         "cached_tokens": result.num_cached_tokens,
+        "proposed_tokens": result.num_proposed_tokens,
+        "accepted_tokens": result.num_accepted_tokens,
         "kv_bytes": result.kv_bytes_by_kind,
         "queue_seconds": timings.queue_s,
         "encode_seconds": timings.context_encoding_s if result.num_context_tokens else 0.0,

@@ -32,6 +32,11 @@ class EngineCollector(Collector):
             ("kv_budget_bytes_per_rank", "KV that a CP rank may hold"),
         ):
             yield GaugeMetricFamily(f"{PREFIX}_{key}", help_text, value=stats[key])
+        for key, help_text in (
+            ("proposed_tokens", "tokens that were guessed and verified, several a step"),
+            ("accepted_tokens", "tokens of these that were right"),
+        ):
+            yield CounterMetricFamily(f"{PREFIX}_{key}", help_text, value=stats[key])
         used = GaugeMetricFamily(f"{PREFIX}_kv_bytes", "KV that is reserved on a CP rank", labels=["cp_rank"])
         for rank, size in enumerate(stats["kv_bytes_per_rank"]):
             used.add_metric([str(rank)], size)

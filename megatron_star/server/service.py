@@ -133,7 +133,7 @@ class CompletionService:
 
     def _submit(self, ask: Ask) -> _Submitted:
         """In a tokenizer's thread."""
-        star = self.star_config(ask.star)
+        star, speculate = self.star_config(ask.star), ask.star.speculate or self.settings.speculate
         splits = [prompt.split(self.splitter, ask.star) for prompt in ask.prompts]
         echoes = [self._as_text(content) for content in ask.echoed]
         for split in splits:
@@ -141,7 +141,8 @@ class CompletionService:
         answers: list[Answer] = []
         with self._cancelled_on_error(answers):
             for index, split in enumerate(split for split in splits for _ in range(ask.num_choices)):
-                answers.append(self.engine.submit(self._request(split, star, ask.generation, index)))
+                request = self._request(split, star, ask.generation, index)
+                answers.append(self.engine.submit(replace(request, speculate=speculate)))
         return _Submitted(splits, answers, echoes)
 
     def _as_text(self, content: Content) -> str:

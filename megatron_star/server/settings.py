@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from megatron_star.config import StarConfig
+from megatron_star.config import DEFAULT_SPECULATE, StarConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +22,7 @@ class ServerSettings:
         body_seconds: a body that has not come by then ends with 408; a head, with a closed connection.
         keep_alive_seconds: a connection may say nothing for so long after its answer. Clients keep idle
             connections for 5 to 60 s: it must be the client that closes, or a request meets a closed one.
+        speculate: how tokens are guessed unless a request's `star` object says otherwise.
         metrics_per_expert: whether /metrics counts the tokens of each expert of each layer.
         host: where it listens; without a key, it decides which names clients may use for this machine.
     """
@@ -37,6 +38,7 @@ class ServerSettings:
     max_context_tokens: int | None = None
     body_seconds: float = 60.0
     keep_alive_seconds: float = 75.0
+    speculate: str = DEFAULT_SPECULATE
     metrics_per_expert: bool = False
     host: str = "127.0.0.1"
 

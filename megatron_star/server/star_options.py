@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, create_model, model_validator
 
-from megatron_star.config import OPTIONS, Option
+from megatron_star.config import OPTIONS, SPECULATE, Option
 from megatron_star.server.body import Body, PositiveTokens, Text
 
 
@@ -22,12 +22,17 @@ EncodingOptions = create_model(
 
 
 class StarOptions(EncodingOptions):
-    """How this request's context is encoded, and where it ends; what is left out is the server's default."""
+    """How this request's context is encoded, where it ends, and how tokens are guessed.
+
+    What is left out is the server's default.
+    """
 
     query_tokens: PositiveTokens | None = Field(None, description="so many last tokens are the query")
     separator: Annotated[Text, Field(min_length=1, max_length=256)] | None = Field(
         None, description="the context stands before its last occurrence, the query after it"
     )
+
+    speculate: Literal[SPECULATE] | None = Field(None, description="guessed tokens, several a step, or none")
 
     @model_validator(mode="after")
     def _one_rule(self) -> Self:

@@ -3,12 +3,15 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 sys.path.append(str(Path(__file__).parents[1] / "launch"))
 from programs import python, torchrun  # noqa: E402
 
+from benchmarks import sampling  # noqa: E402
 from benchmarks.run import PARTS  # noqa: E402
 from benchmarks.tables import AIMS, draw, write_figures  # noqa: E402
 
@@ -103,3 +106,11 @@ def test_pictures_are_drawn_of_what_has_run(tmp_path):
     }
     draw({"encoding-8k": variants, "memory-4K-1": memory}, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"encoding.png", "memory.png"}
+
+
+def test_sampling_in_one_batch_is_compared_kind_by_kind_with_sampling_row_by_row():
+    model = SimpleNamespace(synchronize=lambda: None)
+    logits = sampling.text_like_logits(7, 2000, torch.device("cpu"))
+    summary = sampling.summarise([sampling.measure(logits, model) for _ in range(2)])
+    assert list(summary) == list(sampling.KINDS)
+    assert all(min(figures.values()) > 0 for figures in summary.values())

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from ranks import load
 from torch import Tensor
+from turns import opened_turn
 
 from megatron_star.algorithm.encoded_context import EncodedContext
 from megatron_star.algorithm.star_model import StarModel
@@ -69,7 +70,7 @@ def answers(checkpoint: str, tp_size: int, token_ids: list[int], cases: Sequence
 def answer(star_model: StarModel, tp_rank: int, token_ids: list[int], case: Case) -> Answer:
     executor, exchange = RankExecutor(star_model), star_model.exchange
     exchange.counts.clear()
-    contexts = [_encoded(executor, turn, token_ids[:end], case) for turn, end in enumerate(case.turns)]
+    contexts = [_encoded(executor, turn, token_ids, case) for turn in range(len(case.turns))]
     sent, context = dict(exchange.counts), contexts[-1]
     executor.execute(Command(open_sequences=[(0, len(contexts) - 1, exchange.cp_size - 1)]))
     rest = token_ids[case.turns[-1] :]
@@ -96,7 +97,7 @@ def answer(star_model: StarModel, tp_rank: int, token_ids: list[int], case: Case
 
 
 def _encoded(executor: RankExecutor, turn: int, token_ids: list[int], case: Case) -> EncodedContext:
-    executor.execute(Command(open_context=(turn, token_ids, case.star, turn - 1 if turn else None)))
+    executor.execute(Command(open_context=opened_turn(turn, token_ids, case.star, case.turns)))
     context = executor.contexts[turn]
     for wave in range(len(context.plan.waves)):
         executor.execute(Command(encode_wave=(turn, wave)))

@@ -15,6 +15,18 @@ WINDOW = 13
 NUM_CONTEXT, NUM_QUERY, NUM_GENERATED = 61, 5, 2
 
 
+class Other(NamedTuple):
+    """A context that is encoded first. Its first tokens are the case's, and are not encoded again.
+
+    Attributes:
+        num_common: so many.
+        turns: where it and its turns end, as those of a case.
+    """
+
+    num_common: int
+    turns: tuple[int, ...]
+
+
 class Case(NamedTuple):
     """A context, and a query with the tokens after it.
 
@@ -26,6 +38,7 @@ class Case(NamedTuple):
     star: StarConfig
     turns: tuple[int, ...] = (NUM_CONTEXT,)
     query: int = NUM_QUERY
+    other: Other | None = None
 
     @property
     def token_ids(self) -> list[int]:
@@ -48,6 +61,12 @@ CASES: dict[str, Case] = {
     ),
     "star, three turns, two shorter than the window": Case(
         StarConfig(block_size=9, neighbor_blocks=1), turns=(48, 55, 61)
+    ),
+    "exact, on a prefix of another context": Case(
+        StarConfig(mode="exact", wave_tokens=17), other=Other(40, (52,))
+    ),
+    "star, on a prefix within a block of a context shorter than the window": Case(
+        StarConfig(block_size=9), turns=(9, 61), other=Other(11, (9, 12))
     ),
     "star, no context": Case(StarConfig(block_size=9), turns=(0,), query=19),
 }

@@ -8,8 +8,9 @@ from cases import CASES, FOR_SPEED, NUM_GENERATED, Case
 from compiled_ranks import recorded
 from ranks import load
 from torch import Tensor
+from turns import opened_turn
 
-from megatron_star.engine.command import Command, Fed
+from megatron_star.engine.command import Command, Fed, OpenedContext
 from megatron_star.engine.executor import RankExecutor
 from megatron_star.model.build import build_gpt_model
 from megatron_star.model.checkpoint import read_checkpoint_info
@@ -17,6 +18,9 @@ from megatron_star.model.cpu import use_cpu_where_cuda_is_absent
 from megatron_star.model.longrope import needs_long_factors
 from megatron_star.model.stored_weights import load_weights
 from megatron_star.parallel.groups import initialize_groups
+from megatron_star.planning.layer_mask import LayerMask, layer_masks
+from megatron_star.planning.mask import mask_of_turns
+from megatron_star.planning.shared_prefix import num_kept_tokens, num_shared_tokens
 from megatron_star.speed.compiled_layers import compile_layers
 from megatron_star.speed.fast_model import FastStarModel
 from megatron_star.speed.sliced_linear import PARTS
@@ -64,15 +68,32 @@ def _compiled(star_model: FastStarModel) -> Tensor | str:
         return str(refusal)
 
 
+def _opened(case: Case, masks: tuple[LayerMask | None, ...]) -> list[OpenedContext]:
+    """Contexts of which the last one is the case's: each extends the one before, or a prefix of another's."""
+    token_ids, star, turns = case.token_ids, case.star, case.turns
+    if not case.other:
+        return [opened_turn(turn, token_ids, star, turns) for turn in range(len(turns))]
+    num_common, other_turns = case.other
+    other = [*token_ids[:num_common], *token_ids[: other_turns[-1] - num_common]]
+    num_shared = num_shared_tokens(mask_of_turns(star, turns), mask_of_turns(star, other_turns))
+    own_masks = {mask for mask in masks if mask}
+    num_reused = num_kept_tokens(own_masks, min(num_shared, num_common), other_turns[-1])
+    assert num_reused or own_masks
+    parent = (0, num_reused) if num_reused else None
+    return [
+        OpenedContext(0, other, star, other_turns),
+        OpenedContext(1, token_ids[num_reused : turns[-1]], star, turns, parent),
+    ]
+
+
 def _logits(star_model: FastStarModel, case: Case) -> Tensor:
-    executor, token_ids, last = RankExecutor(star_model), case.token_ids, len(case.turns) - 1
+    executor, token_ids = RankExecutor(star_model), case.token_ids
     is_long = needs_long_factors(star_model.model.config, len(token_ids))
-    for turn, end in enumerate(case.turns):
-        opened = (turn, token_ids[:end], case.star, turn - 1 if turn else None)
-        executor.execute(Command(open_context=opened, open_long=is_long))
-        for wave in range(len(executor.contexts[turn].plan.waves)):
-            executor.execute(Command(encode_wave=(turn, wave)))
-    executor.execute(Command(open_sequences=[(0, last, star_model.exchange.cp_size - 1)]))
+    for opened in _opened(case, layer_masks(star_model.model.config)):
+        executor.execute(Command(open_context=opened._replace(is_long=is_long)))
+        for wave in range(len(executor.contexts[opened.context_id].plan.waves)):
+            executor.execute(Command(encode_wave=(opened.context_id, wave)))
+    executor.execute(Command(open_sequences=[(0, opened.context_id, star_model.exchange.cp_size - 1)]))
     rest = token_ids[case.turns[-1] :]
     fed = [rest[: case.query], *([token] for token in rest[case.query :])]
     assert len(fed) == 1 + NUM_GENERATED

@@ -22,7 +22,7 @@ def longest_forward_pass(plan: ContextPlan) -> int:
 
 
 def test_without_a_gpu_no_rank_encodes_more_than_2k_tokens_in_a_wave():
-    star, (plan,) = planner("cpu", float("inf")).plan(32768, STAR)
+    star, (plan,), _ = planner("cpu", float("inf")).plan(32768, STAR)
     assert longest_forward_pass(PLAN) == 16384 and len(PLAN.waves) == 1
     assert star.wave_tokens == longest_forward_pass(plan) == CPU_WAVE_TOKENS
     assert plan.num_tokens == PLAN.num_tokens and plan.mask == PLAN.mask
@@ -34,12 +34,13 @@ def test_a_smaller_bound_of_the_user_stays(wave_tokens):
     assert planner("cpu", float("inf")).plan(32768, star) == (
         star,
         (ContextPlan.build(32768, 2, star, COSTS),),
+        (),
     )
 
 
 def test_on_a_gpu_waves_stay_as_they_are_until_one_took_too_long():
     on_gpu = planner("cuda", 2.0)
-    assert on_gpu.plan(32768, STAR) == (STAR, (PLAN,))
+    assert on_gpu.plan(32768, STAR) == (STAR, (PLAN,), ())
     on_gpu.pace.note(PLAN.largest_wave_cost(COSTS), seconds=8.0)
     star, plan = on_gpu.bounded(STAR, PLAN)
     assert star.wave_tokens < 32768
@@ -48,7 +49,8 @@ def test_on_a_gpu_waves_stay_as_they_are_until_one_took_too_long():
 
 def test_shorter_waves_of_an_extension_are_still_on_top_of_what_it_extends():
     on_gpu = planner("cuda", 2.0)
-    star, (base, plan) = on_gpu.plan(32768, STAR, (16000,))
+    star, base = STAR, on_gpu.build(20000, STAR).prefix(16000)
+    plan = on_gpu.build(32768, STAR, base)
     on_gpu.pace.note(plan.largest_wave_cost(COSTS), seconds=8.0)
     star, shorter = on_gpu.bounded(star, plan, base)
     assert shorter == on_gpu.build(32768, star, base) and len(shorter.waves) > len(plan.waves)
@@ -66,9 +68,9 @@ def test_nothing_is_learned_from_a_wave_without_work(cost):
 def test_what_the_driver_plans_a_rank_plans_of_the_configuration_that_it_is_sent(mode, turn_edges):
     driver, rank = planner("cpu", 1.0), planner("cpu", float("inf"))
     driver.pace.note(1000.0 * 1000, seconds=1.0)
-    star, plans = driver.plan(9001, StarConfig(mode=mode, block_size=1024), turn_edges)
+    planned = driver.plan(9001, StarConfig(mode=mode, block_size=1024), turn_edges)
+    star = planned.star
     assert star.mode != "auto" and star.wave_tokens < CPU_WAVE_TOKENS
-    base = None
-    for num_tokens, plan in zip((*turn_edges, 9001), plans, strict=True):
-        base = rank.build(num_tokens, star, base)
-        assert base == plan
+    assert rank.of_turns(planned.edges, star) == planned.plan
+    earlier = rank.build(5000, StarConfig(mode="exact", wave_tokens=77)).prefix(300)
+    assert rank.of_turns(planned.edges, star, earlier) == driver.build(9001, star, earlier, planned.plan.mask)

@@ -17,7 +17,6 @@ from megatron_star.engine.executor import planner_of
 from megatron_star.engine.request import StarRequest
 from megatron_star.engine.scheduled_request import Stage
 from megatron_star.planning.pace import CPU_WAVE_TOKENS
-from megatron_star.planning.plan import ContextPlan
 
 MAX_WAIT = 1.0
 DECODE_SECONDS, WAVE_SECONDS = 0.06, 0.02
@@ -51,10 +50,10 @@ class SimulatedRanks:
         self.sequences -= set(command.drop_sequences)
         self.sequences |= {sequence for sequence, *_ in command.open_sequences}
         if command.open_context:
-            index, tokens, star, parent = command.open_context
-            base = self.contexts[parent].plan if parent is not None else None
-            plan = ContextPlan.build(len(tokens), 2, star, self.engine.planner.costs, base)
-            self.contexts[index] = SimpleNamespace(plan=plan)
+            opened = command.open_context
+            base = self.contexts[opened.parent[0]].plan.prefix(opened.parent[1]) if opened.parent else None
+            plan = self.engine.planner.of_turns(opened.edges, opened.star, base)
+            self.contexts[opened.context_id] = SimpleNamespace(plan=plan)
         seconds = 0.0
         if command.encode_wave:
             index, wave = command.encode_wave

@@ -8,8 +8,9 @@ import torch
 from megatron.core.inference.sampling.torch_sampling import TorchSampling
 from megatron.core.inference.sampling_params import SamplingParams
 from reference import sampled_token
+from sampled_rows import VOCAB_SIZE, logits_of_all_kinds, rows_of_all_kinds
 
-from megatron_star.engine.sampling import FEWEST_CANDIDATES, RowToSample, sample_rows, uniform
+from megatron_star.engine.sampling import RowToSample, sample_rows, uniform
 
 KINDS = {
     "greedy": {"top_k": 1},
@@ -20,35 +21,6 @@ KINDS = {
     "both, sharper": {"top_k": 6, "top_p": 0.8, "temperature": 0.8},
     "top_p of 1": {"top_p": 1.0},
 }
-VOCAB_SIZE = 3001
-
-
-def rows_of_all_kinds(count: int, seed: int = 0) -> list[RowToSample]:
-    """Parameters like KINDS', and forbidden tokens in a fourth of the rows."""
-    generator = random.Random(seed)
-    top_ks = [0, 2, 20, 300, FEWEST_CANDIDATES, 2500]
-    return [
-        RowToSample(
-            SamplingParams(
-                temperature=generator.choice([0.0, 0.3, 1.0, 1.0, 1.7]),
-                top_k=generator.choice(top_ks) if generator.random() < 0.5 else 0,
-                top_p=generator.choice([0.0, 0.02, 0.5, 0.95, 1.0]),
-            ),
-            uniform(seed, i),
-            generator.sample(range(VOCAB_SIZE), 3) if generator.random() < 0.25 else (),
-        )
-        for i in range(count)
-    ]
-
-
-def logits_of_all_kinds(count: int) -> torch.Tensor:
-    """Peaked to nearly flat, every second row with the few values of bfloat16: most tokens are tied."""
-    torch.manual_seed(0)
-    logits = (
-        torch.randn(count, VOCAB_SIZE) * torch.tensor([0.02, 0.5, 2.0, 4.0, 8.0]).repeat(count)[:count, None]
-    )
-    logits[::2] = logits[::2].bfloat16().float()
-    return logits + 10.0
 
 
 def test_the_tokens_are_those_of_the_sorted_vocabulary_ties_included():

@@ -91,7 +91,7 @@ def test_the_least_recently_used_context_goes_first():
     large = request(4, list(range(500, 1000)))
     queue.add(large)
     assert queue.admit() == [large]
-    assert list(queue.contexts) == [first.keys[-1], large.keys[-1]]
+    assert list(queue.contexts) == [first.key, large.key]
 
 
 @pytest.mark.parametrize("star", [STAR, StarConfig(mode="exact")])
@@ -105,38 +105,41 @@ def test_a_context_that_extends_a_cached_one_encodes_only_what_is_new(star):
     queue.admit()
     assert later.num_cached_tokens == 300
     (opened,) = [c.open_context for c in run_until_fed(queue) if c.open_context]
-    assert opened[3] == earlier.context.id and len(opened[1]) == 450
+    assert opened.parent == (earlier.context.id, 300) and opened.token_ids == list(range(300, 450))
     num_bytes = [c.bytes_per_rank for c in queue.contexts.values()]
     assert num_bytes == [[(150 + 18) * BYTES] * 2, [(75 + 9) * BYTES] * 2]  # an eighth is spare
 
 
 def test_the_base_of_an_extension_stays_while_the_extension_is_cached():
     queue = scheduler(710)
-    later = request(0, list(range(450)), (300,))
-    queue.add(later)
-    queue.admit()
-    run_until_fed(queue)
-    queue.remove(later)
+    for later in (request(0, list(range(300))), request(2, list(range(450)), (300,))):
+        queue.add(later)
+        queue.admit()
+        run_until_fed(queue)
+        queue.remove(later)
     base, extension = queue.contexts.values()
     assert (base.users, extension.users) == (1, 0)
     large = request(1, list(range(500, 1300)))
     queue.add(large)
     assert queue.admit() == [large]
-    assert list(queue.contexts) == [large.keys[-1]]
+    assert list(queue.contexts) == [large.key]
 
 
 @pytest.mark.parametrize("when", ["waiting", "admitted", "encoding", "running"])
 def test_everything_is_freed_whenever_a_request_ends(when):
     queue = scheduler(10_000)
-    one = request(0, list(range(450)), (300,), StarConfig(block_size=100, wave_tokens=100))
-    queue.add(one)
+    star = StarConfig(block_size=100, wave_tokens=100)
+    earlier, one = request(1, list(range(300)), (), star), request(0, list(range(450)), (300,), star)
+    for each in (earlier, one):
+        queue.add(each)
     if when != "waiting":
         queue.admit()
     if when == "encoding":
         queue.next_command()
     if when == "running":
         run_until_fed(queue)
-    queue.remove(one)
+    for each in (earlier, one):
+        queue.remove(each)
     queue.drop_unused_contexts()
     assert queue.used == [0, 0] and not queue.contexts
     dropped = queue.next_command()
