@@ -12,6 +12,7 @@ setup(
     package_data={
         "megatron_star.attention": ["quantised_cpu.cpp"],
         "megatron_star.server": ["page.html"],
+        "megatron_star.speed": ["few_rows_attention.cpp"],
     },
     install_requires=[
         "megatron-core>=0.19,<0.20",

@@ -1,5 +1,6 @@
 """A StarModel whose steps of few tokens read slices of the weights, and run compiled layers."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from megatron_star.algorithm.star_model import Integers, StarModel
 from megatron_star.algorithm.step_inputs import StepInputs
+from megatron_star.attention.partial import Partial
 from megatron_star.model.attention import ForwardPass
 from megatron_star.model.expert_layer import moe_layers
 from megatron_star.parallel.exchange import Exchange
@@ -34,6 +36,7 @@ class FastStarModel(StarModel):
         compiled_rows: numbers of tokens in a step for which its layers are compiled (`compiled_layers.py`),
             ascending.
         captures_steps: whether whole steps are captured in CUDA graphs (`step_graph.py`).
+        native_attention: of few rows on a CPU, compiled for this model (`native_attention.py`).
     """
 
     slicing: WeightSlicing = field(kw_only=True)
@@ -41,6 +44,7 @@ class FastStarModel(StarModel):
     sliced_parts: frozenset[str] = NO_PARTS
     compiled_rows: tuple[int, ...] = ()
     captures_steps: bool = False
+    native_attention: Callable[[Tensor, Tensor, Tensor, float], Partial] | None = None
 
     @cached_property
     def graphs(self) -> StepGraphs | None:
