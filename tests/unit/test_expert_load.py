@@ -42,7 +42,7 @@ class FakeEngine:
 
     def stats(self) -> dict:
         """Nothing goes on."""
-        return STATS | {"kv_bytes_per_rank": [0]}
+        return STATS | {"kv_bytes_per_rank": [0], "kv_dtype": "auto"}
 
     def step(self, *, read_expert_load: bool) -> None:
         """Takes its time."""
