@@ -41,11 +41,12 @@ from megatron_star.parallel.groups import StarGroups
 from megatron_star.planning.cost_model import token_costs
 from megatron_star.planning.model_shape import latent_attention
 from megatron_star.planning.plan import ContextPlan
-from megatron_star.speed.compiled_layers import compile_layers
+from megatron_star.speed.attach import with_compiled_layers
 from megatron_star.speed.decode_weights import choose_sliced_parts
 from megatron_star.speed.fast_model import FastStarModel
 from megatron_star.speed.layout import lay_out_for_reading
 from megatron_star.speed.sliced_linear import NO_PARTS
+from megatron_star.speed.step_graph import NUM_PLAIN
 
 Step = Callable[[], object]
 Round = dict[str, dict[str, float]]
@@ -57,7 +58,7 @@ def filled_context(star_model: StarModel, num_tokens: int) -> EncodedContext:
     """A context of exact attention, spread over the CP ranks, with random keys and values."""
     config, exchange = star_model.model.config, star_model.exchange
     plan = ContextPlan.build(num_tokens, exchange.cp_size, StarConfig(mode="exact"), token_costs(config))
-    context = EncodedContext(plan, exchange.cp_rank)
+    context = EncodedContext(plan, exchange.cp_rank, kv_format=star_model.kv_format)
     groups = max(1, config.num_query_groups // config.tensor_model_parallel_size)
     sizes = [(groups, config.kv_channels)] * 2
     if latent := latent_attention(config):
@@ -137,7 +138,7 @@ def make_variants(args: Namespace, star_model: FastStarModel, groups: StarGroups
         for suffix, rows in (("", ()), (COMPILED, (1,)))[: 1 + args.compile]:
             # The layers of a model keep all programs that were compiled; the step decides which one runs.
             # The context's spare capacity belongs to one sequence: each measurement begins a new one.
-            compiled = compile_layers(model, rows) if takes_part else None
+            compiled = with_compiled_layers(model, rows) if takes_part else None
             begin = partial(star_step, compiled, contexts[id(of_ranks)]) if takes_part else _nothing
             variants[name + suffix] = Variant(begin, parts, ONE_RANK + suffix)
     if args.hf:
@@ -155,11 +156,12 @@ def _nothing() -> Step:
 def measure(step: Step, num_steps: int, star_model: StarModel) -> dict[str, float]:
     """Seconds of a token: the mean, the shortest, and the processor's alone, on the rank with most.
 
-    One token before is not counted. The processor's seconds leave out waiting: for other ranks, and for other
-    programs on the machine.
+    Tokens before are not counted: one, or on a GPU those until a step is replayed. The processor's seconds
+    leave out waiting: for other ranks, and for other programs on the machine.
     """
     dist.barrier()
-    step()
+    for _ in range(1 if star_model.device.type == "cpu" else NUM_PLAIN + 3):
+        step()
     seconds, processor_s = [], process_time()
     for _ in range(num_steps):
         star_model.synchronize()
