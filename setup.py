@@ -12,6 +12,7 @@ setup(
     package_data={
         "megatron_star.attention": ["quantised_cpu.cpp"],
         "megatron_star.server": ["page.html"],
+        "megatron_star.speed": ["few_rows_attention.cpp"],
     },
     install_requires=[
         "megatron-core>=0.19,<0.20",
@@ -48,6 +49,7 @@ setup(
             "pytest>=8,<10",
             "schemathesis>=4,<5",
             "ruff>=0.15,<0.18",
+            "triton>=3.6,<4; sys_platform == 'linux'",
         ],
     },
 )

@@ -41,7 +41,7 @@ from megatron_star.parallel.groups import StarGroups
 from megatron_star.planning.cost_model import token_costs
 from megatron_star.planning.model_shape import latent_attention
 from megatron_star.planning.plan import ContextPlan
-from megatron_star.speed.compiled_layers import compile_layers
+from megatron_star.speed.attach import with_compiled_layers
 from megatron_star.speed.decode_weights import choose_sliced_parts
 from megatron_star.speed.fast_model import FastStarModel
 from megatron_star.speed.layout import lay_out_for_reading
@@ -137,7 +137,7 @@ def make_variants(args: Namespace, star_model: FastStarModel, groups: StarGroups
         for suffix, rows in (("", ()), (COMPILED, (1,)))[: 1 + args.compile]:
             # The layers of a model keep all programs that were compiled; the step decides which one runs.
             # The context's spare capacity belongs to one sequence: each measurement begins a new one.
-            compiled = compile_layers(model, rows) if takes_part else None
+            compiled = with_compiled_layers(model, rows) if takes_part else None
             begin = partial(star_step, compiled, contexts[id(of_ranks)]) if takes_part else _nothing
             variants[name + suffix] = Variant(begin, parts, ONE_RANK + suffix)
     if args.hf:

@@ -42,7 +42,7 @@ from megatron_star.model.expert_layer import moe_layers
 from megatron_star.parallel.control import is_driver
 from megatron_star.parallel.groups import StarGroups
 from megatron_star.planning.cost_model import token_costs
-from megatron_star.speed.compiled_layers import compile_layers
+from megatron_star.speed.attach import with_compiled_layers
 from megatron_star.speed.decode_weights import choose_sliced_parts
 from megatron_star.speed.fast_model import FastStarModel
 from megatron_star.speed.layout import lay_out_for_reading
@@ -98,7 +98,7 @@ def make_variants(args: Namespace, whole: FastStarModel, spread: FastStarModel) 
         (WHOLE + EXPERTS_SLICED, whole, all_parts, WHOLE + SLICED),
     ):
         for suffix, rows in (("", ()), (COMPILED, (args.sequences,)))[: 1 + args.compile]:
-            model = compile_layers(replace(star_model, sliced_parts=parts), rows)
+            model = with_compiled_layers(replace(star_model, sliced_parts=parts), rows)
             variants[name + suffix] = Variant(model, parts, base + suffix)
     return variants
 

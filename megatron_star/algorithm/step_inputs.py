@@ -31,6 +31,9 @@ MOST_ROWS = 32
 """New tokens of a sequence that attend to its tail row by row: with more, it is better to read keys once for
 many rows."""
 
+LEAST_OF_MOST_KEYS = 512
+"""Tails of so many tokens or fewer have the same signature."""
+
 
 class FedSequence(NamedTuple):
     """One sequence's part of a step.
@@ -133,10 +136,12 @@ class TailLayers:
 
     def has_tables_for(self, fed: Sequence[FedSequence]) -> bool:
         """Whether a step's attention to tails goes over addresses: not before all tails have begun, and not
-        with so many new tokens of a sequence that each should not read all of the tail for itself."""
+        with so many new tokens of a sequence that each should not read all of the tail for itself.
+
+        The same on all ranks, also on those without a tail.
+        """
         return bool(self.kinds) and all(
-            len(one.token_ids) <= MOST_ROWS and (one.tail is None or one.tail.has_begun(self.kinds))
-            for one in fed
+            one.num_tail_tokens and len(one.token_ids) <= MOST_ROWS for one in fed
         )
 
     @cached_property
@@ -296,5 +301,5 @@ def _most_keys(kind: LayerKind, fed: Sequence[FedSequence]) -> int:
     """A power of two, so that not every growth of a buffer makes another signature."""
     if kind.mask:
         return kind.mask.size
-    room = max((one.tail.end_of_buffer(kind) for one in fed if one.tail), default=1)
-    return 1 << (room - 1).bit_length()
+    room = max((one.tail.end_of_buffer(kind) for one in fed if one.tail), default=0)
+    return max(LEAST_OF_MOST_KEYS, 1 << (room - 1).bit_length())

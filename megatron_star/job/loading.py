@@ -15,8 +15,10 @@ from megatron_star.parallel.control import SharedError, gather_integers, on_ever
 from megatron_star.parallel.groups import StarGroups
 from megatron_star.speed.attach import with_speed
 from megatron_star.speed.compiled_layers import check_can_be_compiled, compile_layers
+from megatron_star.speed.cpu_attention import choose_attention
 from megatron_star.speed.decode_weights import check_decode_weights
 from megatron_star.speed.fast_model import FastStarModel
+from megatron_star.speed.native_attention import compile_attention
 
 
 def load_star_model(
@@ -62,7 +64,10 @@ def load_star_model(
     star_model = on_every_rank(build_and_load, groups.control)
     check_same_weights(star_model.model, groups)
     fast = with_speed(star_model, decode_weights=decode_weights)
-    return on_every_rank(lambda: compile_layers(fast, compiled_rows), groups.control)
+    if not compiled_rows:
+        return fast
+    compiled = on_every_rank(lambda: compile_attention(compile_layers(fast, compiled_rows)), groups.control)
+    return choose_attention(compiled)
 
 
 def check_same_weights(model: torch.nn.Module, groups: StarGroups) -> None:

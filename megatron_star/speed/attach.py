@@ -8,13 +8,14 @@ from megatron_star.attention import torch_cpu
 from megatron_star.attention.adapter import LoadedKernel
 from megatron_star.attention.partial import AttentionKernel
 from megatron_star.parallel.exchange import Exchange
-from megatron_star.speed import cpu_attention
 from megatron_star.speed.compiled_layers import check_can_be_compiled, compile_layers
+from megatron_star.speed.cpu_attention import CpuAttention, choose_attention
 from megatron_star.speed.decode_weights import check_decode_weights, choose_sliced_parts
 from megatron_star.speed.fast_model import FastStarModel
 from megatron_star.speed.layout import lay_out_for_reading
 from megatron_star.speed.mailbox import Mailbox
 from megatron_star.speed.modules import speed_up_modules
+from megatron_star.speed.native_attention import compile_attention
 
 
 def with_speed(
@@ -35,7 +36,14 @@ def with_speed(
     lay_out_for_reading(fast)  # as whole weights, whose reading `choose_sliced_parts` measures
     fast = replace(fast, sliced_parts=choose_sliced_parts(decode_weights, fast))
     lay_out_for_reading(fast, fast.sliced_parts)
-    return compile_layers(fast, compiled_rows)
+    return with_compiled_layers(fast, compiled_rows)
+
+
+def with_compiled_layers(fast: FastStarModel, compiled_rows: Sequence[int]) -> FastStarModel:
+    """The model with its layers, and attention of few rows, compiled for so many rows, and with the fastest
+    ways of attention; called on all ranks together. Raises ValueError.
+    """
+    return choose_attention(compile_attention(compile_layers(fast, compiled_rows)))
 
 
 def with_fast_modules(star_model: StarModel) -> FastStarModel:
@@ -60,7 +68,7 @@ def with_fast_modules(star_model: StarModel) -> FastStarModel:
 
 
 def _fast_kernel(kernel: AttentionKernel) -> AttentionKernel:
-    """Another way where this processor has a faster one than torch's CPU kernel."""
+    """The CPU's one can take other ways than torch's kernel, once these are chosen."""
     if isinstance(kernel, LoadedKernel) and kernel.attend is torch_cpu.attend:
-        return replace(kernel, attend=cpu_attention.attend)
+        return replace(kernel, attend=CpuAttention())
     return kernel

@@ -1,5 +1,6 @@
 """A StarModel whose steps of few tokens read slices of the weights, and run compiled layers."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -8,6 +9,7 @@ from megatron.core.tensor_parallel.layers import ColumnParallelLinear
 from torch import Tensor
 
 from megatron_star.algorithm.star_model import Integers, StarModel
+from megatron_star.attention.partial import Partial
 from megatron_star.model.attention import ForwardPass
 from megatron_star.parallel.exchange import Exchange
 from megatron_star.speed.program_layer import ProgramKey, ProgramStep
@@ -29,12 +31,14 @@ class FastStarModel(StarModel):
             token generation; the same on all ranks.
         compiled_rows: numbers of tokens in a step for which its layers are compiled (`compiled_layers.py`),
             ascending.
+        native_attention: of few rows on a CPU, compiled for this model (`native_attention.py`).
     """
 
     slicing: WeightSlicing = field(kw_only=True)
     tp_exchange: Exchange = field(kw_only=True)
     sliced_parts: frozenset[str] = NO_PARTS
     compiled_rows: tuple[int, ...] = ()
+    native_attention: Callable[[Tensor, Tensor, Tensor, float], Partial] | None = None
 
     def step_size(self, num_rows: int, num_logit_rows: int) -> tuple[int, int]:
         """See `StarModel.step_size`: the rows of the program that would run them."""

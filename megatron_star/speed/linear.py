@@ -34,6 +34,13 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return F.linear(input, weight, bias)
 
 
+def linear_by_onednn(input: Tensor, weight: Tensor) -> Tensor:
+    """`F.linear` of contiguous float32 input [rows, k] and a weight without gaps on a CPU, by oneDNN if that
+    is there.
+    """
+    return _ONEDNN_LINEAR(input, weight, None, "none", [], "") if _ONEDNN_LINEAR else F.linear(input, weight)
+
+
 def _is_on_cpu_in_float32(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu" and tensor.dtype == torch.float32
 

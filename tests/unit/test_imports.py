@@ -42,7 +42,7 @@ LAYERS = {
     "benchmarks": EVERYTHING,
     "launch": ("programs",),
     "scripts": ("benchmarks",),
-    "setup": ("attention", "server"),
+    "setup": ("attention", "server", "speed"),
 }
 
 # Of LIBRARIES, a layer that is named here imports these alone; another imports what it likes.

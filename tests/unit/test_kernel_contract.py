@@ -17,7 +17,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from megatron_star.attention import torch_cpu, torch_cpu_capped
 from megatron_star.attention.kernels import KERNELS
-from megatron_star.speed import cpu_attention
 
 CAPPED = [name for name, info in KERNELS.items() if info.load_capped]
 NAMES_AND_DTYPES = [
@@ -195,32 +194,3 @@ def test_the_reference_runs_where_its_tensors_are():
         query, key, value = (torch.empty(5, 1, heads, 16, device="cuda") for heads in (6, 2, 2))
         out, lse = reference.attention(query, key, value, causal=True, softmax_scale=1.0)
     assert out.device == lse.device == query.device
-
-
-def with_speed():
-    """The CPU's kernel, with the ways that are faster on some processors."""
-    return replace(KERNELS["torch-cpu"].loaded(), attend=cpu_attention.attend)
-
-
-@pytest.mark.parametrize(("factor", "tolerance"), [(1.0, 5e-5), (300.0, 1e-3)])
-@pytest.mark.parametrize(("np", "ng"), [(9, 3), (4, 1), (10, 2)])
-def test_few_rows_over_many_keys_take_the_cpus_whole_products(monkeypatch, np, ng, factor, tolerance):
-    """With large scores too, where all but one weight of a row may be 0."""
-    calls = Mock(wraps=cpu_attention.attend_few_rows)
-    monkeypatch.setattr(cpu_attention, "attend_few_rows", calls)
-    monkeypatch.setattr(cpu_attention, "FEW_ROWS", range(3, 6))
-    query, key, value = tensors(1, 4100, np=np, ng=ng, b=2)
-    qkv = query * factor, key, value
-    contract.check_equals_reference(with_speed(), *qkv, tolerance=tolerance)
-    assert calls.call_count == 1
-
-
-@pytest.mark.parametrize("sq", [1, 5, 6])
-@pytest.mark.parametrize("rows", [range(17), range(0)], ids=["as it is", "widened"])
-def test_a_cpu_attends_in_bfloat16_for_few_rows_where_that_is_faster(monkeypatch, rows, sq):
-    """The 3 query heads of a group are rows."""
-    monkeypatch.setattr(cpu_attention, "ROWS_IN_BFLOAT16", rows)
-    kernel, qkv = with_speed(), tensors(sq, 1100, b=2, dtype=torch.bfloat16)
-    contract.check_equals_reference(kernel, *qkv, tolerance=TOLERANCE[torch.bfloat16])
-    part = kernel(*qkv, causal=False, softmax_scale=0.3)
-    assert part.out.dtype == (torch.bfloat16 if 3 * sq in rows else torch.float32)
