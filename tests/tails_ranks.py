@@ -13,7 +13,7 @@ from gpu_ranks import load
 from random_models import VOCAB_SIZE
 from torch import Tensor
 
-from megatron_star.algorithm import encoded_context, recent_kv, tail
+from megatron_star.algorithm import recent_kv, tail
 from megatron_star.algorithm.context_encoding import encode_wave
 from megatron_star.algorithm.encoded_context import EncodedContext
 from megatron_star.algorithm.star_model import StarModel, tail_layers_of
@@ -25,6 +25,7 @@ from megatron_star.algorithm.token_generation import (
     run_packed,
     step_inputs,
 )
+from megatron_star.attention import stored_kv
 from megatron_star.config import StarConfig
 from megatron_star.planning import kv_memory
 from megatron_star.planning.cost_model import token_costs
@@ -38,7 +39,7 @@ Fed = dict[int, list[int]]
 def as_on_a_gpu() -> Iterator[None]:
     """KV lies in memory as on a GPU, where it is NaN until it is written, and tails grow often."""
     with ExitStack() as stack:
-        for module in (encoded_context, recent_kv, tail):
+        for module in (stored_kv, recent_kv, tail):
             stack.enter_context(patch.object(module, "empty_kv", _tokens_first))
         stack.enter_context(patch.object(kv_memory, "TAIL_CHUNK_TOKENS", CHUNK_TOKENS))
         yield
