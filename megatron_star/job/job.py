@@ -94,6 +94,7 @@ def _load(
             transformer_impl=args.transformer_impl,
             decode_weights=args.decode_weights,
             compiled_rows=args.compile_decode,
+            cuda_graph=args.cuda_graph,
             verify_weights=None if args.no_verify_weights else Share(environment.local_rank, ranks_here),
         )
     budget = agreed_kv_budget(args.star_kv_gigabytes, device, ranks_here, control)

@@ -6,7 +6,7 @@ from datetime import timedelta
 import torch
 
 from megatron_star.attention.kernels import KERNEL_NAMES
-from megatron_star.config import DECODE_WEIGHTS, KV_DTYPES
+from megatron_star.config import CUDA_GRAPH, DECODE_WEIGHTS, KV_DTYPES
 from megatron_star.job.argument_types import positive, real_number, text_argument, whole_number
 from megatron_star.job.devices import BACKENDS
 from megatron_star.model.layer_spec import TRANSFORMER_IMPLEMENTATIONS
@@ -88,6 +88,18 @@ def _add_how_it_runs(group: argparse._ArgumentGroup) -> None:
         metavar="N[,N...]",
         help="compile the layers for so many sequences decoded together, say 1,2,4,8: takes a C++ compiler, "
         "and some seconds each when the job starts",
+    )
+    add_cuda_graph_argument(group)
+
+
+def add_cuda_graph_argument(group: argparse._ArgumentGroup) -> None:
+    """`--cuda-graph CHOICE`."""
+    group.add_argument(
+        "--cuda-graph",
+        choices=CUDA_GRAPH,
+        default="auto",
+        help="capture steps of token generation in CUDA graphs, started at once by the host; auto: where one "
+        "GPU has the whole model and its contexts; on: also many ranks over NCCL, or refuse to start",
     )
 
 
