@@ -58,7 +58,7 @@ def filled_context(star_model: StarModel, num_tokens: int) -> EncodedContext:
     """A context of exact attention, spread over the CP ranks, with random keys and values."""
     config, exchange = star_model.model.config, star_model.exchange
     plan = ContextPlan.build(num_tokens, exchange.cp_size, StarConfig(mode="exact"), token_costs(config))
-    context = EncodedContext(plan, exchange.cp_rank)
+    context = EncodedContext(plan, exchange.cp_rank, kv_format=star_model.kv_format)
     groups = max(1, config.num_query_groups // config.tensor_model_parallel_size)
     sizes = [(groups, config.kv_channels)] * 2
     if latent := latent_attention(config):

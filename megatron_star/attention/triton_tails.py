@@ -106,7 +106,7 @@ def attend_tails(
         has_start=start is not None,
         num_stages=2,
     )
-    merged = (out[0], lse[0]) if num_splits == 1 else _merged(out, lse)
+    merged = (out[0], lse[0]) if num_splits == 1 else merge_splits(out, lse)
     return Partial(merged[0].transpose(0, 1)[None], merged[1].t()[None])
 
 
@@ -123,7 +123,7 @@ def _empty_parts(query: Tensor, num_parts: int, value_size: int) -> tuple[Tensor
     return out, query.new_empty(num_parts, sq, np, dtype=torch.float32)
 
 
-def _merged(outs: Tensor, lses: Tensor) -> tuple[Tensor, Tensor]:
+def merge_splits(outs: Tensor, lses: Tensor) -> tuple[Tensor, Tensor]:
     """`merge.merge_parts` of splits [splits, sq, np, hv] and [splits, sq, np] in one kernel."""
     num_splits, sq, np, hv = outs.shape
     out, lse = torch.empty_like(outs[0]), torch.empty_like(lses[0])
