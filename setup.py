@@ -49,6 +49,7 @@ setup(
             "pytest>=8,<10",
             "schemathesis>=4,<5",
             "ruff>=0.15,<0.18",
+            "triton>=3.6,<4; sys_platform == 'linux'",
         ],
     },
 )

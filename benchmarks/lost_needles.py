@@ -29,6 +29,7 @@ from megatron_star.algorithm.encoded_context import EncodedContext
 from megatron_star.algorithm.star_model import StarModel
 from megatron_star.algorithm.tail import Tail
 from megatron_star.attention.kv_layout import KeyValue
+from megatron_star.attention.stored_kv import ComputedPiece, HeldKv
 from megatron_star.config import StarConfig
 from megatron_star.engine.executor import planner_of
 from megatron_star.evaluation.comparison import forced_logits
@@ -51,9 +52,9 @@ class MixedContext(EncodedContext):
         super().__init__(plan, cp_rank=0)
         self.layers = layers
 
-    def held(self, layer_number: int, tail: Tail | None = None) -> Iterator[KeyValue]:
+    def held(self, layer_number: int, num_contiguous: int = 0, end: int | None = None) -> Iterator[HeldKv]:
         """All of a layer."""
-        yield self.layers[layer_number]
+        yield ComputedPiece(*self.layers[layer_number])
 
     def reserve_spare(self, tail: Tail) -> bool:
         """Never: there is no spare capacity."""

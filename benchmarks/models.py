@@ -146,7 +146,12 @@ def add_random_model_argument(parser: ArgumentParser) -> None:
 
 def measured_model(args: Namespace, groups: StarGroups, device: torch.device) -> FastStarModel:
     """The model that the arguments name, on this rank."""
-    options = {"device": device, "kernel": args.star_attention_kernel, "decode_weights": args.decode_weights}
+    options = {
+        "device": device,
+        "kernel": args.star_attention_kernel,
+        "decode_weights": args.decode_weights,
+        "cuda_graph": args.cuda_graph,
+    }
     if args.random_model:
         dtype = args.dtype or torch.bfloat16
         options |= {"dtype": dtype, "transformer_impl": args.transformer_impl}
@@ -164,6 +169,7 @@ def random_star_model(
     kernel: str = "auto",
     transformer_impl: str = "local",
     decode_weights: str = "auto",
+    cuda_graph: str = "auto",
 ) -> FastStarModel:
     """A model of this shape with random weights."""
     model = build_gpt_model(
@@ -173,7 +179,7 @@ def random_star_model(
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, mean=float(parameter.dim() == 1), std=0.02)
     star_model = attach(model, groups, kernel=kernel, vocab_size=shape["vocab_size"])
-    return with_speed(star_model, decode_weights=decode_weights)
+    return with_speed(star_model, decode_weights=decode_weights, cuda_graph=cuda_graph)
 
 
 def share_of_a_tp_rank(shape: Shape, tp_size: int, num_layers: int) -> Shape:

@@ -50,6 +50,9 @@ PARTS = {
         )
         for name, ranks, threads in (("", 2, 1), ("-one-rank", 1, 2))
     },
+    "kv-8-bits": BenchmarkPart(
+        "kv_8_bits", "--fp32 --num-tokens 8K --repeats 9 --samples 10 --compile", 1, 2
+    ),
     "experts": BenchmarkPart(
         "expert_parallel",
         "--random-model qwen3-moe-1b --fp32 --expert-model-parallel-size 2 --repeats 7 --compile",

@@ -22,14 +22,14 @@ import triton
 from megatron.core.inference.utils import InferenceMode
 from megatron.core.models.gpt.gpt_model import GPTModel
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from benchmarks.models import SHAPES, Shape
 from megatron_star.algorithm.encoded_context import EncodedContext
-from megatron_star.algorithm.star_model import attach
-from megatron_star.algorithm.token_generation import NewTokens, Sequence, TokenGenerationStep
+from megatron_star.algorithm.star_model import attach, tail_layers_of
+from megatron_star.algorithm.token_generation import NewTokens, Sequence, TokenGenerationStep, step_inputs
 from megatron_star.attention.adapter import KernelInfo, LoadedKernel
 from megatron_star.attention.partial import Partial
 from megatron_star.config import StarConfig
@@ -102,16 +102,20 @@ def operations_of_a_layer(groups: StarGroups, shape: Shape, num_sequences: int) 
     recorder = Recorder()
     with FakeTensorMode(), torch.no_grad(), recorder.noting_triton(), InferenceMode.active():
         star_model = _fake_model(groups, shape | {"num_layers": 2}, recorder)
-        step = _step(star_model, num_sequences)
-        star_model.experts.begin(step)
-        model, layer_input = star_model.model, {"attention_mask": None, "inference_context": step}
-        layer_input["rotary_pos_emb"] = model.rotary_pos_emb((step.position_ids, step.long_rows))
-        hidden_states = _on_gpu(num_sequences, 1, model.config.hidden_size)
-        first, second = model.decoder.layers
-        first(hidden_states, **layer_input)
-        recorder.operations.clear()
-        with recorder:
-            second(hidden_states, **layer_input)
+        context = _context(star_model)
+        new = [NewTokens(Sequence(context, tail_rank=0), [1]) for _ in range(num_sequences)]
+        hidden_states = _on_gpu(num_sequences, 1, star_model.model.config.hidden_size)
+        for begin in (_first_step, _later_step):
+            step = begin(star_model, new)
+            star_model.experts.begin(step)
+            inputs = {"attention_mask": None, "inference_context": step}
+            inputs["rotary_pos_emb"] = star_model.model.rotary_pos_emb((step.position_ids, step.long_rows))
+            for layer in star_model.model.decoder.layers:
+                recorder.operations.clear()
+                with recorder:
+                    layer(hidden_states, **inputs)
+            for one in new:
+                one.sequence.num_tail_tokens += 1
     return recorder.operations
 
 
@@ -127,21 +131,35 @@ def _fake_model(groups: StarGroups, shape: Shape, recorder: Recorder) -> FastSta
     kernel = LoadedKernel(
         KernelInfo("fake", load=lambda: recorder.attend, bottom_right=True), recorder.attend
     )
-    return with_speed(replace(star_model, kernel=kernel, device=CUDA), decode_weights="whole")
+    on_gpu = replace(star_model, kernel=kernel, device=CUDA, tail_layers=tail_layers_of(model))
+    return with_speed(on_gpu, decode_weights="whole", cuda_graph="off")
 
 
-def _step(star_model: FastStarModel, num_sequences: int) -> TokenGenerationStep:
+def _context(star_model: FastStarModel) -> EncodedContext:
     config = star_model.model.config
     _, plan = choose_plan(NUM_CONTEXT, 1, StarConfig(mode="exact"), token_costs(config))
     context = EncodedContext(plan, cp_rank=0)
     for layer in star_model.model.decoder.layers:
         key = _on_gpu(NUM_CONTEXT, 1, config.num_query_groups, config.kv_channels)
         context.store(layer.layer_number, 0, key, key)
-    new = [NewTokens(Sequence(context, tail_rank=0), [1]) for _ in range(num_sequences)]
+    return context
+
+
+def _first_step(star_model: FastStarModel, new: list[NewTokens]) -> TokenGenerationStep:
+    """In which tails begin."""
     on_cpu = replace(star_model, device=torch.device("cpu"))  # nothing can be copied to a GPU here
     step = TokenGenerationStep(on_cpu, new)
-    step.position_ids = torch.empty(num_sequences, dtype=torch.int64, device=CUDA)
+    step.position_ids = torch.empty(len(new), dtype=torch.int64, device=CUDA)
     return step
+
+
+def _later_step(star_model: FastStarModel, new: list[NewTokens]) -> TokenGenerationStep:
+    """Whose inputs are on a GPU, and were copied there."""
+    with unset_fake_temporarily(), mock.patch.object(Tensor, "data_ptr", lambda _: 0):
+        on_cpu = replace(star_model, device=torch.device("cpu"))
+        inputs = step_inputs(on_cpu, new, range(len(new)))
+    inputs.tensor = torch.empty(inputs.host.shape, dtype=torch.int64, device=CUDA)
+    return TokenGenerationStep(star_model, new, inputs)
 
 
 def _on_gpu(*shape: int) -> Tensor:

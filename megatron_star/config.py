@@ -8,6 +8,9 @@ from typing import Any, Self
 MODES = ("star", "exact", "auto")
 DECODE_WEIGHTS = ("auto", "whole", "sliced")
 """What a CP rank reads of the weights in token generation: all, its slice, or whichever is faster."""
+CUDA_GRAPH = ("auto", "on", "off")
+"""Whether steps of token generation are captured in CUDA graphs; auto: on a GPU, where one rank has all of a
+model and it can be."""
 SPECULATE = ("lookup", "off")
 """How tokens are guessed, which a step then verifies: looked up in context and tail, or not at all."""
 DEFAULT_SPECULATE = "lookup"

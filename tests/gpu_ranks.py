@@ -1,7 +1,10 @@
 """What the ranks of the GPU tests run; importable by their processes. They share one GPU, but for NCCL."""
 
+import weakref
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -18,10 +21,12 @@ from megatron_star.job.loading import load_star_model
 from megatron_star.model.build import build_gpt_model
 from megatron_star.model.checkpoint import read_checkpoint_info
 from megatron_star.model.cpu import use_cpu_where_cuda_is_absent
+from megatron_star.model.expert_layer import moe_layers
 from megatron_star.parallel.exchange import Exchange, SourceTransfers
 from megatron_star.parallel.groups import initialize_groups
 from megatron_star.planning.cost_model import choose_plan, token_costs
 from megatron_star.planning.plan import Source
+from megatron_star.speed.fast_model import FastStarModel
 
 
 def load(
@@ -31,7 +36,8 @@ def load(
     transformer_impl: str,
     compiled_rows: SequenceOf[int] = (),
     ep_size: int = 1,
-) -> StarModel:
+    cuda_graph: str = "auto",
+) -> FastStarModel:
     """The model on the first GPU; all ranks form one CP group over gloo, which goes through the host."""
     device = use_cpu_where_cuda_is_absent()
     groups = initialize_groups(tp_size=1, cp_size=dist.get_world_size(), ep_size=ep_size)
@@ -43,6 +49,7 @@ def load(
         kernel=kernel,
         transformer_impl=transformer_impl,
         compiled_rows=compiled_rows,
+        cuda_graph=cuda_graph,
     )
 
 
@@ -81,6 +88,112 @@ def encoding_memory(checkpoint: str, token_ids: SequenceOf[int], config: StarCon
     context = encode(star_model, token_ids, config)
     torch.cuda.synchronize()
     return torch.cuda.memory_allocated() - before, context.num_bytes
+
+
+class Replays(NamedTuple):
+    """What became of steps that ran with graphs, beside the same steps without.
+
+    Attributes:
+        worst: relative difference of logits, of any step and sequence.
+        error: why nothing was captured any more.
+        kept_bytes: that stay of a dropped context.
+    """
+
+    worst: float
+    num_captured: int
+    num_replayed: int
+    error: str | None
+    loads_equal: bool = True
+    dtype: torch.dtype | None = None
+    kept_bytes: int = 0
+
+
+def replays(worst: float, star_model: FastStarModel, **more: Any) -> Replays:
+    """With what the model's graphs say."""
+    graphs = star_model.graphs
+    return Replays(worst, graphs.num_captured, graphs.num_replayed, graphs.error, **more)
+
+
+def plain_and_graphed(
+    checkpoint: str, compiled_rows: SequenceOf[int] = ()
+) -> tuple[FastStarModel, FastStarModel]:
+    """The same model in bfloat16 without graphs and with them."""
+    graphed = load(checkpoint, torch.bfloat16, "auto", "local", compiled_rows, cuda_graph="on")
+    return replace(graphed, captures_steps=False), graphed
+
+
+def relative(found: Tensor, expected: Tensor) -> float:
+    """The largest relative difference of a row."""
+    return ((found - expected).norm(dim=-1) / expected.norm(dim=-1)).max().item()
+
+
+def plain_and_replayed(
+    checkpoint: str,
+    num_sequences: int,
+    num_contexts: int,
+    num_steps: int,
+    compiled_rows: SequenceOf[int] = (),
+) -> Replays:
+    """Sequences in turn on some contexts; after a third of the steps one leaves, after two thirds one joins.
+
+    The first is fed a query, so that its tail's buffers grow on the way; all are fed the same tokens.
+    """
+    plain, graphed = plain_and_graphed(checkpoint, compiled_rows)
+    contexts = [encode(plain, range(1 + i, 151 + i), StarConfig(block_size=32)) for i in range(num_contexts)]
+    of_plain, of_graphed = (
+        [Sequence(contexts[i % num_contexts], tail_rank=0) for i in range(num_sequences)] for _ in range(2)
+    )
+    loads: list[list[Tensor]] = [[], []]
+    worst, query = 0.0, list(range(5, 5 + 24))
+    for step in range(num_steps):
+        if step == num_steps // 3 and len(of_plain) > 1:
+            del of_plain[-1], of_graphed[-1]
+        if step == 2 * num_steps // 3:
+            for of_model in (of_plain, of_graphed):
+                of_model.append(Sequence(contexts[0], tail_rank=0))
+        tokens = [query if step == 0 and i == 0 else [7 + step + i] for i in range(len(of_plain))]
+        logits = []
+        for number, (model, of_model) in enumerate(((plain, of_plain), (graphed, of_graphed))):
+            before = model.expert_load().clone()
+            logits.append(generate_step(model, list(zip(of_model, tokens, strict=True))))
+            loads[number].append(model.expert_load() - before)
+        worst = max(worst, relative(logits[1], logits[0]))
+    same = all(found.sum() == expected.sum() for expected, found in zip(*loads, strict=True))
+    assert not moe_layers(plain.model) or loads[0][-1].sum() > 0
+    return replays(worst, graphed, loads_equal=same, dtype=logits[1].dtype)
+
+
+def contexts_one_after_the_other(checkpoint: str) -> Replays:
+    """Each is dropped before the next one is encoded, which may get its memory."""
+    plain, graphed = plain_and_graphed(checkpoint)
+    worst, allocated = 0.0, []
+    for number in range(4):
+        context = encode(plain, range(1 + 9 * number, 151 + 9 * number), StarConfig(block_size=32))
+        of_plain, of_graphed = Sequence(context, tail_rank=0), Sequence(context, tail_rank=0)
+        for step in range(8):
+            expected = generate_step(plain, [(of_plain, [step])])
+            worst = max(worst, relative(generate_step(graphed, [(of_graphed, [step])]), expected))
+        kv = weakref.ref(context)
+        del context, of_plain, of_graphed
+        assert kv() is None
+        torch.cuda.synchronize()
+        allocated.append(torch.cuda.memory_allocated())
+    return replays(worst, graphed, kept_bytes=allocated[-1] - allocated[1])
+
+
+def a_step_that_cannot_be_captured(checkpoint: str) -> Replays:
+    """One that asks the device for a value in each layer."""
+    plain, graphed = plain_and_graphed(checkpoint)
+    for layer in graphed.model.decoder.layers:
+        layer.mlp.register_forward_hook(lambda module, arguments, result: (result[0].sum().item(), None)[1])
+    context = encode(plain, range(1, 151), StarConfig(block_size=32))
+    of_plain, of_graphed = Sequence(context, tail_rank=0), Sequence(context, tail_rank=0)
+    worst = 0.0
+    for step in range(8):
+        expected = generate_step(plain, [(of_plain, [step])])
+        found = generate_step(graphed, [(of_graphed, [step])])
+        worst = max(worst, relative(found, expected))
+    return replays(worst, graphed)
 
 
 def overlap(num_rows: int, num_anchor: int) -> tuple[float, float, float]:

@@ -13,11 +13,13 @@ from megatron_star.algorithm.star_model import StarModel
 from megatron_star.algorithm.token_generation import Sequence, generate_step
 from megatron_star.model.expert_layer import moe_layers
 from megatron_star.speed.compiled_layers import compile_layers
+from megatron_star.speed.step_graph import NUM_PLAIN
 
 CASES = ((4, 1), (4, 8), (16, 1), (16, 8))
 """Context tokens in units, and sequences that share the context."""
 
-STEPS = {"repeats": 10, "warm": 3}
+STEPS = {"repeats": 10, "warm": NUM_PLAIN + 3}
+"""The first steps begin tails, and may be captured in a CUDA graph."""
 
 
 def decode(bench: Bench) -> None:

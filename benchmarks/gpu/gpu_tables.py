@@ -25,7 +25,12 @@ COLUMNS: dict[str, dict[str, str]] = {
         "host_ms": "host ms",
     },
     "decode": {"tpot_ms": "TPOT ms", "host_ms": "host ms", "floor_ms": "floor ms", "gb_per_s": "GB/s"},
-    "graph": {"tpot_ms": "TPOT ms", "difference": "difference"},
+    "graph": {
+        "plain_ms": "plain TPOT ms",
+        "tpot_ms": "replayed TPOT ms",
+        "replayed": "steps replayed",
+        "difference": "difference",
+    },
     "compiled": {"s": "s", "tpot_ms": "TPOT ms", "host_ms": "host ms", "floor_ms": "floor ms"},
     "attention": {"ms": "ms", "tflops": "TFLOP/s", "kv_gb_per_s": "KV GB/s"},
     "profile": {"ms": "ms", "busy_ms": "busy ms", "calls": "calls", "share": "share"},

@@ -8,7 +8,7 @@ one call. A layer with a mask of its own keeps only the end of a context (`recen
 import weakref
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -18,7 +18,36 @@ from megatron_star.algorithm.recent_kv import copied
 from megatron_star.attention.kv_layout import KeyValue
 from megatron_star.attention.stored_kv import AS_COMPUTED, HeldKv, KvFormat, StoredKv
 from megatron_star.planning.layer_mask import LayerMask
+from megatron_star.planning.mask import Range
 from megatron_star.planning.plan import ContextPlan, Source
+
+
+class SavedRows(NamedTuple):
+    """Stored tokens of a layer.
+
+    Attributes:
+        tokens: ranges of the context, whose rows follow each other.
+        tensors: views of what a `StoredKv`, or a `KvPiece`, has of them: keys and their like first.
+    """
+
+    tokens: tuple[Range, ...]
+    tensors: tuple[Tensor, ...]
+
+
+def empty_like_rows(
+    kv_format: KvFormat, num_tokens: int, rows: tuple[Tensor, ...], dtype: torch.dtype
+) -> StoredKv:
+    """Storage for so many tokens that are stored as these are; `dtype`: that was computed in."""
+    key_and_value = rows[0], rows[len(rows) // 2]
+    return kv_format.empty(
+        num_tokens, tuple(e.new_empty((0, *e.shape[1:]), dtype=dtype) for e in key_and_value)
+    )
+
+
+def fill_rows(stored: StoredKv, first_row: int, rows: tuple[Tensor, ...]) -> None:
+    """Put rows, as they are stored, where they belong."""
+    for to, each in zip(stored.tensors(), rows, strict=True):
+        to[first_row : first_row + each.size(0)] = each
 
 
 class EncodedContext:
@@ -47,13 +76,14 @@ class EncodedContext:
         assert bool(plan.start) == bool(parent) and (not parent or plan.start <= parent.plan.num_tokens)
         assert parent is None or parent.is_long == is_long
         self.plan, self.parent, self.keeps_all, self.is_long = plan, parent, keeps_all, is_long
+        self.cp_rank = cp_rank
         self.num_local_tokens, self.kv_format = plan.num_owned_tokens(cp_rank), kv_format
         self._starts: list[int] = []
         self._offsets: list[int] = []
         self._layers: dict[int, StoredKv] = {}
         self._recent: dict[int, list[KvPiece]] = {}
         self._named_copies: dict[tuple[int, int], KeyValue] = {}
-        self._named_rows: dict[tuple[int, int], Tensor] = {}
+        self._named_positions: dict[tuple[int, int], Tensor] = {}
         self._user_of_spare: weakref.ref[object] | None = None
         offset = 0
         for segment in plan.owned(cp_rank):
@@ -124,23 +154,57 @@ class EncodedContext:
         pieces = [*self._recent.get(layer_number, ()), *new]
         self._recent[layer_number] = copied(pieces_within(pieces, first, end))
 
-    def keep_named(self, layer_number: int, block: int, named: KeyValue) -> None:
-        """Keep copies of the keys that a block names, with their values, [named, 1, ng, hn] each."""
+    def own_rows(self, layer_number: int) -> SavedRows | None:
+        """What this rank holds of a layer without its parents', as it is stored; None where it is nothing."""
+        if layer_number in self._layers:
+            tokens = tuple(Range(s.start, s.end) for s in self.plan.owned(self.cp_rank))
+            stored = self._layers[layer_number].tensors()
+            return SavedRows(tokens, tuple(each[: self.num_local_tokens] for each in stored))
+        pieces = self._recent.get(layer_number)
+        if not pieces:
+            return None
+        tokens = tuple(Range(piece.start, piece.end) for piece in pieces)
+        return SavedRows(tokens, tuple(torch.cat([piece[i] for piece in pieces]) for i in (2, 3)))
+
+    def fill(self, layer_number: int, first_token: int, rows: tuple[Tensor, ...], dtype: torch.dtype) -> None:
+        """Keep of consecutive owned tokens what `own_rows` had of them.
+
+        dtype: that was computed in.
+        """
+        if layer_number not in self._layers:
+            num_tokens = self.num_local_tokens + self.num_spare_tokens
+            self._layers[layer_number] = empty_like_rows(self.kv_format, num_tokens, rows, dtype)
+        fill_rows(self._layers[layer_number], self.offset_of(first_token), rows)
+
+    def keep_named(self, layer_number: int, block: int, positions: Tensor, named: KeyValue) -> None:
+        """Keep copies of the keys that a block names, with their values, [named, 1, ng, hn] each.
+
+        positions: of them in the block, [named, ng].
+        """
+        self._named_positions[layer_number, block] = positions.to(torch.int32)
         self._named_copies[layer_number, block] = named
 
-    def keep_named_rows(self, layer_number: int, block: int, rows: Tensor) -> None:
-        """Keep where they are in this rank's storage, [named, ng], where all of the block is there."""
-        self._named_rows[layer_number, block] = rows.to(torch.int32)
+    def keep_named_rows(self, layer_number: int, block: int, positions: Tensor) -> None:
+        """Keep where they are in the block, [named, ng], where all of it is in this rank's storage."""
+        self._named_positions[layer_number, block] = positions.to(torch.int32)
 
     def named(self, layer_number: int, block: int, num_keys: int) -> KeyValue:
         """The first so many keys that a block names, with their values; of this context or of a parent."""
         place = layer_number, block
         if place in self._named_copies:
             return tuple(each[:num_keys] for each in self._named_copies[place])
-        if place in self._named_rows:
-            rows = self._named_rows[place][:num_keys].to(torch.int64)
-            return self._layers[layer_number].read_of_heads(rows)
+        if place in self._named_positions:
+            rows = self._named_positions[place][:num_keys] + self.offset_of(self.plan.mask.block_edges[block])
+            return self._layers[layer_number].read_of_heads(rows.to(torch.int64))
         return self.parent.named(layer_number, block, num_keys)
+
+    def named_blocks(self, layer_number: int) -> dict[int, tuple[Tensor, KeyValue | None]]:
+        """For each block whose named keys this rank keeps: their positions, and the copies, if there are."""
+        return {
+            block: (positions, self._named_copies.get((layer, block)))
+            for (layer, block), positions in self._named_positions.items()
+            if layer == layer_number
+        }
 
     def reserve_spare(self, tail: object) -> bool:
         """Whether this tail may use the spare capacity: no other may, as long as it lives."""

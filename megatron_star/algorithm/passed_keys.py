@@ -60,11 +60,10 @@ class PassedKeys:
         block = self._block(layer_number, named, received)
         positions = named_positions(block.key, named)
         if named.is_whole:
-            rows = positions + self.context.offset_of(named.tokens.start)
-            self.context.keep_named_rows(layer_number, named.block, rows)
+            self.context.keep_named_rows(layer_number, named.block, positions)
         else:
             copies = of_heads(block.key, positions), of_heads(block.value, positions)
-            self.context.keep_named(layer_number, named.block, copies)
+            self.context.keep_named(layer_number, named.block, positions, copies)
 
     def _block(self, layer_number: int, named: Named, received: Iterable[KvPiece]) -> KvPiece:
         """All of a block."""

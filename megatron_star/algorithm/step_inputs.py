@@ -31,6 +31,9 @@ MOST_ROWS = 32
 """New tokens of a sequence that attend to its tail row by row: with more, it is better to read keys once for
 many rows."""
 
+LEAST_OF_MOST_KEYS = 512
+"""Tails of so many tokens or fewer have the same signature."""
+
 
 class FedSequence(NamedTuple):
     """One sequence's part of a step.
@@ -133,10 +136,12 @@ class TailLayers:
 
     def has_tables_for(self, fed: Sequence[FedSequence]) -> bool:
         """Whether a step's attention to tails goes over addresses: not before all tails have begun, and not
-        with so many new tokens of a sequence that each should not read all of the tail for itself."""
+        with so many new tokens of a sequence that each should not read all of the tail for itself.
+
+        The same on all ranks, also on those without a tail.
+        """
         return bool(self.kinds) and all(
-            len(one.token_ids) <= MOST_ROWS and (one.tail is None or one.tail.has_begun(self.kinds))
-            for one in fed
+            one.num_tail_tokens and len(one.token_ids) <= MOST_ROWS for one in fed
         )
 
     @cached_property
@@ -173,8 +178,10 @@ class StepInputs:
     Attributes:
         num_fed: rows that are not fillers.
         has_tables: whether attention to tails goes over addresses, which are in the inputs then.
-        signature: equal for steps in which Python does the same, as long as the model is: what was recorded
-            with the inputs of one of them runs another after `refill`. Their contexts are the same objects.
+        runs: contexts side by side, weakly, and how many rows attend to each; fillers to the last one.
+        signature: equal for steps in which Python does the same, as long as the model is, and `num_fed` where
+            it has experts: what was recorded with the inputs of one of them runs another after `refill`.
+            Their contexts are the same objects.
         host: all inputs, [n], int64, pinned where there is a GPU.
     """
 
@@ -205,7 +212,8 @@ class StepInputs:
             tuple(1 + max(len(of[k].edges) for of in pieces) for k in range(len(self.kinds))),
             tuple(_most_keys(kind, fed) for kind in self.kinds),
         )
-        self.signature: Hashable = self.shape, _weak_runs(fed), self.has_tables
+        self.runs = _weak_runs(fed, self.shape.num_rows - self.num_fed)
+        self.signature: Hashable = self.shape, self.runs, self.has_tables
         size = sum(_even(prod(size)) for size in self.shape.sizes(self.kinds))
         self.host = torch.zeros(size, dtype=torch.int64, pin_memory=device.type == "cuda")
         self._write(fed, logit_rows, pieces)
@@ -285,16 +293,17 @@ def _write_pieces(
             rows.spans[row, segment] = first - start, end - first
 
 
-def _weak_runs(fed: Sequence[FedSequence]) -> tuple[tuple[ref[EncodedContext], int], ...]:
-    """Contexts side by side, and the rows that attend to each of them; fillers come on top."""
-    runs = groupby(fed, key=lambda one: id(one.context))
-    lists = [list(run) for _, run in runs]
-    return tuple((ref(run[0].context), sum(len(one.token_ids) for one in run)) for run in lists)
+def _weak_runs(fed: Sequence[FedSequence], num_fillers: int) -> tuple[tuple[ref[EncodedContext], int], ...]:
+    """See `StepInputs.runs`."""
+    runs = [list(run) for _, run in groupby(fed, key=lambda one: id(one.context))]
+    sizes = [sum(len(one.token_ids) for one in run) for run in runs]
+    sizes[-1] += num_fillers
+    return tuple((ref(run[0].context), size) for run, size in zip(runs, sizes, strict=True))
 
 
 def _most_keys(kind: LayerKind, fed: Sequence[FedSequence]) -> int:
     """A power of two, so that not every growth of a buffer makes another signature."""
     if kind.mask:
         return kind.mask.size
-    room = max((one.tail.end_of_buffer(kind) for one in fed if one.tail), default=1)
-    return 1 << (room - 1).bit_length()
+    room = max((one.tail.end_of_buffer(kind) for one in fed if one.tail), default=0)
+    return max(LEAST_OF_MOST_KEYS, 1 << (room - 1).bit_length())

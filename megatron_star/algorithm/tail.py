@@ -86,12 +86,11 @@ class Tail:
         self._contiguous.discard(layer_number)
         self._addresses.clear()
 
-    def has_begun(self, kinds: Sequence[LayerKind]) -> bool:
-        """Whether it has tokens in all of these layers, which then were appended to alike."""
-        return len(self._layers) + len(self._recent) == sum(len(kind.layers) for kind in kinds)
-
     def make_room(self, kinds: Sequence[LayerKind], start: int, num_tokens: int) -> None:
-        """In all layers, behind the first `start` tokens, so that others can write there (`addresses`)."""
+        """In all layers, behind the first `start` tokens, so that others can write there (`addresses`).
+
+        All layers have these tokens, so all of a kind have the same room.
+        """
         for kind in kinds:
             if start + num_tokens <= self.end_of_buffer(kind):
                 continue

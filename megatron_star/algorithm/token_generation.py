@@ -94,13 +94,15 @@ def _run(star_model: StarModel, packed: SequenceOf[NewTokens], logit_rows: Seque
     if star_model.tail_layers is None:
         token_ids = [token for new in packed for token in new.token_ids]
         return star_model.forward(token_ids, TokenGenerationStep(star_model, packed), logit_rows)
-
-    def run(inputs: StepInputs) -> Tensor:
-        step, fields = TokenGenerationStep(star_model, packed, inputs), inputs.fields
-        return star_model.forward(fields.token_ids, step, fields.logit_rows)
-
     inputs = step_inputs(star_model, packed, logit_rows)
-    return star_model.run_step(inputs, run)[: len(logit_rows)]
+    logits = star_model.run_step(inputs, partial(run_packed, star_model, packed))
+    return logits[: len(logit_rows)]
+
+
+def run_packed(star_model: StarModel, packed: SequenceOf[NewTokens], inputs: StepInputs) -> Tensor:
+    """The forward pass of a step: logits [logit rows, vocab_size], those of fillers included."""
+    step, fields = TokenGenerationStep(star_model, packed, inputs), inputs.fields
+    return star_model.forward(fields.token_ids, step, fields.logit_rows)
 
 
 def step_inputs(

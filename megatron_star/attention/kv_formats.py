@@ -10,6 +10,8 @@ from megatron_star.attention.stored_kv import AS_COMPUTED, KvFormat
 from megatron_star.config import KV_DTYPES
 
 DTYPES = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
+HAS_FLOAT8 = (8, 9)
+"""Compute capability of GPUs with instructions for float8; elsewhere it is widened by torch."""
 
 
 def kv_format(
@@ -41,6 +43,8 @@ def kv_format(
     if softcap is not None:
         return QuantisedFormat(name, dtype)
     if device.type == "cuda":
+        if dtype != torch.int8 and torch.cuda.get_device_capability(device) < HAS_FLOAT8:
+            return QuantisedFormat(name, dtype)
         # Triton comes with torch's CUDA builds; elsewhere it may be missing.
         kernel = importlib.import_module("megatron_star.attention.triton_quantised")
         return QuantisedFormat(name, dtype, kernel.attend, kernel.MOST_ROWS)

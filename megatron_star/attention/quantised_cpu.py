@@ -42,7 +42,9 @@ def load() -> AttendQuantised | None:
     if compiled is None:
         return None
 
-    def attend(query: Tensor, key: QuantisedTensor, value: QuantisedTensor, softmax_scale: float) -> Partial:
+    def attend(
+        query: Tensor, key: QuantisedTensor, value: QuantisedTensor, softmax_scale: float, _: torch.dtype
+    ) -> Partial:
         return _attend(compiled, query * softmax_scale, key, value)
 
     return attend

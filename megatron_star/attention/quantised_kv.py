@@ -25,9 +25,9 @@ from megatron_star.attention.running import RunningAttention
 PIECE_BYTES = 1 << 23
 """Of keys, or of values, in float32, that are widened at a time for a kernel that takes no others."""
 
-AttendQuantised = Callable[[Tensor, "QuantisedTensor", "QuantisedTensor", float], Partial]
-"""Rotated query [sq, 1, np, hn] in float32, keys, values, factor on the scores: every row sees every key. The
-result is in float32, and rotated as the values are."""
+AttendQuantised = Callable[[Tensor, "QuantisedTensor", "QuantisedTensor", float, torch.dtype], Partial]
+"""Rotated query [sq, 1, np, hn] in float32, keys, values, factor on the scores, and the dtype in which
+products may be taken: every row sees every key. The result is in float32, and rotated as the values are."""
 
 
 @cache
@@ -113,8 +113,8 @@ class QuantisedPiece(NamedTuple):
             is_few = self.format.attend and (end - start) * heads_per_group <= self.format.most_rows
             (few if is_few else many).append((start, end))
         for start, end in few:
-            query = rotated(attention.query[start:end])
-            part = self.format.attend(query, self.key, self.value, attention.softmax_scale)
+            query, scale = attention.query[start:end], attention.softmax_scale
+            part = self.format.attend(rotated(query), self.key, self.value, scale, query.dtype)
             attention.partials.add_rows(start, end, part._replace(out=rotated(part.out)))
         if many:
             self._add_widened(attention, many)

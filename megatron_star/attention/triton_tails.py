@@ -76,7 +76,7 @@ def attend_tails(
     """
     sq, _, np, hn = query.shape
     hv = value_size or hn
-    num_splits = _num_splits(rows.most_keys, sq * num_groups)
+    num_splits = num_splits_for(rows.most_keys, sq * num_groups)
     out, lse = _empty_parts(query, num_splits, hv)
     started = start or Partial(out[0].transpose(0, 1)[None], lse[0].t()[None])  # not read without a start
     assert query.stride(3) == started.out.stride(3) == 1
@@ -106,11 +106,11 @@ def attend_tails(
         has_start=start is not None,
         num_stages=2,
     )
-    merged = (out[0], lse[0]) if num_splits == 1 else _merged(out, lse)
+    merged = (out[0], lse[0]) if num_splits == 1 else merge_splits(out, lse)
     return Partial(merged[0].transpose(0, 1)[None], merged[1].t()[None])
 
 
-def _num_splits(most_keys: int, num_programs: int) -> int:
+def num_splits_for(most_keys: int, num_programs: int) -> int:
     """Programs that share a row's keys in one KV head: a power of two."""
     wanted = triton.next_power_of_2(triton.cdiv(max(1, most_keys), TOKENS_OF_SPLIT))
     return max(1, min(wanted, MOST_SPLITS, triton.next_power_of_2(MOST_PROGRAMS // max(1, num_programs))))
@@ -123,7 +123,7 @@ def _empty_parts(query: Tensor, num_parts: int, value_size: int) -> tuple[Tensor
     return out, query.new_empty(num_parts, sq, np, dtype=torch.float32)
 
 
-def _merged(outs: Tensor, lses: Tensor) -> tuple[Tensor, Tensor]:
+def merge_splits(outs: Tensor, lses: Tensor) -> tuple[Tensor, Tensor]:
     """`merge.merge_parts` of splits [splits, sq, np, hv] and [splits, sq, np] in one kernel."""
     num_splits, sq, np, hv = outs.shape
     out, lse = torch.empty_like(outs[0]), torch.empty_like(lses[0])
@@ -224,8 +224,8 @@ def _attend(
         other=0.0,
     )
     highest = tl.full([head_block], float("-inf"), tl.float32)
-    total = tl.zeros([head_block], tl.float32)
-    summed = tl.zeros([head_block, value_block], tl.float32)
+    total = tl.full([head_block], 0.0, tl.float32)
+    summed = tl.full([head_block, value_block], 0.0, tl.float32)
     if has_start:
         is_first = head_exists & (split == 0)
         lses = start_lse + row * start_lse_row + head.to(tl.int64) * start_lse_head
@@ -241,7 +241,8 @@ def _attend(
         first = tl.load(spans + 2 * segment)
         length = tl.load(spans + 2 * segment + 1).to(tl.int32)
         # A part of whole products for each split; the last ones may have none.
-        part = tl.cdiv(tl.cdiv(length, num_splits), num_keys) * num_keys
+        in_split = num_splits * num_keys
+        part = (length + in_split - 1) // in_split * num_keys
         end = tl.minimum(length, (split + 1) * part)
         keys = tl.load(bases + 2 * segment).to(tl.pointer_type(query.dtype.element_ty))
         values = tl.load(bases + 2 * segment + 1).to(tl.pointer_type(query.dtype.element_ty))
@@ -261,7 +262,7 @@ def _attend(
             )
             scores = tl.dot(q, k, input_precision="ieee") * softmax_scale
             if softcap > 0:
-                scores = softcap * (2 * tl.sigmoid(2 / softcap * scores) - 1)
+                scores = softcap * (2 / (1 + tl.exp(-2 / softcap * scores)) - 1)  # tanh
             scores = tl.where(token_exists[None, :], scores, float("-inf"))
             higher = tl.maximum(highest, tl.max(scores, 1))
             shrunk = tl.exp(highest - higher)  # the first token exists: `higher` is finite

@@ -50,7 +50,9 @@ class CachedContext:
 
     `plan` is always that of `star` and `edges` on top of the parent's first `plan.start` tokens: it is what
     the ranks make of this context's `OpenedContext`, which carries these and not the plan.
-    `users` are the requests that need it, and the contexts that extend it or its first tokens.
+    `users` are the requests that need it, the contexts that extend it or its first tokens, and the store
+    while it is written there.
+    `entry` names what of the context store it is read from, layer by layer, instead of being encoded.
     `digests` are those of `token_digests`.
     """
 
@@ -68,6 +70,8 @@ class CachedContext:
     last_use: int = 0
     opened: bool = False
     next_wave: int = 0
+    entry: str = ""
+    num_restored_layers: int = 0
 
     @property
     def encoded(self) -> bool:

@@ -39,8 +39,12 @@ class Command:
 
     Attributes:
         drop_sequences, drop_contexts: ids whose KV is freed.
-        open_context: a context to be encoded.
+        open_context: a context to be encoded, or restored.
+        restore_context: id of a context, an entry of the context store, and the layers, numbered from 1, that
+            are read from there now: the first of them, and the first that is not. All ranks then say whether
+            they could.
         encode_wave: id of a context and the index of its next wave.
+        save_contexts: ids of encoded contexts, and the folders in the context store that they are written to.
         open_sequences: id, context id and tail rank of sequences that begin.
         rewind: ids of sequences whose tail forgets its end, and the tokens of it that stay.
         feed: of the sequences that go through the model together.
@@ -51,7 +55,9 @@ class Command:
     drop_sequences: list[int] = field(default_factory=list)
     drop_contexts: list[int] = field(default_factory=list)
     open_context: OpenedContext | None = None
+    restore_context: tuple[int, str, int, int] | None = None
     encode_wave: tuple[int, int] | None = None
+    save_contexts: list[tuple[int, str]] = field(default_factory=list)
     open_sequences: list[tuple[int, int, int]] = field(default_factory=list)
     rewind: list[tuple[int, int]] = field(default_factory=list)
     feed: list[Fed] = field(default_factory=list)
@@ -62,7 +68,7 @@ class Command:
     def only_decodes(self) -> bool:
         """Sequences get their next tokens, and nothing else is done."""
         whole = all(fed.num_logits == len(fed.token_ids) for fed in self.feed)
-        return bool(self.feed) and whole and not self.encode_wave
+        return bool(self.feed) and whole and not (self.encode_wave or self.restore_context)
 
     def to_json(self) -> dict[str, Any]:
         """A form that survives JSON."""

@@ -8,7 +8,7 @@ import math
 import sys
 from collections.abc import Iterable, Sequence
 from itertools import chain, count, islice
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any
 
 import torch.distributed as dist
@@ -19,18 +19,20 @@ from megatron_star.config import StarConfig
 from megatron_star.engine.answer import Answer
 from megatron_star.engine.cached_context import CachedContext
 from megatron_star.engine.command import Command, OpenedContext
+from megatron_star.engine.context_store import ContextStore
 from megatron_star.engine.executor import RankExecutor, planner_of
 from megatron_star.engine.expert_load import ExpertLoad, gather_expert_load
 from megatron_star.engine.finite import why_not_finite
 from megatron_star.engine.prompt_lookup import PromptLookup
 from megatron_star.engine.proposer import Proposer
+from megatron_star.engine.rank_store import RankStore, Trouble
 from megatron_star.engine.request import StarRequest, StarResult
 from megatron_star.engine.sampling import Choice, sample_rows
 from megatron_star.engine.scheduled_request import Stage
 from megatron_star.engine.scheduler import Scheduler
 from megatron_star.engine.speculation import Speculation
 from megatron_star.model.longrope import most_generated, needs_long_factors
-from megatron_star.parallel.control import broadcast_json
+from megatron_star.parallel.control import broadcast_json, gather_integers
 from megatron_star.planning.cost_model import kv_layers
 from megatron_star.planning.pace import FEWEST_MEASURED_TOKENS
 from megatron_star.planning.plan import ContextPlan
@@ -38,16 +40,25 @@ from megatron_star.text.text_stream import Tokenizer
 
 CALIBRATION_TOKENS = 512
 CALIBRATION_CONTEXT = -1
+SECONDS_FOR_THE_STORE = 60.0
+"""For which an engine that is stopped goes on writing contexts."""
+SECONDS_OF_A_PAUSE = 0.01
 
 
-def run_worker(star_model: StarModel, control: dist.ProcessGroup) -> None:
-    """Apply the driver's commands until it stops; for every rank but the driver."""
-    executor = RankExecutor(star_model)
+def run_worker(star_model: StarModel, control: dist.ProcessGroup, store: RankStore | None = None) -> None:
+    """Apply the driver's commands until it stops; for every rank but the driver.
+
+    store: this rank's part of the driver's context store.
+    """
+    executor = RankExecutor(star_model, store)
     while True:
         command = Command.from_json(broadcast_json(None, control))
         if command.stop:
+            executor.close()
             return
         executor.execute(command)
+        if command.restore_context:
+            gather_integers(executor.trouble, control)
         if command.read_expert_load:
             gather_expert_load(star_model, control)
 
@@ -70,6 +81,7 @@ class StarEngine:
         max_running: int = 64,
         max_wait_seconds: float = math.inf,
         proposer: Proposer | None = None,
+        stores: tuple[ContextStore, RankStore] | None = None,
     ) -> None:
         """
         Args:
@@ -79,11 +91,13 @@ class StarEngine:
             max_wait_seconds: between two tokens of a running sequence while another request's context is
                 encoded, at most; waves are cut to it.
             proposer: who guesses tokens of requests that speculate; prompt lookup, unless given.
+            stores: where encoded contexts are kept, and this rank's part of it.
         """
         config = star_model.model.config
         self.star_model, self.tokenizer, self.control = star_model, tokenizer, control
         self.max_sequence_length = max_sequence_length
-        self.executor = RankExecutor(star_model)
+        self.store, rank_store = stores or (None, None)
+        self.executor = RankExecutor(star_model, rank_store)
         self.planner = planner_of(star_model, max_wait_seconds)
         self.scheduler: Scheduler[Answer] = Scheduler(
             self.planner,
@@ -162,12 +176,27 @@ class StarEngine:
         self._emit(command, logits)
         if command.only_decodes:
             self.speculation.note_step(sum(fed.num_logits for fed in command.feed), monotonic() - start)
+        if self.store and command == Command():
+            sleep(SECONDS_OF_A_PAUSE)  # whoever waits does so for memory that is being written
 
     def stop(self) -> None:
-        """Cancel what runs and waits, and let the workers go."""
+        """Cancel what runs and waits, write what the store has not, and let the workers go."""
         for answer in self._unfinished():
             self._end(answer, "cancelled")
+        self.finish_storing(SECONDS_FOR_THE_STORE)
         broadcast_json(Command(stop=True).to_json(), self.control)
+        self.executor.close()
+
+    def finish_storing(self, seconds: float = math.inf) -> None:
+        """Step until all contexts are in the store that are to be written, for at most so many seconds."""
+        end = monotonic() + seconds
+        while self.is_storing and monotonic() < end:
+            self.step()
+
+    @property
+    def is_storing(self) -> bool:
+        """Contexts are being written, or wait for it: that takes further steps."""
+        return bool(self.store and self.store.is_busy)
 
     def stats(self) -> dict[str, Any]:
         """Numbers for a person or a monitor."""
@@ -180,6 +209,7 @@ class StarEngine:
             "accepted_tokens": self.speculation.num_accepted,
             "kv_bytes_per_rank": list(self.scheduler.used),
             "kv_budget_bytes_per_rank": self.scheduler.memory.budget,
+            "context_store": self.store.counts.to_json() if self.store else {},
         }
 
     def calibrate(self) -> None:
@@ -202,9 +232,14 @@ class StarEngine:
             answer.note_admitted()
 
     def _next_command(self) -> Command:
-        self.scheduler.recut_next(self._bounded_by_now)
+        if not (self.store and self.store.look_up(self.scheduler, self.planner)):
+            self.scheduler.recut_next(self._bounded_by_now)
         self.speculation.propose(self.scheduler.running.values())
-        return self.scheduler.next_command(self._most_query_tokens())
+        context = self.scheduler.next_to_encode
+        command = self.scheduler.next_command(self._most_query_tokens())
+        if self.store:
+            command.save_contexts = self.store.next_saves(self.scheduler, context)
+        return command
 
     def _run(self, command: Command) -> Tensor | None:
         """On all ranks; logits as `RankExecutor.execute` returns them."""
@@ -212,14 +247,21 @@ class StarEngine:
         start = monotonic()
         logits = self.executor.execute(command)
         self._note_pace(command, monotonic() - start)
+        if command.restore_context:
+            self._note_restored(command, Trouble(max(gather_integers(self.executor.trouble, self.control))))
         if command.read_expert_load:
             assert self.expert_load
             self.expert_load = self.expert_load.read(gather_expert_load(self.star_model, self.control))
         return logits
 
+    def _note_restored(self, command: Command, trouble: Trouble) -> None:
+        *_, end_layer = command.restore_context
+        self.store.note_restored(self.scheduler, self.scheduler.next_to_encode, end_layer, trouble)
+
     def _emit(self, command: Command, logits: Tensor | None) -> None:
         """Say how far contexts are; sample for each sequence that has no tokens left to feed."""
-        self.num_context_encodings += bool(command.open_context and command.open_context.token_ids)
+        opened = command.open_context
+        self.num_context_encodings += bool(opened and opened.token_ids and not command.restore_context)
         for answer in self.scheduler.running.values():
             answer.note_encoding()
         if logits is None:
@@ -281,5 +323,5 @@ class StarEngine:
             cost += self.executor.contexts[context_id].plan.wave_cost(wave, costs)
         if cost >= FEWEST_MEASURED_TOKENS * costs.linear_per_token:
             pace.note(cost, seconds, decoded=len(queries) < len(fed))
-        elif command.feed and not command.encode_wave:
+        elif command.feed and not (command.encode_wave or command.restore_context):
             pace.note_decoding(seconds)

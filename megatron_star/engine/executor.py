@@ -9,6 +9,7 @@ from megatron_star.algorithm.encoded_context import EncodedContext
 from megatron_star.algorithm.star_model import StarModel
 from megatron_star.algorithm.token_generation import NewTokens, Sequence, generate_step
 from megatron_star.engine.command import Command, OpenedContext
+from megatron_star.engine.rank_store import RankStore, Trouble
 from megatron_star.planning.planner import Planner
 
 
@@ -25,8 +26,10 @@ def planner_of(star_model: StarModel, max_wait_seconds: float = math.inf) -> Pla
 class RankExecutor:
     """Applies commands on one rank."""
 
-    def __init__(self, star_model: StarModel) -> None:
-        self.star_model, self.planner = star_model, planner_of(star_model)
+    def __init__(self, star_model: StarModel, store: RankStore | None = None) -> None:
+        """store: where contexts are saved and restored; without one, no command says so."""
+        self.star_model, self.planner, self.store = star_model, planner_of(star_model), store
+        self.trouble = Trouble.NONE
         self.contexts: dict[int, EncodedContext] = {}
         self._token_ids: dict[int, list[int]] = {}
         self.sequences: dict[int, Sequence] = {}
@@ -41,11 +44,16 @@ class RankExecutor:
         for sequence_id in command.drop_sequences:
             del self.sequences[sequence_id]
         for context_id in command.drop_contexts:
-            del self.contexts[context_id], self._token_ids[context_id]
+            self._drop_context(context_id)
         if command.open_context:
             self._open_context(command.open_context)
+        if command.restore_context:
+            context_id, *what = command.restore_context
+            self.trouble = self.store.restore(self.contexts[context_id], *what)
         if command.encode_wave:
             self._encode_wave(*command.encode_wave)
+        for context_id, folder in command.save_contexts:
+            self.store.save(self.contexts[context_id], folder)
         for sequence_id, context_id, tail_rank in command.open_sequences:
             self.sequences[sequence_id] = Sequence(self.contexts[context_id], tail_rank)
         for sequence_id, num_tail_tokens in command.rewind:
@@ -59,6 +67,17 @@ class RankExecutor:
                 for fed in command.feed
             ],
         )
+
+    def close(self) -> None:
+        """Wait until contexts are saved that a command has named."""
+        if self.store:
+            self.store.close()
+
+    def _drop_context(self, context_id: int) -> None:
+        context = self.contexts.pop(context_id)
+        del self._token_ids[context_id]
+        if self.store:
+            self.store.forget(context)
 
     def _open_context(self, opened: OpenedContext) -> None:
         token_ids, parent, base = opened.token_ids, None, None

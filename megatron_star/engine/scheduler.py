@@ -22,6 +22,9 @@ from megatron_star.planning.planner import Planner
 MAX_TOKENS_FED_AT_ONCE = 512
 """Of one query in one step, so that a long query does not hold up the sequences beside it."""
 
+RESTORED_BYTES_AT_ONCE = 1 << 26
+"""By a rank in one command, beside sequences that are answered: about 0.1 s."""
+
 
 class Scheduler[Request: ScheduledRequest]:
     """Queues requests, shares contexts, keeps within the budget, and says what the ranks do next."""
@@ -85,12 +88,17 @@ class Scheduler[Request: ScheduledRequest]:
         """The next command has a wave."""
         return bool(self._to_encode)
 
+    @property
+    def next_to_encode(self) -> CachedContext | None:
+        """The context whose waves, or layers of a store, the next commands have."""
+        return self._to_encode[0] if self._to_encode else None
+
     def recut_next(self, bounded: Callable[[CachedContext], tuple[StarConfig, ContextPlan]]) -> None:
         """Let the context that is encoded next have the waves that `bounded` allows by now.
 
         Nothing is changed if it is being encoded already, if another context extends it, or without memory.
         """
-        context = self._to_encode[0] if self._to_encode else None
+        context = self.next_to_encode
         if not context or context.opened or any(c.parent is context for c in self.contexts.values()):
             return
         star, plan = bounded(context)
@@ -162,17 +170,57 @@ class Scheduler[Request: ScheduledRequest]:
         command.feed.append(Fed(request.id, [*fed, *proposals], num_logits))
 
     def _encode_into(self, command: Command) -> None:
-        if not self._to_encode:
+        context = self.next_to_encode
+        if not context:
             return
-        context = self._to_encode[0]
         if not context.opened:
             command.open_context = context.opening()
             context.opened = True
+        if context.entry:
+            first = 1 + context.num_restored_layers
+            command.restore_context = (
+                context.id,
+                context.entry,
+                first,
+                first + self._restored_at_once(context),
+            )
+            return
         if context.next_wave < len(context.plan.waves):
             command.encode_wave = context.id, context.next_wave
             context.next_wave += 1
         if context.encoded:
             self._to_encode.popleft()
+
+    def note_restored(self, context: CachedContext, end_layer: int) -> None:
+        """All ranks have read the layers before this one: with the last of them, no wave is left to run."""
+        context.num_restored_layers = end_layer - 1
+        if context.num_restored_layers == self._num_layers:
+            context.next_wave = len(context.plan.waves)
+            self._to_encode.popleft()
+
+    def encode_anew(self, context: CachedContext) -> None:
+        """It could not be read: the ranks forget what they have of it, and its waves come next."""
+        self._drop_contexts.append(context.id)
+        context.opened, context.entry, context.num_restored_layers = False, "", 0
+
+    def hold(self, context: CachedContext) -> None:
+        """It is in use until `let_go`."""
+        context.users += 1
+
+    def let_go(self, context: CachedContext) -> None:
+        """What `hold` has held; its memory may be taken from now on."""
+        self._release(context)
+        self._num_changes += 1
+
+    @property
+    def _num_layers(self) -> int:
+        return len(self.memory.layers.masks)
+
+    def _restored_at_once(self, context: CachedContext) -> int:
+        """All layers that are left; while sequences are answered, as few as keep them from waiting long."""
+        left = self._num_layers - context.num_restored_layers
+        bytes_of_a_layer = max(1, max(context.bytes_per_rank) // self._num_layers)
+        return min(left, max(1, RESTORED_BYTES_AT_ONCE // bytes_of_a_layer)) if self.answering else left
 
     def _reservation(self, request: Request) -> Reservation | None:
         """How the request can be admitted, if it can; not looked for again until something has changed."""

@@ -6,7 +6,7 @@ from time import monotonic
 from typing import Any
 
 from megatron_star.engine.answer import Answer
-from megatron_star.engine.engine import StarEngine
+from megatron_star.engine.engine import SECONDS_OF_A_PAUSE, StarEngine
 from megatron_star.engine.expert_load import ExpertLoad
 from megatron_star.engine.request import StarRequest
 from megatron_star.parallel.watch import RankWatch
@@ -144,7 +144,7 @@ class EngineThread:
         with self._changed:
             asked = self._submitted or self._stopping or self._load_is_asked_for
             if self.engine.scheduler.idle and not asked:
-                self._changed.wait(HEARTBEAT_SECONDS)
+                self._changed.wait(SECONDS_OF_A_PAUSE if self.engine.is_storing else HEARTBEAT_SECONDS)
             return self._stopping
 
     def _enqueue_submitted(self) -> None:

@@ -18,6 +18,7 @@ from megatron_star.speed.compiled_layers import check_can_be_compiled, compile_l
 from megatron_star.speed.cpu_attention import choose_attention
 from megatron_star.speed.decode_weights import check_decode_weights
 from megatron_star.speed.fast_model import FastStarModel
+from megatron_star.speed.graph_choice import takes_step_graphs
 from megatron_star.speed.native_attention import compile_attention
 
 
@@ -32,6 +33,7 @@ def load_star_model(
     transformer_impl: str = "local",
     decode_weights: str = "auto",
     compiled_rows: Sequence[int] = (),
+    cuda_graph: str = "auto",
     verify_weights: Share | None = WHOLE,
 ) -> FastStarModel:
     """Build the checkpoint's model on these groups and load its weights; called on all ranks together.
@@ -41,12 +43,13 @@ def load_star_model(
 
     Args:
         compiled_rows: numbers of sequences, of one token each, for which layers are compiled.
+        cuda_graph: whether steps are captured in CUDA graphs, of `CUDA_GRAPH`.
         verify_weights: see `load_weights`.
 
     Raises:
         SharedError: on all ranks: the kernel, `kv_dtype` or `decode_weights` is unknown, the model is
-            unsupported, the checkpoint does not fit it, its layers cannot be compiled, or ranks with the
-            same part of it have read different weights.
+            unsupported, the checkpoint does not fit it, its layers cannot be compiled or its steps captured,
+            or ranks with the same part of it have read different weights.
     """
 
     def build_and_load() -> StarModel:
@@ -57,13 +60,15 @@ def load_star_model(
         star_model = attach(
             model, groups, kernel=kernel, vocab_size=info.args["vocab_size"], kv_dtype=kv_dtype
         )
-        check_can_be_compiled(model, compiled_rows)  # before weights are read, which may take minutes
+        # Before weights are read, which may take minutes.
+        check_can_be_compiled(model, compiled_rows)
+        takes_step_graphs(star_model, cuda_graph)
         load_weights(model, info, verify=verify_weights)
         return star_model
 
     star_model = on_every_rank(build_and_load, groups.control)
     check_same_weights(star_model.model, groups)
-    fast = with_speed(star_model, decode_weights=decode_weights)
+    fast = with_speed(star_model, decode_weights=decode_weights, cuda_graph=cuda_graph)
     if not compiled_rows:
         return fast
     compiled = on_every_rank(lambda: compile_attention(compile_layers(fast, compiled_rows)), groups.control)

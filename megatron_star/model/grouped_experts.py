@@ -65,7 +65,11 @@ class StackedExperts(SequentialMLP):
         return self._one_after_the_other(rows, tokens_per_expert.tolist(), probs), None
 
     def _takes_grouped_products(self, rows: Tensor) -> bool:
-        return rows.is_cuda and rows.dtype == torch.bfloat16 and self._is_aligned()
+        return rows.is_cuda and self.can_group_products_of(rows.dtype)
+
+    def can_group_products_of(self, dtype: torch.dtype) -> bool:
+        """On a GPU, which then computes experts without the host's knowing how many rows they have."""
+        return dtype == torch.bfloat16 and self._is_aligned()
 
     def _is_aligned(self) -> bool:
         weights = (self.stacked["linear_fc1.weight"], self.stacked["linear_fc2.weight"])

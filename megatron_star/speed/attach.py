@@ -12,6 +12,7 @@ from megatron_star.speed.compiled_layers import check_can_be_compiled, compile_l
 from megatron_star.speed.cpu_attention import CpuAttention, choose_attention
 from megatron_star.speed.decode_weights import check_decode_weights, choose_sliced_parts
 from megatron_star.speed.fast_model import FastStarModel
+from megatron_star.speed.graph_choice import takes_step_graphs
 from megatron_star.speed.layout import lay_out_for_reading
 from megatron_star.speed.mailbox import Mailbox
 from megatron_star.speed.modules import speed_up_modules
@@ -19,24 +20,31 @@ from megatron_star.speed.native_attention import compile_attention
 
 
 def with_speed(
-    star_model: StarModel, *, decode_weights: str = "auto", compiled_rows: Sequence[int] = ()
+    star_model: StarModel,
+    *,
+    decode_weights: str = "auto",
+    compiled_rows: Sequence[int] = (),
+    cuda_graph: str = "auto",
 ) -> FastStarModel:
     """Make a model with its weights fast; called on all ranks together.
 
     Args:
         decode_weights: which weights a CP rank reads in token generation, of `DECODE_WEIGHTS`.
         compiled_rows: numbers of sequences, of one token each, for which layers are compiled.
+        cuda_graph: whether steps are captured in CUDA graphs, of `CUDA_GRAPH`.
 
     Raises:
-        ValueError: `decode_weights` is unknown, or the layers cannot be compiled.
+        ValueError: `decode_weights` or `cuda_graph` is unknown, or the layers cannot be compiled, or steps
+            not be captured.
     """
     check_decode_weights(decode_weights)
+    takes_step_graphs(star_model, cuda_graph)
     check_can_be_compiled(star_model.model, compiled_rows)
     fast = with_fast_modules(star_model)
     lay_out_for_reading(fast)  # as whole weights, whose reading `choose_sliced_parts` measures
     fast = replace(fast, sliced_parts=choose_sliced_parts(decode_weights, fast))
     lay_out_for_reading(fast, fast.sliced_parts)
-    return with_compiled_layers(fast, compiled_rows)
+    return with_compiled_layers(with_step_graphs(fast, cuda_graph), compiled_rows)
 
 
 def with_compiled_layers(fast: FastStarModel, compiled_rows: Sequence[int]) -> FastStarModel:
@@ -44,6 +52,12 @@ def with_compiled_layers(fast: FastStarModel, compiled_rows: Sequence[int]) -> F
     ways of attention; called on all ranks together. Raises ValueError.
     """
     return choose_attention(compile_attention(compile_layers(fast, compiled_rows)))
+
+
+def with_step_graphs(star_model: FastStarModel, cuda_graph: str) -> FastStarModel:
+    """The model, whose steps are captured and replayed if this choice of `CUDA_GRAPH` says so; raises as
+    `takes_step_graphs`."""
+    return replace(star_model, captures_steps=takes_step_graphs(star_model, cuda_graph))
 
 
 def with_fast_modules(star_model: StarModel) -> FastStarModel:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -9,11 +10,14 @@ from megatron.core.tensor_parallel.layers import ColumnParallelLinear
 from torch import Tensor
 
 from megatron_star.algorithm.star_model import Integers, StarModel
+from megatron_star.algorithm.step_inputs import StepInputs
 from megatron_star.attention.partial import Partial
 from megatron_star.model.attention import ForwardPass
+from megatron_star.model.expert_layer import moe_layers
 from megatron_star.parallel.exchange import Exchange
 from megatron_star.speed.program_layer import ProgramKey, ProgramStep
 from megatron_star.speed.sliced_linear import NO_PARTS, WeightSlicing, output_logits
+from megatron_star.speed.step_graph import CudaRecorder, Run, StepGraphs
 
 MOST_TOKENS_OF_SLICES = 512
 """New tokens of a step that still uses slices of weights: with more, computing takes longer than reading, and
@@ -31,6 +35,7 @@ class FastStarModel(StarModel):
             token generation; the same on all ranks.
         compiled_rows: numbers of tokens in a step for which its layers are compiled (`compiled_layers.py`),
             ascending.
+        captures_steps: whether whole steps are captured in CUDA graphs (`step_graph.py`).
         native_attention: of few rows on a CPU, compiled for this model (`native_attention.py`).
     """
 
@@ -38,11 +43,24 @@ class FastStarModel(StarModel):
     tp_exchange: Exchange = field(kw_only=True)
     sliced_parts: frozenset[str] = NO_PARTS
     compiled_rows: tuple[int, ...] = ()
+    captures_steps: bool = False
     native_attention: Callable[[Tensor, Tensor, Tensor, float], Partial] | None = None
 
+    @cached_property
+    def graphs(self) -> StepGraphs | None:
+        """Of this model alone: another one, of the same modules but made by `replace`, has its own."""
+        if not self.captures_steps:
+            return None
+        return StepGraphs(CudaRecorder(self.device), fills_up=not moe_layers(self.model))
+
     def step_size(self, num_rows: int, num_logit_rows: int) -> tuple[int, int]:
-        """See `StarModel.step_size`: the rows of the program that would run them."""
-        return self._rows_of_program(num_rows) or num_rows, num_logit_rows
+        """See `StarModel.step_size`: the rows of the program, or else of the graph, that would run them."""
+        filled = self.graphs.filled if self.graphs else int
+        return self._rows_of_program(num_rows) or filled(num_rows), filled(num_logit_rows)
+
+    def run_step(self, inputs: StepInputs, run: Run) -> Tensor:
+        """See `StarModel.run_step`."""
+        return self.graphs.run(inputs, run) if self.graphs else run(inputs)
 
     def _rows_of_program(self, num_rows: int) -> int | None:
         return next((rows for rows in self.compiled_rows if rows >= num_rows), None)

@@ -17,7 +17,7 @@ REPOSITORY = Path(__file__).parents[2]
 TOP_LEVEL = ("megatron_star", "checkpoints_tools", "benchmarks", "launch", "scripts")
 BASE = ("config", "checked_input", "help_formatter", "quiet")
 UP_TO_MODEL = (*BASE, "text", "planning", "attention", "parallel", "model")
-UP_TO_ENGINE = (*UP_TO_MODEL, "algorithm", "speed", "engine")
+UP_TO_ENGINE = (*UP_TO_MODEL, "algorithm", "speed", "store", "engine")
 UP_TO_JOB = (*UP_TO_ENGINE, "job")
 EVERYTHING = (
     *UP_TO_JOB,
@@ -60,7 +60,14 @@ LIBRARIES_OF = {
 
 # Imported inside a function, since it may be missing: kernels' libraries alone.
 OPTIONAL = ("flash_attn", "transformer_engine")
-WITHOUT_TORCH = ("config", "checked_input", "help_formatter", "planning", "engine.scheduler")
+WITHOUT_TORCH = (
+    "config",
+    "checked_input",
+    "help_formatter",
+    "planning",
+    "engine.scheduler",
+    "store.folder",
+)
 
 
 def name_of(path: Path) -> str:

@@ -18,7 +18,7 @@ def groups():
     destroy_groups()
 
 
-@pytest.mark.parametrize(("num_sequences", "most"), [(1, 14), (8, 46)])
+@pytest.mark.parametrize(("num_sequences", "most"), [(1, 15), (8, 15)])
 def test_a_layer_of_8b_starts_few_operations_and_moves_nothing_to_or_from_the_host(
     groups, num_sequences, most
 ):
