@@ -66,7 +66,7 @@ class ContextStore:
         """
         self.folder, self.facts, self.least_tokens = folder, {**facts, "tp_size": tp_size}, least_tokens
         self.cp_size, self.tp_size = cp_size, tp_size
-        self.counts = StoreCounts()
+        self.counts, self._writes = StoreCounts(), folder.is_writable
         self._report = ReportedOnce()
         names = self._file_names(cp_size)
         self._publisher = EntryPublisher(folder, names, model=model, cp_size=cp_size, report=self._report)
@@ -132,7 +132,7 @@ class ContextStore:
 
     def _note_encoded(self, scheduler: Scheduler, context: CachedContext) -> None:
         """Its last wave goes through the model: it is to be written."""
-        if not self._is_worth_it(context):
+        if not (self._writes and self._is_worth_it(context)):
             return
         self._waiting.append(context)
         held = sum(max(context.bytes_per_rank) for context in self._held.values())

@@ -183,11 +183,15 @@ class StarEngine:
         """Cancel what runs and waits, write what the store has not, and let the workers go."""
         for answer in self._unfinished():
             self._end(answer, "cancelled")
-        end = monotonic() + SECONDS_FOR_THE_STORE
-        while self.is_storing and monotonic() < end:
-            self.step()
+        self.finish_storing(SECONDS_FOR_THE_STORE)
         broadcast_json(Command(stop=True).to_json(), self.control)
         self.executor.close()
+
+    def finish_storing(self, seconds: float = math.inf) -> None:
+        """Step until all contexts are in the store that are to be written, for at most so many seconds."""
+        end = monotonic() + seconds
+        while self.is_storing and monotonic() < end:
+            self.step()
 
     @property
     def is_storing(self) -> bool:

@@ -11,6 +11,7 @@ from megatron_star.help_formatter import HelpFormatter
 
 MOST_COUNT, MOST_SEED = (1 << 31) - 1, (1 << 64) - 1
 MOST_DIGITS, MOST_SHOWN = 30, 60
+BYTES_OF_UNITS = {"MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -41,6 +42,15 @@ def text_argument(text: str) -> str:
 def token_count(text: str) -> int:
     """An argument type: `4096`, `32K` or `1M`."""
     return _argument(parse_token_count, text)
+
+
+def byte_count(text: str) -> int:
+    """An argument type: `100GB`, `1.5TB` (powers of ten), or as `token_count`."""
+    number, unit = text.strip(), ""
+    for unit in BYTES_OF_UNITS:
+        if number.upper().endswith(unit):
+            return int(real_number(1e-9, 1e9)(number[: -len(unit)]) * BYTES_OF_UNITS[unit])
+    return token_count(text)
 
 
 def whole_number(least: int, most: int) -> Callable[[str], int]:

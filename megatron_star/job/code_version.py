@@ -24,9 +24,14 @@ def code_fingerprint(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
+def package_versions(names: Sequence[str]) -> dict[str, str]:
+    """By what they are, as `facts_of_code` has them."""
+    return {f"version of {name}": version(name) for name in names}
+
+
 def facts_of_code(command: Sequence[str]) -> dict[str, str]:
     """By name, what a rank runs, and what it was asked to do: its arguments."""
-    packages = {f"version of {name}": version(name) for name in PACKAGES}
+    packages = package_versions(PACKAGES)
     asked = {f"argument {number}": argument for number, argument in enumerate(command, 1)}
     return {
         "version of Python": ".".join(platform.python_version_tuple()[:2]),

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from megatron_star.algorithm.star_model import StarModel
 from megatron_star.job.code_version import check_same_checkpoint
+from megatron_star.job.context_store import Stores, open_context_store
 from megatron_star.job.environment import RankEnvironment
 from megatron_star.job.grid import Grid
 from megatron_star.job.loading import load_star_model
@@ -31,6 +32,7 @@ class Job:
     Attributes:
         budget: bytes of KV that every rank has room for.
         tokenizer: on the driver; None on the workers.
+        stores: where contexts are kept, if anywhere.
     """
 
     groups: StarGroups
@@ -38,6 +40,7 @@ class Job:
     star_model: StarModel
     budget: int
     tokenizer: PreTrainedTokenizerBase | None
+    stores: Stores | None = None
 
     @property
     def is_driver(self) -> bool:
@@ -98,4 +101,5 @@ def _load(
             verify_weights=None if args.no_verify_weights else Share(environment.local_rank, ranks_here),
         )
     budget = agreed_kv_budget(args.star_kv_gigabytes, device, ranks_here, control)
-    return Job(groups, info, star_model, budget, tokenizer)
+    stores = open_context_store(args, info, star_model, groups)
+    return Job(groups, info, star_model, budget, tokenizer, stores)

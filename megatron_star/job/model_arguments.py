@@ -7,7 +7,7 @@ import torch
 
 from megatron_star.attention.kernels import KERNEL_NAMES
 from megatron_star.config import CUDA_GRAPH, DECODE_WEIGHTS, KV_DTYPES
-from megatron_star.job.argument_types import positive, real_number, text_argument, whole_number
+from megatron_star.job.argument_types import byte_count, positive, real_number, text_argument, whole_number
 from megatron_star.job.devices import BACKENDS
 from megatron_star.model.layer_spec import TRANSFORMER_IMPLEMENTATIONS
 
@@ -21,6 +21,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     _add_what_is_loaded(group)
     _add_how_it_runs(group)
     _add_how_ranks_share(group)
+    _add_where_contexts_are_kept(parser.add_argument_group("context store"))
 
 
 def _add_what_is_loaded(group: argparse._ArgumentGroup) -> None:
@@ -128,6 +129,23 @@ def _add_how_ranks_share(group: argparse._ArgumentGroup) -> None:
         default=timedelta(minutes=10),
         metavar="N",
         help="how long a rank waits for another; default: 10",
+    )
+
+
+def _add_where_contexts_are_kept(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--context-store",
+        type=text_argument,
+        metavar="DIR",
+        help="folder of all ranks: encoded contexts are written to it, and read back instead of being "
+        "encoded again; default: none",
+    )
+    group.add_argument(
+        "--context-store-bytes",
+        type=byte_count,
+        default=100 * 10**9,
+        metavar="BYTES",
+        help="that the folder may have, say 500GB: what was least recently used goes; default: 100GB",
     )
 
 

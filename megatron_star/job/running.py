@@ -37,7 +37,7 @@ def run_engine[T](
 
     started = on_driver(start, job.groups.control)
     if started is None:
-        run_worker(job.star_model, job.groups.control)
+        run_worker(job.star_model, job.groups.control, job.stores and job.stores[1])
         return
     engine, prepared = started
     use(engine, prepared)
@@ -53,6 +53,7 @@ def _engine(job: Job, max_running: int, max_wait_seconds: float) -> StarEngine:
         budget_bytes_per_rank=job.budget,
         max_running=max_running,
         max_wait_seconds=max_wait_seconds,
+        stores=job.stores,
     )
 
 

@@ -205,6 +205,7 @@ def evaluate(
         output.lines.append(records)
         engine.scheduler.drop_unused_contexts()  # nobody asks about them again
         progress.show(batch[-1].id, len(batch), monotonic() - start)
+    engine.finish_storing()
 
 
 if __name__ == "__main__":

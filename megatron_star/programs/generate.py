@@ -168,6 +168,7 @@ def answer_documents(
             work.lines.append(records)
         else:
             _show(records[0], work.file)
+    engine.finish_storing()
     if work.lines:
         count = len(work.documents)
         print(f"{args.output}: {count + work.num_finished} answers, {count} of them new", file=sys.stderr)

@@ -3,6 +3,7 @@
 import queue
 import threading
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic, sleep
@@ -70,6 +71,8 @@ class EntryPublisher:
         self._entries.put(entry)
 
     def _run(self) -> None:
+        with suppress(OSError):
+            self.folder.remove_leftovers()
         while True:
             entry, num_bytes = self._entries.get(), 0
             try:
