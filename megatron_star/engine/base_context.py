@@ -6,7 +6,7 @@ from typing import NamedTuple
 from megatron_star.engine.cached_context import TOKENS_OF_A_DIGEST, CachedContext, ContextKey
 from megatron_star.engine.scheduled_request import ScheduledRequest
 from megatron_star.planning.layer_mask import LayerMask
-from megatron_star.planning.planner import MOST_LINKS
+from megatron_star.planning.planner import MOST_LINKS, Planner
 from megatron_star.planning.shared_prefix import num_equal_items, num_kept_tokens, num_shared_tokens
 
 SMALLEST_SHARE_SAVED = 1 / 8
@@ -26,8 +26,8 @@ class Base(NamedTuple):
 class Bases:
     """Finds contexts to build on, of a model whose layers have these masks of their own."""
 
-    def __init__(self, own_masks: Collection[LayerMask]) -> None:
-        self.own_masks = own_masks
+    def __init__(self, planner: Planner, own_masks: Collection[LayerMask]) -> None:
+        self.planner, self.own_masks = planner, own_masks
 
     def of(self, request: ScheduledRequest, contexts: Mapping[ContextKey, CachedContext]) -> Iterator[Base]:
         """The best one first: the request's own context, then those with most of its first tokens."""
@@ -53,11 +53,10 @@ class Bases:
     def _is_worth_it(self, request: ScheduledRequest, base: Base) -> bool:
         """Whether it saves much, and little is held or awaited for it.
 
-        A turn of the request always is, where each has a context of its own (`Planner.ends`): there cannot be
-        two of it.
+        A turn of the request always is, where turns have contexts of their own: there cannot be two of it.
         """
         context, num_reused = base
-        if self.own_masks and request.keys.get(num_reused) == context.key:
+        if self.planner.keeps_turns and request.keys.get(num_reused) == context.key:
             return True
         least_used = SMALLEST_SHARE_USED if context.encoded else SMALLEST_SHARE_AWAITED
         saves = 0 < num_reused >= SMALLEST_SHARE_SAVED * request.plan.num_tokens

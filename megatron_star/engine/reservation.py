@@ -65,7 +65,7 @@ class Reserver:
 
     def __init__(self, planner: Planner, memory: KvMemory) -> None:
         self.planner, self.memory = planner, memory
-        self._bases = Bases([mask for mask in memory.layers.num_layers if mask])
+        self._bases = Bases(planner, [mask for mask in memory.layers.num_layers if mask])
 
     def most_bytes_alone(self, request: ScheduledRequest) -> int:
         """What the fullest rank holds while nothing but this request is there."""

@@ -93,10 +93,10 @@ class ContextPlan:
         return tuple(plans)
 
     def prefix(self, num_tokens: int) -> Self:
-        """What it says of the first `num_tokens`, of which it has encoded some."""
-        assert self.start < num_tokens <= self.num_tokens
+        """What it says of the first `num_tokens`: of all, or of so many that it encodes some of them."""
         if num_tokens == self.num_tokens:
             return self
+        assert self.start < num_tokens < self.num_tokens
         waves = (tuple(s.prefix(num_tokens) for s in wave if s.start < num_tokens) for wave in self.waves)
         return replace(
             self,

@@ -54,11 +54,15 @@ class Planner:
     Attributes:
         costs: of the model's tokens.
         pace: how long the ranks take, and so how long waves may be.
+        keeps_turns: the first turns of a conversation have contexts of their own. One for all is enough,
+            since others may extend any prefix of it; but not where layers with a mask of their own keep only
+            the end of a context, or a store finds only whole ones.
     """
 
     def __init__(self, costs: TokenCosts, cp_size: int, pace: Pace | None = None) -> None:
         """pace: by default one that bounds nothing."""
         self.costs, self.cp_size, self.pace = costs, cp_size, pace or Pace()
+        self.keeps_turns = bool(costs.attention_of_masks)
 
     @classmethod
     def of_model(
@@ -90,14 +94,9 @@ class Planner:
     def ends(self, edges: Sequence[int], start: int = 0, most: int = MOST_LINKS) -> tuple[int, ...]:
         """Where the contexts end that what comes after `start` is encoded as, at most so many.
 
-        One is enough, since others may extend any prefix of it. But layers with a mask of their own keep only
-        the end of a context: with them, the first turns have contexts of their own.
-
-        Args:
-            edges: where turns end.
+        edges: where turns end.
         """
-        keeps_ends = bool(self.costs.attention_of_masks)
-        earlier = [edge for edge in edges[:-1] if edge > start] if keeps_ends else []
+        earlier = [edge for edge in edges[:-1] if edge > start] if self.keeps_turns else []
         return (*earlier[: most - 1], edges[-1])
 
     def chain(

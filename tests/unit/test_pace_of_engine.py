@@ -8,6 +8,7 @@ import pytest
 import torch
 from megatron.core.inference.sampling_params import SamplingParams
 
+from megatron_star.attention.stored_kv import AS_COMPUTED
 from megatron_star.config import StarConfig
 from megatron_star.engine import engine as engine_module
 from megatron_star.engine import scheduled_request
@@ -72,6 +73,7 @@ def engine(monkeypatch):
         exchange=SimpleNamespace(cp_size=2),
         device=torch.device("cpu"),
         vocab_size=100,
+        kv_format=AS_COMPUTED,
     )
     tokenizer = SimpleNamespace(decode=lambda tokens, **_: "x" * len(tokens))
     engine = StarEngine(

@@ -1,10 +1,17 @@
 """What of a context may be used by another one that begins with the same tokens."""
 
+import random
+from dataclasses import replace
+
 import pytest
+import torch
+from played_ranks import PlayedContext
 
 from megatron_star.config import StarConfig
 from megatron_star.planning.layer_mask import Chunk, Window
-from megatron_star.planning.mask import mask_of_turns
+from megatron_star.planning.mask import Range, mask_of_turns
+from megatron_star.planning.plan import ContextPlan, TokenCosts
+from megatron_star.planning.planner import Planner
 from megatron_star.planning.shared_prefix import num_equal_items, num_kept_tokens, num_shared_tokens
 
 STAR = StarConfig(block_size=100)
@@ -88,3 +95,70 @@ def test_equal_items_at_the_beginning_are_counted():
         one = list(range(5))
         assert num_equal_items(one, [*one[:n], 9, *one[n + 1 :]]) == min(n, 5)
     assert num_equal_items([], [1]) == 0
+
+
+def random_star(rng: random.Random, other: StarConfig | None) -> StarConfig:
+    """Any configuration; or that of the other one, but for its waves."""
+    wave_tokens = rng.choice([5, 17, 40, 1000])
+    if other and rng.random() < 0.6:
+        return replace(other, wave_tokens=wave_tokens)
+    passed_keys = rng.choice([0, 4, 16, 100])
+    return StarConfig(
+        mode=rng.choice(["star", "star", "exact"]),
+        block_size=rng.choice([20, 30, 60]),
+        anchor_size=rng.choice([None, 7, 45]),
+        neighbor_blocks=rng.choice([0, 0, 1]),
+        passed_keys=passed_keys,
+        anchor="broadcast" if passed_keys else rng.choice(["broadcast", "recompute"]),
+        wave_tokens=wave_tokens,
+    )
+
+
+def encoded(plan: ContextPlan, base: PlayedContext | None = None) -> PlayedContext:
+    """A context of equal tokens. What is seen before it is named, or twice, is noticed."""
+    context = PlayedContext([0] * plan.num_tokens, plan, base)
+    for wave in range(len(plan.waves)):
+        context.encode(wave)
+    return context
+
+
+@pytest.mark.parametrize("seed", range(120))
+def test_a_prefix_and_the_rest_on_it_see_what_the_whole_sees_alone(seed):
+    """Also a prefix of what is on a prefix itself, and of fewer tokens than could be shared."""
+    rng = random.Random(seed)
+    planner = Planner(TokenCosts(500.0, 1.0), rng.choice([1, 2, 3]))
+    star, contexts = None, []
+    for _ in range(5):
+        star = random_star(rng, star)
+        edges = sorted(rng.sample(range(1, 150), rng.choice([1, 1, 2, 3])))
+        if contexts and rng.random() < 0.5:
+            edges = sorted({*rng.choice(contexts)[0], edges[-1]})
+        mask = mask_of_turns(star, edges)
+        bases = [(num_shared_tokens(mask, other.plan.mask), other) for _, other in contexts]
+        num_reused, base = max(
+            (found for found in bases if found[0] > found[1].plan.start),
+            key=lambda b: b[0],
+            default=(0, None),
+        )
+        if base and rng.random() < 0.3:
+            num_reused = rng.randint(base.plan.start + 1, num_reused)
+        plan = planner.of_turns(edges, star, base.plan.prefix(num_reused) if base else None)
+        context, alone = encoded(plan, base), encoded(planner.of_turns(edges, star))
+        assert torch.equal(context.mask, alone.mask) and torch.equal(context.passed, alone.passed)
+        assert alone.named.items() <= context.named.items() and plan.mask == alone.plan.mask
+        assert plan.prefix(edges[-1]) == plan and plan.start == num_reused
+        contexts.append((edges, context))
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_the_plan_of_a_prefix_is_what_the_plan_says_of_its_first_tokens(seed):
+    rng = random.Random(seed)
+    planner = Planner(TokenCosts(500.0, 1.0), rng.choice([1, 2, 3]))
+    plan = planner.of_turns(sorted(rng.sample(range(1, 150), 2)), random_star(rng, None))
+    num_tokens = rng.randint(1, plan.num_tokens)
+    owners = [next(iter(plan.owners_of(Range(token, token + 1)))).owner for token in range(num_tokens)]
+    prefix = plan.prefix(num_tokens)
+    assert [source.owner for source in prefix.stored for _ in range(source.start, source.end)] == owners
+    assert prefix.owned_tokens == tuple(owners.count(rank) for rank in range(planner.cp_size))
+    expected, found = encoded(plan), encoded(prefix)
+    assert torch.equal(found.mask, expected.mask[:num_tokens, :num_tokens])
