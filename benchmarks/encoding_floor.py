@@ -15,7 +15,6 @@ from torch import Tensor
 from megatron_star.algorithm.star_model import StarModel
 from megatron_star.planning.plan import ContextPlan, Wave
 from megatron_star.planning.reads import wave_reads
-from megatron_star.speed.linear import linear
 
 LAYERS_TIMED = 2
 
@@ -54,7 +53,7 @@ def _wave_floor(star_model: StarModel, plan: ContextPlan, wave: Wave) -> Floor:
 
 def _product_seconds(star_model: StarModel, num_rows: int, weight: Tensor) -> float:
     inputs = torch.randn(num_rows, weight.size(1), dtype=weight.dtype, device=weight.device)
-    return _seconds(star_model, lambda: linear(inputs, weight))
+    return _seconds(star_model, lambda: star_model.slicing.linear(inputs, weight))
 
 
 def _attention_seconds(star_model: StarModel, plan: ContextPlan, wave: Wave, num_rows: int) -> float:

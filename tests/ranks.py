@@ -3,11 +3,13 @@
 import traceback
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
+from contextlib import ExitStack
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 from unittest.mock import Mock, patch
 
+import numpy
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -30,7 +32,7 @@ from megatron_star.parallel.control import SharedError
 from megatron_star.parallel.groups import StarGroups, initialize_groups
 from megatron_star.planning.cost_model import choose_plan, token_costs
 from megatron_star.planning.plan import ContextPlan
-from megatron_star.speed import layout
+from megatron_star.speed import cpu_attention, layout, linear_choice
 from megatron_star.speed.attach import with_fast_modules
 from megatron_star.speed.fast_model import FastStarModel
 from megatron_star.speed.layout import lay_out_for_reading
@@ -167,11 +169,19 @@ def sliceable_layers(args: dict[str, Any]) -> dict[str, list[str]]:
     return {part: [names[layer] for layer in of_part] for part, of_part in star_model.slicing.layers.items()}
 
 
-def slices_in_one_piece(args: dict[str, Any], parts: frozenset[str], is_amd: bool) -> dict[str, bool]:
-    """By part, whether a rank's slices of all its weights are contiguous, laid out for slices of `parts`."""
+def slices_in_one_piece(
+    args: dict[str, Any], parts: frozenset[str], by_columns: bool | None
+) -> dict[str, bool]:
+    """By part, whether a rank's slices of all its weights are contiguous, laid out for slices of `parts`.
+
+    Args:
+        by_columns: how all that is read was measured to be read fastest; None: it was not measured.
+    """
     star_model = random_star_model(args, 1)[0]
-    with patch.object(layout, "IS_AMD", is_amd):
-        lay_out_for_reading(star_model, parts)
+    if by_columns is not None:
+        always = Mock(get=lambda use, otherwise: by_columns)
+        star_model = replace(star_model, by_columns=always)
+    lay_out_for_reading(star_model, parts)
     in_one_piece = {}
     for part, layers in star_model.slicing.layers.items():
         in_one_piece[part] = all(
@@ -179,6 +189,27 @@ def slices_in_one_piece(args: dict[str, Any], parts: frozenset[str], is_amd: boo
             for layer in layers
         )
     return in_one_piece
+
+
+def measured_choices(checkpoint: str, tp_size: int) -> tuple[Any, ...]:
+    """What a model that is loaded is told to do, where each rank measures something else."""
+
+    def seconds_of_this_rank(actions: dict[Any, Any]) -> dict[Any, float]:
+        for action in actions.values():
+            action()
+        return dict(zip(actions, generator.uniform(0.1, 1, len(actions)).tolist(), strict=True))
+
+    generator = numpy.random.default_rng(dist.get_rank())
+    with ExitStack() as patched:
+        for module in (layout, linear_choice, cpu_attention):
+            patched.enter_context(patch.object(module, "least_seconds", seconds_of_this_rank))
+        star_model, _ = load(checkpoint, tp_size)
+    ways = {
+        edge: {rows: way.__name__ for rows, way in of_rows.items()}
+        for edge, of_rows in star_model.kernel.attend.chosen.items()
+    }
+    strides = [weight.stride() for weight in star_model.model.parameters()]
+    return star_model.by_columns, star_model.slicing.linear, ways, strides
 
 
 def weights_read(args: dict[str, Any], token_ids: SequenceOf[int], parts: frozenset[str]) -> tuple[int, bool]:

@@ -13,7 +13,8 @@ from megatron_star.speed.cpu_attention import CpuAttention, choose_attention
 from megatron_star.speed.decode_weights import check_decode_weights, choose_sliced_parts
 from megatron_star.speed.fast_model import FastStarModel
 from megatron_star.speed.graph_choice import takes_step_graphs
-from megatron_star.speed.layout import lay_out_for_reading
+from megatron_star.speed.layout import choose_layouts, lay_out_for_reading
+from megatron_star.speed.linear_choice import choose_linear
 from megatron_star.speed.mailbox import Mailbox
 from megatron_star.speed.modules import speed_up_modules
 from megatron_star.speed.native_attention import compile_attention
@@ -40,10 +41,11 @@ def with_speed(
     check_decode_weights(decode_weights)
     takes_step_graphs(star_model, cuda_graph)
     check_can_be_compiled(star_model.model, compiled_rows)
-    fast = with_fast_modules(star_model)
+    fast = choose_layouts(with_fast_modules(star_model))
     lay_out_for_reading(fast)  # as whole weights, whose reading `choose_sliced_parts` measures
     fast = replace(fast, sliced_parts=choose_sliced_parts(decode_weights, fast))
     lay_out_for_reading(fast, fast.sliced_parts)
+    choose_linear(fast)
     return with_compiled_layers(with_step_graphs(fast, cuda_graph), compiled_rows)
 
 

@@ -29,6 +29,7 @@ TOKENS = (1, 2, 4, 8, 16)
 """New tokens of the steps that are measured; with others it is as with the next larger number."""
 KEYS = {512: 1024, 4096: 8192}
 """From so many keys on it is as with so many, which are measured. With fewer, all are fast."""
+MOST_SCORES = 1 << 24
 MOST_BYTES = 1 << 25
 """Of the keys and values that are measured, of which there are then fewer."""
 CACHED_BYTES = 3 << 24
@@ -52,8 +53,10 @@ def fused_as_stored(query: Tensor, key: Tensor, value: Tensor, softmax_scale: fl
 
 def whole_products(query: Tensor, key: Tensor, value: Tensor, softmax_scale: float) -> Partial:
     """By matrix products over all keys; the fused kernel takes 512 at a time, which are too small ones for
-    so few rows. All scores are in memory at once.
+    so few rows. All scores are in memory at once: too many are the fused kernel's.
     """
+    if query.size(0) * query.size(2) * key.size(0) > MOST_SCORES:
+        return fused(query, key, value, softmax_scale)
     parts = [
         _attend_heads(*(tensor[:, i].transpose(0, 1) for tensor in (query, key, value)), softmax_scale)
         for i in range(query.size(1))

@@ -1,8 +1,9 @@
 """A StarModel whose steps of few tokens read slices of the weights, and run compiled layers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,24 @@ MOST_TOKENS_OF_SLICES = 512
 what the ranks tell each other grows with the tokens."""
 
 
+class WeightUse(NamedTuple):
+    """How token generation reads a weight of [num_columns, num_rows].
+
+    Attributes:
+        is_sliced: a CP rank reads a part of it.
+        divides_rows: of a sliced one, which part: rows, not columns.
+    """
+
+    num_columns: int
+    num_rows: int
+    is_sliced: bool
+    divides_rows: bool
+
+    def __str__(self) -> str:
+        part = f" sliced by {'rows' if self.divides_rows else 'columns'}" if self.is_sliced else ""
+        return f"{self.num_columns} x {self.num_rows}{part}"
+
+
 @dataclass(frozen=True)
 class FastStarModel(StarModel):
     """Made by `with_speed`.
@@ -35,6 +54,7 @@ class FastStarModel(StarModel):
             token generation; the same on all ranks.
         compiled_rows: numbers of tokens in a step for which its layers are compiled (`compiled_layers.py`),
             ascending.
+        by_columns: how weights that are read so lie in memory (`layout.py`), as was measured.
         captures_steps: whether whole steps are captured in CUDA graphs (`step_graph.py`).
         native_attention: of few rows on a CPU, compiled for this model (`native_attention.py`).
     """
@@ -43,6 +63,7 @@ class FastStarModel(StarModel):
     tp_exchange: Exchange = field(kw_only=True)
     sliced_parts: frozenset[str] = NO_PARTS
     compiled_rows: tuple[int, ...] = ()
+    by_columns: Mapping[WeightUse, bool] = field(default_factory=dict)
     captures_steps: bool = False
     native_attention: Callable[[Tensor, Tensor, Tensor, float], Partial] | None = None
 
@@ -85,5 +106,4 @@ class FastStarModel(StarModel):
     ) -> Tensor:
         """See `StarModel.output_logits`."""
         weight = output_layer.weight if output_weight is None else output_weight
-        exchange = self.exchange if "output" in self.slicing.parts else None
-        return output_logits(hidden_states, output_layer, weight, exchange)
+        return output_logits(hidden_states, output_layer, weight, self.slicing)

@@ -17,7 +17,7 @@ from megatron.core.tensor_parallel.mappings import gather_from_tensor_model_para
 from torch import Tensor
 
 from megatron_star.parallel.exchange import Exchange
-from megatron_star.speed.linear import linear
+from megatron_star.speed.linear import Linear
 
 EXPERTS = "experts"
 PARTS = ("qkv", "proj", "mlp", EXPERTS, "output")
@@ -32,6 +32,7 @@ class WeightSlicing:
         experts: of each layer that has some that can be sliced (`SlicedExperts`).
         parts: those of which the running step uses slices.
         exchange: of the CP ranks that divide them.
+        linear: their products.
     """
 
     def __init__(self) -> None:
@@ -39,6 +40,7 @@ class WeightSlicing:
         self.experts: list[torch.nn.Module] = []
         self.parts = NO_PARTS
         self.exchange: Exchange | None = None
+        self.linear = Linear()
 
     @contextmanager
     def step(self, parts: frozenset[str], exchange: Exchange) -> Iterator[None]:
@@ -80,14 +82,15 @@ class GatheredLinear(_Sliceable, ColumnParallelLinear):
 
     def _forward_impl(self, input: Tensor, weight: Tensor, *_: Any, bias: Tensor | None, **__: Any) -> Tensor:
         if self.is_sliced:
-            return gathered_linear(input, weight, bias, self.slicing.exchange)
-        return linear(input, weight, bias)
+            return gathered_linear(input, weight, bias, self.slicing)
+        return self.slicing.linear(input, weight, bias)
 
 
 class DividedLinear(_Sliceable, ColumnParallelLinear):
     """Its columns stay divided: [sq, 1, columns of this rank]. Of a gated unit, each half is divided."""
 
     def _forward_impl(self, input: Tensor, weight: Tensor, *_: Any, bias: Tensor | None, **__: Any) -> Tensor:
+        linear = self.slicing.linear
         if not self.is_sliced:
             return linear(input, weight, bias)
         weights = self._slices(weight)
@@ -114,9 +117,9 @@ class SummedLinear(_Sliceable, RowParallelLinear):
     """
 
     def _forward_impl(self, input: Tensor, weight: Tensor, *_: Any, bias: Tensor | None, **__: Any) -> Tensor:
+        exchange, linear = self.slicing.exchange, self.slicing.linear
         if not self.is_sliced:
             return linear(input, weight, bias)
-        exchange = self.slicing.exchange
         share = even_range(weight.size(1), exchange)
         if input.size(-1) == weight.size(1):  # not divided already by a DividedLinear
             input = input[..., share]
@@ -125,28 +128,26 @@ class SummedLinear(_Sliceable, RowParallelLinear):
 
 
 def output_logits(
-    hidden_states: Tensor, layer: ColumnParallelLinear, weight: Tensor, exchange: Exchange | None
+    hidden_states: Tensor, layer: ColumnParallelLinear, weight: Tensor, slicing: WeightSlicing
 ) -> Tensor:
-    """Logits [sq, 1, vocabulary of all TP ranks] of [sq, 1, h].
-
-    With an exchange, each of its CP ranks computes a slice of the columns.
-    """
-    if exchange:
-        logits = gathered_linear(hidden_states, weight, layer.bias, exchange)
+    """Logits [sq, 1, vocabulary of all TP ranks] of [sq, 1, h]; of a slice, each CP rank computes its own."""
+    if "output" in slicing.parts:
+        logits = gathered_linear(hidden_states, weight, layer.bias, slicing)
     else:
-        logits = linear(hidden_states, weight, layer.bias)
+        logits = slicing.linear(hidden_states, weight, layer.bias)
     return gather_from_tensor_model_parallel_region(logits, group=layer.tp_group)
 
 
-def gathered_linear(input: Tensor, weight: Tensor, bias: Tensor | None, exchange: Exchange) -> Tensor:
+def gathered_linear(input: Tensor, weight: Tensor, bias: Tensor | None, slicing: WeightSlicing) -> Tensor:
     """`linear(input, weight, bias)`, [.., columns], of which each rank computes some columns.
 
     All ranks compute equally many, so that they can be gathered: the last ones may overlap.
     """
+    exchange = slicing.exchange
     num_columns, width = weight.size(0), -(-weight.size(0) // exchange.cp_size)
     starts = [min(rank * width, num_columns - width) for rank in range(exchange.cp_size)]
     mine = slice(starts[exchange.cp_rank], starts[exchange.cp_rank] + width)
-    part = linear(input, weight[mine], None if bias is None else bias[mine])
+    part = slicing.linear(input, weight[mine], None if bias is None else bias[mine])
     everyone = exchange.gather(part)
     fresh = [everyone[rank][..., rank * width - start :] for rank, start in enumerate(starts)]
     return torch.cat(fresh, dim=-1)

@@ -8,6 +8,7 @@ from ranks import (
     chosen_parts,
     layers_of_sliced_experts,
     logits_whole_and_sliced,
+    measured_choices,
     norms_and_mlps,
     sliceable_layers,
     slices_in_one_piece,
@@ -176,18 +177,27 @@ def test_a_rank_reads_its_share_of_the_weights_as_views(name, tolerance):
 
 
 @pytest.mark.parametrize(
-    ("parts", "is_amd", "expected"),
+    ("parts", "by_columns", "expected"),
     [
-        (ALL_PARTS, False, {"qkv", "proj", "mlp"}),
-        (frozenset(["mlp"]), False, {"proj", "mlp"}),  # square ones lie by columns anyway
-        (NO_PARTS, False, {"proj"}),
+        (ALL_PARTS, None, {"qkv", "proj", "mlp"}),
+        (frozenset(["mlp"]), None, {"proj", "mlp"}),  # square ones lie by columns anyway
+        (NO_PARTS, None, {"proj"}),
         (ALL_PARTS, True, {"proj"}),
+        (ALL_PARTS, False, {"qkv"}),
     ],
-    ids=["all", "mlp", "none", "amd"],
+    ids=["all", "mlp", "none", "measured: by columns", "measured: by rows"],
 )
-def test_slices_lie_in_one_piece_where_that_is_as_fast(parts, is_amd, expected):
-    (found,) = run_ranks(1, slices_in_one_piece, RANDOM["biased, gated"], parts, is_amd)
+def test_slices_lie_in_one_piece_unless_that_was_measured_to_be_slower(parts, by_columns, expected):
+    (found,) = run_ranks(1, slices_in_one_piece, RANDOM["biased, gated"], parts, by_columns)
     assert {part for part, in_one_piece in found.items() if in_one_piece} == expected
+
+
+@pytest.mark.parametrize(("tp_size", "cp_size"), [(1, 2), (2, 2)])
+def test_what_is_measured_is_chosen_alike_on_all_ranks(checkpoints, tp_size, cp_size):
+    first, *others = run_ranks(tp_size * cp_size, measured_choices, str(checkpoints("qwen3")[1]), tp_size)
+    assert others == [first] * (tp_size * cp_size - 1)
+    by_columns, _, ways, _ = first
+    assert len(by_columns) > 4 and all(ways.values())
 
 
 def test_auto_agrees_on_all_ranks_and_one_rank_has_nothing_to_divide(checkpoints):

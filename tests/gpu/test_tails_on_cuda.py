@@ -11,7 +11,7 @@ LONG = [
     Shape(8, 1, 256, 256, [[300, 1_000, 5]], most_keys=4_096),
     Shape(16, 2, 192, 128, [[700], [90]] * 40, most_keys=1_024),
 ]
-DTYPES = [(torch.float32, 1e-5), (torch.float16, 2e-3), (torch.bfloat16, 2e-2)]
+DTYPES = [(torch.float32, 3e-5), (torch.float16, 2e-3), (torch.bfloat16, 2e-2)]
 
 
 @pytest.mark.parametrize("starts", [False, True])

@@ -13,7 +13,7 @@ from kernel_contract import TOLERANCE, tensors
 
 from megatron_star.attention.kernels import KERNELS
 from megatron_star.speed.cpu_attention import KEYS, CpuAttention, ways
-from megatron_star.speed.measured import CLEARLY_FASTER, agreed, fastest, least_seconds
+from megatron_star.speed.measured import CLEARLY_FASTER, LEAST_SAVED_SECONDS, agreed, fastest, least_seconds
 from megatron_star.speed.native_attention import compile_few_rows_attention
 
 NEEDS_COMPILER = pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="no C++ compiler")
@@ -115,6 +115,9 @@ def test_a_native_way_is_only_for_heads_that_fill_its_vectors():
 def test_the_first_candidate_stays_unless_another_is_clearly_faster():
     assert fastest({"first": 1.0, "second": CLEARLY_FASTER + 0.01, "third": 2.0}) == "first"
     assert fastest({"first": 1.0, "second": CLEARLY_FASTER - 0.01, "third": CLEARLY_FASTER - 0.02}) == "third"
+    few = LEAST_SAVED_SECONDS
+    assert fastest({"first": 1.2 * few, "second": 0.3 * few}) == "first"
+    assert fastest({"first": 1.4 * few, "second": 0.3 * few}) == "second"
 
 
 def test_candidates_are_run_in_turn():
