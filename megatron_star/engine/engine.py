@@ -99,6 +99,7 @@ class StarEngine:
         self.store, rank_store = stores or (None, None)
         self.executor = RankExecutor(star_model, rank_store)
         self.planner = planner_of(star_model, max_wait_seconds)
+        self.planner.keeps_turns |= self.store is not None
         self.scheduler: Scheduler[Answer] = Scheduler(
             self.planner,
             kv_layers=kv_layers(
@@ -209,6 +210,7 @@ class StarEngine:
             "accepted_tokens": self.speculation.num_accepted,
             "kv_bytes_per_rank": list(self.scheduler.used),
             "kv_budget_bytes_per_rank": self.scheduler.memory.budget,
+            "kv_dtype": self.star_model.kv_format.name,
             "context_store": self.store.counts.to_json() if self.store else {},
         }
 
