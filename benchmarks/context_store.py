@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 benchmarks/context_store.py --load .demo/megatron \\
         --num-tokens 6K --repeats 3 --output result.json
 
-Each round starts an engine three times: without a store; with an empty one, which it fills; and with that one.
+Each round starts an engine three times: without a store, with an empty one, which it fills, and with that.
 The ranks stay, so that loading the model is in neither figure; files come from the system's cache, as they do
 after a restart of the job on the same machine.
 """
