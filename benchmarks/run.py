@@ -58,6 +58,8 @@ PARTS = {
         "--random-model qwen3-moe-1b --fp32 --expert-model-parallel-size 2 --repeats 7 --compile",
     ),
     "sampling": BenchmarkPart("sampling", "--random-model tiny --repeats 5", 1, 2),
+    "lookup": BenchmarkPart("lookup", "--hf HF --compile-decode 1,2,4,8,16", 1, 2),
+    "lookup-two-ranks": BenchmarkPart("lookup", "--compile-decode 1,2,4,8,16"),
     "bandwidth": BenchmarkPart("memory_bandwidth", "--repeats 9"),
     **{
         f"memory-{tokens}-{ranks}": BenchmarkPart(

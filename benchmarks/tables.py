@@ -58,6 +58,11 @@ def _transformers_to_windows(summary: dict[str, Any]) -> float:
     return summary["transformers"]["to_windows"]
 
 
+def _lookup_to_transformers(summary: dict[str, Any]) -> float:
+    """How many times as fast as by transformers' own prompt lookup tokens come after the first."""
+    return summary["transformers"]["times"]
+
+
 def _broadcast_to_passed(summary: dict[str, Any]) -> float:
     return 1 / summary[PASSED]["to_broadcast"]
 
@@ -114,6 +119,15 @@ AIMS = (
         )
         for kind, at_least in (("greedy", 1.0), ("top-k", 2.0), ("top-p", 10.0), ("mixed", 5.0))
     ),
+    *(
+        Aim(f"{what}{ranks}", part, figure, at_least)
+        for part, ranks in (("lookup", ""), ("lookup-two-ranks", ", two ranks"))
+        for what, figure, at_least in (
+            ("answers that quote 4K: lookup / none", lambda s: s["quoting"]["times"], 2.0),
+            ("free text: lookup / none", lambda s: s["free text"]["median_times"], 0.97),
+        )
+    ),
+    Aim("answers that quote 4K: ours / transformers' lookup", "lookup", _lookup_to_transformers, 1.3),
     Aim("broadcast hidden at 1 GB/s", "overlap", lambda s: s["overlapped"]["hidden"], 0.8),
     Aim("passed keys hidden at 1 GB/s", "overlap", lambda s: s["passed, overlapped"]["hidden"], 0.8),
 )

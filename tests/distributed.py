@@ -2,7 +2,7 @@
 
 The ranks are processes that live as long as the test session: importing torch and Megatron takes seconds,
 forming a group takes milliseconds. A task that fails or hangs takes its ranks with it; the next task starts
-new ones.
+new ones. They are forked from a server that has imported all that, and has no threads.
 """
 
 import atexit
@@ -13,8 +13,12 @@ import sys
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import BaseContext
+from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 MAX_RANKS = 6
 RANK_TIMEOUT_SECONDS = 120
@@ -24,9 +28,21 @@ class RankError(AssertionError):
     """A rank raised; carries its traceback."""
 
 
+def _process_context() -> BaseContext:
+    """Of the ranks. Imports ask CUDA for its devices, and who has asked cannot be forked."""
+    if Path("/dev/nvidiactl").exists():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["rank_imports"])
+    # Python 3.12 gives the server no sys.path, and it says nothing of what it cannot import.
+    with patch.dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)):
+        forkserver.ensure_running()
+    return context
+
+
 class _Rank:
     def __init__(self) -> None:
-        context = multiprocessing.get_context("spawn")
+        context = _process_context()
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs,), daemon=True)
         self.process.start()
@@ -73,13 +89,8 @@ def _collect(connections: list[Connection]) -> list[Any]:
 
 
 def _serve(connection: Connection) -> None:
-    import torch  # noqa: PLC0415
+    import rank_imports  # noqa: F401, PLC0415
 
-    from megatron_star.quiet import without_notes_of_dependencies  # noqa: PLC0415
-
-    without_notes_of_dependencies()  # before a rank's function is unpickled, whose module imports Megatron
-
-    torch.set_num_threads(1)
     while True:
         try:
             sys.path[:] = connection.recv()

@@ -175,6 +175,25 @@ struct Sizes {
     int64_t key_stride, key_scale_stride, value_stride, value_scale_stride, num_threads;
 };
 
+// One row of a head: the parts of its chunks, weighted by their highest scores and sums.
+static void merge(const Sizes &s, int64_t num_chunks, int64_t row, const float *parts, float *out, float *lse) {
+    const int64_t of_task = s.num_rows * (s.value_size + 2), highest = s.num_rows * s.value_size + row;
+    float most = parts[highest], total = 0;
+    for (int64_t i = 1; i < num_chunks; i++) {
+        const float of_chunk = parts[i * of_task + highest];
+        most = of_chunk > most || of_chunk != of_chunk ? of_chunk : most;
+    }
+    memset(out, 0, s.value_size * sizeof(float));
+    for (int64_t i = 0; i < num_chunks; i++) {
+        const float *part = parts + i * of_task;
+        const float weight = expf(part[highest] - most);
+        total += weight * part[highest + s.num_rows];
+        for (int64_t j = 0; j < s.value_size; j++) out[j] += weight * part[row * s.value_size + j];
+    }
+    for (int64_t j = 0; j < s.value_size; j++) out[j] /= total;
+    *lse = logf(total) + most;
+}
+
 // Out [num_heads, num_rows, value_size] and its log-sum-exp [num_heads, num_rows]. Of each task, `partials` has
 // room for [num_rows, value_size + 2].
 extern "C" void attend(const Sizes *sizes, const float *query, const int8_t *key, const float *key_scale,
@@ -182,45 +201,26 @@ extern "C" void attend(const Sizes *sizes, const float *query, const int8_t *key
     const Sizes s = *sizes;
     const int64_t num_chunks = (s.num_tokens + s.tokens_per_chunk - 1) / s.tokens_per_chunk;
     const int64_t of_task = s.num_rows * (s.value_size + 2);
-#pragma omp parallel num_threads(s.num_threads)
-    {
-#pragma omp for schedule(dynamic)
-        for (int64_t task = 0; task < s.num_heads * num_chunks; task++) {
-            const int64_t head = task / num_chunks, start = task % num_chunks * s.tokens_per_chunk;
-            Chunk c;
-            c.query = query + head * s.num_rows * s.key_size;
-            c.key = key + head * s.key_stride + start * s.key_size;
-            c.key_scale = key_scale + head * s.key_scale_stride + start;
-            c.value = value + head * s.value_stride + start * s.value_size;
-            c.value_scale = value_scale + head * s.value_scale_stride + start;
-            c.num_rows = s.num_rows;
-            c.num_tokens = s.num_tokens - start < s.tokens_per_chunk ? s.num_tokens - start : s.tokens_per_chunk;
-            c.key_size = s.key_size;
-            c.value_size = s.value_size;
-            c.out = partials + task * of_task;
-            c.highest = c.out + s.num_rows * s.value_size;
-            c.total = c.highest + s.num_rows;
-            attend_to(c);
-        }
-#pragma omp for
-        for (int64_t row = 0; row < s.num_heads * s.num_rows; row++) {
-            const float *parts = partials + row / s.num_rows * num_chunks * of_task;
-            const int64_t place = row % s.num_rows, highest = s.num_rows * s.value_size + place;
-            float most = parts[highest], total = 0;
-            for (int64_t i = 1; i < num_chunks; i++) {
-                const float of_chunk = parts[i * of_task + highest];
-                most = of_chunk > most || of_chunk != of_chunk ? of_chunk : most;
-            }
-            float *sum = out + row * s.value_size;
-            memset(sum, 0, s.value_size * sizeof(float));
-            for (int64_t i = 0; i < num_chunks; i++) {
-                const float *part = parts + i * of_task;
-                const float weight = expf(part[highest] - most);
-                total += weight * part[highest + s.num_rows];
-                for (int64_t j = 0; j < s.value_size; j++) sum[j] += weight * part[place * s.value_size + j];
-            }
-            for (int64_t j = 0; j < s.value_size; j++) sum[j] /= total;
-            lse[row] = logf(total) + most;
-        }
+#pragma omp parallel for schedule(dynamic) num_threads(s.num_threads)
+    for (int64_t task = 0; task < s.num_heads * num_chunks; task++) {
+        const int64_t head = task / num_chunks, start = task % num_chunks * s.tokens_per_chunk;
+        Chunk c;
+        c.query = query + head * s.num_rows * s.key_size;
+        c.key = key + head * s.key_stride + start * s.key_size;
+        c.key_scale = key_scale + head * s.key_scale_stride + start;
+        c.value = value + head * s.value_stride + start * s.value_size;
+        c.value_scale = value_scale + head * s.value_scale_stride + start;
+        c.num_rows = s.num_rows;
+        c.num_tokens = s.num_tokens - start < s.tokens_per_chunk ? s.num_tokens - start : s.tokens_per_chunk;
+        c.key_size = s.key_size;
+        c.value_size = s.value_size;
+        c.out = partials + task * of_task;
+        c.highest = c.out + s.num_rows * s.value_size;
+        c.total = c.highest + s.num_rows;
+        attend_to(c);
     }
+    // Few numbers: that another thread takes some would cost more than it saves.
+    for (int64_t row = 0; row < s.num_heads * s.num_rows; row++)
+        merge(s, num_chunks, row % s.num_rows, partials + row / s.num_rows * num_chunks * of_task,
+              out + row * s.value_size, lse + row);
 }

@@ -209,6 +209,7 @@ class StarEngine:
             "accepted_tokens": self.speculation.num_accepted,
             "kv_bytes_per_rank": list(self.scheduler.used),
             "kv_budget_bytes_per_rank": self.scheduler.memory.budget,
+            "kv_dtype": self.star_model.kv_format.name,
             "context_store": self.store.counts.to_json() if self.store else {},
         }
 

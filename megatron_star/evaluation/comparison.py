@@ -17,8 +17,8 @@ from torch.nn.functional import kl_div
 from megatron_star.algorithm.context_encoding import encode_context
 from megatron_star.algorithm.encoded_context import EncodedContext
 from megatron_star.algorithm.star_model import StarModel
+from megatron_star.algorithm.token_generation import NewTokens, TokenGenerationStep, generate_step
 from megatron_star.algorithm.token_generation import Sequence as TokenSequence
-from megatron_star.algorithm.token_generation import TokenGenerationStep, generate_step
 from megatron_star.config import StarConfig
 from megatron_star.engine.executor import planner_of
 from megatron_star.engine.finite import why_not_finite
@@ -208,7 +208,7 @@ def forced_logits(
 ) -> Tensor:
     """Logits [answer tokens, vocabulary] before each token of the answer, in one forward pass."""
     token_ids = [*query, *answer[:-1]]
-    step = TokenGenerationStep(star_model, [(TokenSequence(context, tail_rank=0), token_ids)])
+    step = TokenGenerationStep(star_model, [NewTokens(TokenSequence(context, tail_rank=0), token_ids)])
     return star_model.forward(token_ids, step, range(len(query) - 1, len(token_ids)))
 
 

@@ -16,13 +16,17 @@ NUM_PIECES, PIECE_BYTES = 64, 4096
 
 
 def of_model(args: argparse.Namespace) -> dict[str, Any]:
-    """Which model answers, in which precision; raises ValueError or OSError if there is none at `--load`."""
+    """Which model answers, in which precision; raises ValueError or OSError if there is none at `--load`.
+
+    Contexts as they are computed are left out, as in answers from before there were others.
+    """
     info = read_checkpoint_info(args.load)
-    return {
+    asked = {
         "model": info.directory.resolve().name,
         "checkpoint": fingerprint(info),
         "dtype": str(args.dtype or info.dtype).removeprefix("torch."),
     }
+    return asked if args.kv_dtype == "auto" else asked | {"kv_dtype": args.kv_dtype}
 
 
 def of_ranks(args: argparse.Namespace) -> dict[str, Any]:

@@ -16,6 +16,10 @@ PROGRAMS = {
     "eval": ("megatron_star.programs.evaluate", f"score settings on RULER's tasks {ON_RANKS}"),
     "report": ("megatron_star.programs.report", "tables and pictures of what eval has measured"),
     "calibrate": ("megatron_star.programs.calibrate", f"the cheapest setting for your own data {ON_RANKS}"),
+    "contexts": (
+        "megatron_star.programs.contexts",
+        f"list, drop or encode contexts of a store (encode {ON_RANKS[1:]}",
+    ),
     "plan": ("megatron_star.programs.plan_cluster", "which GPUs a model and a context need, and how fast"),
 }
 USAGE_STATUS = 2

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from megatron_star.engine.expert_load import ExpertLoad
@@ -41,6 +41,8 @@ class EngineCollector(Collector):
         for rank, size in enumerate(stats["kv_bytes_per_rank"]):
             used.add_metric([str(rank)], size)
         yield used
+        kept_in = {"dtype": stats["kv_dtype"]}
+        yield InfoMetricFamily(f"{PREFIX}_kv", "what contexts are kept in", value=kept_in)
 
 
 class ExpertCollector(Collector):

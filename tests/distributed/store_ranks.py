@@ -43,6 +43,7 @@ def serve(
     most_bytes: int = 1 << 30,
     tp_size: int = 1,
     kv_dtype: str = "auto",
+    read_only: bool = False,
 ) -> Served | None:
     """Start an engine with a store, ask one request after the other, and stop it."""
     folder.mkdir(exist_ok=True)
@@ -52,20 +53,44 @@ def serve(
     if dist.get_rank():
         run_worker(star_model, groups.control, rank_store)
         return None
-    store = ContextStore(
-        ContextFolder(folder, most_bytes),
-        FACTS | (facts or {}),
-        model="random",
-        cp_size=groups.cp.size(),
-        tp_size=tp_size,
-        least_tokens=1,
-    )
+    with patch.object(ContextFolder, "is_writable", not read_only):
+        store = ContextStore(
+            ContextFolder(folder, most_bytes),
+            FACTS | (facts or {}),
+            model="random",
+            cp_size=groups.cp.size(),
+            tp_size=tp_size,
+            least_tokens=1,
+        )
     engine = StarEngine(
         star_model, NumbersAsText(), groups.control, **ENGINE_LIMITS, stores=(store, rank_store)
     )
     asked = [_ask(engine, request) for request in requests]
     engine.stop()
     return Served(asked, engine.num_context_encodings, store.counts.to_json())
+
+
+def serve_side_by_side(
+    args: dict[str, Any], folder: Path, requests: Sequence[StarRequest]
+) -> list[list[int]]:
+    """Two engines on one folder, in turns; the tokens that each of them gives."""
+    star_model, groups = random_star_model(args, 1)
+    engines = []
+    for _ in range(2):
+        store = ContextStore(
+            ContextFolder(folder, 1 << 30), FACTS, model="random", cp_size=1, tp_size=1, least_tokens=1
+        )
+        stores = store, RankStore(folder, star_model, 0)
+        engines.append(
+            StarEngine(star_model, NumbersAsText(), groups.control, **ENGINE_LIMITS, stores=stores)
+        )
+    answers = [[engine.submit(request) for request in requests] for engine in engines]
+    while not all(answer.ended.is_set() for of_engine in answers for answer in of_engine):
+        for engine in engines:
+            engine.step()
+    for engine in engines:
+        engine.stop()
+    return [[answer.result().tokens for answer in of_engine] for of_engine in answers]
 
 
 def _ask(engine: StarEngine, request: StarRequest) -> Asked:

@@ -1,5 +1,6 @@
 """Contexts that an engine has written are read back by another one, instead of being encoded."""
 
+import os
 from functools import partial
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from megatron.core.inference.sampling_params import SamplingParams
 from models import random_tokens
 from safetensors import safe_open
 from small_model import SMALL
-from store_ranks import Served, serve
+from store_ranks import Served, serve, serve_side_by_side
 
 from megatron_star.config import StarConfig
 from megatron_star.engine.request import StarRequest
@@ -87,3 +88,73 @@ def test_what_is_kept_in_8_bits_is_written_and_restored_in_8_bits(before, after,
     for path in (tmp_path / "int8").glob("*/rank-*"):
         with safe_open(path, "pt") as file:
             assert {str(file.get_tensor(name).dtype) for name in ("1.0", "1.2")} == {"torch.int8"}
+
+
+def files_of(folder: Path) -> list[Path]:
+    """The rank files of all entries."""
+    return sorted(folder.glob("*/rank-*"))
+
+
+def flip_a_bit(path: Path) -> None:
+    """In the last tensor."""
+    content = bytearray(path.read_bytes())
+    content[-9] ^= 4
+    path.write_bytes(content)
+
+
+DAMAGES = {
+    "a flipped bit": flip_a_bit,
+    "cut short": lambda path: os.truncate(path, path.stat().st_size - 8),
+    "gone": lambda path: path.unlink(),
+    "another's manifest": lambda path: (path.parent / "manifest.json").write_text("{}"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_what_one_rank_finds_damaged_all_encode_anew_and_it_is_written_again(damage, tmp_path):
+    (encoded,) = on_ranks(2, tmp_path, [question("exact")]).asked
+    DAMAGES[damage](files_of(tmp_path)[1])
+    served = on_ranks(2, tmp_path, [question("exact"), question("exact")])
+    assert (served.num_encoded, served.counts["restored"]) == (1, 0)
+    assert torch.equal(served.asked[0].logits, encoded.logits)
+    assert served.asked[1].result.cache_hit
+    if damage != "gone":
+        assert served.counts["unusable"] == served.counts["written"] == 1
+        assert on_ranks(2, tmp_path, [question("exact")]).counts["restored"] == 1
+
+
+def test_another_model_mask_text_or_code_is_another_context(tmp_path):
+    on_ranks(1, tmp_path, [question("exact")])
+    others = [question("star in waves, windows"), question("exact", 96)]
+    served = on_ranks(1, tmp_path, others)
+    assert (served.num_encoded, served.counts["restored"]) == (2, 0)
+    for fact in ("model", "code", "dtype"):
+        served = on_ranks(1, tmp_path, [question("exact")], facts={fact: "another"})
+        assert (served.num_encoded, served.counts["restored"]) == (1, 0)
+
+
+def test_contexts_beyond_the_limit_go_and_the_others_stay(tmp_path):
+    asked = [question(name) for name in list(CONTEXTS)[:3]]
+    size = on_ranks(1, tmp_path, asked[:1]).counts["bytes_written"]
+    room = 2 * size + 3 * (1 << 20)  # beside what a header may take
+    served = on_ranks(1, tmp_path, asked[1:], most_bytes=room)
+    assert served.counts["written"] == 2
+    assert len(files_of(tmp_path)) <= 3
+    again = on_ranks(1, tmp_path, asked[2:], most_bytes=room)
+    assert again.counts["restored"] == 1
+
+
+def test_a_folder_that_cannot_be_written_is_read(tmp_path):
+    on_ranks(1, tmp_path, [question("exact")])
+    served = on_ranks(1, tmp_path, [question("exact"), question("exact", 80)], read_only=True)
+    assert (served.num_encoded, served.counts["restored"], served.counts["written"]) == (1, 1, 0)
+    assert len(files_of(tmp_path)) == 1
+
+
+def test_two_engines_that_share_a_folder_write_and_read_what_is_right(tmp_path):
+    asked = [question("exact", num_tokens) for num_tokens in (60, 70, 80, 60, 70)]
+    alone = [one.result.tokens for one in on_ranks(1, tmp_path / "other", asked).asked]
+    (both,) = run_ranks(1, serve_side_by_side, KINDS, tmp_path, asked)
+    assert both == [alone, alone]
+    assert len(files_of(tmp_path)) == 3
+    assert not list(tmp_path.glob("writing-*")) and not list(tmp_path.glob("dropped-*"))

@@ -11,7 +11,7 @@ from mutations import mutated
 
 from megatron_star.job.sampling_arguments import sampling_params
 from megatron_star.job.star_arguments import star_config
-from megatron_star.programs import calibrate, evaluate, generate, report
+from megatron_star.programs import calibrate, contexts, encode_contexts, evaluate, generate, report
 from megatron_star.programs import plan_cluster as plan
 from megatron_star.programs import serve as run_text_generation_server
 from megatron_star.programs.cli import PROGRAMS
@@ -23,6 +23,8 @@ COMMANDS = {
     evaluate: "--load x --output o --lengths 1K --setting star --samples 2 --depths 0.5 --seed 1 "
     "--tasks variable_tracking:hops=2 frequent_words:alpha=2 niah_multikey_1:keys=3",
     calibrate: "--load x --input-jsonl i --output o --tolerance 0.1 --setting star --chat",
+    contexts: "drop 1234 --context-store d",
+    encode_contexts: "--load x --context-file c d --context-store s --context-store-bytes 5GB --chat",
     plan: "--model m --context 1K --gpus 8 --node-link 1 --wave-tokens 4K --block-size 1K",
     report: "a.jsonl --format text --tasks x --speed s.png",
     run_text_generation_server: "--load x --port 1 --drain-seconds 2 --max-request-bytes 1K --host h",

@@ -14,7 +14,16 @@ from megatron_star.engine.thread import EngineThread
 from megatron_star.server.metrics import ServerMetrics
 
 STATS = dict.fromkeys(
-    ("waiting", "running", "cached_contexts", "context_encodings", "kv_budget_bytes_per_rank"), 0
+    (
+        "waiting",
+        "running",
+        "cached_contexts",
+        "context_encodings",
+        "proposed_tokens",
+        "accepted_tokens",
+        "kv_budget_bytes_per_rank",
+    ),
+    0,
 )
 
 
@@ -42,7 +51,7 @@ class FakeEngine:
 
     def stats(self) -> dict:
         """Nothing goes on."""
-        return STATS | {"kv_bytes_per_rank": [0]}
+        return STATS | {"kv_bytes_per_rank": [0], "kv_dtype": "auto", "context_store": {}}
 
     def step(self, *, read_expert_load: bool) -> None:
         """Takes its time."""

@@ -214,15 +214,15 @@ def test_an_answer_that_is_no_number_is_not_written(tmp_path):
 
 def test_another_checkpoint_of_the_same_name_is_another_model(checkpoints, tmp_path):
     _, megatron = checkpoints("llama")
-    args = asked.argparse.Namespace(load=megatron, dtype=None)
+    args = asked.argparse.Namespace(load=megatron, dtype=None, kv_dtype="auto")
     before = asked.of_model(args)
     assert before == asked.of_model(args)
     copy = tmp_path / megatron.name
     asked.Path(copy).mkdir()
     subprocess.run(["cp", "-r", f"{megatron}/.", copy], check=True)
-    assert asked.of_model(asked.argparse.Namespace(load=copy, dtype=None)) == before
+    assert asked.of_model(asked.argparse.Namespace(load=copy, dtype=None, kv_dtype="auto")) == before
     weights = next(copy.glob("release/*.distcp"))
     content = bytearray(weights.read_bytes())
     content[len(content) // 2 : len(content) // 2 + len(content) // 30] = bytes(len(content) // 30)
     weights.write_bytes(content)
-    assert asked.of_model(asked.argparse.Namespace(load=copy, dtype=None)) != before
+    assert asked.of_model(asked.argparse.Namespace(load=copy, dtype=None, kv_dtype="auto")) != before
