@@ -99,6 +99,7 @@ class StarEngine:
         self.store, rank_store = stores or (None, None)
         self.executor = RankExecutor(star_model, rank_store)
         self.planner = planner_of(star_model, max_wait_seconds)
+        self.planner.keeps_turns |= self.store is not None
         self.scheduler: Scheduler[Answer] = Scheduler(
             self.planner,
             kv_layers=kv_layers(

@@ -282,6 +282,56 @@ def turns(engine: EngineThread) -> list[dict]:
     return results
 
 
+HISTORIES = {
+    "exact": StarConfig(mode="exact", wave_tokens=150),
+    "passed keys": StarConfig(block_size=300, anchor_size=20, passed_keys=10, wave_tokens=200),
+    "neighbors": StarConfig(block_size=300, neighbor_blocks=1),
+}
+
+
+def growing_histories(engine: EngineThread) -> dict:
+    """Two agents that begin alike and send all of their history with each question, and say nothing of turns.
+
+    For each configuration: the cached tokens of each request, the most contexts in a chain, and the
+    log-probabilities of each answer; then of each answer alone.
+    """
+    found, scheduler = {}, engine.engine.scheduler
+    for name, star in HISTORIES.items():
+        scheduler.drop_unused_contexts()
+        histories = [random_tokens(400) + random_tokens(90, seed=1 + agent) for agent in range(2)]
+        asked, results, links = [], [], 0
+        for turn in range(12):
+            requests = [_next_question(history, star) for history in histories]
+            asked += requests
+            results += each_result(engine, requests)
+            links = max(links, *(context.num_links for context in scheduler.contexts.values()))
+            for history, result in zip(histories, results[-2:], strict=True):
+                history += [*result.tokens, *random_tokens(20 + turn, seed=100 + turn)]
+        alone = []
+        for request in asked:
+            scheduler.drop_unused_contexts()
+            alone.append(engine.submit(request).result(60))
+        found[name] = {
+            "cached": [result.num_cached_tokens for result in results],
+            "lengths": [result.num_context_tokens for result in results],
+            "links": links,
+            "tokens": ([result.tokens for result in results], [result.tokens for result in alone]),
+            "logprobs": ([result.logprobs for result in results], [result.logprobs for result in alone]),
+            "cached_alone": sum(result.num_cached_tokens for result in alone),
+        }
+    return found
+
+
+def _next_question(history: list[int], star: StarConfig) -> StarRequest:
+    """Its last 7 tokens are the query."""
+    return StarRequest(
+        context_tokens=history[:-7],
+        query_tokens=history[-7:],
+        star=star,
+        sampling=SamplingParams(num_tokens_to_generate=5, top_k=1),
+    )
+
+
 def each_alone(requests: list[StarRequest], engine: EngineThread) -> list[list[int]]:
     """Tokens of each request, asked after the one before it has ended."""
     return [engine.submit(request).result(60).tokens for request in requests]

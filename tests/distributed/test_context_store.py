@@ -76,6 +76,15 @@ def test_a_restored_context_passes_its_keys_to_a_turn_that_is_encoded_after_it(b
     torch.testing.assert_close(served.asked[0].logits, encoded.logits, rtol=1e-4, atol=1e-4)
 
 
+def test_a_conversation_without_windows_finds_its_turns_again(tmp_path):
+    """Without a store, one context would be enough for all of them."""
+    asked = [question("exact", 40), question("exact", 77, (40,)), question("exact", 97, (40, 77))]
+    full = SMALL | {"num_layers": 2}
+    run_ranks(2, serve, full, tmp_path / "store", asked[:2])
+    (found, *_) = run_ranks(2, serve, full, tmp_path / "store", asked[2:])
+    assert (found.num_encoded, found.counts["restored"]) == (1, 2)
+
+
 @pytest.mark.parametrize(("before", "after"), [(2, 2), (3, 2)])
 def test_what_is_kept_in_8_bits_is_written_and_restored_in_8_bits(before, after, tmp_path):
     name = "turns that pass keys"

@@ -11,6 +11,7 @@ from distributed import run_ranks
 from ranks import TIMEOUT, on_engine
 
 from megatron_star.planning.pace import SMALLEST_WAVE_TOKENS
+from megatron_star.planning.planner import MOST_LINKS
 
 
 def use(checkpoints, world_size: int, what, **limits):
@@ -100,6 +101,23 @@ def test_what_never_fits_is_refused_with_numbers_and_what_does_not_fit_now_waits
     assert "bytes of KV on a rank, but the budget is 1,000,000 bytes a rank" in result["message"]
     assert set(result["reasons"]) <= {"length", "stop"}
     assert result["cached"] < 6
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_histories_that_grow_are_encoded_once_without_a_word_of_turns_and_answered_as_if_alone(
+    checkpoints, world_size
+):
+    found = use(checkpoints, world_size, engine_uses.growing_histories)
+    for result in found.values():
+        assert result["cached_alone"] == 0 and result["tokens"][0] == result["tokens"][1]
+        for one, other in zip(*result["logprobs"], strict=True):
+            assert one == pytest.approx(other, abs=1e-4)
+        assert result["links"] <= MOST_LINKS
+    exact = found["exact"]
+    first, other, *later = exact["cached"]
+    assert (first, other) == (0, 400)
+    assert exact["links"] == MOST_LINKS  # so that some are encoded again, as one
+    assert sum(later) > 0.9 * sum(exact["lengths"][2:])
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])

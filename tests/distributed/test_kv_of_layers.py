@@ -142,6 +142,28 @@ def test_the_engine_reserves_what_the_ranks_come_to_hold(cp_size):
     assert reported[0]["chunk 10"] == BYTES * (0 + 6 + 1 + 256)
 
 
+@pytest.mark.parametrize("cp_size", [1, 3])
+def test_of_a_context_on_a_prefix_of_another_one_only_what_is_new_is_reserved_and_held(cp_size):
+    """Also where it begins within a block, of which the ranks that name its keys do not store all."""
+    star = StarConfig(block_size=9, anchor_size=4, passed_keys=3, wave_tokens=11)
+    requests = [
+        question(TOKENS[:61], TOKENS[:5], star, 12, (30,)),
+        question(TOKENS[:41] + TOKENS[:30], TOKENS[:5], star, 12, (30,)),
+        question(TOKENS[:41], TOKENS[:5], StarConfig(mode="exact"), 12),
+        question(TOKENS[:26] + TOKENS[:24], TOKENS[:5], StarConfig(mode="exact"), 12),
+        question(TOKENS[:26], TOKENS[:5], StarConfig(mode="exact"), 12),
+    ]
+    results = run_ranks(cp_size, engine_memory, SMALL | {"num_layers": 2}, requests)
+    _, reserved, _ = results[0]
+    contexts = reserved[-1].contexts
+    assert contexts == {
+        number: [of_rank[0][-1].contexts[number] for of_rank in results] for number in contexts
+    }
+    tokens = [sum(sizes) // (2 * BYTES) for sizes in contexts.values()]
+    assert len(contexts) == 5 and tokens[1] < 60 and tokens[4] == 0
+    assert reserved[-1].used == [sum(of_rank) for of_rank in zip(*contexts.values(), strict=True)]
+
+
 @pytest.mark.parametrize("cp_size", [1, 2])
 def test_a_model_of_gemma_3s_proportions_holds_at_most_three_tenths_of_the_kv_of_full_layers(cp_size):
     """Of six layers, five have windows; a window is to the context as 1,024 tokens are to 64K."""
