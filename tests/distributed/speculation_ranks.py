@@ -1,7 +1,7 @@
 """What test_speculation.py runs on ranks."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Sequence as SequenceOf
 from dataclasses import replace
 from unittest.mock import patch
 
@@ -12,6 +12,7 @@ from models import random_tokens
 from ranks import ENGINE_LIMITS, NumbersAsText, load
 
 from megatron_star.algorithm.star_model import StarModel
+from megatron_star.algorithm.token_generation import NewTokens, Sequence, generate_step
 from megatron_star.config import StarConfig
 from megatron_star.engine.answer import Answer
 from megatron_star.engine.command import Command
@@ -32,10 +33,10 @@ class HalfRight:
         """answers: by query."""
         self.answers, self.draw = answers, random.Random(0)
 
-    def advance(self, answers: Sequence[Answer]) -> None:
+    def advance(self, answers: SequenceOf[Answer]) -> None:
         pass
 
-    def guess(self, answers: Sequence[Answer]) -> list[Guess]:
+    def guess(self, answers: SequenceOf[Answer]) -> list[Guess]:
         return [Guess(self._tokens(answer)) for answer in answers]
 
     def forget(self, answer: Answer) -> None:
@@ -50,7 +51,7 @@ class HalfRight:
 class Always(Speculation):
     """Proposes all that is guessed, whatever it costs."""
 
-    def propose(self, running: Sequence[Answer]) -> None:
+    def propose(self, running: SequenceOf[Answer]) -> None:
         speculating = [answer for answer in running if answer.request.speculate != "off"]
         for answer in speculating:
             self._compare(answer)
@@ -81,7 +82,7 @@ def requests() -> list[StarRequest]:
     ]
 
 
-def with_ends(alone: Sequence[StarRequest], answers: Sequence[StarResult]) -> list[StarRequest]:
+def with_ends(alone: SequenceOf[StarRequest], answers: SequenceOf[StarResult]) -> list[StarRequest]:
     """The same requests, with a stop text, an end token, or such tokens too early, in what was answered."""
     changed = []
     for i, (request, result) in enumerate(zip(alone, answers, strict=True)):
@@ -101,7 +102,7 @@ def with_ends(alone: Sequence[StarRequest], answers: Sequence[StarResult]) -> li
 
 
 def with_and_without(
-    checkpoint: str, sliced: bool = False, compiled_rows: Sequence[int] = ()
+    checkpoint: str, sliced: bool = False, compiled_rows: SequenceOf[int] = ()
 ) -> tuple[list[StarResult], list[StarResult], int, int] | None:
     """Results without proposals and with those of `HalfRight`, and the steps that each of these took."""
     star_model, groups = load(checkpoint, 1)
@@ -126,7 +127,7 @@ def _engine(star_model: StarModel, control: dist.ProcessGroup) -> StarEngine:
     return StarEngine(star_model, NumbersAsText(), control, **ENGINE_LIMITS)
 
 
-def _counted(engine: StarEngine, asked: Sequence[StarRequest]) -> tuple[list[StarResult], int]:
+def _counted(engine: StarEngine, asked: SequenceOf[StarRequest]) -> tuple[list[StarResult], int]:
     """Their results, and the number of commands."""
     commands: list[Command] = []
     run = engine._run
@@ -161,3 +162,61 @@ def quoted(checkpoint: str) -> tuple[list[StarResult], list[StarResult], dict[st
     stats = engine.stats()
     engine.stop()
     return expected, found, stats
+
+
+class Likeliest(HalfRight):
+    """Proposes what is likely, which would be drawn too often if a step preferred it."""
+
+    def _tokens(self, answer: Answer) -> list[int]:
+        return self.answers[()][len(answer.tokens) :]
+
+
+def drawn(checkpoint: str, num_requests: int, top_k: int) -> tuple[dict[int, float], list[int]] | None:
+    """Probabilities of the second token after the likeliest first one; and those that were drawn beside
+    proposals of what is likeliest."""
+    star_model, groups = load(checkpoint, 1)
+    if dist.get_rank():
+        run_worker(star_model, groups.control)
+        return None
+    engine = _engine(star_model, groups.control)
+    asked = replace(requests()[0], speculate="off")
+    (greedy,) = engine.generate([asked])
+    context = next(iter(engine.executor.contexts.values()))
+    sequence = Sequence(context, 0)
+    query = [*asked.query_tokens, greedy.tokens[0]]
+    logits = generate_step(star_model, [NewTokens(sequence, query)])[0]
+    values, tokens = logits.topk(top_k)
+    expected = dict(zip(tokens.tolist(), values.softmax(0).tolist(), strict=True))
+    engine.speculation = Always(Likeliest({(): greedy.tokens[:3]}), VOCAB_SIZE)
+    sampling = SamplingParams(temperature=1.0, top_k=top_k, num_tokens_to_generate=3)
+    many = [replace(asked, sampling=sampling, seed=i, speculate="lookup") for i in range(num_requests)]
+    answers = [result.tokens for result in engine.generate(many)]
+    assert engine.speculation.num_accepted > num_requests / 50
+    engine.stop()
+    seconds = [answer[1] for answer in answers if answer[0] == greedy.tokens[0]]
+    return expected, seconds
+
+
+def tails_after_rejections(checkpoint: str) -> list[tuple[int, int]] | None:
+    """Of the same request without and with proposals, most of them wrong: bytes of its tail on this rank, and
+    tail tokens, each time when 30 tokens of the answer have been fed."""
+    star_model, groups = load(checkpoint, 1)
+    if dist.get_rank():
+        run_worker(star_model, groups.control)
+        return None
+    engine, found = _engine(star_model, groups.control), []
+    for speculate in ("off", "lookup"):
+        engine.speculation = Always(HalfRight({}), VOCAB_SIZE)  # never right on purpose
+        answer = engine.submit(replace(requests()[0], speculate=speculate))
+        while len(answer.tokens) < 31:
+            engine.step()
+        if answer.id in engine.scheduler._rewind:
+            engine.executor.sequences[answer.id].rewind(engine.scheduler._rewind.pop(answer.id))
+        sequence = engine.executor.sequences[answer.id]
+        found.append((sequence.tail.num_bytes, sequence.num_tail_tokens - len(answer.tokens)))
+        answer.cancel()
+        engine.step()
+        engine.step()
+        assert not engine.executor.sequences
+    engine.stop()
+    return found

@@ -1,8 +1,10 @@
 """Several tokens a step: whatever is proposed, the answers are those without proposals."""
 
+from collections import Counter
+
 import pytest
 from distributed import run_ranks
-from speculation_ranks import quoted, with_and_without
+from speculation_ranks import drawn, quoted, tails_after_rejections, with_and_without
 
 
 def assert_same_answers(expected, found):
@@ -45,3 +47,17 @@ def test_prompt_lookup_changes_no_answer_and_is_right_where_answers_quote(conver
     accepted = sum(result.num_accepted_tokens for result in found)
     assert stats["accepted_tokens"] == accepted > 0
     assert stats["proposed_tokens"] == sum(result.num_proposed_tokens for result in found)
+
+
+def test_tokens_beside_proposals_have_the_models_distribution(checkpoints):
+    """Proposals are the likeliest tokens: a step that preferred them would draw them too often."""
+    expected, seconds = run_ranks(1, drawn, str(checkpoints("qwen3").megatron), 1000, 5)[0]
+    counts, total = Counter(seconds), len(seconds)
+    assert set(counts) <= set(expected) and total > 150
+    chi_square = sum((counts[token] - total * p) ** 2 / (total * p) for token, p in expected.items())
+    assert chi_square < 23.5  # four degrees of freedom: one in ten thousand
+
+
+def test_rejected_tokens_leave_no_kv_and_a_cancelled_request_nothing(checkpoints):
+    plain, proposed = run_ranks(2, tails_after_rejections, str(checkpoints("qwen3").megatron))[0]
+    assert proposed == plain
