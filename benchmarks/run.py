@@ -50,6 +50,7 @@ PARTS = {
         )
         for name, ranks, threads in (("", 2, 1), ("-one-rank", 1, 2))
     },
+    "context-store": BenchmarkPart("context_store", "--num-tokens 6K --repeats 1"),
     "kv-8-bits": BenchmarkPart(
         "kv_8_bits", "--fp32 --num-tokens 8K --repeats 9 --samples 10 --compile", 1, 2
     ),

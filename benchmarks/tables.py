@@ -74,6 +74,7 @@ AIMS = (
         Aim(f"{n}K in {n} blocks: star / passed keys", f"encoding-{n}k", _broadcast_to_passed, at_least)
         for n, at_least in ((16, 1.15), (32, 1.2))
     ),
+    Aim("6K: first token encoded / from a store", "context-store", lambda s: s["restored"]["sooner"], 20),
     Aim("8K: decoding with int8 contexts / as computed", "kv-8-bits", lambda s: s["int8"]["faster"], 1.25),
     Aim("needles at 4K kept by int8 contexts", "kv-8-bits", lambda s: s["int8"]["kept"], 0.99),
     Aim("16K: anchor recomputed / broadcast", "encoding-16k", lambda s: s[RECOMPUTE]["to_broadcast"], 1.6),

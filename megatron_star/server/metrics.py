@@ -11,6 +11,13 @@ from megatron_star.engine.request import StarResult
 from megatron_star.engine.thread import EngineThread
 
 PREFIX = "megatron_star"
+STORE_COUNTS = {
+    "restored": "contexts that were read from the store",
+    "missed": "contexts that were not in the store",
+    "unusable": "contexts of the store that could not be read",
+    "written": "contexts that were written to the store",
+    "bytes_written": "bytes of these",
+}
 TTFT_BUCKETS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 TPOT_BUCKETS = (0.003, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 3.0)
 
@@ -37,6 +44,9 @@ class EngineCollector(Collector):
             ("accepted_tokens", "tokens of these that were right"),
         ):
             yield CounterMetricFamily(f"{PREFIX}_{key}", help_text, value=stats[key])
+        for key, value in stats["context_store"].items():
+            help_text = STORE_COUNTS[key]
+            yield CounterMetricFamily(f"{PREFIX}_context_store_{key}", help_text, value=value)
         used = GaugeMetricFamily(f"{PREFIX}_kv_bytes", "KV that is reserved on a CP rank", labels=["cp_rank"])
         for rank, size in enumerate(stats["kv_bytes_per_rank"]):
             used.add_metric([str(rank)], size)
