@@ -76,10 +76,10 @@ class PlayedContext:
         return copies + sum(self._num_tokens(rank, mask) for mask in layers.masks)
 
     def _is_spread(self, tokens: Range) -> bool:
-        """Whether several ranks have tokens of this block: then who names its keys keeps copies of them."""
-        return (
-            len({s.owner for s in self.plan.segments() if s.start < tokens.end and tokens.start < s.end}) > 1
-        )
+        """Whether this context does not have all of a block on one rank: then who names its keys keeps copies
+        of them."""
+        segments = (s for s in self.plan.segments() if s.start < tokens.end and tokens.start < s.end)
+        return tokens.start < self.plan.start or len({segment.owner for segment in segments}) > 1
 
     def _num_tokens(self, rank: int, mask: LayerMask | None) -> int:
         if not mask:

@@ -7,7 +7,7 @@ from megatron_star.engine.scheduled_request import ScheduledRequest
 from megatron_star.engine.scheduler import Scheduler
 from megatron_star.planning.kv_memory import KvLayers
 from megatron_star.planning.plan import TokenCosts
-from megatron_star.planning.planner import Planner
+from megatron_star.planning.planner import MOST_LINKS, Planner
 
 STAR = StarConfig(block_size=100)
 BYTES = 10  # of KV per token
@@ -158,3 +158,93 @@ def test_no_more_run_at_once_than_allowed():
 def test_what_never_fits_is_refused_with_what_it_needs_and_what_there_is():
     with pytest.raises(ValueError, match=r"2000 context tokens.*need 13,810 bytes.*budget is 5,000 bytes"):
         scheduler(500).check_fits(request(0, list(range(2000))))
+
+
+EXACT = StarConfig(mode="exact")
+
+
+def encoded_one(queue: Scheduler, one: ScheduledRequest) -> ScheduledRequest:
+    """A request that is admitted, fed and over."""
+    queue.add(one)
+    assert queue.admit() == [one]
+    run_until_fed(queue)
+    queue.remove(one)
+    return one
+
+
+@pytest.mark.parametrize(
+    ("common", "first", "second", "expected"),
+    [
+        (700, 1000, 1000, 700),
+        (100, 100, 900, 0),
+        (250, 1000, 500, 250),
+        (249, 1000, 500, 0),
+        (500, 600, 500, 500),
+    ],
+    ids=[
+        "what is equal",
+        "too little is saved",
+        "a quarter is used",
+        "less than a quarter is used",
+        "all of it",
+    ],
+)
+def test_a_prefix_is_used_where_it_saves_much_and_little_is_kept_for_it(common, first, second, expected):
+    queue = scheduler(10_000)
+    texts = [[*range(common), *range(5000 + 1000 * i, 7000 + 1000 * i)] for i in (0, 3)]
+    encoded_one(queue, request(0, texts[0][:first], star=EXACT))
+    later = encoded_one(queue, request(1, texts[1][:second], star=EXACT))
+    assert later.num_cached_tokens == expected
+
+
+@pytest.mark.parametrize(("common", "expected"), [(250, 250), (249, 0)])
+def test_of_a_context_that_is_not_encoded_yet_half_must_be_wanted(common, expected):
+    queue = scheduler(10_000)
+    for i in range(2):
+        queue.add(
+            request(i, [*range(common), *range(1000 * (i + 1), 1000 * (i + 1) + 500 - common)], star=EXACT)
+        )
+    first, second = queue.admit()
+    assert second.num_cached_tokens == expected
+    queue.remove(first)
+    opened = [c.open_context for c in run_until_fed(queue) if c.open_context]
+    assert [len(one.token_ids) for one in opened] == [500, 500 - expected][not expected :]
+
+
+def test_other_rotation_or_another_token_ends_what_is_shared():
+    queue = scheduler(10_000)
+    encoded_one(queue, request(0, list(range(600)), star=EXACT))
+    planned = Planner(TokenCosts(), 2).plan(600, EXACT)
+    long = ScheduledRequest(1, [*range(599), 0], [1, 2], 7, planned, is_long=True)
+    assert encoded_one(queue, long).num_cached_tokens == 0
+    for changed in (300, 511, 512, 513):
+        tokens = [*range(changed), 9999, *range(changed + 1, 600)]
+        assert encoded_one(queue, request(2 + changed, tokens, star=EXACT)).num_cached_tokens == changed
+
+
+def test_a_history_that_grows_has_few_links_and_is_seldom_encoded_again():
+    queue, num_encoded = scheduler(100_000), 0
+    for turn in range(60):
+        history = request(turn, list(range(10_000 + 100 * turn)), star=EXACT)
+        encoded_one(queue, history)
+        num_encoded += history.plan.num_tokens - history.num_cached_tokens
+        last = queue.contexts[history.key]
+        assert last.num_links <= MOST_LINKS
+        assert last.plan.start == history.num_cached_tokens
+    assert num_encoded < 10_000 + 60 * 100 * 5
+
+
+def test_what_a_prefix_of_is_in_use_stays_and_goes_after_what_is_on_it():
+    queue = scheduler(900)
+    base = encoded_one(queue, request(0, list(range(800)), star=EXACT))
+    on_it = request(1, [*range(700), *range(2000, 2100)], star=EXACT)
+    queue.add(on_it)
+    assert queue.admit() == [on_it] and on_it.num_cached_tokens == 700
+    large = request(2, list(range(5000, 5900)), star=EXACT)
+    queue.add(large)
+    assert not queue.admit() and list(queue.contexts) == [base.key, on_it.key]
+    run_until_fed(queue)
+    queue.remove(on_it)
+    assert queue.admit() == [large] and list(queue.contexts) == [large.key]
+    ids = next(command.drop_contexts for command in run_until_fed(queue) if command.drop_contexts)
+    assert len(ids) == 2
