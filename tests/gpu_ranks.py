@@ -138,11 +138,17 @@ def plain_and_replayed(
     num_steps: int,
     compiled_rows: SequenceOf[int] = (),
 ) -> Replays:
+    """See `side_by_side`, of the model in this checkpoint."""
+    return side_by_side(*plain_and_graphed(checkpoint, compiled_rows), num_sequences, num_contexts, num_steps)
+
+
+def side_by_side(
+    plain: FastStarModel, graphed: FastStarModel, num_sequences: int, num_contexts: int, num_steps: int
+) -> Replays:
     """Sequences in turn on some contexts; after a third of the steps one leaves, after two thirds one joins.
 
-    The first is fed a query, so that its tail's buffers grow on the way; all are fed the same tokens.
+    The first is fed a query, so that its tail's buffers grow on the way; both models are fed the same tokens.
     """
-    plain, graphed = plain_and_graphed(checkpoint, compiled_rows)
     contexts = [encode(plain, range(1 + i, 151 + i), StarConfig(block_size=32)) for i in range(num_contexts)]
     of_plain, of_graphed = (
         [Sequence(contexts[i % num_contexts], tail_rank=0) for i in range(num_sequences)] for _ in range(2)

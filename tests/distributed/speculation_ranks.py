@@ -117,7 +117,7 @@ def with_and_without(
     expected, steps = _counted(engine, plain)
     keys = [tuple(request.query_tokens) for request in plain]
     tokens = [result.tokens for result in expected]
-    engine.speculation = Always(HalfRight(dict(zip(keys, tokens, strict=True))), VOCAB_SIZE)
+    engine.speculation = Always(HalfRight(dict(zip(keys, tokens, strict=True))), star_model.vocab_size)
     found, fewer = _counted(engine, [replace(request, speculate="lookup") for request in plain])
     engine.stop()
     return expected, found, steps, fewer
@@ -187,7 +187,7 @@ def drawn(checkpoint: str, num_requests: int, top_k: int) -> tuple[dict[int, flo
     logits = generate_step(star_model, [NewTokens(sequence, query)])[0]
     values, tokens = logits.topk(top_k)
     expected = dict(zip(tokens.tolist(), values.softmax(0).tolist(), strict=True))
-    engine.speculation = Always(Likeliest({(): greedy.tokens[:3]}), VOCAB_SIZE)
+    engine.speculation = Always(Likeliest({(): greedy.tokens[:3]}), star_model.vocab_size)
     sampling = SamplingParams(temperature=1.0, top_k=top_k, num_tokens_to_generate=3)
     many = [replace(asked, sampling=sampling, seed=i, speculate="lookup") for i in range(num_requests)]
     answers = [result.tokens for result in engine.generate(many)]
@@ -206,7 +206,7 @@ def tails_after_rejections(checkpoint: str) -> list[tuple[int, int]] | None:
         return None
     engine, found = _engine(star_model, groups.control), []
     for speculate in ("off", "lookup"):
-        engine.speculation = Always(HalfRight({}), VOCAB_SIZE)  # never right on purpose
+        engine.speculation = Always(HalfRight({}), star_model.vocab_size)  # never right on purpose
         answer = engine.submit(replace(requests()[0], speculate=speculate))
         while len(answer.tokens) < 31:
             engine.step()
