@@ -54,7 +54,7 @@ gpu-wheels:  ## fetch into .whl what a GPU machine that has torch needs besides:
 	    --platform manylinux_2_28_x86_64 --platform manylinux_2_24_x86_64 --platform manylinux_2_17_x86_64 \
 	    --platform manylinux2014_x86_64 --dest .whl megatron-core==0.19.2 fa3-fwd==0.0.3 transformers==5.24.0 \
 	    pydantic==2.14.4 pydantic-core==2.50.5 annotated-types==0.8.0 typing-inspection==0.4.5 typing-extensions==4.16.0 \
-	    fastapi==0.165.0 starlette==1.10.0 uvicorn==0.54.0
+	    fastapi==0.165.0 starlette==1.10.0 uvicorn==0.54.0 opentelemetry-api==1.45.2
 
 # None of these three makes an environment, since a GPU machine may have no network: RUN=python3 takes another one.
 test-gpu:  ## on a GPU: kernels, model parity, streams, graphs, memory

@@ -41,6 +41,9 @@ class Linear:
             and get_proxy_mode() is None  # of a program that is being recorded, the compiler chooses
         ):
             return _ONEDNN_LINEAR(input.contiguous(), weight, bias, "none", [], "")
+        if input.dim() > 2 and not input.is_contiguous():
+            # As a matrix: of half of a tensor's columns, torch makes one product for each row.
+            return F.linear(input.flatten(0, -2), weight, bias).unflatten(0, input.shape[:-1])
         return F.linear(input, weight, bias)
 
 
