@@ -20,6 +20,7 @@ from megatron_star.engine.engine import StarEngine, run_worker
 from megatron_star.engine.proposer import Guess
 from megatron_star.engine.request import StarRequest, StarResult
 from megatron_star.engine.speculation import Speculation
+from megatron_star.planning import kv_memory
 from megatron_star.speed.compiled_layers import compile_layers
 from megatron_star.speed.sliced_linear import PARTS
 
@@ -101,10 +102,14 @@ def with_ends(alone: SequenceOf[StarRequest], answers: SequenceOf[StarResult]) -
     return changed
 
 
+@patch.object(kv_memory, "TAIL_CHUNK_TOKENS", 24)
 def with_and_without(
     checkpoint: str, sliced: bool = False, compiled_rows: SequenceOf[int] = ()
 ) -> tuple[list[StarResult], list[StarResult], int, int] | None:
-    """Results without proposals and with those of `HalfRight`, and the steps that each of these took."""
+    """Results without proposals and with those of `HalfRight`, and the steps that each of these took.
+
+    Tails grow by so few tokens at a time that what is kept of them is moved often.
+    """
     star_model, groups = load(checkpoint, 1)
     star_model = replace(star_model, sliced_parts=frozenset(PARTS if sliced else ()))
     star_model = compile_layers(star_model, compiled_rows, recorded)
