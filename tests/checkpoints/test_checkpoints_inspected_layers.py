@@ -79,14 +79,15 @@ def test_a_checkpoint_with_windows_and_sinks_says_the_same_in_both_formats(conve
     assert "\n2 x window 13             exact; the KV of 12 tokens before a segment" in report
     assert "\nsoftmax                   a learned sink for each head\n" in report
     assert (
-        f"\nKV cache                  256 bytes per token, and at most {2 * 12 * 256:,} more in all\n"
-        in report
+        "\nKV cache                  256 bytes per token (80 with --kv-dtype int8 or fp8), "
+        f"and at most {2 * 12 * 256:,} more in all\n" in report
     )
 
 
 def test_a_checkpoint_of_full_layers_has_one_kind(converted):
     report = inspect(converted("llama_tied").megatron)
-    assert "\n3 x full  " in report and "\nKV cache                  768 bytes per token\n" in report
+    assert "\n3 x full  " in report
+    assert "\nKV cache                  768 bytes per token (240 with --kv-dtype int8 or fp8)\n" in report
     assert "softmax" not in report
 
 

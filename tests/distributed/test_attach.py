@@ -152,11 +152,14 @@ WITHOUT_SPEED = """
 import sys
 sys.path[:0] = {paths}
 sys.modules["megatron_star.speed"] = None  # any import of it fails, in the ranks too, which run these lines
+import multiprocessing
+import distributed
 import torch
 from attach_ranks import logits_of_both
-from distributed import run_ranks
+sys.modules["rank_imports"] = sys  # which import it, and so would ranks that are forked
+distributed._process_context = lambda: multiprocessing.get_context("spawn")
 if __name__ == "__main__":
-    torch.save(run_ranks(2, logits_of_both, {{}}, {{}}, {tokens}, 30, {fast}), "logits.pt")
+    torch.save(distributed.run_ranks(2, logits_of_both, {{}}, {{}}, {tokens}, 30, {fast}), "logits.pt")
 """
 
 
