@@ -227,7 +227,9 @@ def beside_a_long_context(engine: EngineThread) -> dict:
     before = len(running.tokens)
     one_token = SamplingParams(num_tokens_to_generate=1, top_k=1)
     star = StarConfig(block_size=320)
-    long = engine.submit(replace(base, context_tokens=random_tokens(640, seed=9), star=star, sampling=one_token))
+    long = engine.submit(
+        replace(base, context_tokens=random_tokens(640, seed=9), star=star, sampling=one_token)
+    )
     long.result(100)
     tokens = len(running.tokens) - before
     running.cancel()

@@ -215,7 +215,11 @@ def test_a_context_that_does_not_fit_the_budget_is_refused_before_anything_runs(
     """Layers with windows keep all tokens here, for what a setting hides is looked for in their keys."""
     shape = {"num_layers": 2, "num_query_groups": 2, "kv_channels": 8, "tensor_model_parallel_size": 1}
     config = SimpleNamespace(**shape, window_size=window_size, params_dtype=torch.float32)
-    star_model = SimpleNamespace(model=SimpleNamespace(config=config), exchange=SimpleNamespace(cp_size=2))
+    star_model = SimpleNamespace(
+        model=SimpleNamespace(config=config),
+        exchange=SimpleNamespace(cp_size=2),
+        kv_format=SimpleNamespace(name="auto"),
+    )
     bytes_per_token = 2 * 2 * 2 * 8 * 4
     job = SimpleNamespace(star_model=star_model, budget=50 * bytes_per_token)
     calibration_input._check_fits(100, job)
