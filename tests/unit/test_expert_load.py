@@ -41,6 +41,8 @@ def load_of(moe_layer_freq: list[int] | int = 1, ep_size: int = 2) -> ExpertLoad
 class FakeEngine:
     """Ranks that have counted a row more for each expert of theirs in every step that asks."""
 
+    is_storing = False
+
     def __init__(self, load: ExpertLoad | None, seconds: float = 0.0, idle: bool = True) -> None:
         """seconds: of a step. idle: before the first step; afterwards there is no work."""
         self.expert_load, self.seconds, self.num_readings = load, seconds, 0
