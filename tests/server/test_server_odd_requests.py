@@ -11,10 +11,10 @@ MEGABYTES_PER_REQUEST = 0.25
 def test_odd_requests_get_no_500_never_hang_and_leave_the_memory_flat(start):
     server = start("--star-kv-gigabytes", str(KV_MEGABYTES / 1000), "--star-block-size", "256")
     server.wait_until_ready()
-    for seed in (1, 3):  # until contexts and what is known of their tokens fill their budget
+    for seed in (1, 2):  # until contexts fill their budget, and each way of sampling was taken once
         send_all(server.url, NUM_REQUESTS, seed=seed)
     before = resident_megabytes(server.ranks[0].pid)
-    findings = send_all(server.url, NUM_REQUESTS, seed=2)
+    findings = send_all(server.url, NUM_REQUESTS, seed=3)
 
     assert findings.broken == []
     assert findings.num_sent >= 0.8 * NUM_REQUESTS
