@@ -22,7 +22,7 @@ def context_keys(
     token_ids: Sequence[int], edges: Sequence[int], mask: Mask, is_long: bool = False
 ) -> dict[int, ContextKey]:
     """Of the contexts that end at these edges: equal where tokens, rotation and mask are. Waves and owners
-    change no result.
+    change no result but, in 8 bits, the rounding.
 
     Args:
         mask: of the last one.

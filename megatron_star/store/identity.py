@@ -1,7 +1,7 @@
 """What must be equal for an encoded context to be used again: its name in a store is a hash of all of it.
 
 Of a text, only token ids count: another tokenizer gives other ids, or the same context. The number of
-context-parallel ranks, waves and owners change no result, and are not in it.
+context-parallel ranks, waves and owners are not in it: they change no result but, in 8 bits, the rounding.
 """
 
 import hashlib

@@ -11,7 +11,7 @@ LONG = [
     Shape(8, 1, 256, 256, [[300, 1_000, 5]], most_keys=4_096),
     Shape(16, 2, 192, 128, [[700], [90]] * 40, most_keys=1_024),
 ]
-DTYPES = [(torch.float32, 3e-5), (torch.float16, 2e-3), (torch.bfloat16, 2e-2)]
+DTYPES = [(torch.float32, 1e-5), (torch.float16, 2e-3), (torch.bfloat16, 2e-2)]
 
 
 @pytest.mark.parametrize("starts", [False, True])
@@ -20,6 +20,8 @@ DTYPES = [(torch.float32, 3e-5), (torch.float16, 2e-3), (torch.bfloat16, 2e-2)]
 def test_rows_are_put_into_their_tails_and_attend_to_what_they_see(gpu, dtype, tolerance, shape, starts):
     from megatron_star.attention import triton_tails  # noqa: PLC0415 - not where torch has no Triton
 
+    if dtype == torch.float32 and shape.key_size > 128:
+        tolerance *= 3  # sums of 256 products in another order: 1.8e-5 on an H100
     check(triton_tails, shape, torch.zeros(0, dtype=dtype, device=gpu), tolerance, starts=starts)
 
 
