@@ -33,7 +33,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--context-store", type=Path, required=True, metavar="DIR", help="the store's folder")
     parser.add_argument("--all", action="store_true", help="drop all contexts")
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)  # names may come after --context-store
     if args.action == "list" and (args.names or args.all):
         parser.error("list takes no names, and lists all")
     if args.action == "drop" and bool(args.names) == args.all:

@@ -34,9 +34,10 @@ COMMANDS = {
 def parser_of(name: str, monkeypatch) -> argparse.ArgumentParser:
     """The parser that the program of this name makes."""
     made = []
-    monkeypatch.setattr(
-        argparse.ArgumentParser, "parse_args", lambda self, argv=None: made.append(self) or 1 / 0
-    )
+    for parse in ("parse_args", "parse_intermixed_args"):
+        monkeypatch.setattr(
+            argparse.ArgumentParser, parse, lambda self, argv=None: made.append(self) or 1 / 0
+        )
     program = import_module(name)
     with pytest.raises(ZeroDivisionError):
         getattr(program, "parse_arguments", program.main)()
@@ -131,3 +132,16 @@ def test_the_largest_values_that_are_taken_work():
 def test_a_port_is_a_port():
     with pytest.raises(ValueError, match="'65536' is not a whole number of at least 0 and at most 65535"):
         run_text_generation_server.parse_arguments(["--load", "x", "--port", "65536"])
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "drop 1234 abcd --context-store d",
+        "drop --context-store d 1234 abcd",
+        "--context-store d drop 1234 abcd",
+    ],
+)
+def test_contexts_to_drop_may_be_named_before_and_after_the_store(line):
+    args = contexts.parse_arguments(line.split())
+    assert (args.action, args.names, str(args.context_store)) == ("drop", ["1234", "abcd"], "d")
