@@ -1,18 +1,17 @@
 """Where the rows of a sequence look in its context: the attention of the layers that see all of it.
 
-With the scaled score s of a row, a head and a context token, and the log-sum-exp of all that the row sees, on
-whatever rank it is, exp(s - softmax_lse) is the token's *mass*: its attention probability. Two numbers come of
-the masses of each piece of the context.
+A context token's *mass* is the attention probability that a head of a row gives it: exp(s - softmax_lse),
+with its scaled score s and the log-sum-exp of all that the row sees, on whatever rank that is. Two numbers
+come of the masses of a piece of the context.
 
-- `mass`: their sum, as the mean of layers, heads and rows. Over all pieces it is 1, less what goes to the query,
+- `mass`: their sum, as the mean of layers, heads and rows. All pieces' are 1 less what goes to the query,
   to the answer, and to sinks.
-- `peak`: the largest one of any token of the piece in any head of any layer, as the mean of rows. Most heads look
-  at the first token or at what is near; few find what is asked for. So peaks show a needle, which hardly is above
-  others in the mean.
+- `peak`: the largest of any token of the piece in any head of any layer, as the mean of rows. Most heads
+  look at the first token or at what is near; few find what is asked for. So peaks show a needle that is not
+  above others in the mean.
 
-The first token takes a quarter of all mass, whatever it is: it is a piece of its own.
-
-Layers with a mask of their own (windows, chunks) see the end of a context at most, and are left out.
+The first token takes a quarter of all mass, whatever it is: it is a piece of its own. Layers with a mask of
+their own (windows, chunks) see the end of a context at most, and are left out.
 
 Shapes: sq packed new tokens, b = 1, np query heads and ng KV heads of this TP rank, hn head size.
 """
@@ -138,8 +137,10 @@ class ObservedStep(TokenGenerationStep):
 
 
 def keys_held(context: EncodedContext, layer_number: int, most: int) -> Iterator[tuple[int, int, Tensor]]:
-    """Start, end and stored keys [end - start, 1, ng, hn] of the tokens that this rank holds, so many at most at
-    a time."""
+    """Start, end and keys [end - start, 1, ng, hn], as stored, of the tokens that this rank holds.
+
+    most: tokens at a time.
+    """
     for source in context.plan.stored:
         if source.owner != context.cp_rank:
             continue

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from time import monotonic
 
+from megatron_star.engine.attention_map import AttentionMap
 from megatron_star.engine.request import StarRequest, StarResult, Timings
 from megatron_star.engine.sampling import Choice, RowToSample, uniform
 from megatron_star.engine.scheduled_request import ScheduledRequest, Stage
@@ -39,7 +40,7 @@ class Answer(ScheduledRequest):
         ended: set when there is a result.
         num_encoded_tokens: context tokens that are encoded so far.
         likeliest: the most likely token in the place of each of `tokens`, with its log-probability.
-        num_proposed_tokens, num_accepted_tokens: see `StarResult`.
+        num_proposed_tokens, num_accepted_tokens, attention_map: see `StarResult`.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Answer(ScheduledRequest):
         self.text = ""
         self.num_encoded_tokens = 0
         self.num_proposed_tokens = self.num_accepted_tokens = 0
+        self.attention_map: AttentionMap | None = None
         self._emitted_text = self._searched_text = 0
         self._submitted_at = self._admitted_at = self._encoded_at = self._first_token_at = (
             self._last_token_at
@@ -191,6 +193,7 @@ class Answer(ScheduledRequest):
             kv_bytes_per_rank=kv_bytes_per_cp_rank,
             kv_bytes_by_kind=kv_bytes_by_kind,
             error=self.error,
+            attention_map=self.attention_map,
         )
         self.stage, self.context = Stage.ENDED, None
         self.ended.set()
