@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from time import monotonic
 
+from megatron_star.engine.owner import Owner
 from megatron_star.engine.request import StarRequest, StarResult, Timings
 from megatron_star.engine.sampling import Choice, RowToSample, uniform
 from megatron_star.engine.scheduled_request import ScheduledRequest, Stage
@@ -58,7 +59,13 @@ class Answer(ScheduledRequest):
         """
         query = list(request.query_tokens) if request.needs_query else []
         num_tail_tokens = len(query) + request.sampling.num_tokens_to_generate
-        super().__init__(request_id, request.context_tokens, query, num_tail_tokens, planned, is_long)
+        owner = Owner(
+            tenant=request.tenant,
+            cache_salt=request.cache_salt,
+            priority=request.priority,
+            share=request.share,
+        )
+        super().__init__(request_id, request.context_tokens, query, num_tail_tokens, planned, is_long, owner)
         # Slices first: what came before may be a million tokens.
         prompt = request.context_tokens[-PROMPT_TOKENS:] + request.query_tokens[-PROMPT_TOKENS:]
         self.request, self._stream = request, TextStream(tokenizer, prompt)

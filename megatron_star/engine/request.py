@@ -40,6 +40,7 @@ class StarRequest:
         skip_special_tokens: the answer's text does not have them.
         tenant, cache_salt: contexts of others than these two are never used, nor seen to be there.
         priority: lower ones are admitted before others of the tenant.
+        share: of the work, relative to other tenants.
         turn_edges: where, in tokens, earlier contexts ended that this one extends. Each part is cut into
             blocks on its own, so what was encoded for an earlier turn is used again as it is.
     """
@@ -63,6 +64,7 @@ class StarRequest:
     tenant: str = ""
     cache_salt: str = ""
     priority: int = 0
+    share: float = 1.0
 
     @property
     def all_end_tokens(self) -> tuple[int, ...]:
