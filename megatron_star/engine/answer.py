@@ -111,12 +111,10 @@ class Answer(ScheduledRequest):
 
     def note_encoding(self) -> None:
         """How far its context is by now."""
-        plan, num_waves = self.context.plan, self.context.next_wave
         if self.context.encoded:
             self._note_encoded()
-        elif num_waves:
-            encoded = sum(segment.num_tokens for wave in plan.waves[:num_waves] for segment in wave)
-            self.num_encoded_tokens = plan.start + encoded
+        elif self.context.next_wave:
+            self.num_encoded_tokens = self.context.num_encoded_tokens
 
     def _note_encoded(self) -> None:
         self.num_encoded_tokens = self.plan.num_tokens

@@ -264,8 +264,10 @@ class StarEngine:
         """Say how far contexts are; sample for each sequence that has no tokens left to feed."""
         opened = command.open_context
         self.num_context_encodings += bool(opened and opened.token_ids and not command.restore_context)
-        for answer in self.scheduler.running.values():
+        for answer in list(self.scheduler.running.values()):
             answer.note_encoding()
+            if answer.request.only_encodes and answer.context.encoded:
+                self._end(answer, "length")
         if logits is None:
             return
         fed = [(self.scheduler.running[fed.sequence_id], fed.num_logits) for fed in command.feed]
