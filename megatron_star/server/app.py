@@ -10,7 +10,7 @@ from megatron_star.server.middleware import AccessLog, Admission, BodyLimit
 from megatron_star.server.names import OwnNamesOnly
 from megatron_star.server.settings import ServerSettings
 from megatron_star.server.state import Server, ServerState
-from megatron_star.server.wires import megatron_routes, openai_routes
+from megatron_star.server.wires import chat_route, completion_route, megatron_routes, openai_routes
 
 
 def create_app(settings: ServerSettings, state: ServerState, metrics: ServerMetrics) -> FastAPI:
@@ -25,7 +25,7 @@ def create_app(settings: ServerSettings, state: ServerState, metrics: ServerMetr
         redirect_slashes=False,
     )
     Server(settings, state, metrics).attach(app)
-    for routes in (megatron_routes, openai_routes, operations_routes):
+    for routes in (megatron_routes, openai_routes, completion_route, chat_route, operations_routes):
         app.include_router(routes.router)
     install_error_handlers(app)
     app.add_middleware(BodyLimit, settings=settings)
