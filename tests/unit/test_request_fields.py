@@ -12,7 +12,7 @@ SAMPLING = {"num_tokens_to_generate": 4}
 @pytest.mark.parametrize(
     ("sampling", "fields", "field"),
     [
-        ({"num_tokens_to_generate": 0}, {}, "num_tokens_to_generate"),
+        ({"num_tokens_to_generate": -1}, {}, "num_tokens_to_generate"),
         ({"temperature": -1.0}, {}, "temperature"),
         ({"top_k": 10}, {}, "top_k"),
         ({"top_p": 1.5}, {}, "top_p"),
@@ -35,15 +35,3 @@ def test_so_does_an_option_of_star_attention(field, value):
     with pytest.raises(FieldError, match=field) as error:
         StarConfig(**{field: value})
     assert error.value.field == field
-
-
-@pytest.mark.parametrize("context", [[], [1, 2]])
-def test_without_a_query_a_request_may_encode_its_context_but_neither_answer_nor_encode_nothing(context):
-    request = StarRequest(
-        context_tokens=context, query_tokens=[], sampling=SamplingParams(num_tokens_to_generate=0)
-    )
-    if context:
-        request.check(vocab_size=10, max_sequence_length=2)
-        request.sampling.num_tokens_to_generate = 1
-    with pytest.raises(ValueError, match="the query is empty"):
-        request.check(vocab_size=10, max_sequence_length=20)
