@@ -5,9 +5,8 @@ the tokens to whoever asked. Workers apply commands until they are told to stop.
 """
 
 import math
-import sys
-from collections.abc import Iterable, Sequence
-from itertools import chain, count, islice
+from collections.abc import Iterable
+from itertools import count
 from time import monotonic, sleep
 from typing import Any
 
@@ -17,25 +16,22 @@ from torch import Tensor
 from megatron_star.algorithm.star_model import StarModel
 from megatron_star.config import StarConfig
 from megatron_star.engine.answer import Answer
-from megatron_star.engine.cached_context import CachedContext
 from megatron_star.engine.command import Command, OpenedContext
 from megatron_star.engine.context_store import ContextStore
+from megatron_star.engine.emission import Emission
 from megatron_star.engine.executor import RankExecutor, planner_of
 from megatron_star.engine.expert_load import ExpertLoad, gather_expert_load
-from megatron_star.engine.finite import why_not_finite
+from megatron_star.engine.pacing import Pacing
 from megatron_star.engine.prompt_lookup import PromptLookup
 from megatron_star.engine.proposer import Proposer
 from megatron_star.engine.rank_store import RankStore, Trouble
 from megatron_star.engine.request import StarRequest, StarResult
-from megatron_star.engine.sampling import Choice, sample_rows
 from megatron_star.engine.scheduled_request import Stage
 from megatron_star.engine.scheduler import Scheduler
 from megatron_star.engine.speculation import Speculation
 from megatron_star.model.longrope import most_generated, needs_long_factors
 from megatron_star.parallel.control import broadcast_json, gather_integers
 from megatron_star.planning.cost_model import kv_layers
-from megatron_star.planning.pace import FEWEST_MEASURED_TOKENS
-from megatron_star.planning.plan import ContextPlan
 from megatron_star.text.text_stream import Tokenizer
 
 CALIBRATION_TOKENS = 512
@@ -111,6 +107,10 @@ class StarEngine:
             budget_bytes_per_rank=budget_bytes_per_rank,
             max_running=max_running,
         )
+        self._emission, self._pacing = (
+            Emission(self.scheduler, self._end),
+            Pacing(self.planner, self.scheduler),
+        )
         self.speculation = Speculation(proposer or PromptLookup(), star_model.vocab_size)
         self.num_context_encodings = 0
         self.expert_load = ExpertLoad.of_model(config)
@@ -174,7 +174,9 @@ class StarEngine:
         command = self._next_command()
         command.read_expert_load = read_expert_load
         logits = self._run(command)
-        self._emit(command, logits)
+        opened = command.open_context
+        self.num_context_encodings += bool(opened and opened.token_ids and not command.restore_context)
+        self._emission.emit(command, logits)
         if command.only_decodes:
             self.speculation.note_step(sum(fed.num_logits for fed in command.feed), monotonic() - start)
         if self.store and command == Command():
@@ -235,10 +237,10 @@ class StarEngine:
 
     def _next_command(self) -> Command:
         if not (self.store and self.store.look_up(self.scheduler, self.planner)):
-            self.scheduler.recut_next(self._bounded_by_now)
+            self.scheduler.recut_next(self._pacing.bounded)
         self.speculation.propose(self.scheduler.running.values())
         context = self.scheduler.next_to_encode
-        command = self.scheduler.next_command(self._most_query_tokens())
+        command = self.scheduler.next_command(self._pacing.most_query_tokens())
         if self.store:
             command.save_contexts = self.store.next_saves(self.scheduler, context)
         return command
@@ -248,7 +250,7 @@ class StarEngine:
         broadcast_json(command.to_json(), self.control)
         start = monotonic()
         logits = self.executor.execute(command)
-        self._note_pace(command, monotonic() - start)
+        self._pacing.note(command, monotonic() - start, self.executor.contexts)
         if command.restore_context:
             self._note_restored(command, Trouble(max(gather_integers(self.executor.trouble, self.control))))
         if command.read_expert_load:
@@ -260,40 +262,6 @@ class StarEngine:
         *_, end_layer = command.restore_context
         self.store.note_restored(self.scheduler, self.scheduler.next_to_encode, end_layer, trouble)
 
-    def _emit(self, command: Command, logits: Tensor | None) -> None:
-        """Say how far contexts are; sample for each sequence that has no tokens left to feed."""
-        opened = command.open_context
-        self.num_context_encodings += bool(opened and opened.token_ids and not command.restore_context)
-        for answer in self.scheduler.running.values():
-            answer.note_encoding()
-        if logits is None:
-            return
-        fed = [(self.scheduler.running[fed.sequence_id], fed.num_logits) for fed in command.feed]
-        rows = [answer.rows_to_sample(num_logits, logits.size(1)) for answer, num_logits in fed]
-        choices = iter(sample_rows(logits, list(chain.from_iterable(rows))))
-        for (answer, num_logits), its_logits in zip(fed, logits.split([n for _, n in fed]), strict=True):
-            if num_logits:
-                self._add_tokens(answer, list(islice(choices, num_logits)), its_logits)
-
-    def _add_tokens(self, answer: Answer, choices: Sequence[Choice], logits: Tensor) -> None:
-        """Keep what was chosen from logits [tokens, vocab_size], as long as it was proposed: what comes next
-        follows other tokens. End the answer where that is its last one."""
-        answer.stage = Stage.ANSWERING
-        proposals, answer.fed_proposals = answer.fed_proposals, []
-        for choice, row, proposal in zip(choices, logits, [*proposals, None], strict=True):
-            if choice.is_finite:
-                answer.add_token(choice)
-            else:
-                answer.error = why_not_finite(row, len(answer.tokens))
-            if answer.error or answer.finish_reason:
-                self._end(answer, "error" if answer.error else answer.finish_reason)
-                return
-            answer.pending = [choice.token]
-            if choice.token != proposal:
-                break
-        if proposal is not None:
-            self.scheduler.rewind(answer, answer.num_fed_tokens)
-
     def _unfinished(self) -> list[Answer]:
         return [*self.scheduler.waiting, *self.scheduler.running.values()]
 
@@ -302,28 +270,3 @@ class StarEngine:
         self.scheduler.remove(answer)
         kv_bytes = self.scheduler.bytes_per_rank(answer), self.scheduler.memory.by_kind(answer)
         answer.end(reason, *kv_bytes)
-
-    def _bounded_by_now(self, context: CachedContext) -> tuple[StarConfig, ContextPlan]:
-        return self.planner.bounded(context.star, context.plan, context.base_plan)
-
-    def _most_query_tokens(self) -> int:
-        if not self.scheduler.answering:
-            return sys.maxsize
-        largest = max(map(self._query_cost, self.scheduler.running.values()))
-        return self.planner.pace.most_query_tokens(largest, beside_wave=self.scheduler.encoding)
-
-    def _query_cost(self, answer: Answer) -> float:
-        return self.planner.query_token_cost(answer.plan.num_tokens)
-
-    def _note_pace(self, command: Command, seconds: float) -> None:
-        costs, pace = self.planner.costs, self.planner.pace
-        fed = [(self.scheduler.running[fed.sequence_id], len(fed.token_ids)) for fed in command.feed]
-        queries = [(answer, num_tokens) for answer, num_tokens in fed if not answer.is_answering]
-        cost = sum(num_tokens * self._query_cost(answer) for answer, num_tokens in queries)
-        if command.encode_wave:
-            context_id, wave = command.encode_wave
-            cost += self.executor.contexts[context_id].plan.wave_cost(wave, costs)
-        if cost >= FEWEST_MEASURED_TOKENS * costs.linear_per_token:
-            pace.note(cost, seconds, decoded=len(queries) < len(fed))
-        elif command.feed and not (command.encode_wave or command.restore_context):
-            pace.note_decoding(seconds)

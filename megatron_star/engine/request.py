@@ -9,6 +9,10 @@ from typing import Self
 from megatron.core.inference.sampling_params import SamplingParams
 
 from megatron_star.config import DEFAULT_SPECULATE, SPECULATE, FieldError, StarConfig
+from megatron_star.engine.grammar import Grammar
+from megatron_star.engine.token_rules import TokenRules
+
+MOST_TOP_LOGPROBS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +29,15 @@ class StarRequest:
         speculate: how tokens are guessed, which a step then verifies: `lookup` or `off`. It changes no token.
         seed: with a token's index in the answer, it makes the random number that chooses the token.
         deadline_seconds: after so many seconds the request ends with what it has.
+        rules: how logits are changed before a token is chosen.
+        grammar: what the answer must look like.
+        num_top_logprobs: of the most likely tokens in the place of each of the answer's.
+        prompt_logprobs: of the query's and the context's tokens, too, and of so many most likely ones in the
+            place of each; None computes none.
+        include_stop_text: a stop text that ends the answer is part of it.
+        skip_special_tokens: the answer's text does not have them.
+        tenant, cache_salt: contexts of others than these two are never used, nor seen to be there.
+        priority: lower ones are admitted before others of the tenant.
         turn_edges: where, in tokens, earlier contexts ended that this one extends. Each part is cut into
             blocks on its own, so what was encoded for an earlier turn is used again as it is.
     """
@@ -39,6 +52,15 @@ class StarRequest:
     end_tokens: tuple[int, ...] = ()
     min_tokens: int = 0
     speculate: str = DEFAULT_SPECULATE
+    rules: TokenRules = TokenRules()
+    grammar: Grammar | None = None
+    num_top_logprobs: int = 0
+    prompt_logprobs: int | None = None
+    include_stop_text: bool = False
+    skip_special_tokens: bool = True
+    tenant: str = ""
+    cache_salt: str = ""
+    priority: int = 0
 
     @property
     def all_end_tokens(self) -> tuple[int, ...]:
@@ -76,6 +98,12 @@ class StarRequest:
             raise FieldError(
                 f"deadline_seconds is {self.deadline_seconds}: it must be more than 0", "deadline_seconds"
             )
+        for name in ("num_top_logprobs", "prompt_logprobs"):
+            if not 0 <= (getattr(self, name) or 0) <= MOST_TOP_LOGPROBS:
+                raise FieldError(
+                    f"{name} is {getattr(self, name)}: it must be from 0 to {MOST_TOP_LOGPROBS}", name
+                )
+        self.rules.check(vocab_size)
         _check_turn_edges(self.turn_edges, len(self.context_tokens))
         context, query = len(self.context_tokens), len(self.query_tokens)
         generated = self.sampling.num_tokens_to_generate

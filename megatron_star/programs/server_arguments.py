@@ -61,7 +61,6 @@ def _add_who_is_let_in(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--root-path",
         type=text_argument,
-        default="",
         metavar="PATH",
         help="under which a proxy shows the server, as /star; it passes requests on without it",
     )
@@ -166,5 +165,5 @@ def server_settings(args: argparse.Namespace) -> ServerSettings:
         metrics_per_expert=args.metrics_per_expert,
         host=args.host,
         allowed_origins=tuple(args.allowed_origins),
-        root_path=args.root_path,
+        root_path=args.root_path or "",
     )

@@ -23,7 +23,7 @@ async def answered(ask: Ask, request: Request) -> Batch:
     Raises:
         RequestError: it did (nobody reads this), or the request cannot be answered, or the server stops.
     """
-    async with service_of(request).answer(ask) as batch:
+    async with service_of(request).answer(ask, record_of(request.scope).tenant) as batch:
         results, gone = asyncio.ensure_future(batch.wait()), asyncio.ensure_future(_gone(request))
         try:
             await asyncio.wait({results, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -46,7 +46,9 @@ async def streamed(
         RequestError: the request cannot be answered.
     """
     async with AsyncExitStack() as stack:
-        batch = await stack.enter_async_context(service_of(request).answer(ask))
+        batch = await stack.enter_async_context(
+            service_of(request).answer(ask, record_of(request.scope).tenant)
+        )
         stream = _closing(render(batch), batch, request, stack.pop_all())
     return StreamingResponse(stream, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 

@@ -7,7 +7,9 @@ from typing import NamedTuple, Protocol
 from megatron.core.inference.sampling_params import SamplingParams
 
 from megatron_star.config import FieldError
+from megatron_star.engine.token_rules import TokenRules
 from megatron_star.server.context_rules import Conversation, PromptSplitter
+from megatron_star.server.grammar_spec import GrammarSpec
 from megatron_star.server.star_options import StarOptions
 from megatron_star.text.prompt import SplitPrompt
 
@@ -48,6 +50,8 @@ class Generation:
         cut_to_room: nobody asked for so many tokens: fewer, where the model's limit leaves fewer.
         end_tokens: that end an answer; None are those of the model.
         more_end_tokens: in addition.
+        rules, num_top_logprobs, prompt_logprobs, include_stop_text, skip_special_tokens: see `StarRequest`.
+        grammar: what answers must look like.
     """
 
     num_tokens: int
@@ -59,6 +63,12 @@ class Generation:
     end_tokens: tuple[int, ...] | None = None
     more_end_tokens: tuple[int, ...] = ()
     seed: int | None = None
+    rules: TokenRules = TokenRules()
+    grammar: GrammarSpec | None = None
+    num_top_logprobs: int = 0
+    prompt_logprobs: int | None = None
+    include_stop_text: bool = False
+    skip_special_tokens: bool = True
 
     def sampling(self, room: int) -> SamplingParams:
         """Megatron's parameters, where there is room for so many tokens; top_p of 1 and 0 are off."""
@@ -115,6 +125,7 @@ class Ask:
         prompts: each gets `num_choices` answers.
         star: how contexts are encoded and where they end.
         echoed: prompts whose text the answers repeat: all of them, or none.
+        cache_salt, priority: see `StarRequest`.
     """
 
     prompts: Sequence[Prompt]
@@ -122,6 +133,8 @@ class Ask:
     generation: Generation
     num_choices: int = 1
     echoed: Sequence[Content] = ()
+    cache_salt: str = ""
+    priority: int = 0
 
 
 def with_contexts(

@@ -12,7 +12,7 @@ from megatron_star.server.connection import admitted
 from megatron_star.server.errors import KINDS, error_response
 from megatron_star.server.metrics import ServerMetrics
 from megatron_star.server.record import record_of
-from megatron_star.server.request_id import HEADER, request_id_of
+from megatron_star.server.request_id import HEADER, name_request
 from megatron_star.server.settings import ServerSettings
 from megatron_star.server.state import ServerState
 
@@ -34,7 +34,7 @@ class AccessLog:
             await self.app(scope, receive, send)
             return
         start, status, ended, record = monotonic(), 0, False, record_of(scope)
-        record.request_id = request_id_of(scope.get("headers", ()))
+        name_request(scope)
 
         async def noted_send(message: Message) -> None:
             nonlocal status, ended

@@ -60,15 +60,17 @@ class CompletionService:
         metrics.watch(engine, each_expert=settings.metrics_per_expert)
 
     @asynccontextmanager
-    async def answer(self, ask: Ask) -> AsyncIterator[Batch]:
+    async def answer(self, ask: Ask, tenant: str = "") -> AsyncIterator[Batch]:
         """Submit what is asked; what has not ended at exit is cancelled.
+
+        tenant: who asks, see `StarRequest`.
 
         Raises:
             RequestError: a prompt cannot be answered; none is then left running.
         """
         count = len(ask.prompts) * ask.num_choices
         self._reserve(count)
-        submitted = asyncio.get_running_loop().run_in_executor(self._tokenizers, self._submit, ask)
+        submitted = asyncio.get_running_loop().run_in_executor(self._tokenizers, self._submit, ask, tenant)
         try:
             batch = Batch(*await asyncio.shield(submitted))
         except BaseException as error:
@@ -131,9 +133,15 @@ class CompletionService:
             self.cancel(submitted.result().answers)
         self._release(count)
 
-    def _submit(self, ask: Ask) -> _Submitted:
+    def _submit(self, ask: Ask, tenant: str) -> _Submitted:
         """In a tokenizer's thread."""
-        star, speculate = self.star_config(ask.star), ask.star.speculate or self.settings.speculate
+        star = self.star_config(ask.star)
+        common = {
+            "speculate": ask.star.speculate or self.settings.speculate,
+            "tenant": tenant,
+            "cache_salt": ask.cache_salt,
+            "priority": ask.priority,
+        }
         splits = [prompt.split(self.splitter, ask.star) for prompt in ask.prompts]
         echoes = [self._as_text(content) for content in ask.echoed]
         for split in splits:
@@ -142,7 +150,7 @@ class CompletionService:
         with self._cancelled_on_error(answers):
             for index, split in enumerate(split for split in splits for _ in range(ask.num_choices)):
                 request = self._request(split, star, ask.generation, index)
-                answers.append(self.engine.submit(replace(request, speculate=speculate)))
+                answers.append(self.engine.submit(replace(request, **common)))
         return _Submitted(splits, answers, echoes)
 
     def _as_text(self, content: Content) -> str:
@@ -173,6 +181,11 @@ class CompletionService:
             sampling=generation.sampling(room),
             end_tokens=(*ends, *generation.more_end_tokens, *stop_tokens(self.tokenizer, generation.stop)),
             min_tokens=generation.min_tokens,
+            rules=generation.rules,
+            num_top_logprobs=generation.num_top_logprobs,
+            prompt_logprobs=generation.prompt_logprobs,
+            include_stop_text=generation.include_stop_text,
+            skip_special_tokens=generation.skip_special_tokens,
             seed=seed,
             turn_edges=split.turn_edges,
         )

@@ -9,7 +9,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from megatron_star.server.errors import RequestError
 from megatron_star.server.json_body import MOST_NAMES, MOST_NUMBERS, MOST_PARTS, BodyChecker, checked
-from megatron_star.server.wires.openai_schemas import ChatRequest, CompletionRequest
+from megatron_star.server.wires.chat_schema import ChatRequest
+from megatron_star.server.wires.completion_schema import CompletionRequest
 
 MOST_TOKENS = 8192
 COMPLETION, CHAT = TypeAdapter(CompletionRequest), TypeAdapter(ChatRequest)

@@ -8,8 +8,10 @@ from openai.resources.completions import Completions
 from openai.types.chat import ChatCompletionMessage
 from pydantic import ValidationError
 
+from megatron_star.server.wires.chat_schema import ChatRequest
+from megatron_star.server.wires.completion_schema import CompletionRequest
 from megatron_star.server.wires.megatron_schemas import MegatronCompletionRequest, MegatronGenerateRequest
-from megatron_star.server.wires.openai_schemas import ChatRequest, CompletionRequest, Message
+from megatron_star.server.wires.message_schema import Message
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
 COMPLETION = {"model": "m", "prompt": "x"}

@@ -7,7 +7,8 @@ from small_tokenizers import KINDS, small_tokenizer
 from transformers import AutoTokenizer
 
 from megatron_star.engine.answer import NewToken
-from megatron_star.server.wires.openai_answers import ChatAnswers, CompletionAnswers
+from megatron_star.server.wires.chat_answers import ChatAnswers
+from megatron_star.server.wires.completion_answers import CompletionAnswers
 from megatron_star.text.prompt import SplitPrompt
 from megatron_star.text.token_bytes import TokenBytes
 

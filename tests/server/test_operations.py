@@ -1,12 +1,17 @@
 """What those who run the server, and the programs between it and its clients, rely on."""
 
+import json
+import re
+
+import httpx
 import pytest
+from running_server import wait_for
 from starlette.testclient import TestClient
 
 import megatron_star
 from megatron_star.server.app import create_app
 from megatron_star.server.metrics import ServerMetrics
-from megatron_star.server.request_id import LONGEST_REQUEST_ID, request_id_of
+from megatron_star.server.request_id import LONGEST_REQUEST_ID
 from megatron_star.server.settings import ServerSettings
 from megatron_star.server.state import ServerState
 
@@ -46,9 +51,12 @@ def test_the_clients_request_id_is_taken_over(given):
 
 @pytest.mark.parametrize("given", ["", "a b", "x" * (LONGEST_REQUEST_ID + 1), 'a"b', "é", "a;b", "{a}"])
 def test_a_request_id_that_cannot_be_shown_anywhere_is_replaced(given):
-    headers = [(b"x-request-id", given.encode("latin-1"))]
-    assert len(request_id_of(headers)) == 32
-    assert request_id_of(headers) != request_id_of(headers)
+    def name() -> str:
+        answer = asking.get("/version", headers={"X-Request-Id": given.encode("latin-1")})
+        return answer.headers["x-request-id"]
+
+    asking = client()
+    assert re.fullmatch("[0-9a-f]{32}", name()) and name() != name()
 
 
 def test_pages_of_others_get_no_leave_unless_they_are_named():
@@ -136,3 +144,56 @@ def test_while_proxies_are_given_notice_requests_are_taken_and_each_answer_is_th
     state.draining = True
     refused = asking.get("/version")
     assert (refused.status_code, refused.headers["connection"]) == (503, "close")
+
+
+COMPLETION = {"model": "other-name", "prompt": "The capital of France is", "max_tokens": 1}
+
+
+def test_any_name_of_the_model_is_taken_and_answers_have_the_first(server):
+    models = httpx.get(f"{server.url}/v1/models").json()["data"]
+    assert [(model["id"], model["root"], model["parent"]) for model in models] == [
+        ("smollm2", "smollm2", None),
+        ("other-name", "smollm2", None),
+    ]
+    assert models[1]["permission"][0]["allow_sampling"] is True
+    assert httpx.get(f"{server.url}/v1/models/other-name").json() == models[1]
+    assert server.post("/v1/completions", COMPLETION).json()["model"] == "smollm2"
+    refused = server.post("/v1/completions", COMPLETION | {"model": "third"})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (404, "model")
+
+
+@pytest.mark.parametrize(
+    ("header", "in_body", "name"),
+    [
+        ("from-header", None, "from-header"),
+        (None, "from:body", "from:body"),
+        ("a/b", "c", "a/b"),
+        ("é", "c", "c"),
+    ],
+)
+def test_the_clients_name_of_a_request_is_in_the_answers_header_and_id_and_in_the_log(
+    server, header, in_body, name
+):
+    headers = {} if header is None else {"X-Request-Id": header.encode("latin-1")}
+    body = COMPLETION | ({} if in_body is None else {"request_id": in_body})
+    answer = server.post("/v1/completions", body, headers=headers)
+    assert (answer.headers["x-request-id"], answer.json()["id"]) == (name, f"cmpl-{name}")
+    wait_for(lambda: f'"request_id": "{name}"' in server.log())
+
+
+def test_a_name_in_the_body_that_is_not_safe_is_refused(server):
+    for wrong in ("", "a b", "x" * (LONGEST_REQUEST_ID + 1), "a\n", "é"):
+        refused = server.post("/v1/completions", COMPLETION | {"request_id": wrong})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "request_id")
+
+
+def test_every_chunk_of_a_stream_has_the_clients_name_of_the_request(server):
+    chat = {
+        "model": "smollm2",
+        "messages": [{"role": "user", "content": "Hi"}],
+        "max_tokens": 2,
+        "stream": True,
+    }
+    answer = server.post("/v1/chat/completions", chat, headers={"X-Request-Id": "run-1"})
+    chunks = [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: {")]
+    assert {chunk["id"] for chunk in chunks} == {"chatcmpl-run-1"}

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 
 from megatron_star.server.context_rules import PromptSplitter
 from megatron_star.server.star_options import StarOptions
-from megatron_star.server.wires.openai_schemas import Message
+from megatron_star.server.wires.message_schema import Message
 from megatron_star.text.prompt import MOST_TURN_EDGES, split_into_tokens
 
 NUM_QUERY_TOKENS = 40

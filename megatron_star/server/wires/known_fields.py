@@ -30,39 +30,10 @@ Label = Annotated[str, Field(max_length=512)]
 class NeutralFields(BaseModel):
     """On both OpenAI routes."""
 
-    presence_penalty: only(0) = None
-    frequency_penalty: only(0) = None
-    repetition_penalty: only(1) = None
-    length_penalty: only(1) = None
-    min_p: only(0) = None
-    typical_p: only(1) = None
-    logit_bias: only({}) = None
-    logits_processors: only([]) = None
-    allowed_token_ids: only() = None
-    bad_words: only([]) = None
-    use_beam_search: only(False) = None
-    early_stopping: only(False) = None
-    include_stop_str_in_output: only(False) = None
-    skip_special_tokens: only(True) = None
-    spaces_between_special_tokens: only(True, False) = None
-    add_special_tokens: only(False) = None
-    truncate_prompt_tokens: only() = None
-    prompt_logprobs: only() = None
-    return_token_ids: only(False) = None
-    return_tokens_as_token_ids: only(False) = None
-    structured_outputs: only() = None
-    guided_json: only() = None
-    guided_regex: only() = None
-    guided_choice: only() = None
-    guided_grammar: only() = None
-    guided_decoding_backend: only() = None
     service_tier: only("auto", "default") = None
-    priority: only(0) = None
     store: only(False) = None
-    cache_salt: only() = None
     kv_transfer_params: only() = None
     user: Label | None = Field(None, description="no effect")
-    request_id: Label | None = Field(None, description="no effect")
     safety_identifier: Label | None = Field(None, description="no effect")
     prompt_cache_key: Label | None = Field(None, description="no effect")
     prompt_cache_retention: Label | None = Field(None, description="no effect")
@@ -72,11 +43,6 @@ class NeutralFields(BaseModel):
 class NeutralChatFields(NeutralFields):
     """On the chat route."""
 
-    tools: only([]) = None
-    tool_choice: only("none", "auto") = None
-    parallel_tool_calls: only(True, False) = None
-    functions: only([]) = None
-    function_call: only("none", "auto") = None
     audio: only() = None
     modalities: only(["text"]) = None
     prediction: only() = None

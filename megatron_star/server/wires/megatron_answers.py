@@ -5,8 +5,8 @@ from typing import Any
 from megatron_star.server.answering import star_report
 from megatron_star.server.batch import Batch
 from megatron_star.server.service import CompletionService
+from megatron_star.server.wires.completion_answers import CompletionAnswers
 from megatron_star.server.wires.megatron_schemas import MegatronCompletionRequest, MegatronGenerateRequest
-from megatron_star.server.wires.openai_answers import CompletionAnswers
 from megatron_star.text.prompt import SplitPrompt
 from megatron_star.text.text_stream import TextStream, text_offsets
 

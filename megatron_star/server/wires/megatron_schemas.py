@@ -15,10 +15,8 @@ from megatron_star.server.body import (
     Zero,
 )
 from megatron_star.server.star_options import StarOptions
-from megatron_star.server.wires.known_fields import (
-    NeutralFields,
-    only,
-)
+from megatron_star.server.wires.generation_fields import NeutralSamplingFields
+from megatron_star.server.wires.known_fields import NeutralFields, only
 from megatron_star.server.wires.prompt_fields import PromptRequest
 
 
@@ -62,7 +60,7 @@ class MegatronGenerateRequest(Body):
         return self
 
 
-class MegatronCompletionRequest(NeutralFields, PromptRequest):
+class MegatronCompletionRequest(NeutralSamplingFields, NeutralFields, PromptRequest):
     """POST /completions: as Megatron's server reads it."""
 
     max_tokens: PositiveTokens

@@ -1,0 +1,73 @@
+"""Answers of /v1/completions: text, with `echo` in front of it."""
+
+from typing import Any
+
+from megatron_star.engine.answer import Answer, NewToken
+from megatron_star.engine.request import StarResult
+from megatron_star.server.batch import Batch
+from megatron_star.server.service import CompletionService
+from megatron_star.text.prompt import SplitPrompt
+from megatron_star.text.text_stream import PROMPT_TOKENS, TextStream, text_offsets
+
+LogprobOfToken = tuple[int, float, tuple[int, float]]
+"""A token with its log-probability, and the same of the most likely one in its place."""
+
+
+def prompt_end(split: SplitPrompt) -> list[int]:
+    """As many of a prompt's last tokens as a `TextStream` looks at."""
+    return split.context_tokens[-PROMPT_TOKENS:] + split.query_tokens[-PROMPT_TOKENS:]
+
+
+class CompletionAnswers:
+    """`/v1/completions`: text, with `echo` in front of it."""
+
+    name, prefix = "text_completion", "cmpl"
+    chunk_name = name
+
+    def __init__(self, service: CompletionService, batch: Batch, *, logprobs: int | None) -> None:
+        self.token_bytes, self.logprobs = service.token_bytes, logprobs
+        each = range(batch.num_choices)
+        self.echoes = [echo for echo in batch.echoes for _ in each] or [""] * len(batch.answers)
+        self._streams = []
+        if logprobs is not None:
+            ends = [prompt_end(split) for split in batch.splits]
+            self._streams = [TextStream(service.tokenizer, end) for end in ends for _ in each]
+
+    def choice(self, index: int, answer: Answer) -> dict[str, Any]:
+        """A whole answer."""
+        tokens = zip(answer.tokens, answer.logprobs, answer.likeliest, strict=True)
+        choice = self._choice(index, self.echoes[index] + answer.text, answer.finish_reason)
+        return choice | {"logprobs": self._logprobs(index, list(tokens))}
+
+    def first(self, index: int) -> dict[str, Any] | None:
+        """What comes before the first token."""
+        return self._choice(index, self.echoes[index]) if self.echoes[index] else None
+
+    def piece(self, index: int, token: NewToken) -> dict[str, Any] | None:
+        """One token, unless it says nothing."""
+        if not token.text and self.logprobs is None:
+            return None
+        logprobs = self._logprobs(index, [(token.token, token.logprob, token.likeliest)])
+        return self._choice(index, token.text) | {"logprobs": logprobs}
+
+    def last(self, index: int, result: StarResult) -> dict[str, Any]:
+        """The end of an answer."""
+        return self._choice(index, "", result.finish_reason)
+
+    def _choice(self, index: int, text: str, finish_reason: str | None = None) -> dict[str, Any]:
+        return {"index": index, "text": text, "logprobs": None, "finish_reason": finish_reason}
+
+    def _logprobs(self, index: int, tokens: list[LogprobOfToken]) -> dict[str, Any] | None:
+        if self.logprobs is None:
+            return None
+        piece = self.token_bytes.piece
+        likeliest = None
+        if self.logprobs:
+            likeliest = [{piece(top): best, piece(token): value} for token, value, (top, best) in tokens]
+        ids = [token for token, *_ in tokens]
+        return {
+            "tokens": self.token_bytes.pieces(ids),
+            "token_logprobs": [value for _, value, _ in tokens],
+            "text_offset": list(text_offsets(self._streams[index], ids)),
+            "top_logprobs": likeliest,
+        }
