@@ -59,7 +59,7 @@ class Answer(ScheduledRequest):
             planned: its context.
             is_long: how that is encoded, see `EncodedContext`.
         """
-        query = list(request.query_tokens)
+        query = list(request.query_tokens) if request.needs_query else []
         num_tail_tokens = len(query) + request.sampling.num_tokens_to_generate
         super().__init__(request_id, request.context_tokens, query, num_tail_tokens, planned, is_long)
         # Slices first: what came before may be a million tokens.
@@ -137,6 +137,11 @@ class Answer(ScheduledRequest):
     def num_fed_tokens(self) -> int:
         """Of the tail: the query, and the generated tokens but the last one."""
         return len(self.request.query_tokens) + len(self.tokens) - 1
+
+    @property
+    def ends_without_tokens(self) -> bool:
+        """None are to be generated, and all that was asked of the prompt has been done."""
+        return not (self.request.sampling.num_tokens_to_generate or self.pending) and self.context.encoded
 
     @property
     def most_proposed(self) -> int:

@@ -26,10 +26,16 @@ class Emission:
 
         logits: as `RankExecutor.execute` returns them.
         """
-        for answer in self.scheduler.running.values():
+        running = list(self.scheduler.running.values())
+        for answer in running:
             answer.note_encoding()
-        if logits is None:
-            return
+        if logits is not None:
+            self._sample(command, logits)
+        for answer in running:
+            if answer.stage < Stage.ENDED and answer.ends_without_tokens:
+                self._end(answer, "length")
+
+    def _sample(self, command: Command, logits: Tensor) -> None:
         fed = [(self.scheduler.running[fed.sequence_id], fed.num_logits) for fed in command.feed]
         rows = [answer.rows_to_sample(num_logits, logits.size(1)) for answer, num_logits in fed]
         choices = iter(sample_rows(logits, list(chain.from_iterable(rows))))
