@@ -10,6 +10,7 @@ from megatron.core.inference.sampling_params import SamplingParams
 
 from megatron_star.config import DEFAULT_SPECULATE, SPECULATE, FieldError, StarConfig
 from megatron_star.engine.grammar import Grammar
+from megatron_star.engine.owner import Owner
 from megatron_star.engine.token_rules import TokenRules
 
 MOST_TOP_LOGPROBS = 20
@@ -65,6 +66,11 @@ class StarRequest:
     cache_salt: str = ""
     priority: int = 0
     share: float = 1.0
+
+    @property
+    def owner(self) -> Owner:
+        """Whose it is."""
+        return Owner(tenant=self.tenant, cache_salt=self.cache_salt, priority=self.priority, share=self.share)
 
     @property
     def all_end_tokens(self) -> tuple[int, ...]:
