@@ -29,7 +29,7 @@ def render_generated(
     }
     if body.logprobs:  # a context has no logits, so the prompt's are unknown
         answer["logprobs"] = [[None] * (len(tokens) - 1) + result.logprobs for tokens, result in pairs]
-    answer["star"] = [star_report(result, split) for result, split in zip(results, batch.splits, strict=True)]
+    answer["star"] = [star_report(batch, index) for index in range(len(results))]
     return answer
 
 
@@ -42,12 +42,13 @@ def render_completions(
     for index, answer in enumerate(batch.answers):
         choice = answers.choice(index, answer)
         del choice["finish_reason"]  # which Megatron's server does not say
+        if not body.logprobs:
+            choice["logprobs"]["top_logprobs"] = None
         if body.echo:
             tokens = _prompt_tokens(batch.splits[index], body.contexts)
             choice["logprobs"] = _with_prompt(service, tokens, batch.echoes[index], choice["logprobs"])
         choices.append(choice)
-    pairs = zip(batch.results, batch.splits, strict=True)
-    return {"choices": choices, "star": [star_report(result, split) for result, split in pairs]}
+    return {"choices": choices, "star": [star_report(batch, index) for index in range(len(choices))]}
 
 
 def _prompt_tokens(split: SplitPrompt, contexts: list[str] | None) -> list[int]:
