@@ -52,6 +52,7 @@ class CachedContext:
     the ranks make of this context's `OpenedContext`, which carries these and not the plan.
     `users` are the requests that need it, the contexts that extend it or its first tokens, and the store
     while it is written there.
+    `unwanted`: it, or what it extends, was deleted; it is dropped as soon as nothing uses it.
     `entry` names what of the context store it is read from, layer by layer, instead of being encoded.
     `digests` are those of `token_digests`.
     """
@@ -68,6 +69,7 @@ class CachedContext:
     is_long: bool = False
     users: int = 0
     last_use: int = 0
+    unwanted: bool = False
     opened: bool = False
     next_wave: int = 0
     entry: str = ""
@@ -77,6 +79,14 @@ class CachedContext:
     def encoded(self) -> bool:
         """All waves went through the model."""
         return self.opened and self.next_wave == len(self.plan.waves)
+
+    @property
+    def num_encoded_tokens(self) -> int:
+        """So far, with what it extends."""
+        if self.encoded:
+            return self.plan.num_tokens
+        waves = self.plan.waves[: self.next_wave]
+        return self.plan.start + sum(segment.num_tokens for wave in waves for segment in wave)
 
     @property
     def base_plan(self) -> ContextPlan | None:

@@ -248,3 +248,37 @@ def test_what_a_prefix_of_is_in_use_stays_and_goes_after_what_is_on_it():
     assert queue.admit() == [large] and list(queue.contexts) == [large.key]
     ids = next(command.drop_contexts for command in run_until_fed(queue) if command.drop_contexts)
     assert len(ids) == 2
+
+
+def test_what_was_deleted_goes_as_soon_as_nobody_uses_it_with_all_that_extends_it():
+    queue = scheduler(10_000)
+    base = encoded_one(queue, request(0, list(range(800)), star=EXACT))
+    encoded_one(queue, request(1, [*range(800), *range(2000, 2200)], star=EXACT))
+    other = encoded_one(queue, request(2, list(range(5000, 5400)), star=EXACT))
+    again = request(3, list(range(800)), star=EXACT)
+    queue.add(again)
+    queue.admit()
+    queue.forget(base.key)
+    assert list(queue.contexts) == [base.key, other.key]
+    run_until_fed(queue)
+    queue.remove(again)
+    assert list(queue.contexts) == [other.key]
+    assert queue.used == queue.contexts[other.key].bytes_per_rank
+    queue.forget(base.key)
+    assert list(queue.contexts) == [other.key]
+
+
+def test_what_begins_to_extend_a_deleted_context_goes_with_it():
+    queue = scheduler(10_000)
+    first = request(0, list(range(800)), star=EXACT)
+    queue.add(first)
+    queue.admit()
+    run_until_fed(queue)
+    queue.forget(first.key)
+    later = request(1, list(range(1000)), star=EXACT)
+    queue.add(later)
+    assert queue.admit() == [later] and later.num_cached_tokens == 800
+    queue.remove(first)
+    run_until_fed(queue)
+    queue.remove(later)
+    assert not queue.contexts and not any(queue.used)

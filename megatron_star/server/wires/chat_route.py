@@ -23,7 +23,7 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
     check_model(request, body.model)
 
     def answers_of(service: CompletionService, batch: Batch) -> ChatAnswers:
-        return ChatAnswers(service, logprobs=bool(body.logprobs), top_logprobs=bool(body.top_logprobs))
+        return ChatAnswers(service, logprobs=bool(body.logprobs))
 
     return await answer_with(request, body, parse_chat(body), answers_of)
 
