@@ -61,7 +61,10 @@ class Answer(ScheduledRequest):
         super().__init__(request_id, request.context_tokens, query, num_tail_tokens, planned, is_long)
         # Slices first: what came before may be a million tokens.
         prompt = request.context_tokens[-PROMPT_TOKENS:] + request.query_tokens[-PROMPT_TOKENS:]
-        self.request, self._stream = request, TextStream(tokenizer, prompt)
+        self.request, self._stream = (
+            request,
+            TextStream(tokenizer, prompt, skip_special_tokens=request.skip_special_tokens),
+        )
         self.cancelled = False
         self.ended = threading.Event()
         self.finish_reason = ""
@@ -161,7 +164,7 @@ class Answer(ScheduledRequest):
         self._first_token_at = self._first_token_at or self._last_token_at
         if token in request.all_end_tokens:
             self.finish_reason = "stop"
-        else:
+        elif token not in request.hidden_tokens:
             self._stream.add(token)
             self.text = self._stream.text
         if not self.finish_reason and len(self.tokens) == request.sampling.num_tokens_to_generate:

@@ -22,6 +22,8 @@ from megatron_star.server.errors import RequestError, refusal
 from megatron_star.server.metrics import ServerMetrics
 from megatron_star.server.settings import ServerSettings
 from megatron_star.server.star_options import StarOptions
+from megatron_star.server.tools.formats import answer_formats
+from megatron_star.server.tools.tool_use import ToolUse
 from megatron_star.text.end_tokens import end_tokens, stop_tokens
 from megatron_star.text.prompt import SplitPrompt
 from megatron_star.text.token_bytes import TokenBytes
@@ -46,6 +48,10 @@ class CompletionService:
         self.tokenizer = engine.tokenizer
         self.token_bytes = TokenBytes(engine.tokenizer)
         self.end_tokens = end_tokens(engine.tokenizer)
+        self.tool_use = ToolUse(
+            answer_formats(engine.tokenizer, settings.tool_call_parser, settings.reasoning_parser),
+            engine.tokenizer,
+        )
         self.splitter = PromptSplitter(
             engine.tokenizer,
             settings.num_query_tokens,
@@ -186,6 +192,7 @@ class CompletionService:
             prompt_logprobs=generation.prompt_logprobs,
             include_stop_text=generation.include_stop_text,
             skip_special_tokens=generation.skip_special_tokens,
+            hidden_tokens=generation.hidden_tokens,
             seed=seed,
             turn_edges=split.turn_edges,
         )

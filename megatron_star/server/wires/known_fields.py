@@ -49,7 +49,6 @@ class NeutralChatFields(NeutralFields):
     moderation: only() = None
     prompt_cache_options: only() = None
     reasoning_effort: only("none") = None
-    include_reasoning: only(True, False) = None
     verbosity: only("medium") = None
     web_search_options: only() = None
     echo: only(False) = None
