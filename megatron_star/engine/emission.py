@@ -8,7 +8,8 @@ from torch import Tensor
 from megatron_star.engine.answer import Answer
 from megatron_star.engine.command import Command
 from megatron_star.engine.finite import why_not_finite
-from megatron_star.engine.sampling import Choice, sample_rows
+from megatron_star.engine.row_to_sample import Choice
+from megatron_star.engine.sampling import sample_rows
 from megatron_star.engine.scheduled_request import Stage
 from megatron_star.engine.scheduler import Scheduler
 
@@ -48,10 +49,14 @@ class Emission:
         answer.stage = Stage.ANSWERING
         proposals, answer.fed_proposals = answer.fed_proposals, []
         for choice, row, proposal in zip(choices, logits, [*proposals, None], strict=True):
-            if choice.is_finite:
-                answer.add_token(choice)
-            else:
+            if not choice.is_finite:
                 answer.error = why_not_finite(row, len(answer.tokens))
+            elif not choice.is_possible:
+                answer.error = (
+                    f"token {len(answer.tokens)}: what was asked of the answer leaves no token for it"
+                )
+            else:
+                answer.add_token(choice)
             if answer.error or answer.finish_reason:
                 self._end(answer, "error" if answer.error else answer.finish_reason)
                 return

@@ -32,7 +32,7 @@ class TextStream:
 
     @property
     def text(self) -> str:
-        """Of all tokens so far, by default without special ones; a character that is not whole yet is U+FFFD."""
+        """Of all tokens so far; a character that is not whole yet is U+FFFD."""
         return self._settled_text + self._rest
 
     @property

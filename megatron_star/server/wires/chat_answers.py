@@ -11,6 +11,12 @@ from megatron_star.server.wires.completion_answers import LogprobOfToken
 
 REASONING = ("reasoning_content", "reasoning")
 """What its field is called: by DeepSeek, vLLM and LangChain; and by newer servers."""
+Likely = tuple[tuple[int, float], ...]
+
+
+def with_chosen(top: Likely, token: int, logprob: float) -> Likely:
+    """The likeliest tokens, if any were asked for, and the chosen one, whose log-probability this is."""
+    return top if not top or token in dict(top) else (*top, (token, logprob))
 
 
 class ChatAnswers:
@@ -18,21 +24,14 @@ class ChatAnswers:
 
     name, chunk_name, prefix = "chat.completion", "chat.completion.chunk", "chatcmpl"
 
-    def __init__(
-        self,
-        service: CompletionService,
-        reading: AnswerReading,
-        *,
-        logprobs: bool,
-        top_logprobs: bool = False,
-    ) -> None:
+    def __init__(self, service: CompletionService, reading: AnswerReading, *, logprobs: bool) -> None:
         """reading: of the answers, in their order."""
-        self.token_bytes, self.logprobs, self.top_logprobs = service.token_bytes, logprobs, top_logprobs
+        self.token_bytes, self.logprobs = service.token_bytes, logprobs
         self._reading, self._num_calls = reading, [0] * len(reading.parsers)
 
     def choice(self, index: int, answer: Answer) -> dict[str, Any]:
         """A whole answer."""
-        tokens = zip(answer.tokens, answer.logprobs, answer.likeliest, strict=True)
+        tokens = zip(answer.tokens, answer.logprobs, answer.top, strict=True)
         return {
             "index": index,
             "message": self._message(index, answer.text),
@@ -49,7 +48,7 @@ class ChatAnswers:
         chunks = self._chunks(index, self._reading.parsers[index].add(token.text))
         if self.logprobs:
             chunks = chunks or [self._chunk(index, {"content": ""})]
-            chunks[0]["logprobs"] = self._logprobs([(token.token, token.logprob, token.likeliest)])
+            chunks[0]["logprobs"] = self._logprobs([(token.token, token.logprob, token.top)])
         return chunks
 
     def last(self, index: int, result: StarResult) -> list[dict[str, Any]]:
@@ -100,8 +99,8 @@ class ChatAnswers:
     def _logprobs(self, tokens: list[LogprobOfToken]) -> dict[str, Any]:
         content = [
             self._token(token, value)
-            | {"top_logprobs": [self._token(*likeliest)] if self.top_logprobs else []}
-            for token, value, likeliest in tokens
+            | {"top_logprobs": [self._token(*likely) for likely in with_chosen(top, token, value)]}
+            for token, value, top in tokens
         ]
         return {"content": content, "refusal": None}
 
