@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from time import monotonic
 
+from megatron_star.engine.prompt_scores import PromptScores
 from megatron_star.engine.request import StarRequest, StarResult, Timings
 from megatron_star.engine.sampling import Choice, RowToSample, uniform
 from megatron_star.engine.scheduled_request import ScheduledRequest, Stage
@@ -38,6 +39,7 @@ class Answer(ScheduledRequest):
         error: why it ends with `error`.
         ended: set when there is a result.
         num_encoded_tokens: context tokens that are encoded so far.
+        prompt_scores: of context and query, where they are asked for; whole when there is a result.
         likeliest: the most likely token in the place of each of `tokens`, with its log-probability.
         num_proposed_tokens, num_accepted_tokens: see `StarResult`.
     """
@@ -56,11 +58,17 @@ class Answer(ScheduledRequest):
             planned: its context.
             is_long: how that is encoded, see `EncodedContext`.
         """
-        query = list(request.query_tokens) if request.needs_query else []
+        query = list(request.query_tokens) if request.runs_query else []
         num_tail_tokens = len(query) + request.sampling.num_tokens_to_generate
         super().__init__(request_id, request.context_tokens, query, num_tail_tokens, planned, is_long)
         # Slices first: what came before may be a million tokens.
         prompt = request.context_tokens[-PROMPT_TOKENS:] + request.query_tokens[-PROMPT_TOKENS:]
+        self.generates = request.sampling.num_tokens_to_generate > 0
+        self.prompt_scores: PromptScores | None = None
+        if request.prompt_logprobs is not None:
+            self.score(request.prompt_logprobs)
+            num_tokens = len(request.context_tokens) + len(query)
+            self.prompt_scores = PromptScores(num_tokens, request.prompt_logprobs)
         self.request, self._stream = request, TextStream(tokenizer, prompt)
         self.cancelled = False
         self.ended = threading.Event()
@@ -130,7 +138,7 @@ class Answer(ScheduledRequest):
     @property
     def ends_without_tokens(self) -> bool:
         """None are to be generated, and all that was asked of the prompt has been done."""
-        return not (self.request.sampling.num_tokens_to_generate or self.pending) and self.context.encoded
+        return not (self.generates or self.pending) and self.context.encoded
 
     @property
     def most_proposed(self) -> int:

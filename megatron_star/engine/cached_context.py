@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Self
 
+from megatron_star.algorithm.token_scores import Scoring
 from megatron_star.config import StarConfig
 from megatron_star.engine.command import OpenedContext
 from megatron_star.planning.mask import Mask
@@ -54,6 +55,7 @@ class CachedContext:
     while it is written there.
     `entry` names what of the context store it is read from, layer by layer, instead of being encoded.
     `digests` are those of `token_digests`.
+    `scoring` says what its one user wants to know of its tokens.
     """
 
     id: int
@@ -72,6 +74,7 @@ class CachedContext:
     next_wave: int = 0
     entry: str = ""
     num_restored_layers: int = 0
+    scoring: Scoring | None = None
 
     @property
     def encoded(self) -> bool:

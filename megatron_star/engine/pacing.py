@@ -36,6 +36,8 @@ class Pacing:
 
         contexts: by their ids, as after it.
         """
+        if command.score_wave or any(fed.num_scored for fed in command.feed):
+            return  # logits of all tokens take longer than what they cost otherwise
         costs, pace = self.planner.costs, self.planner.pace
         fed = [(self.scheduler.running[fed.sequence_id], len(fed.token_ids)) for fed in command.feed]
         queries = [(answer, num_tokens) for answer, num_tokens in fed if not answer.is_answering]
