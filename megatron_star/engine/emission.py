@@ -10,7 +10,8 @@ from megatron_star.engine.answer import Answer
 from megatron_star.engine.command import Command, Fed
 from megatron_star.engine.finite import why_not_finite
 from megatron_star.engine.prompt_scoring import PromptScoring
-from megatron_star.engine.sampling import Choice, sample_rows
+from megatron_star.engine.row_to_sample import Choice
+from megatron_star.engine.sampling import sample_rows
 from megatron_star.engine.scheduled_request import Stage
 from megatron_star.engine.scheduler import Scheduler
 
@@ -46,7 +47,7 @@ class Emission:
     def _sample(self, command: Command, logits: Tensor) -> None:
         answers = [self.scheduler.running[fed.sequence_id] for fed in command.feed]
         parts = list(logits.split([fed.num_logits for fed in command.feed]))
-        if any(fed.num_scored for fed in command.feed):
+        if any(answer.scores_query for answer in answers):
             parts = self._without_scored(command.feed, answers, parts)
             logits = torch.cat(parts)
         pairs = [(answer, part) for answer, part in zip(answers, parts, strict=True) if len(part)]
@@ -64,7 +65,7 @@ class Emission:
             scored, rest = part.split([fed.num_scored, fed.num_logits - fed.num_scored])
             if fed.num_scored:
                 self._scoring.note_query(answer, fed, scored)
-            to_sample.append(rest[:0] if answer.error else rest)
+            to_sample.append(rest if answer.generates and not answer.error else rest[:0])
         return to_sample
 
     def _add_tokens(self, answer: Answer, choices: Sequence[Choice], logits: Tensor) -> None:
@@ -73,10 +74,14 @@ class Emission:
         answer.stage = Stage.ANSWERING
         proposals, answer.fed_proposals = answer.fed_proposals, []
         for choice, row, proposal in zip(choices, logits, [*proposals, None], strict=True):
-            if choice.is_finite:
-                answer.add_token(choice)
-            else:
+            if not choice.is_finite:
                 answer.error = why_not_finite(row, len(answer.tokens))
+            elif not choice.is_possible:
+                answer.error = (
+                    f"token {len(answer.tokens)}: what was asked of the answer leaves no token for it"
+                )
+            else:
+                answer.add_token(choice)
             if answer.error or answer.finish_reason:
                 self._end(answer, "error" if answer.error else answer.finish_reason)
                 return

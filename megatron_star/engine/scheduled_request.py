@@ -5,6 +5,7 @@ from enum import IntEnum, auto
 
 from megatron_star.algorithm.token_scores import Scoring
 from megatron_star.engine.cached_context import CachedContext, ContextKey, context_keys, token_digests
+from megatron_star.engine.owner import Owner
 from megatron_star.planning.plan import ContextPlan
 from megatron_star.planning.planner import PlannedContext
 
@@ -37,6 +38,7 @@ class ScheduledRequest:
         num_tail_tokens: query and generated tokens, at most.
         planned: its context, if no context of another request is used.
         is_long: how its context is encoded, see `EncodedContext`.
+        owner: whose it is.
         keys: of its context, and of those that its earlier turns ended with, by where they end.
         digests: of its context's tokens (`token_digests`).
         context: that it uses; from `ENCODING` on.
@@ -44,6 +46,7 @@ class ScheduledRequest:
         scoring: what it wants to know of its context's tokens, which is then nobody else's.
         scores_query: it wants to know how likely its query's tokens are.
         generates: tokens are chosen after its query.
+        num_fed: tokens that were fed, without those that were guessed.
         num_cached_tokens: of its context, encoded for another request already, or about to be.
     """
 
@@ -53,6 +56,7 @@ class ScheduledRequest:
     num_tail_tokens: int
     planned: PlannedContext
     is_long: bool = False
+    owner: Owner = Owner()
     keys: dict[int, ContextKey] = field(init=False)
     digests: tuple[bytes, ...] = field(init=False)
     proposals: list[int] = field(default_factory=list)
@@ -61,14 +65,16 @@ class ScheduledRequest:
     context: CachedContext | None = None
     tail_rank: int = 0
     tail_bytes: int = 0
+    num_fed: int = 0
     num_cached_tokens: int = 0
     scoring: Scoring | None = None
     scores_query: bool = False
     generates: bool = True
 
     def __post_init__(self) -> None:
-        self.keys = context_keys(self.context_tokens, self.planned.edges, self.plan.mask, self.is_long)
-        self.digests = token_digests(self.context_tokens)
+        salt, edges = self.owner.salt, self.planned.edges
+        self.keys = context_keys(self.context_tokens, edges, self.plan.mask, is_long=self.is_long, salt=salt)
+        self.digests = token_digests(self.context_tokens, salt)
 
     def score(self, num_top: int) -> None:
         """Want to know how likely context and query are; what is encoded for others does not say it."""
