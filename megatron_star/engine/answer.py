@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from time import monotonic
 
 from megatron_star.engine.answer_rules import AnswerRules
+from megatron_star.engine.attention_map import AttentionMap
 from megatron_star.engine.prompt_scores import PromptScores
 from megatron_star.engine.request import StarRequest, StarResult, Timings
 from megatron_star.engine.row_to_sample import Choice, RowToSample
@@ -44,7 +45,7 @@ class Answer(ScheduledRequest):
         num_encoded_tokens: context tokens that are encoded so far.
         prompt_scores: of context and query, where they are asked for; whole when there is a result.
         top: for each of `tokens`, see `NewToken`.
-        num_proposed_tokens, num_accepted_tokens: see `StarResult`.
+        num_proposed_tokens, num_accepted_tokens, attention_map: see `StarResult`.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class Answer(ScheduledRequest):
         self.text = ""
         self.num_encoded_tokens = 0
         self.num_proposed_tokens = self.num_accepted_tokens = 0
+        self.attention_map: AttentionMap | None = None
         self._emitted_text = self._searched_text = 0
         self._submitted_at = self._admitted_at = self._encoded_at = self._first_token_at = (
             self._last_token_at
@@ -221,6 +223,7 @@ class Answer(ScheduledRequest):
             kv_bytes_per_rank=kv_bytes_per_cp_rank,
             kv_bytes_by_kind=kv_bytes_by_kind,
             error=self.error,
+            attention_map=self.attention_map,
         )
         self.stage, self.context = Stage.ENDED, None
         self.ended.set()

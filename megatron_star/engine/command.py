@@ -19,6 +19,14 @@ class Fed(NamedTuple):
     num_scored: int = 0
 
 
+class Observed(NamedTuple):
+    """Tokens that a sequence is fed alone, and those of them whose looks at the context the driver wants."""
+
+    sequence_id: int
+    token_ids: list[int]
+    rows: list[int]
+
+
 class OpenedContext(NamedTuple):
     """A context that is to be encoded.
 
@@ -53,6 +61,7 @@ class Command:
         save_contexts: ids of encoded contexts, and the folders in the context store that they are written to.
         open_sequences: id, context id and tail rank of sequences that begin.
         rewind: ids of sequences whose tail forgets its end, and the tokens of it that stay.
+        observe: of a sequence that is fed for its attention map. All ranks then say where it looks.
         feed: of the sequences that go through the model together.
         read_expert_load: the driver is told how many tokens each expert was given.
         stop: the job ends.
@@ -67,6 +76,7 @@ class Command:
     save_contexts: list[tuple[int, str]] = field(default_factory=list)
     open_sequences: list[tuple[int, int, int]] = field(default_factory=list)
     rewind: list[tuple[int, int]] = field(default_factory=list)
+    observe: Observed | None = None
     feed: list[Fed] = field(default_factory=list)
     read_expert_load: bool = False
     stop: bool = False
@@ -75,7 +85,7 @@ class Command:
     def only_decodes(self) -> bool:
         """Sequences get their next tokens, and nothing else is done."""
         whole = all(fed.num_logits == len(fed.token_ids) and not fed.num_scored for fed in self.feed)
-        return bool(self.feed) and whole and not (self.encode_wave or self.restore_context)
+        return bool(self.feed) and whole and not (self.encode_wave or self.restore_context or self.observe)
 
     def to_json(self) -> dict[str, Any]:
         """A form that survives JSON."""
@@ -87,6 +97,8 @@ class Command:
         command = cls(**values)
         command.feed = [Fed(*fed) for fed in command.feed]
         command.score_wave = Scoring(*command.score_wave) if command.score_wave else None
+        if command.observe:
+            command.observe = Observed(*command.observe)
         if command.open_context:
             opened = OpenedContext(*command.open_context)
             star, edges = StarConfig.from_dict(opened.star), tuple(opened.edges)

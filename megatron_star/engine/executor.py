@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from megatron_star.algorithm.attention_map import Looks, observe
 from megatron_star.algorithm.context_encoding import encode_wave, score_wave
 from megatron_star.algorithm.encoded_context import EncodedContext
 from megatron_star.algorithm.star_model import StarModel
@@ -38,6 +39,7 @@ class RankExecutor:
         self.star_model, self.planner, self.store = star_model, planner_of(star_model), store
         self.trouble = Trouble.NONE
         self.scores: Tensor | None = None
+        self.looks: Looks | None = None
         self.contexts: dict[int, EncodedContext] = {}
         self._token_ids: dict[int, list[int]] = {}
         self.sequences: dict[int, Sequence] = {}
@@ -66,6 +68,9 @@ class RankExecutor:
             self.sequences[sequence_id] = Sequence(self.contexts[context_id], tail_rank)
         for sequence_id, num_tail_tokens in command.rewind:
             self.sequences[sequence_id].rewind(num_tail_tokens)
+        if command.observe:
+            sequence_id, *observed = command.observe
+            self.looks = observe(self.star_model, self.sequences[sequence_id], *observed)
         if not command.feed:
             return None
         return generate_step(
