@@ -1,5 +1,6 @@
 """POST /v1/chat/completions."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from fastapi import APIRouter, Request
@@ -25,18 +26,22 @@ router = APIRouter(route_class=CheckedBodyRoute, prefix="/v1", responses=ERROR_R
 async def chat_completions(body: ChatRequest, request: Request) -> Response:
     """The assistant's next message, by the tokenizer's chat template."""
     check_model(request, body.model)
+    ask, answers_of = chat_ask(service_of(request), body)
+    return await answer_with(request, body, ask, answers_of)
 
+
+def chat_ask(
+    service: CompletionService, body: ChatRequest
+) -> tuple[Ask, Callable[[CompletionService, Batch], ChatAnswers]]:
+    """What a chat asks, and how its answers are rendered. Raises FieldError."""
     offer, ask = body.offer(), parse_chat(body)
-    ask = replace(ask, generation=service_of(request).tool_use.generation(ask.generation, offer))
+    ask = replace(ask, generation=service.tool_use.generation(ask.generation, offer))
 
     def answers_of(service: CompletionService, batch: Batch) -> ChatAnswers:
-        return ChatAnswers(
-            service,
-            service.tool_use.reading(offer, prompt_ends(service, batch)),
-            logprobs=bool(body.logprobs),
-        )
+        reading = service.tool_use.reading(offer, prompt_ends(service, batch))
+        return ChatAnswers(service, reading, logprobs=bool(body.logprobs))
 
-    return await answer_with(request, body, ask, answers_of)
+    return ask, answers_of
 
 
 def prompt_ends(service: CompletionService, batch: Batch) -> list[str]:
