@@ -6,9 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from time import monotonic
 
+from megatron_star.engine.answer_rules import AnswerRules
 from megatron_star.engine.request import StarRequest, StarResult, Timings
-from megatron_star.engine.sampling import Choice, RowToSample, uniform
+from megatron_star.engine.row_to_sample import Choice, RowToSample
+from megatron_star.engine.sampling import uniform
 from megatron_star.engine.scheduled_request import ScheduledRequest, Stage
+from megatron_star.engine.token_rules import TokenRules
 from megatron_star.planning.kv_memory import MOST_PROPOSED_TOKENS
 from megatron_star.planning.planner import PlannedContext
 from megatron_star.planning.sizes import sizes_of
@@ -20,13 +23,13 @@ class NewToken:
     """A token as it came.
 
     `text` is what it adds to the answer; a piece in which a stop string may begin comes with a later token.
-    `likeliest` is the most likely token in its place, with its log-probability.
+    `top` are the likeliest tokens in its place with their log-probabilities, as many as the request asks for.
     """
 
     token: int
     logprob: float
     text: str
-    likeliest: tuple[int, float]
+    top: tuple[tuple[int, float], ...]
 
 
 class Answer(ScheduledRequest):
@@ -38,7 +41,7 @@ class Answer(ScheduledRequest):
         error: why it ends with `error`.
         ended: set when there is a result.
         num_encoded_tokens: context tokens that are encoded so far.
-        likeliest: the most likely token in the place of each of `tokens`, with its log-probability.
+        top: for each of `tokens`, see `NewToken`.
         num_proposed_tokens, num_accepted_tokens: see `StarResult`.
     """
 
@@ -56,9 +59,10 @@ class Answer(ScheduledRequest):
             planned: its context.
             is_long: how that is encoded, see `EncodedContext`.
         """
-        query = list(request.query_tokens)
+        query = list(request.query_tokens) if request.needs_query else []
         num_tail_tokens = len(query) + request.sampling.num_tokens_to_generate
-        super().__init__(request_id, request.context_tokens, query, num_tail_tokens, planned, is_long)
+        context, owner = request.context_tokens, request.owner
+        super().__init__(request_id, context, query, num_tail_tokens, planned, is_long, owner)
         # Slices first: what came before may be a million tokens.
         prompt = request.context_tokens[-PROMPT_TOKENS:] + request.query_tokens[-PROMPT_TOKENS:]
         self.request, self._stream = request, TextStream(tokenizer, prompt)
@@ -68,7 +72,8 @@ class Answer(ScheduledRequest):
         self.error: str | None = None
         self.tokens: list[int] = []
         self.logprobs: list[float] = []
-        self.likeliest: list[tuple[int, float]] = []
+        self.top: list[tuple[tuple[int, float], ...]] = []
+        self._rules = self._make_rules()
         self.text = ""
         self.num_encoded_tokens = 0
         self.num_proposed_tokens = self.num_accepted_tokens = 0
@@ -78,6 +83,13 @@ class Answer(ScheduledRequest):
         ) = 0.0
         self._events: queue.SimpleQueue[NewToken | None] = queue.SimpleQueue()
         self._result: StarResult | None = None
+
+    def _make_rules(self) -> AnswerRules | None:
+        """None where the request has none."""
+        request = self.request
+        if request.rules == TokenRules():
+            return None
+        return AnswerRules(request.rules, (request.context_tokens, request.query_tokens), self.tokens)
 
     def __iter__(self) -> Iterator[NewToken]:
         """Tokens as they come, until the end; once."""
@@ -111,12 +123,10 @@ class Answer(ScheduledRequest):
 
     def note_encoding(self) -> None:
         """How far its context is by now."""
-        plan, num_waves = self.context.plan, self.context.next_wave
         if self.context.encoded:
             self._note_encoded()
-        elif num_waves:
-            encoded = sum(segment.num_tokens for wave in plan.waves[:num_waves] for segment in wave)
-            self.num_encoded_tokens = plan.start + encoded
+        elif self.context.next_wave:
+            self.num_encoded_tokens = self.context.num_encoded_tokens
 
     def _note_encoded(self) -> None:
         self.num_encoded_tokens = self.plan.num_tokens
@@ -128,6 +138,11 @@ class Answer(ScheduledRequest):
         return len(self.request.query_tokens) + len(self.tokens) - 1
 
     @property
+    def ends_without_tokens(self) -> bool:
+        """None are to be generated, and all that was asked of the prompt has been done."""
+        return not (self.request.sampling.num_tokens_to_generate or self.pending) and self.context.encoded
+
+    @property
     def most_proposed(self) -> int:
         """Proposals of which each can still be followed by a token of this answer."""
         room = self.request.sampling.num_tokens_to_generate - len(self.tokens) - 1
@@ -135,23 +150,30 @@ class Answer(ScheduledRequest):
 
     def rows_to_sample(self, num_rows: int, vocab_size: int) -> list[RowToSample]:
         """How the next tokens, so many, are chosen from logits of this size, if those before are kept."""
-        request, first = self.request, len(self.tokens)
+        request, first, rules = self.request, len(self.tokens), self._rules
         ends = [end for end in request.all_end_tokens if end < vocab_size]
-        return [
-            RowToSample(
-                request.sampling,
-                uniform(request.seed, index),
-                forbidden=ends if index < request.min_tokens else (),
+        rows = []
+        for index in range(num_rows):
+            proposed = self.fed_proposals[:index]
+            bad = rules.forbidden(proposed) if rules else ()
+            rows.append(
+                RowToSample(
+                    request.sampling,
+                    uniform(request.seed, first + index),
+                    forbidden=[*bad, *ends] if first + index < request.min_tokens else bad,
+                    rules=rules,
+                    proposed=proposed,
+                    num_top_logprobs=request.num_top_logprobs,
+                )
             )
-            for index in range(first, first + num_rows)
-        ]
+        return rows
 
     def add_token(self, choice: Choice) -> None:
         """The next token of the answer; sets `finish_reason` at an end."""
-        request, (token, logprob, *likeliest, _) = self.request, choice
-        self.likeliest.append(tuple(likeliest))
+        request, token = self.request, choice.token
         self.tokens.append(token)
-        self.logprobs.append(logprob)
+        self.logprobs.append(choice.logprob)
+        self.top.append(choice.top)
         self._last_token_at = monotonic()
         self._first_token_at = self._first_token_at or self._last_token_at
         if token in request.all_end_tokens:
@@ -162,7 +184,7 @@ class Answer(ScheduledRequest):
         if not self.finish_reason and len(self.tokens) == request.sampling.num_tokens_to_generate:
             self.finish_reason = "length"
         self._cut_at_stop_text()
-        self._events.put(NewToken(token, logprob, self._text_to_emit(), self.likeliest[-1]))
+        self._events.put(NewToken(token, choice.logprob, self._text_to_emit(), choice.top))
 
     def end(self, reason: str, kv_bytes_per_cp_rank: list[int], kv_bytes_by_kind: dict[str, int]) -> None:
         """The one terminal state: `stop`, `length`, `cancelled`, `deadline` or `error`."""

@@ -8,7 +8,8 @@ from torch import Tensor
 from megatron_star.engine.answer import Answer
 from megatron_star.engine.command import Command
 from megatron_star.engine.finite import why_not_finite
-from megatron_star.engine.sampling import Choice, sample_rows
+from megatron_star.engine.row_to_sample import Choice
+from megatron_star.engine.sampling import sample_rows
 from megatron_star.engine.scheduled_request import Stage
 from megatron_star.engine.scheduler import Scheduler
 
@@ -25,10 +26,16 @@ class Emission:
 
         logits: as `RankExecutor.execute` returns them.
         """
-        for answer in self.scheduler.running.values():
+        running = list(self.scheduler.running.values())
+        for answer in running:
             answer.note_encoding()
-        if logits is None:
-            return
+        if logits is not None:
+            self._sample(command, logits)
+        for answer in running:
+            if answer.stage < Stage.ENDED and answer.ends_without_tokens:
+                self._end(answer, "length")
+
+    def _sample(self, command: Command, logits: Tensor) -> None:
         fed = [(self.scheduler.running[fed.sequence_id], fed.num_logits) for fed in command.feed]
         rows = [answer.rows_to_sample(num_logits, logits.size(1)) for answer, num_logits in fed]
         choices = iter(sample_rows(logits, list(chain.from_iterable(rows))))
@@ -42,10 +49,14 @@ class Emission:
         answer.stage = Stage.ANSWERING
         proposals, answer.fed_proposals = answer.fed_proposals, []
         for choice, row, proposal in zip(choices, logits, [*proposals, None], strict=True):
-            if choice.is_finite:
-                answer.add_token(choice)
-            else:
+            if not choice.is_finite:
                 answer.error = why_not_finite(row, len(answer.tokens))
+            elif not choice.is_possible:
+                answer.error = (
+                    f"token {len(answer.tokens)}: what was asked of the answer leaves no token for it"
+                )
+            else:
+                answer.add_token(choice)
             if answer.error or answer.finish_reason:
                 self._end(answer, "error" if answer.error else answer.finish_reason)
                 return

@@ -10,6 +10,7 @@ from megatron.core.inference.sampling_params import SamplingParams
 
 from megatron_star.config import DEFAULT_SPECULATE, SPECULATE, FieldError, StarConfig
 from megatron_star.engine.grammar import Grammar
+from megatron_star.engine.owner import Owner
 from megatron_star.engine.token_rules import TokenRules
 
 MOST_TOP_LOGPROBS = 20
@@ -21,9 +22,11 @@ class StarRequest:
 
     Attributes:
         context_tokens: what is encoded by `star`; may be empty.
-        query_tokens: what follows it; at least one.
+        query_tokens: what follows it; at least one, where anything is computed of it.
         sampling: Megatron's parameters. Used: temperature, top_k, top_p, num_tokens_to_generate,
-            termination_id, stop_words. top_k=1 is greedy; top_p is taken of what top_k leaves.
+            termination_id, stop_words. top_k=1 is greedy; top_p is taken of what top_k leaves. With 0 tokens
+            to generate, the request ends when its context is encoded and the log-probabilities are there that
+            are asked for; without these, the query does not go through the model.
         end_tokens: further ids that end the answer, as `termination_id` does.
         min_tokens: before so many are generated, neither an end token is chosen nor a stop text heeded.
         speculate: how tokens are guessed, which a step then verifies: `lookup` or `off`. It changes no token.
@@ -38,6 +41,7 @@ class StarRequest:
         skip_special_tokens: the answer's text does not have them.
         tenant, cache_salt: contexts of others than these two are never used, nor seen to be there.
         priority: lower ones are admitted before others of the tenant.
+        share: of the work, relative to other tenants.
         turn_edges: where, in tokens, earlier contexts ended that this one extends. Each part is cut into
             blocks on its own, so what was encoded for an earlier turn is used again as it is.
     """
@@ -61,12 +65,23 @@ class StarRequest:
     tenant: str = ""
     cache_salt: str = ""
     priority: int = 0
+    share: float = 1.0
+
+    @property
+    def owner(self) -> Owner:
+        """Whose it is."""
+        return Owner(tenant=self.tenant, cache_salt=self.cache_salt, priority=self.priority, share=self.share)
 
     @property
     def all_end_tokens(self) -> tuple[int, ...]:
         """Every id that ends the answer."""
         termination = self.sampling.termination_id
         return self.end_tokens if termination is None else (termination, *self.end_tokens)
+
+    @property
+    def needs_query(self) -> bool:
+        """The query goes through the model."""
+        return self.sampling.num_tokens_to_generate > 0 or self.prompt_logprobs is not None
 
     def copy(self) -> Self:
         """One that stays as it is, whatever the caller does with the lists and the sampling of this one."""
@@ -79,7 +94,7 @@ class StarRequest:
 
     def check(self, *, vocab_size: int, max_sequence_length: int) -> None:
         """Raises ValueError (a FieldError where one field is wrong), naming the value and the bound."""
-        if not self.query_tokens:
+        if self.needs_query and not self.query_tokens:
             raise ValueError("the query is empty: it needs at least one token")
         for token in (*self.context_tokens, *self.query_tokens):
             if not 0 <= token < vocab_size:
@@ -126,9 +141,9 @@ def _check_turn_edges(edges: tuple[int, ...], num_context_tokens: int) -> None:
 
 def _check_sampling(sampling: SamplingParams, vocab_size: int) -> None:
     count = sampling.num_tokens_to_generate
-    if not isinstance(count, int) or count < 1:
+    if not isinstance(count, int) or count < 0:
         raise FieldError(
-            f"num_tokens_to_generate is {count!r}: it must be at least 1", "num_tokens_to_generate"
+            f"num_tokens_to_generate is {count!r}: it must be at least 0", "num_tokens_to_generate"
         )
     if not 0.0 <= sampling.temperature < float("inf"):
         raise FieldError(

@@ -7,6 +7,9 @@ Probabilities are integers: exp((logit - largest) / temperature) in units of 2^-
 same in any order. So a token depends on its own row alone, however a device adds up one row or many, and a
 few hundred candidates give the very token that sorting the vocabulary does.
 
+Rules change logits first (`ruled_logits.py`); then come temperature, min_p, top_k and top_p, in this order.
+Log-probabilities are of the logits as they were, at temperature 1.
+
     logits          [rows, vocab_size], float32
     weights         [rows, tokens], int64: probabilities that do not add up to one
     cumulative      [rows, tokens], int64: of weights
@@ -19,8 +22,10 @@ from itertools import batched, chain
 from typing import NamedTuple, Self
 
 import torch
-from megatron.core.inference.sampling_params import SamplingParams
 from torch import Tensor
+
+from megatron_star.engine.row_to_sample import Choice, RowToSample
+from megatron_star.engine.ruled_logits import RowsWithRules
 
 UNIT = 2.0**40
 FEWEST_CANDIDATES = 512
@@ -29,43 +34,6 @@ MORE_CANDIDATES = 16
 """So many times as many are looked at for rows that keep more than these."""
 MOST_LOGITS_AT_ONCE = {"cpu": 1 << 19, "cuda": 1 << 24}
 """A CPU's cache holds what is made of them; on a GPU it takes some hundred MiB."""
-
-
-class Choice(NamedTuple):
-    """A token that was drawn, and the most likely one, with their log-probabilities at temperature 1.
-
-    It means nothing where a logit of the row is not finite.
-    """
-
-    token: int
-    logprob: float
-    likeliest: int
-    likeliest_logprob: float
-    is_finite: bool
-
-
-class RowToSample(NamedTuple):
-    """How a token is chosen from one row of logits.
-
-    Attributes:
-        sampling: temperature, top_k and top_p are read; top_p is taken of what top_k leaves.
-        random: at least 0 and below 1, see `uniform`.
-        forbidden: tokens that must not be chosen; log-probabilities are as without.
-    """
-
-    sampling: SamplingParams
-    random: float
-    forbidden: Sequence[int] = ()
-
-    @property
-    def is_drawn(self) -> bool:
-        """It is not just the most likely token that is allowed."""
-        return self.sampling.temperature > 0.0 and self.sampling.top_k != 1
-
-    @property
-    def is_filtered(self) -> bool:
-        """It is drawn, and not from all tokens."""
-        return self.is_drawn and (self.sampling.top_k > 1 or 0.0 < self.sampling.top_p < 1.0)
 
 
 def uniform(seed: int, index: int) -> float:
@@ -88,19 +56,55 @@ def sample_rows(logits: Tensor, rows: Sequence[RowToSample]) -> list[Choice]:
 def _sample(logits: Tensor, rows: Sequence[RowToSample], num_candidates: int) -> list[Choice]:
     """`sample_rows`, where top_k and top_p look at so many of the most likely tokens first."""
     largest, likeliest = logits.max(-1, keepdim=True)
-    tokens, is_certain = _draw(logits, likeliest, rows, num_candidates)
-    normaliser = (_weights(logits, largest, math.log2(math.e)).sum(-1, keepdim=True) / UNIT).log()
-    chosen = torch.cat([tokens, likeliest], dim=1)
-    logprobs = logits.gather(1, chosen).double() - largest - normaliser
+    tokens, is_possible, is_certain = _draw(logits, likeliest, rows, num_candidates)
+    total = _weights(logits, largest, math.log2(math.e)).sum(-1, keepdim=True) / UNIT
+    normaliser = total.log().double() + largest
     # The sum of both is finite if no logit is infinite or no number: the largest and the smallest show it.
     is_finite = (largest.double() + logits.amin(-1, keepdim=True)).isfinite()
-    results = torch.cat([chosen, logprobs, is_finite, is_certain | ~is_finite], dim=1).tolist()
-    choices = [Choice(int(r[0]), r[2], int(r[1]), r[3], bool(r[4])) for r in results]
-    if left := [i for i, result in enumerate(results) if not result[5]]:
+    logprobs = logits.gather(1, tokens) - normaliser
+    results = torch.cat([tokens, logprobs, is_finite, is_possible, is_certain | ~is_finite], dim=1)
+    results, tops = _to_host(results, _top_logprobs(logits, normaliser, rows))
+    tops = iter(tops)
+    choices = [
+        Choice(
+            int(token),
+            logprob,
+            tuple(next(tops)[: row.num_top_logprobs]) if row.num_top_logprobs else (),
+            is_finite=bool(finite),
+            is_possible=bool(possible),
+        )
+        for row, (token, logprob, finite, possible, _) in zip(rows, results, strict=True)
+    ]
+    if left := [i for i, result in enumerate(results) if not result[4]]:
         again = _sample(logits[left], [rows[i] for i in left], num_candidates * MORE_CANDIDATES)
         for i, choice in zip(left, again, strict=True):
             choices[i] = choice
     return choices
+
+
+def _top_logprobs(logits: Tensor, normaliser: Tensor, rows: Sequence[RowToSample]) -> Tensor:
+    """Of those rows that ask, [rows, tokens, 2]: the likeliest tokens and their log-probabilities, float64.
+
+    There are as many as any row asks for. Tokens that are as likely come in the order of their ids.
+    """
+    asking = [i for i, row in enumerate(rows) if row.num_top_logprobs]
+    if not asking:
+        return normaliser.new_empty(0, 0, 2)
+    count = min(max(rows[i].num_top_logprobs for i in asking), logits.size(1))
+    logits, normaliser = (torch.stack([of_rows[i] for i in asking]) for of_rows in (logits, normaliser))
+    # Of positive floats, the bits are in the same order; adding zero leaves no negative zero.
+    bits = (logits + 0.0).view(torch.int32)
+    order = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).long() << 32
+    ids = (order - torch.arange(logits.size(1), device=logits.device)).topk(count).indices
+    return torch.stack([ids, logits.gather(1, ids) - normaliser], dim=-1)
+
+
+def _to_host(results: Tensor, tops: Tensor) -> tuple[list[list[float]], list[list[tuple[int, float]]]]:
+    """Both, in one copy."""
+    flat = torch.cat([results.flatten(), tops.flatten()]).tolist()
+    of_rows = [list(numbers) for numbers in batched(flat[: results.numel()], results.size(1))]
+    pairs = [(int(token), value) for token, value in batched(flat[results.numel() :], 2)]
+    return of_rows, [list(its) for its in batched(pairs, max(1, tops.size(1)))]
 
 
 class _Drawn(NamedTuple):
@@ -112,6 +116,7 @@ class _Drawn(NamedTuple):
         random: float64.
         top_k: int64, 0 is off.
         top_p: float64, 1 is off.
+        min_p: float32, as a power of two; minus infinity is off.
     """
 
     places: Tensor
@@ -119,16 +124,23 @@ class _Drawn(NamedTuple):
     random: Tensor
     top_k: Tensor
     top_p: Tensor
+    min_p: Tensor
 
     @classmethod
     def of_numbers(cls, numbers: Tensor) -> Self:
-        """Of what `_numbers` wrote, [5 * rows], float64."""
-        places, scale, random, top_k, top_p = numbers.view(5, -1, 1)
-        return cls(places[:, 0].long(), scale.float(), random, top_k.long(), top_p)
+        """Of what `_numbers` wrote, [6 * rows], float64."""
+        places, scale, random, top_k, top_p, min_p = numbers.view(6, -1, 1)
+        return cls(places[:, 0].long(), scale.float(), random, top_k.long(), top_p, min_p.float())
 
     def rows_of(self, logits: Tensor) -> Tensor:
         """These rows of the logits of all; no copy if they are all."""
         return logits if len(self.places) == len(logits) else logits.index_select(0, self.places)
+
+    def likely_of(self, logits: Tensor) -> Tensor:
+        """These rows of the logits of all, without tokens that min_p leaves out."""
+        logits = self.rows_of(logits)
+        powers = (logits - logits.amax(-1, keepdim=True)) * self.scale
+        return logits.masked_fill(powers < self.min_p, -math.inf)
 
 
 def _numbers(rows: Sequence[RowToSample], places: Sequence[int]) -> list[float]:
@@ -139,6 +151,7 @@ def _numbers(rows: Sequence[RowToSample], places: Sequence[int]) -> list[float]:
         *(row.random for row in chosen),
         *(row.sampling.top_k for row in chosen),
         *(row.sampling.top_p or 1.0 for row in chosen),
+        *(math.log2(row.min_p) if row.min_p else -math.inf for row in chosen),
     ]
 
 
@@ -149,30 +162,35 @@ def _scale(temperature: float) -> float:
 
 def _draw(
     logits: Tensor, likeliest: Tensor, rows: Sequence[RowToSample], num_candidates: int
-) -> tuple[Tensor, Tensor]:
-    """A token for each row, and whether so many candidates were enough for it, [rows, 1] each."""
-    indices = range(len(rows))
-    plain = [i for i in indices if rows[i].is_drawn and not rows[i].is_filtered]
-    filtered = [i for i in indices if rows[i].is_filtered]
-    forbidden = [(i, token) for i in indices for token in rows[i].forbidden]
-    tokens, is_certain = likeliest, torch.ones_like(likeliest, dtype=torch.bool)
-    if not (plain or filtered or forbidden):
-        return tokens, is_certain
-    numbers = [_numbers(rows, plain), _numbers(rows, filtered), list(chain.from_iterable(forbidden))]
-    plain_numbers, filtered_numbers, forbidden_numbers = _to_device(numbers, logits.device)
-    if forbidden:
-        places = tuple(forbidden_numbers.long().view(-1, 2).T)
-        logits = logits.index_put(places, logits.new_full((), -math.inf))
-        tokens = logits.argmax(-1, keepdim=True)
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each row a token, whether there is one, and whether so many candidates were enough, [rows, 1] each.
+
+    likeliest: [rows, 1], whatever rules say.
+    """
+    plain = [i for i, row in enumerate(rows) if row.is_drawn and not row.is_filtered]
+    filtered = [i for i, row in enumerate(rows) if row.is_filtered]
+    ruled = RowsWithRules(rows)
+    tokens = likeliest
+    is_possible = is_certain = torch.ones_like(likeliest, dtype=torch.bool)
+    if not (plain or filtered or ruled):
+        return tokens, is_possible, is_certain
+    numbers = [_numbers(rows, plain), _numbers(rows, filtered), *ruled.numbers()]
+    plain_numbers, filtered_numbers, *ruled_numbers = _to_device(numbers, logits.device)
+    if ruled:
+        logits = ruled.apply(logits, ruled_numbers)
+        largest, tokens = logits.max(-1, keepdim=True)
+        is_possible = ~largest.isneginf()
     if plain:
         drawn = _Drawn.of_numbers(plain_numbers)
-        tokens = tokens.index_copy(0, drawn.places, _draw_from_all(drawn.rows_of(logits), drawn))
+        left = (drawn.likely_of if any(rows[i].min_p for i in plain) else drawn.rows_of)(logits)
+        tokens = tokens.index_copy(0, drawn.places, _draw_from_all(left, drawn))
     if filtered:
         drawn = _Drawn.of_numbers(filtered_numbers)
-        found, enough = _draw_from_candidates(drawn.rows_of(logits), drawn, num_candidates)
+        left = (drawn.likely_of if any(rows[i].min_p for i in filtered) else drawn.rows_of)(logits)
+        found, enough = _draw_from_candidates(left, drawn, num_candidates)
         tokens = tokens.index_copy(0, drawn.places, found)
         is_certain = is_certain.index_copy(0, drawn.places, enough)
-    return tokens, is_certain
+    return tokens, is_possible, is_certain
 
 
 def _to_device(numbers: Sequence[Sequence[float]], device: torch.device) -> Sequence[Tensor]:
@@ -220,7 +238,8 @@ def _draw_from_candidates(logits: Tensor, drawn: _Drawn, num_candidates: int) ->
     needed = torch.where(drawn.top_k > 0, kth, values.gather(1, last))
     place = _first_beyond(cumulative, _share(cumulative.gather(1, last), drawn.random))
     # All that are more likely than the least candidate are candidates; of those as likely, some are not.
-    return ids.gather(1, place), (needed > least) | (num_candidates >= logits.size(1))
+    enough = (needed > least) | least.isneginf() | (num_candidates >= logits.size(1))
+    return ids.gather(1, place), enough
 
 
 def _candidates(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:

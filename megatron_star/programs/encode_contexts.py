@@ -75,8 +75,8 @@ def main() -> None:
 def request_of(text: str, args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase) -> StarRequest:
     """A question about a document, of which only the context matters."""
     context, query = split_into_tokens(tokenizer, text, ANY_QUESTION, chat=args.chat)
-    one_token = SamplingParams(num_tokens_to_generate=1, top_k=1)
-    return StarRequest(context_tokens=context, query_tokens=query, star=star_config(args), sampling=one_token)
+    no_tokens = SamplingParams(num_tokens_to_generate=0)
+    return StarRequest(context_tokens=context, query_tokens=query, star=star_config(args), sampling=no_tokens)
 
 
 def encode(engine: StarEngine, answers: Sequence[Answer]) -> None:

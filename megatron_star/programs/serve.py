@@ -69,7 +69,11 @@ class Frontend:
         self._stdout.write(f"ready: http://{self.args.host}:{self.port}/ serves {self.settings.model_name}")
         signals.first.wait()
         self._stdout.write("draining: no new requests")
-        self.server.drain(self.args.drain_seconds, hurry=lambda: signals.count > 1)
+        self.server.drain(
+            self.args.drain_seconds,
+            hurry=lambda: signals.count > 1,
+            notice_seconds=self.args.drain_notice_seconds,
+        )
         service.engine.stop()
 
     def say_stopped(self) -> None:

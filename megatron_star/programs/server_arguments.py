@@ -45,8 +45,24 @@ def _add_who_is_let_in(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--served-model-name",
         type=text_argument,
+        nargs="+",
         metavar="NAME",
-        help="default: the name of the --load folder",
+        help="what clients may call the model; answers have the first; default: name of the --load folder",
+    )
+    group.add_argument(
+        "--allowed-origins",
+        type=text_argument,
+        nargs="+",
+        default=[],
+        metavar="ORIGIN",
+        help="of pages elsewhere that may use the server from a browser, as https://app.example; "
+        "with a key, * is all of them",
+    )
+    group.add_argument(
+        "--root-path",
+        type=text_argument,
+        metavar="PATH",
+        help="under which a proxy shows the server, as /star; it passes requests on without it",
     )
 
 
@@ -75,7 +91,20 @@ def _add_how_much(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_how_long(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--drain-seconds", type=_seconds, default=30.0, metavar="S", help="after SIGTERM")
+    group.add_argument(
+        "--drain-notice-seconds",
+        type=_seconds,
+        default=0.0,
+        metavar="S",
+        help="after SIGTERM, in which /health says 503 and requests are taken: until a proxy has seen it",
+    )
+    group.add_argument(
+        "--drain-seconds",
+        type=_seconds,
+        default=30.0,
+        metavar="S",
+        help="after that, for running requests to end",
+    )
     group.add_argument(
         "--request-body-seconds",
         type=_seconds,
@@ -118,8 +147,10 @@ def _add_what_a_query_is(group: argparse._ArgumentGroup) -> None:
 def server_settings(args: argparse.Namespace) -> ServerSettings:
     """The settings that these arguments ask for; raises ValueError or OSError."""
     key_file = args.api_key_file
+    name, *more_names = args.served_model_name or [Path(args.load).resolve().name]
     return ServerSettings(
-        model_name=args.served_model_name or Path(args.load).resolve().name,
+        model_name=name,
+        more_model_names=tuple(more_names),
         star=star_config(args),
         num_query_tokens=args.star_query_tokens,
         separator=args.star_separator,
@@ -133,4 +164,6 @@ def server_settings(args: argparse.Namespace) -> ServerSettings:
         speculate=args.speculate,
         metrics_per_expert=args.metrics_per_expert,
         host=args.host,
+        allowed_origins=tuple(args.allowed_origins),
+        root_path=args.root_path or "",
     )

@@ -57,7 +57,7 @@ async def _whole(request: Request) -> bytes:
 
 
 def _is_json(content_type: str) -> bool:
-    """A page elsewhere cannot send that unless this server would allow it, which it never does."""
+    """A page elsewhere cannot send that unless this server allows it, as with `--allowed-origins`."""
     message = Message()
     message["content-type"] = content_type
     subtype = message.get_content_subtype()

@@ -64,8 +64,14 @@ class HttpServer:
         """Take requests."""
         self.state.service = service
 
-    def drain(self, seconds: float, hurry: Callable[[], bool]) -> None:
-        """Refuse new requests, wait for those inside, for so long or until `hurry`, then cancel and close."""
+    def drain(self, seconds: float, hurry: Callable[[], bool], *, notice_seconds: float = 0.0) -> None:
+        """Refuse new requests, wait for those inside, for so long or until `hurry`, then cancel and close.
+
+        Args:
+            notice_seconds: before that, requests are taken while /health says no more: until proxies know.
+        """
+        self.state.leaving = True
+        _wait(notice_seconds, hurry)
         self.state.draining = True
         self._wait_until_empty(seconds, hurry)
         if self.state.service:
@@ -74,10 +80,8 @@ class HttpServer:
         self._server.should_exit = True
         self._thread.join(SECONDS_FOR_LAST_WORDS)
 
-    def _wait_until_empty(self, seconds: float, hurry: Callable[[], bool]) -> None:
-        deadline = monotonic() + seconds
-        while self.state.num_active and monotonic() < deadline and not hurry():
-            sleep(0.05)
+    def _wait_until_empty(self, seconds: float, over: Callable[[], bool]) -> None:
+        _wait(seconds, lambda: not self.state.num_active or over())
 
     def _run(self) -> None:
         try:
@@ -86,3 +90,10 @@ class HttpServer:
                 raise RuntimeError("the HTTP server ended unasked")
         except Exception as error:
             self._on_failure(error)
+
+
+def _wait(seconds: float, over: Callable[[], bool]) -> None:
+    """For so long, or until it is over."""
+    deadline = monotonic() + seconds
+    while monotonic() < deadline and not over():
+        sleep(0.05)

@@ -3,7 +3,6 @@
 import asyncio
 import hmac
 import logging
-import secrets
 from functools import partial
 from time import monotonic
 
@@ -13,10 +12,11 @@ from megatron_star.server.connection import admitted
 from megatron_star.server.errors import KINDS, error_response
 from megatron_star.server.metrics import ServerMetrics
 from megatron_star.server.record import record_of
+from megatron_star.server.request_id import HEADER, name_request
 from megatron_star.server.settings import ServerSettings
 from megatron_star.server.state import ServerState
 
-OPEN_PATHS = ("/", "/health")
+OPEN_PATHS = ("/", "/health", "/ping")
 KNOWN_METHODS = ("GET", "HEAD", "PUT", "POST", "DELETE", "PATCH", "OPTIONS")
 BODIES_IN_FLIGHT = 32
 log = logging.getLogger("megatron_star.server")
@@ -33,13 +33,15 @@ class AccessLog:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        start, status, ended, request_id = monotonic(), 0, False, secrets.token_hex(8)
+        start, status, ended, record = monotonic(), 0, False, record_of(scope)
+        name_request(scope)
 
         async def noted_send(message: Message) -> None:
             nonlocal status, ended
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
+                headers = [*message.get("headers", ()), (HEADER, record.request_id.encode())]
+                message["headers"] = headers
             else:
                 ended = not message.get("more_body", False)
             await send(message)
@@ -48,21 +50,21 @@ class AccessLog:
             await self.app(scope, receive, noted_send)
         except Exception:
             status = status or 500
-            record_of(scope).error = KINDS[500]
+            record.error = KINDS[500]
             raise
         finally:
             if not ended:
-                record_of(scope).error = record_of(scope).error or KINDS[499]
-            self._note(scope, status or 499, request_id, monotonic() - start)
+                record.error = record.error or KINDS[499]
+            self._note(scope, status or 499, monotonic() - start)
 
-    def _note(self, scope: Scope, status: int, request_id: str, seconds: float) -> None:
+    def _note(self, scope: Scope, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "other")
         method = scope["method"] if scope["method"] in KNOWN_METHODS else "other"
         record = record_of(scope)
         error = record.error or (KINDS.get(status, "refused") if status >= 400 else None)
         self.metrics.note_response(route=route, method=method, status=status, error=error)
         fields = {
-            "request_id": request_id,
+            "request_id": record.request_id,
             "client": (scope.get("client") or ("?",))[0],
             "method": method,
             "route": route,
@@ -72,6 +74,23 @@ class AccessLog:
             **record.numbers,
         }
         log.info("request", extra={"fields": fields})
+
+
+class LastAnswers:
+    """Says `Connection: close` once the server is about to end, so that the next request goes elsewhere."""
+
+    def __init__(self, app: ASGIApp, state: ServerState) -> None:
+        self.app, self.state = app, state
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One ASGI connection."""
+
+        async def closing_send(message: Message) -> None:
+            if message["type"] == "http.response.start" and self.state.leaving:
+                message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
+            await send(message)
+
+        await self.app(scope, receive, closing_send)
 
 
 class Admission:

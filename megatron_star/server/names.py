@@ -22,8 +22,13 @@ LOOPBACK_NAME = "localhost"
 class OwnNames:
     """Names of the loopback; where others are let in too, also this machine's own, and every IP address."""
 
-    def __init__(self, host: str) -> None:
-        """host: where the server listens."""
+    def __init__(self, host: str, allowed_origins: Iterable[str] = ()) -> None:
+        """
+        Args:
+            host: where the server listens.
+            allowed_origins: whose pages may ask it, besides its own.
+        """
+        self._allowed_origins = frozenset(allowed_origins)
         self._loopback_only = _is_loopback(host)
         self._names = {LOOPBACK_NAME}
         if not self._loopback_only:
@@ -41,7 +46,7 @@ class OwnNames:
             text = value.decode("latin-1")
             if name == b"host" and not self._is_own(f"//{text}"):
                 return "Host", text
-            if name == b"origin" and not self._is_own(text):
+            if name == b"origin" and text not in self._allowed_origins and not self._is_own(text):
                 return "Origin", text
         return None
 
@@ -61,7 +66,7 @@ class OwnNamesOnly:
 
     def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
         self.app = app
-        self.names = OwnNames(settings.host) if settings.api_key is None else None
+        self.names = OwnNames(settings.host, settings.allowed_origins) if settings.api_key is None else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One ASGI connection."""

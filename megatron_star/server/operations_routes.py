@@ -1,11 +1,13 @@
 """For whoever runs the server, and for a person who just wants to try it: health, metrics, the page."""
 
 from pathlib import Path
+from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
+import megatron_star
 from megatron_star.server.state import server_of
 
 PAGE = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
@@ -17,16 +19,32 @@ PAGE_HEADERS = {
 router = APIRouter(tags=["operations"])
 
 
-@router.get("/health", responses={503: {"description": "Loading, draining, or a rank does not go on."}})
+NOT_READY: dict[int | str, dict[str, Any]] = {
+    503: {"description": "Loading, draining, or a rank does not go on."}
+}
+
+
+@router.get("/health", responses=NOT_READY)
+@router.get("/ping", responses=NOT_READY)
+@router.post("/ping", responses=NOT_READY)
 async def health(request: Request) -> JSONResponse:
-    """200 while requests are taken and answered, 503 while they are not; needs no key."""
+    """200 while requests are taken and answered, 503 while they are not; needs no key.
+
+    SageMaker asks for it as /ping.
+    """
     state = server_of(request).state
     trouble = state.trouble
-    ready = state.ready and not trouble
-    body = {"status": state.name, "live": True, "ready": ready, "draining": state.draining}
+    ready = state.ready and not state.leaving and not trouble
+    body = {"status": state.name, "live": True, "ready": ready, "draining": state.leaving}
     if trouble:
         body["trouble"] = trouble
     return JSONResponse(body, 200 if ready else 503)
+
+
+@router.get("/version")
+async def version() -> dict[str, str]:
+    """Which megatron-star this is."""
+    return {"version": megatron_star.__version__}
 
 
 @router.get("/metrics", response_class=Response)

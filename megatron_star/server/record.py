@@ -13,12 +13,14 @@ class RequestRecord:
     """Of one HTTP request; the access log reads it when that ends.
 
     Attributes:
+        request_id: its name, in the answer's header and id, and in the log.
         tenant: the name of the API key that it came with; "" where no key is asked for.
         error: the kind of its error, for the log and the counters.
         numbers: of its answers, for the log.
         body_taken: to be called once the body is checked: its bytes are in flight no more.
     """
 
+    request_id: str = ""
     tenant: str = ""
     error: str | None = None
     numbers: dict[str, float] = field(default_factory=dict)

@@ -1,8 +1,12 @@
 """What whoever starts the server chooses: one frozen dataclass."""
 
+import re
 from dataclasses import dataclass, field
 
 from megatron_star.config import DEFAULT_SPECULATE, StarConfig
+from megatron_star.server.origins import check_origins
+
+_ROOT_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -10,7 +14,8 @@ class ServerSettings:
     """Limits, and what a request leaves open.
 
     Attributes:
-        model_name: what `/v1/models` lists and what an OpenAI request must ask for.
+        model_name: what `/v1/models` lists first, what an OpenAI request may ask for and its answer says.
+        more_model_names: what it may ask for, too.
         star: how contexts are encoded unless the request's `star` object says otherwise.
         num_query_tokens: the end of a prompt that is its query where nothing else says so.
         separator: text between context and query, looked for where a request names none.
@@ -25,9 +30,12 @@ class ServerSettings:
         speculate: how tokens are guessed unless a request's `star` object says otherwise.
         metrics_per_expert: whether /metrics counts the tokens of each expert of each layer.
         host: where it listens; without a key, it decides which names clients may use for this machine.
+        allowed_origins: of pages in browsers that may ask and read answers; `*`, with a key, is all.
+        root_path: under which a proxy shows the server, which takes it away from what it passes on.
     """
 
     model_name: str
+    more_model_names: tuple[str, ...] = ()
     star: StarConfig = field(default_factory=StarConfig)
     num_query_tokens: int = 256
     separator: str | None = None
@@ -41,6 +49,8 @@ class ServerSettings:
     speculate: str = DEFAULT_SPECULATE
     metrics_per_expert: bool = False
     host: str = "127.0.0.1"
+    allowed_origins: tuple[str, ...] = ()
+    root_path: str = ""
 
     def __post_init__(self) -> None:
         """Raises ValueError, naming the value and the bound."""
@@ -53,6 +63,16 @@ class ServerSettings:
             raise ValueError("the API key must be one line of printable ASCII characters")
         if self.api_key == "":
             raise ValueError("the API key is empty")
+        if len(set(self.model_names)) < len(self.model_names):
+            raise ValueError(f"model names {', '.join(self.model_names)}: each may be there once")
+        check_origins(self.allowed_origins, has_key=self.api_key is not None)
+        if self.root_path and not _ROOT_PATH.fullmatch(self.root_path):
+            raise ValueError(f"root_path is {self.root_path!r}: it must be as /star, without a / at its end")
+
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        """All that the model is called."""
+        return (self.model_name, *self.more_model_names)
 
     @property
     def max_sequences(self) -> int:

@@ -13,9 +13,14 @@ from megatron_star.server.settings import ServerSettings
 
 @dataclass
 class ServerState:
-    """Written by the main thread (service, draining) and by the HTTP thread (num_active)."""
+    """Written by the main thread (service, leaving, draining) and by the HTTP thread (num_active).
+
+    Attributes:
+        leaving: the server ends soon, which /health says to proxies; requests are taken until it drains.
+    """
 
     service: CompletionService | None = None
+    leaving: bool = False
     draining: bool = False
     num_active: int = 0
 
@@ -34,7 +39,7 @@ class ServerState:
         """`loading`, `ready`, `draining` or `stalled`."""
         if self.service is None:
             return "loading"
-        if self.draining:
+        if self.leaving:
             return "draining"
         return "stalled" if self.trouble else "ready"
 

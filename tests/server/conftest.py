@@ -12,7 +12,7 @@ def server(smollm2, tmp_path_factory) -> Iterator[RunningServer]:
     """Ready, with small blocks, so that a short text has several."""
     directory = tmp_path_factory.mktemp("server")
     running = start_server(
-        smollm2[1], directory, "--served-model-name", "smollm2", "--star-block-size", "256"
+        smollm2[1], directory, "--served-model-name", "smollm2", "other-name", "--star-block-size", "256"
     )
     running.wait_until_ready()
     yield running

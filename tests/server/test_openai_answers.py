@@ -26,7 +26,7 @@ def answered(request, smollm2):
     answer = SimpleNamespace(
         tokens=tokens,
         logprobs=[-0.5] * len(tokens),
-        likeliest=[(tokens[0], -0.1)] * len(tokens),
+        top=[((tokens[0], -0.1),)] * len(tokens),
         text=TEXT,
         finish_reason="length",
     )
@@ -38,7 +38,7 @@ def answered(request, smollm2):
 
 def pieces_of(answers, answer) -> list[dict]:
     """The chunks of a stream of this answer."""
-    tokens = zip(answer.tokens, answer.logprobs, answer.likeliest, strict=True)
+    tokens = zip(answer.tokens, answer.logprobs, answer.top, strict=True)
     return [answers.piece(0, NewToken(token, value, "", best)) for token, value, best in tokens]
 
 
@@ -75,9 +75,10 @@ def test_the_pieces_of_a_text_without_split_characters_are_the_text():
         assert "".join(TokenBytes(tokenizer).pieces(tokens, at_start=True)) == "the user and the question"
 
 
-def test_the_most_likely_token_is_told_beside_the_one_that_was_drawn(answered):
+def test_the_likeliest_tokens_are_told_and_the_one_that_was_drawn_among_them(answered):
     service, _, answer = answered
-    token = ChatAnswers(service, logprobs=True, top_logprobs=True).choice(0, answer)["logprobs"]["content"][1]
+    token = ChatAnswers(service, logprobs=True).choice(0, answer)["logprobs"]["content"][1]
     assert [(top["token"], top["logprob"]) for top in token["top_logprobs"]] == [
-        (service.token_bytes.piece(answer.tokens[0]), -0.1)
+        (service.token_bytes.piece(answer.tokens[0]), -0.1),
+        (service.token_bytes.piece(answer.tokens[1]), -0.5),
     ]

@@ -5,11 +5,11 @@ import signal
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from time import monotonic, sleep
+from time import monotonic
 
 import httpx
 import pytest
-from running_server import GOOD
+from running_server import GOOD, wait_for
 
 LONG = {"prompts": ["Count: one, two,"], "tokens_to_generate": 400, "top_k": 1, "stop_token": 0}
 
@@ -18,14 +18,6 @@ def gauge(server, name: str, **options) -> float:
     """A number of /metrics."""
     lines = httpx.get(f"{server.url}/metrics", **options).text.splitlines()
     return float(next(line.split()[-1] for line in lines if line.split()[0] == f"megatron_star_{name}"))
-
-
-def wait_for(condition, seconds: float = 20) -> None:
-    """Until it holds."""
-    deadline = monotonic() + seconds
-    while not condition():
-        assert monotonic() < deadline, "it did not come true"
-        sleep(0.05)
 
 
 def lines_after_text(stream) -> Iterator[str]:

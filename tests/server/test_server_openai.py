@@ -15,7 +15,7 @@ def client(server):
 
 
 def test_the_one_model_is_listed_and_found(client):
-    assert [model.id for model in client.models.list()] == [MODEL]
+    assert [model.id for model in client.models.list()] == [MODEL, "other-name"]
     assert client.models.retrieve(MODEL).id == MODEL
 
 

@@ -27,7 +27,7 @@ def generate(answer: Answer, tokens: list[int]) -> list[str]:
     """The pieces of text that come as the model chooses these tokens, until the answer ends."""
     pieces = []
     for token in tokens:
-        answer.add_token(Choice(token, -1.0, token, -1.0, is_finite=True))
+        answer.add_token(Choice(token, -1.0))
         pieces.append(answer._events.get().text)
         if answer.finish_reason:
             break

@@ -12,7 +12,7 @@ SAMPLING = {"num_tokens_to_generate": 4}
 @pytest.mark.parametrize(
     ("sampling", "fields", "field"),
     [
-        ({"num_tokens_to_generate": 0}, {}, "num_tokens_to_generate"),
+        ({"num_tokens_to_generate": -1}, {}, "num_tokens_to_generate"),
         ({"temperature": -1.0}, {}, "temperature"),
         ({"top_k": 10}, {}, "top_k"),
         ({"top_p": 1.5}, {}, "top_p"),

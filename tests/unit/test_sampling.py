@@ -97,23 +97,25 @@ def test_random_numbers_are_even_over_places_and_over_seeds_and_independent_of_t
 
 
 def test_log_probabilities_are_the_models_own_whatever_is_forbidden_or_filtered():
-    rows, logits = rows_of_all_kinds(40, seed=3), logits_of_all_kinds(40)
+    rows = [row._replace(num_top_logprobs=1) for row in rows_of_all_kinds(40, seed=3)]
+    logits = logits_of_all_kinds(40)
     expected = logits.double().log_softmax(-1)
     for i, choice in enumerate(sample_rows(logits, rows)):
         assert choice.token not in rows[i].forbidden
         assert choice.logprob == pytest.approx(expected[i, choice.token].item(), abs=2e-6)
-        assert choice.likeliest == logits[i].argmax()
-        assert choice.likeliest_logprob == pytest.approx(expected[i].max().item(), abs=2e-6)
+        likeliest, its_logprob = choice.top[0]
+        assert likeliest == logits[i].argmax()
+        assert its_logprob == pytest.approx(expected[i].max().item(), abs=2e-6)
         assert choice.is_finite
 
 
 def test_a_forbidden_likeliest_token_is_named_but_not_chosen():
     logits = torch.tensor([[1.0, 3.0, 2.0], [1.0, 3.0, 2.0]])
     rows = [
-        RowToSample(SamplingParams(top_k=1), 0.5, (1,)),
-        RowToSample(SamplingParams(top_k=2), 0.0, (1, 1)),
+        RowToSample(SamplingParams(top_k=1), 0.5, (1,), num_top_logprobs=1),
+        RowToSample(SamplingParams(top_k=2), 0.0, (1, 1), num_top_logprobs=1),
     ]
-    assert [choice[0:4:2] for choice in sample_rows(logits, rows)] == [(2, 1), (2, 1)]
+    assert [(c.token, c.top[0][0]) for c in sample_rows(logits, rows)] == [(2, 1), (2, 1)]
 
 
 @pytest.mark.parametrize("broken", [float("nan"), float("inf"), float("-inf")])

@@ -7,18 +7,25 @@ from megatron_star.engine.request import StarResult
 from megatron_star.server.service import CompletionService
 from megatron_star.server.wires.completion_answers import LogprobOfToken
 
+Likely = tuple[tuple[int, float], ...]
+
+
+def with_chosen(top: Likely, token: int, logprob: float) -> Likely:
+    """The likeliest tokens, if any were asked for, and the chosen one, whose log-probability this is."""
+    return top if not top or token in dict(top) else (*top, (token, logprob))
+
 
 class ChatAnswers:
     """`/v1/chat/completions`: messages of the assistant."""
 
     name, chunk_name, prefix = "chat.completion", "chat.completion.chunk", "chatcmpl"
 
-    def __init__(self, service: CompletionService, *, logprobs: bool, top_logprobs: bool = False) -> None:
-        self.token_bytes, self.logprobs, self.top_logprobs = service.token_bytes, logprobs, top_logprobs
+    def __init__(self, service: CompletionService, *, logprobs: bool) -> None:
+        self.token_bytes, self.logprobs = service.token_bytes, logprobs
 
     def choice(self, index: int, answer: Answer) -> dict[str, Any]:
         """A whole answer."""
-        tokens = zip(answer.tokens, answer.logprobs, answer.likeliest, strict=True)
+        tokens = zip(answer.tokens, answer.logprobs, answer.top, strict=True)
         return {
             "index": index,
             "message": {"role": "assistant", "content": answer.text, "refusal": None},
@@ -34,7 +41,7 @@ class ChatAnswers:
         """One token, unless it says nothing."""
         if not token.text and not self.logprobs:
             return None
-        tokens = [(token.token, token.logprob, token.likeliest)]
+        tokens = [(token.token, token.logprob, token.top)]
         logprobs = self._logprobs(tokens) if self.logprobs else None
         return self._chunk(index, {"content": token.text}) | {"logprobs": logprobs}
 
@@ -48,8 +55,8 @@ class ChatAnswers:
     def _logprobs(self, tokens: list[LogprobOfToken]) -> dict[str, Any]:
         content = [
             self._token(token, value)
-            | {"top_logprobs": [self._token(*likeliest)] if self.top_logprobs else []}
-            for token, value, likeliest in tokens
+            | {"top_logprobs": [self._token(*likely) for likely in with_chosen(top, token, value)]}
+            for token, value, top in tokens
         ]
         return {"content": content, "refusal": None}
 

@@ -23,7 +23,7 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
     check_model(request, body.model)
 
     def answers_of(service: CompletionService, batch: Batch) -> ChatAnswers:
-        return ChatAnswers(service, logprobs=bool(body.logprobs), top_logprobs=bool(body.top_logprobs))
+        return ChatAnswers(service, logprobs=bool(body.logprobs))
 
     return await answer_with(request, body, parse_chat(body), answers_of)
 
@@ -38,4 +38,5 @@ def parse_chat(body: ChatRequest) -> Ask:
             num_tokens, default=DEFAULT_CHAT_TOKENS, num_top_logprobs=body.top_logprobs or 0
         ),
         num_choices=body.n or 1,
+        **body.owner(),
     )

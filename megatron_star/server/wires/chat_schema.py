@@ -4,6 +4,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
+from megatron_star.engine.request import MOST_TOP_LOGPROBS
 from megatron_star.server.body import PositiveTokens
 from megatron_star.server.star_options import StarOptions
 from megatron_star.server.wires.generation_fields import GenerationFields
@@ -19,8 +20,8 @@ class ChatRequest(ToolFields, NeutralChatFields, GenerationFields):
     max_completion_tokens: PositiveTokens | None = None
     max_tokens: PositiveTokens | None = Field(None, description="the old name of max_completion_tokens")
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=1)] | None = Field(
-        None, description="1: with `logprobs`, the most likely token in the place of each"
+    top_logprobs: Annotated[int, Field(ge=0, le=MOST_TOP_LOGPROBS)] | None = Field(
+        None, description="with `logprobs`: so many of the likeliest tokens in the place of each"
     )
     star: StarOptions | None = None
 

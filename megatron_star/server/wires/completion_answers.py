@@ -9,8 +9,8 @@ from megatron_star.server.service import CompletionService
 from megatron_star.text.prompt import SplitPrompt
 from megatron_star.text.text_stream import PROMPT_TOKENS, TextStream, text_offsets
 
-LogprobOfToken = tuple[int, float, tuple[int, float]]
-"""A token with its log-probability, and the same of the most likely one in its place."""
+LogprobOfToken = tuple[int, float, tuple[tuple[int, float], ...]]
+"""A token with its log-probability, and the same of the likeliest ones in its place."""
 
 
 def prompt_end(split: SplitPrompt) -> list[int]:
@@ -35,7 +35,7 @@ class CompletionAnswers:
 
     def choice(self, index: int, answer: Answer) -> dict[str, Any]:
         """A whole answer."""
-        tokens = zip(answer.tokens, answer.logprobs, answer.likeliest, strict=True)
+        tokens = zip(answer.tokens, answer.logprobs, answer.top, strict=True)
         choice = self._choice(index, self.echoes[index] + answer.text, answer.finish_reason)
         return choice | {"logprobs": self._logprobs(index, list(tokens))}
 
@@ -47,7 +47,7 @@ class CompletionAnswers:
         """One token, unless it says nothing."""
         if not token.text and self.logprobs is None:
             return None
-        logprobs = self._logprobs(index, [(token.token, token.logprob, token.likeliest)])
+        logprobs = self._logprobs(index, [(token.token, token.logprob, token.top)])
         return self._choice(index, token.text) | {"logprobs": logprobs}
 
     def last(self, index: int, result: StarResult) -> dict[str, Any]:
@@ -61,13 +61,15 @@ class CompletionAnswers:
         if self.logprobs is None:
             return None
         piece = self.token_bytes.piece
-        likeliest = None
-        if self.logprobs:
-            likeliest = [{piece(top): best, piece(token): value} for token, value, (top, best) in tokens]
+        # A likely token comes before the chosen one, which may have the same text.
+        top = [
+            {piece(likely): its for likely, its in likeliest} | {piece(token): value}
+            for token, value, likeliest in tokens
+        ]
         ids = [token for token, *_ in tokens]
         return {
             "tokens": self.token_bytes.pieces(ids),
             "token_logprobs": [value for _, value, _ in tokens],
             "text_offset": list(text_offsets(self._streams[index], ids)),
-            "top_logprobs": likeliest,
+            "top_logprobs": top,
         }

@@ -16,6 +16,7 @@ from megatron_star.server.body import (
 )
 from megatron_star.server.wires.context_fields import ContextFields
 from megatron_star.server.wires.known_fields import NeutralFields, only
+from megatron_star.server.wires.request_id_field import RequestIdField
 from megatron_star.server.wires.structured_fields import StructuredFields
 from megatron_star.server.wires.tenant_fields import TenantFields
 
@@ -54,7 +55,13 @@ class NeutralSamplingFields(BaseModel):
 
 
 class GenerationFields(
-    NeutralSamplingFields, StructuredFields, TenantFields, ContextFields, NeutralFields, Body
+    NeutralSamplingFields,
+    StructuredFields,
+    TenantFields,
+    ContextFields,
+    RequestIdField,
+    NeutralFields,
+    Body,
 ):
     """How tokens are chosen, on both OpenAI routes."""
 

@@ -34,7 +34,6 @@ class NeutralFields(BaseModel):
     store: only(False) = None
     kv_transfer_params: only() = None
     user: Label | None = Field(None, description="no effect")
-    request_id: Label | None = Field(None, description="no effect")
     safety_identifier: Label | None = Field(None, description="no effect")
     prompt_cache_key: Label | None = Field(None, description="no effect")
     prompt_cache_retention: Label | None = Field(None, description="no effect")

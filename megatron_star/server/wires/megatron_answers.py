@@ -42,6 +42,8 @@ def render_completions(
     for index, answer in enumerate(batch.answers):
         choice = answers.choice(index, answer)
         del choice["finish_reason"]  # which Megatron's server does not say
+        if not body.logprobs:
+            choice["logprobs"]["top_logprobs"] = None
         if body.echo:
             tokens = _prompt_tokens(batch.splits[index], body.contexts)
             choice["logprobs"] = _with_prompt(service, tokens, batch.echoes[index], choice["logprobs"])

@@ -62,6 +62,7 @@ def parse_completions(body: MegatronCompletionRequest) -> Ask:
         filters=filters(body.top_k, body.top_p, zero_is_off=True),
         stop=stop_texts(body.stop),
         seed=body.seed,
+        num_top_logprobs=body.logprobs or 0,
     )
     star, prompts = body.star or StarOptions(), body.prompts()
     return Ask(

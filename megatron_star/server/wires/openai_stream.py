@@ -1,10 +1,9 @@
 """Answers for OpenAI's clients: whole, and in chunks."""
 
 import json
-import secrets
 from collections.abc import AsyncIterator
 from time import time
-from typing import Any
+from typing import Any, NamedTuple
 
 from megatron_star.engine.answer import NewToken
 from megatron_star.engine.request import StarResult
@@ -16,6 +15,13 @@ from megatron_star.server.wires.completion_answers import CompletionAnswers
 from megatron_star.server.wires.generation_fields import StreamOptions
 
 Answers = CompletionAnswers | ChatAnswers
+
+
+class AnswerNames(NamedTuple):
+    """What an answer calls the request that it is of, and the model."""
+
+    request_id: str
+    model: str
 
 
 def usage(batch: Batch) -> dict[str, Any]:
@@ -38,27 +44,27 @@ def _counts(batch: Batch, generated: int) -> dict[str, int]:
     }
 
 
-def render_whole(batch: Batch, answers: Answers, model: str) -> dict[str, Any]:
+def render_whole(batch: Batch, answers: Answers, names: AnswerNames) -> dict[str, Any]:
     """The body of an answer."""
     choices = [answers.choice(index, answer) for index, answer in enumerate(batch.answers)]
-    return _envelope(answers, model, chunk=False) | {"choices": choices, "usage": usage(batch)}
+    return _envelope(answers, names, chunk=False) | {"choices": choices, "usage": usage(batch)}
 
 
-def _envelope(answers: Answers, model: str, *, chunk: bool) -> dict[str, Any]:
+def _envelope(answers: Answers, names: AnswerNames, *, chunk: bool) -> dict[str, Any]:
     """What every answer, or chunk of it, carries."""
     return {
-        "id": f"{answers.prefix}-{secrets.token_hex(12)}",
+        "id": f"{answers.prefix}-{names.request_id}",
         "object": answers.chunk_name if chunk else answers.name,
         "created": int(time()),
-        "model": model,
+        "model": names.model,
     }
 
 
 async def render_stream(
-    batch: Batch, answers: Answers, model: str, options: StreamOptions
+    batch: Batch, answers: Answers, names: AnswerNames, options: StreamOptions
 ) -> AsyncIterator[str]:
     """Server-sent events: chunks, progress as comments, and the end or an error."""
-    head = _envelope(answers, model, chunk=True)
+    head = _envelope(answers, names, chunk=True)
     num_generated = 0
 
     def chunk(choice: dict[str, Any]) -> str:

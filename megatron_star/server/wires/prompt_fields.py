@@ -5,6 +5,7 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from megatron_star.config import MOST_TOKENS_IN_REQUEST, FieldError
+from megatron_star.engine.request import MOST_TOP_LOGPROBS
 from megatron_star.server.body import (
     LARGEST_SEED,
     MOST_PROMPTS,
@@ -41,9 +42,8 @@ class PromptRequest(Body):
     best_of: Annotated[int, Field(ge=1, le=16)] | None = Field(None, description="1 or n")
     seed: Annotated[int, Field(ge=-LARGEST_SEED, le=LARGEST_SEED)] | None = None
     stop: StopTexts | None = None
-    logprobs: Annotated[int, Field(ge=0, le=1)] | None = Field(
-        None,
-        description="0: of the tokens that were chosen; 1: and of the most likely one in the place of each",
+    logprobs: Annotated[int, Field(ge=0, le=MOST_TOP_LOGPROBS)] | None = Field(
+        None, description="of the chosen tokens, and of so many of the likeliest ones in the place of each"
     )
     echo: bool | None = None
     star: StarOptions | None = None

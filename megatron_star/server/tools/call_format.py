@@ -1,0 +1,31 @@
+"""What a format of calls consists of."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+from megatron_star.server.tools.deltas import Deltas
+from megatron_star.server.tools.reader import Reader, Steps
+
+Tools = Mapping[str, dict[str, Any]]
+"""Functions that may be called: the JSON schema of the arguments, by name."""
+
+
+class CallFormat(ABC):
+    """How a family of models writes calls of functions. It has no state.
+
+    Attributes:
+        names: on the command line; the first is the format's own.
+        marks: texts of the format that are special tokens in some vocabularies.
+        has_reasoning: it says too what is reasoning.
+        id_length: of calls, where a chat template takes only letters and digits, so many; None elsewhere.
+    """
+
+    names: tuple[str, ...]
+    marks: tuple[str, ...] = ()
+    has_reasoning = False
+    id_length: int | None = None
+
+    @abstractmethod
+    def parse(self, reader: Reader, deltas: Deltas, tools: Tools) -> Steps[None]:
+        """Reads an answer to its end. What is no call is content, with the marks around it."""
