@@ -1,7 +1,7 @@
 """Keeps one answer to its grammar. Masks are made in other threads, while a step runs on the device.
 
-A mask is begun as soon as the token before it is kept, and those after proposals when these are fed. So they are
-there when the logits come, or nearly.
+A mask is begun as soon as the token before it is kept, and those after proposals when these are fed. So they
+are there when the logits come, or nearly.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ SECONDS_FOR_MASKS = 10.0
 
 
 class Guide:
-    """Used by the engine's thread, which only waits for masks. Nothing raises: an answer ends with its `error`.
+    """Used by the engine's thread, which only waits for masks. It raises nothing: an `error` ends the answer.
 
     Attributes:
         error: why the answer cannot go on, if so.
