@@ -9,6 +9,7 @@ from time import monotonic
 from torch import Tensor
 
 from megatron_star.engine.answer_rules import AnswerRules
+from megatron_star.engine.attention_map import AttentionMap
 from megatron_star.engine.guide import Guide
 from megatron_star.engine.request import StarRequest, StarResult, Timings
 from megatron_star.engine.row_to_sample import Choice, RowToSample
@@ -46,7 +47,7 @@ class Answer(ScheduledRequest):
         num_encoded_tokens: context tokens that are encoded so far.
         top: for each of `tokens`, see `NewToken`.
         guide: keeps it to its grammar, if it has one; whoever uses the answer sets it.
-        num_proposed_tokens, num_accepted_tokens: see `StarResult`.
+        num_proposed_tokens, num_accepted_tokens, attention_map: see `StarResult`.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class Answer(ScheduledRequest):
         self.text = ""
         self.num_encoded_tokens = 0
         self.num_proposed_tokens = self.num_accepted_tokens = 0
+        self.attention_map: AttentionMap | None = None
         self._emitted_text = self._searched_text = 0
         self._submitted_at = self._admitted_at = self._encoded_at = self._first_token_at = (
             self._last_token_at
@@ -111,6 +113,11 @@ class Answer(ScheduledRequest):
     def cancel(self) -> None:
         """End it in the engine's next turn, with what it has; nothing happens if it has ended already."""
         self.cancelled = True
+
+    @property
+    def submitted_at(self) -> float:
+        """When it came into the queue, by `monotonic`; 0 before that."""
+        return self._submitted_at
 
     @property
     def is_late(self) -> bool:
@@ -248,6 +255,7 @@ class Answer(ScheduledRequest):
             kv_bytes_by_kind=kv_bytes_by_kind,
             error=self.error,
             is_refused=self.is_refused,
+            attention_map=self.attention_map,
         )
         self.stage, self.context = Stage.ENDED, None
         self.ended.set()

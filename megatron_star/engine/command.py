@@ -14,6 +14,14 @@ class Fed(NamedTuple):
     num_logits: int = 1
 
 
+class Observed(NamedTuple):
+    """Tokens that a sequence is fed alone, and those of them whose looks at the context the driver wants."""
+
+    sequence_id: int
+    token_ids: list[int]
+    rows: list[int]
+
+
 class OpenedContext(NamedTuple):
     """A context that is to be encoded.
 
@@ -47,6 +55,7 @@ class Command:
         save_contexts: ids of encoded contexts, and the folders in the context store that they are written to.
         open_sequences: id, context id and tail rank of sequences that begin.
         rewind: ids of sequences whose tail forgets its end, and the tokens of it that stay.
+        observe: of a sequence that is fed for its attention map. All ranks then say where it looks.
         feed: of the sequences that go through the model together.
         read_expert_load: the driver is told how many tokens each expert was given.
         stop: the job ends.
@@ -60,6 +69,7 @@ class Command:
     save_contexts: list[tuple[int, str]] = field(default_factory=list)
     open_sequences: list[tuple[int, int, int]] = field(default_factory=list)
     rewind: list[tuple[int, int]] = field(default_factory=list)
+    observe: Observed | None = None
     feed: list[Fed] = field(default_factory=list)
     read_expert_load: bool = False
     stop: bool = False
@@ -68,7 +78,7 @@ class Command:
     def only_decodes(self) -> bool:
         """Sequences get their next tokens, and nothing else is done."""
         whole = all(fed.num_logits == len(fed.token_ids) for fed in self.feed)
-        return bool(self.feed) and whole and not (self.encode_wave or self.restore_context)
+        return bool(self.feed) and whole and not (self.encode_wave or self.restore_context or self.observe)
 
     def to_json(self) -> dict[str, Any]:
         """A form that survives JSON."""
@@ -79,6 +89,8 @@ class Command:
         """The command of `to_json`."""
         command = cls(**values)
         command.feed = [Fed(*fed) for fed in command.feed]
+        if command.observe:
+            command.observe = Observed(*command.observe)
         if command.open_context:
             opened = OpenedContext(*command.open_context)
             star, edges = StarConfig.from_dict(opened.star), tuple(opened.edges)

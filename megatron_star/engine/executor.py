@@ -4,6 +4,7 @@ import math
 
 from torch import Tensor
 
+from megatron_star.algorithm.attention_map import Looks, observe
 from megatron_star.algorithm.context_encoding import encode_wave
 from megatron_star.algorithm.encoded_context import EncodedContext
 from megatron_star.algorithm.star_model import StarModel
@@ -30,6 +31,7 @@ class RankExecutor:
         """store: where contexts are saved and restored; without one, no command says so."""
         self.star_model, self.planner, self.store = star_model, planner_of(star_model), store
         self.trouble = Trouble.NONE
+        self.looks: Looks | None = None
         self.contexts: dict[int, EncodedContext] = {}
         self._token_ids: dict[int, list[int]] = {}
         self.sequences: dict[int, Sequence] = {}
@@ -58,6 +60,9 @@ class RankExecutor:
             self.sequences[sequence_id] = Sequence(self.contexts[context_id], tail_rank)
         for sequence_id, num_tail_tokens in command.rewind:
             self.sequences[sequence_id].rewind(num_tail_tokens)
+        if command.observe:
+            sequence_id, *observed = command.observe
+            self.looks = observe(self.star_model, self.sequences[sequence_id], *observed)
         if not command.feed:
             return None
         return generate_step(

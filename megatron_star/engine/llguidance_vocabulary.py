@@ -22,16 +22,19 @@ class Vocabulary(NamedTuple):
     """The tokens of a model.
 
     Attributes:
-        texts: the bytes of each token of the tokenizer; None: it does not come in a grammar.
+        texts: the bytes of each token of the model; with none, or None, it does not come in a grammar.
         special: tokens that a grammar can only mean by their names, as `<name>`.
         end_tokens: that end an answer, unless its request says otherwise.
-        num_tokens: of the model; those that the tokenizer does not have never come.
     """
 
     texts: list[bytes | None]
     special: list[int]
     end_tokens: list[int]
-    num_tokens: int
+
+    @property
+    def num_tokens(self) -> int:
+        """Of the model."""
+        return len(self.texts)
 
 
 def make_tokenizer(vocabulary: Vocabulary, encode: Callable[[str], list[int]]) -> LLTokenizer:
@@ -40,15 +43,14 @@ def make_tokenizer(vocabulary: Vocabulary, encode: Callable[[str], list[int]]) -
     encode: a text without special tokens. Where a grammar leaves one text only, the tokens that this makes of
         it are the only ones that may come.
     """
-    texts = [piece or b"" for piece in vocabulary.texts]
-    texts += [b""] * (vocabulary.num_tokens - len(texts))
+    texts = [text or b"" for text in vocabulary.texts]
     ends = vocabulary.end_tokens or [len(texts)]
     as_asked_for = _AsAskedFor(texts, vocabulary.special, ends[0], encode)
     return LLTokenizer(TokenizerWrapper(as_asked_for), n_vocab=len(texts) + 1, eos_token=ends)
 
 
 def make_matcher(tokenizer: LLTokenizer, text: str) -> LLMatcher:
-    """At the beginning of this grammar, which a function `LLMatcher.grammar_from_...` wrote. Raises ValueError."""
+    """At the beginning of what a function `LLMatcher.grammar_from_...` wrote. Raises ValueError."""
     limits = LLParserLimits(verbose_errors=False, **LIMITS)
     matcher = LLMatcher(tokenizer, text, log_level=0, limits=limits)
     if matcher.is_error():

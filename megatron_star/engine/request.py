@@ -9,6 +9,7 @@ from typing import Self
 from megatron.core.inference.sampling_params import SamplingParams
 
 from megatron_star.config import DEFAULT_SPECULATE, SPECULATE, FieldError, StarConfig
+from megatron_star.engine.attention_map import AttentionMap
 from megatron_star.engine.grammar import Grammar
 from megatron_star.engine.owner import Owner
 from megatron_star.engine.token_rules import TokenRules
@@ -40,6 +41,7 @@ class StarRequest:
         include_stop_text: a stop text that ends the answer is part of it.
         skip_special_tokens: the answer's text does not have them.
         tenant, cache_salt: contexts of others than these two are never used, nor seen to be there.
+        attention_map: say where the answer looked in the context (`AttentionMap`).
         priority: lower ones are admitted before others of the tenant.
         share: of the work, relative to other tenants.
         turn_edges: where, in tokens, earlier contexts ended that this one extends. Each part is cut into
@@ -65,6 +67,7 @@ class StarRequest:
     tenant: str = ""
     cache_salt: str = ""
     priority: int = 0
+    attention_map: bool = False
     share: float = 1.0
 
     @property
@@ -186,6 +189,8 @@ class StarResult:
         num_cached_tokens: context tokens of which that is so; fewer than all if the context extends another.
         num_proposed_tokens, num_accepted_tokens: tokens that were guessed and verified several in a step, and
             those of them that are the answer's.
+        attention_map: where it looked in the context; None where that was not asked for, or no token was
+            generated, or it was cancelled before.
         kv_bytes_per_rank: memory that was reserved for the context and the tail on each CP rank (on each TP
             rank of it). Layers with a mask of their own may take some of it only while waves are encoded.
         kv_bytes_by_kind: of all CP ranks together when all is encoded, by kind of layer.
@@ -209,3 +214,4 @@ class StarResult:
     num_accepted_tokens: int = 0
     error: str | None = None
     is_refused: bool = False
+    attention_map: AttentionMap | None = None

@@ -22,6 +22,8 @@ class Stage(IntEnum):
     """Its query goes through the model: the ranks have a sequence of its id."""
     ANSWERING = auto()
     """What is fed next is a generated token."""
+    MAPPING = auto()
+    """It has its last token; the ranks' sequence of its id is now one for its attention map."""
     ENDED = auto()
 
 

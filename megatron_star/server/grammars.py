@@ -26,18 +26,19 @@ SECONDS_FOR_A_TRIAL = 30.0
 """Of waiting: processors may be busy. The process itself has `CPU_SECONDS`."""
 
 TOO_MUCH = (
-    f"to compile, it takes more than {CPU_SECONDS} s of a processor, {MEMORY_BYTES >> 20} MiB of memory, or a "
-    "deeper stack than there is"
+    f"to compile, it takes more than {CPU_SECONDS} s of a processor, {MEMORY_BYTES >> 20} MiB of memory, or "
+    "a deeper stack than there is"
 )
 
 
 class Grammars:
     """Those of a server's requests."""
 
-    def __init__(self, vocabulary: Vocabulary, encode: Callable[[str], list[int]]) -> None:
-        """See `make_tokenizer`; nothing is made before the first grammar."""
-        self._vocabulary, self._encode = vocabulary, encode
-        self._trial, self._library = _Trial(vocabulary), None
+    def __init__(self, read_vocabulary: Callable[[], Vocabulary], encode: Callable[[str], list[int]]) -> None:
+        """See `make_tokenizer`; nothing is made nor read before the first grammar."""
+        self._read_vocabulary, self._encode = read_vocabulary, encode
+        self._trial: Trial | None = None
+        self._library: Llguidance | None = None
         self._kept: OrderedDict[tuple[str, str], Grammar | str] = OrderedDict()
         self._compiler = ThreadPoolExecutor(1, "grammar")
 
@@ -55,7 +56,8 @@ class Grammars:
 
     def close(self) -> None:
         """End the process and the thread."""
-        self._trial.end()
+        if self._trial:
+            self._trial.end()
         self._compiler.shutdown(wait=False, cancel_futures=True)
 
     def _find(self, spec: GrammarSpec) -> Grammar | str:
@@ -69,14 +71,14 @@ class Grammars:
         return self._kept[key]
 
     def _compile(self, spec: GrammarSpec) -> Grammar | str:
+        if not (self._trial and self._library):
+            vocabulary = self._read_vocabulary()
+            self._trial, self._library = Trial(vocabulary), Llguidance(vocabulary, self._encode)
         text, error = self._trial.ask(spec)
-        if error:
-            return error
-        self._library = self._library or Llguidance(self._vocabulary, self._encode)
-        return self._library.compile(text)
+        return error or self._library.compile(text)
 
 
-class _Trial:
+class Trial:
     """The process of `grammar_trial.py`, started when it is needed. Used by one thread."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:

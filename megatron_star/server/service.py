@@ -11,14 +11,18 @@ from typing import Any, NamedTuple
 
 from megatron_star.config import FieldError, StarConfig
 from megatron_star.engine.answer import Answer
+from megatron_star.engine.grammar import Grammar
+from megatron_star.engine.llguidance_vocabulary import Vocabulary
 from megatron_star.engine.request import StarRequest
 from megatron_star.engine.thread import EngineThread
 from megatron_star.planning.mask import most_sources
 from megatron_star.planning.sizes import length_for_sizes, with_sizes
 from megatron_star.server.ask import Ask, Content, Generation
+from megatron_star.server.attention_report import excerpts
 from megatron_star.server.batch import Batch
 from megatron_star.server.context_rules import PromptSplitter
 from megatron_star.server.errors import RequestError, refusal
+from megatron_star.server.grammars import Grammars
 from megatron_star.server.metrics import ServerMetrics
 from megatron_star.server.settings import ServerSettings
 from megatron_star.server.star_options import StarOptions
@@ -46,6 +50,9 @@ class CompletionService:
         self.tokenizer = engine.tokenizer
         self.token_bytes = TokenBytes(engine.tokenizer)
         self.end_tokens = end_tokens(engine.tokenizer)
+        self.grammars = Grammars(
+            self._vocabulary, lambda text: engine.tokenizer.encode(text, add_special_tokens=False)
+        )
         self.splitter = PromptSplitter(
             engine.tokenizer,
             settings.num_query_tokens,
@@ -70,7 +77,7 @@ class CompletionService:
         """
         count = len(ask.prompts) * ask.num_choices
         self._reserve(count)
-        submitted = asyncio.get_running_loop().run_in_executor(self._tokenizers, self._submit, ask, tenant)
+        submitted = asyncio.ensure_future(self._compile_and_submit(ask, tenant))
         try:
             batch = Batch(*await asyncio.shield(submitted))
         except BaseException as error:
@@ -133,7 +140,20 @@ class CompletionService:
             self.cancel(submitted.result().answers)
         self._release(count)
 
-    def _submit(self, ask: Ask, tenant: str) -> _Submitted:
+    async def _compile_and_submit(self, ask: Ask, tenant: str) -> _Submitted:
+        spec = ask.generation.grammar
+        grammar = await self.grammars.compiled(spec) if spec else None
+        return await self.in_tokenizer_thread(self._submit, ask, tenant, grammar)
+
+    def _vocabulary(self) -> Vocabulary:
+        added, num_tokens = self.tokenizer.added_tokens_decoder.items(), self.engine.vocab_size
+        return Vocabulary(
+            texts=self.token_bytes.of_all(num_tokens),
+            special=[token for token, piece in added if piece.special and token < num_tokens],
+            end_tokens=[token for token in self.end_tokens if token < num_tokens],
+        )
+
+    def _submit(self, ask: Ask, tenant: str, grammar: Grammar | None) -> _Submitted:
         """In a tokenizer's thread."""
         star = self.star_config(ask.star)
         common = {
@@ -141,6 +161,7 @@ class CompletionService:
             "tenant": tenant,
             "cache_salt": ask.cache_salt,
             "priority": ask.priority,
+            "grammar": grammar,
         }
         splits = [prompt.split(self.splitter, ask.star) for prompt in ask.prompts]
         echoes = [self._as_text(content) for content in ask.echoed]
@@ -150,6 +171,8 @@ class CompletionService:
         with self._cancelled_on_error(answers):
             for index, split in enumerate(split for split in splits for _ in range(ask.num_choices)):
                 request = self._request(split, star, ask.generation, index)
+                # Only the first answer to a prompt says what was done for it.
+                common["attention_map"] = bool(ask.star.attention_map) and index % ask.num_choices == 0
                 answers.append(self.engine.submit(replace(request, **common)))
         return _Submitted(splits, answers, echoes)
 
@@ -210,6 +233,8 @@ class CompletionService:
         for token in answer:
             batch.post(index, token)
         result = answer.result()
+        if result.attention_map:
+            batch.excerpts[index] = excerpts(self.tokenizer, answer.context_tokens, result.attention_map)
         with self._lock:
             self._answers.discard(answer)
         self._release(1)
