@@ -11,6 +11,7 @@ from torch import Tensor
 from megatron_star.engine.answer_rules import AnswerRules
 from megatron_star.engine.attention_map import AttentionMap
 from megatron_star.engine.guide import Guide
+from megatron_star.engine.prompt_scores import PromptScores
 from megatron_star.engine.request import StarRequest, StarResult, Timings
 from megatron_star.engine.row_to_sample import Choice, RowToSample
 from megatron_star.engine.sampling import uniform
@@ -45,6 +46,7 @@ class Answer(ScheduledRequest):
         error, is_refused: see `StarResult`.
         ended: set when there is a result.
         num_encoded_tokens: context tokens that are encoded so far.
+        prompt_scores: of context and query, where they are asked for; whole when there is a result.
         top: for each of `tokens`, see `NewToken`.
         guide: keeps it to its grammar, if it has one; whoever uses the answer sets it.
         num_proposed_tokens, num_accepted_tokens, attention_map: see `StarResult`.
@@ -64,12 +66,18 @@ class Answer(ScheduledRequest):
             planned: its context.
             is_long: how that is encoded, see `EncodedContext`.
         """
-        query = list(request.query_tokens) if request.needs_query else []
+        query = list(request.query_tokens) if request.runs_query else []
         num_tail_tokens = len(query) + request.sampling.num_tokens_to_generate
         context, owner = request.context_tokens, request.owner
         super().__init__(request_id, context, query, num_tail_tokens, planned, is_long, owner)
         # Slices first: what came before may be a million tokens.
         prompt = request.context_tokens[-PROMPT_TOKENS:] + request.query_tokens[-PROMPT_TOKENS:]
+        self.generates = request.sampling.num_tokens_to_generate > 0
+        self.prompt_scores: PromptScores | None = None
+        if request.prompt_logprobs is not None:
+            self.score(request.prompt_logprobs)
+            num_tokens = len(request.context_tokens) + len(query)
+            self.prompt_scores = PromptScores(num_tokens, request.prompt_logprobs)
         self.request, self._stream = request, TextStream(tokenizer, prompt)
         self.cancelled = False
         self.ended = threading.Event()
@@ -153,7 +161,7 @@ class Answer(ScheduledRequest):
     @property
     def ends_without_tokens(self) -> bool:
         """None are to be generated, and all that was asked of the prompt has been done."""
-        return not (self.request.sampling.num_tokens_to_generate or self.pending) and self.context.encoded
+        return not (self.generates or self.pending) and self.context.encoded
 
     @property
     def most_proposed(self) -> int:

@@ -34,7 +34,7 @@ from megatron_star.engine.scheduled_request import Stage
 from megatron_star.engine.scheduler import Scheduler
 from megatron_star.engine.speculation import Speculation
 from megatron_star.model.longrope import most_generated, needs_long_factors
-from megatron_star.parallel.control import broadcast_json, gather_integers
+from megatron_star.parallel.control import broadcast_json, gather_integers, sum_on_driver
 from megatron_star.planning.cost_model import kv_layers
 from megatron_star.text.text_stream import Tokenizer
 
@@ -57,6 +57,8 @@ def run_worker(star_model: StarModel, control: dist.ProcessGroup, store: RankSto
             executor.close()
             return
         executor.execute(command)
+        if command.score_wave:
+            sum_on_driver(executor.scores, control)
         if command.restore_context:
             gather_integers(executor.trouble, control)
         if command.observe:
@@ -262,6 +264,8 @@ class StarEngine:
         start = monotonic()
         logits = self.executor.execute(command)
         self._pacing.note(command, monotonic() - start, self.executor.contexts)
+        if command.score_wave:
+            self._emission.note_scores(command, sum_on_driver(self.executor.scores, self.control))
         if command.restore_context:
             self._note_restored(command, Trouble(max(gather_integers(self.executor.trouble, self.control))))
         if command.observe:

@@ -23,7 +23,7 @@ class StarRequest:
 
     Attributes:
         context_tokens: what is encoded by `star`; may be empty.
-        query_tokens: what follows it; at least one, where anything is computed of it.
+        query_tokens: what follows it; at least one, where anything is generated after it.
         sampling: Megatron's parameters. Used: temperature, top_k, top_p, num_tokens_to_generate,
             termination_id, stop_words. top_k=1 is greedy; top_p is taken of what top_k leaves. With 0 tokens
             to generate, the request ends when its context is encoded and the log-probabilities are there that
@@ -82,7 +82,7 @@ class StarRequest:
         return self.end_tokens if termination is None else (termination, *self.end_tokens)
 
     @property
-    def needs_query(self) -> bool:
+    def runs_query(self) -> bool:
         """The query goes through the model."""
         return self.sampling.num_tokens_to_generate > 0 or self.prompt_logprobs is not None
 
@@ -97,7 +97,8 @@ class StarRequest:
 
     def check(self, *, vocab_size: int, max_sequence_length: int) -> None:
         """Raises ValueError (a FieldError where one field is wrong), naming the value and the bound."""
-        if self.needs_query and not self.query_tokens:
+        generates = self.sampling.num_tokens_to_generate != 0
+        if not self.query_tokens and (generates or (self.runs_query and not self.context_tokens)):
             raise ValueError("the query is empty: it needs at least one token")
         for token in (*self.context_tokens, *self.query_tokens):
             if not 0 <= token < vocab_size:
