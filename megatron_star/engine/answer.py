@@ -78,7 +78,8 @@ class Answer(ScheduledRequest):
             self.score(request.prompt_logprobs)
             num_tokens = len(request.context_tokens) + len(query)
             self.prompt_scores = PromptScores(num_tokens, request.prompt_logprobs)
-        self.request, self._stream = request, TextStream(tokenizer, prompt)
+        self.request = request
+        self._stream = TextStream(tokenizer, prompt, skip_special_tokens=request.skip_special_tokens)
         self.cancelled = False
         self.ended = threading.Event()
         self.finish_reason = ""
@@ -208,7 +209,7 @@ class Answer(ScheduledRequest):
         self._first_token_at = self._first_token_at or self._last_token_at
         if token in request.all_end_tokens:
             self.finish_reason = "stop"
-        else:
+        elif token not in request.hidden_tokens:
             self._stream.add(token)
             self.text = self._stream.text
             self._keep_to_grammar(token)

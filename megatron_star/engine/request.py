@@ -40,6 +40,7 @@ class StarRequest:
             place of each; None computes none.
         include_stop_text: a stop text that ends the answer is part of it.
         skip_special_tokens: the answer's text does not have them.
+        hidden_tokens: the answer's text does not have these either.
         tenant, cache_salt: contexts of others than these two are never used, nor seen to be there.
         attention_map: say where the answer looked in the context (`AttentionMap`).
         priority: lower ones are admitted before others of the tenant.
@@ -64,6 +65,7 @@ class StarRequest:
     prompt_logprobs: int | None = None
     include_stop_text: bool = False
     skip_special_tokens: bool = True
+    hidden_tokens: frozenset[int] = frozenset()
     tenant: str = ""
     cache_salt: str = ""
     priority: int = 0

@@ -7,10 +7,12 @@ import subprocess
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
+
+from transformers import PreTrainedTokenizerBase
 
 from megatron_star.config import FieldError
 from megatron_star.engine.grammar import Grammar
@@ -18,6 +20,7 @@ from megatron_star.engine.llguidance_grammar import Llguidance
 from megatron_star.engine.llguidance_vocabulary import Vocabulary
 from megatron_star.server.grammar_spec import GrammarSpec
 from megatron_star.server.grammar_trial import CPU_SECONDS, MEMORY_BYTES
+from megatron_star.text.token_bytes import TokenBytes
 
 MOST_GRAMMAR_BYTES = 1 << 18
 MOST_KEPT = 128
@@ -34,9 +37,16 @@ TOO_MUCH = (
 class Grammars:
     """Those of a server's requests."""
 
-    def __init__(self, read_vocabulary: Callable[[], Vocabulary], encode: Callable[[str], list[int]]) -> None:
-        """See `make_tokenizer`; nothing is made nor read before the first grammar."""
-        self._read_vocabulary, self._encode = read_vocabulary, encode
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, end_tokens: Sequence[int], num_tokens: int
+    ) -> None:
+        """Nothing is made of the tokenizer before the first grammar.
+
+        Args:
+            end_tokens: that end an answer unless its request says otherwise.
+            num_tokens: of the model.
+        """
+        self._tokenizer, self._end_tokens, self._num_tokens = tokenizer, end_tokens, num_tokens
         self._trial: Trial | None = None
         self._library: Llguidance | None = None
         self._kept: OrderedDict[tuple[str, str], Grammar | str] = OrderedDict()
@@ -72,10 +82,21 @@ class Grammars:
 
     def _compile(self, spec: GrammarSpec) -> Grammar | str:
         if not (self._trial and self._library):
-            vocabulary = self._read_vocabulary()
+            vocabulary = self._vocabulary()
             self._trial, self._library = Trial(vocabulary), Llguidance(vocabulary, self._encode)
         text, error = self._trial.ask(spec)
         return error or self._library.compile(text)
+
+    def _vocabulary(self) -> Vocabulary:
+        added = self._tokenizer.added_tokens_decoder.items()
+        return Vocabulary(
+            texts=TokenBytes(self._tokenizer).of_all(self._num_tokens),
+            special=[token for token, piece in added if piece.special and token < self._num_tokens],
+            end_tokens=[token for token in self._end_tokens if token < self._num_tokens],
+        )
+
+    def _encode(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False)
 
 
 class Trial:

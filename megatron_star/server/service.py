@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 from megatron_star.config import FieldError, StarConfig
 from megatron_star.engine.answer import Answer
 from megatron_star.engine.grammar import Grammar
-from megatron_star.engine.llguidance_vocabulary import Vocabulary
 from megatron_star.engine.request import StarRequest
 from megatron_star.engine.thread import EngineThread
 from megatron_star.planning.mask import most_sources
@@ -26,6 +25,8 @@ from megatron_star.server.grammars import Grammars
 from megatron_star.server.metrics import ServerMetrics
 from megatron_star.server.settings import ServerSettings
 from megatron_star.server.star_options import StarOptions
+from megatron_star.server.tools.formats import answer_formats
+from megatron_star.server.tools.tool_use import ToolUse
 from megatron_star.text.end_tokens import end_tokens, stop_tokens
 from megatron_star.text.prompt import SplitPrompt
 from megatron_star.text.token_bytes import TokenBytes
@@ -50,8 +51,10 @@ class CompletionService:
         self.tokenizer = engine.tokenizer
         self.token_bytes = TokenBytes(engine.tokenizer)
         self.end_tokens = end_tokens(engine.tokenizer)
-        self.grammars = Grammars(
-            self._vocabulary, lambda text: engine.tokenizer.encode(text, add_special_tokens=False)
+        self.grammars = Grammars(engine.tokenizer, self.end_tokens, engine.vocab_size)
+        self.tool_use = ToolUse(
+            answer_formats(engine.tokenizer, settings.tool_call_parser, settings.reasoning_parser),
+            engine.tokenizer,
         )
         self.splitter = PromptSplitter(
             engine.tokenizer,
@@ -145,14 +148,6 @@ class CompletionService:
         grammar = await self.grammars.compiled(spec) if spec else None
         return await self.in_tokenizer_thread(self._submit, ask, tenant, grammar)
 
-    def _vocabulary(self) -> Vocabulary:
-        added, num_tokens = self.tokenizer.added_tokens_decoder.items(), self.engine.vocab_size
-        return Vocabulary(
-            texts=self.token_bytes.of_all(num_tokens),
-            special=[token for token, piece in added if piece.special and token < num_tokens],
-            end_tokens=[token for token in self.end_tokens if token < num_tokens],
-        )
-
     def _submit(self, ask: Ask, tenant: str, grammar: Grammar | None) -> _Submitted:
         """In a tokenizer's thread."""
         star = self.star_config(ask.star)
@@ -209,6 +204,7 @@ class CompletionService:
             prompt_logprobs=generation.prompt_logprobs,
             include_stop_text=generation.include_stop_text,
             skip_special_tokens=generation.skip_special_tokens,
+            hidden_tokens=generation.hidden_tokens,
             seed=seed,
             turn_edges=split.turn_edges,
         )
