@@ -61,7 +61,8 @@ class Answer(ScheduledRequest):
         """
         query = list(request.query_tokens) if request.needs_query else []
         num_tail_tokens = len(query) + request.sampling.num_tokens_to_generate
-        super().__init__(request_id, request.context_tokens, query, num_tail_tokens, planned, is_long)
+        context, owner = request.context_tokens, request.owner
+        super().__init__(request_id, context, query, num_tail_tokens, planned, is_long, owner)
         # Slices first: what came before may be a million tokens.
         prompt = request.context_tokens[-PROMPT_TOKENS:] + request.query_tokens[-PROMPT_TOKENS:]
         self.request, self._stream = request, TextStream(tokenizer, prompt)

@@ -272,6 +272,8 @@ class Scheduler[Request: ScheduledRequest]:
             parent=parent,
             bytes_per_rank=self.memory.of_plans([plan]),
             is_long=request.is_long,
+            owner=request.owner,
+            priority=request.owner.priority,
             last_use=next(self._clock),
             unwanted=bool(parent and parent.unwanted),
         )
