@@ -7,6 +7,7 @@ text, one file at a time: a file that is made to expand costs its sender a refus
 import asyncio
 import codecs
 import importlib.util
+import os
 import re
 import resource
 import subprocess
@@ -22,6 +23,8 @@ READERS = Path(__file__).parent / "readers"
 MOST_BYTES_OF_A_READER = 2 << 30
 """Of addresses, of which a process needs 0.2 GiB before it has read anything."""
 MOST_SECONDS_OF_A_READER = 60
+NICENESS = 10
+"""Answers come first."""
 MOST_TEXT_BYTES = 64 << 20
 REFUSED = 3
 """Exit status of a reader that says why."""
@@ -164,6 +167,7 @@ def _limit(pid: int) -> None:
     }
     for limit, most in limits.items():
         resource.prlimit(pid, limit, (most, most))
+    os.setpriority(os.PRIO_PROCESS, pid, NICENESS)
 
 
 def _text_read(status: int, text: bytes, complaint: bytes, kind: str) -> str:

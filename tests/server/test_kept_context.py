@@ -35,7 +35,7 @@ def splitter_of(kind: str, template: str = "chatml", max_tokens: int = 1 << 16) 
 def texts() -> list[str]:
     """That end in all kinds of ways; some longer than the tail that is looked at."""
     rng = random.Random(0)
-    words = [*["the", "user", "and", "the", "assistant", "ask", "a", "question", "about", "Lisbon,", "Oslo:", "漢字", "🦚"], "", "\n"]
+    words = ["user", "and", "the", "question", "about", "Lisbon,", "Oslo:", "漢字", "🦚", "", "\n"]
     return [(" ".join(rng.choices(words, k=rng.choice([0, 3, 60]))) + end).strip() for end in ENDS]
 
 
