@@ -19,6 +19,7 @@ from megatron_star.server.wires import (
     contexts_routes,
     megatron_routes,
     openai_routes,
+    responses_route,
     tokenize_route,
 )
 
@@ -44,6 +45,7 @@ def create_app(
         completion_route,
         chat_route,
         contexts_routes,
+        responses_route,
         tokenize_route,
         operations_routes,
     ):

@@ -16,6 +16,7 @@ from megatron_star.engine.thread import EngineThread
 from megatron_star.planning.mask import most_sources
 from megatron_star.planning.sizes import length_for_sizes, with_sizes
 from megatron_star.server.ask import Ask, Content, Generation
+from megatron_star.server.attention_report import excerpts
 from megatron_star.server.batch import Batch
 from megatron_star.server.context_rules import PromptSplitter
 from megatron_star.server.contexts import ContextRegistry
@@ -23,6 +24,8 @@ from megatron_star.server.errors import RequestError, refusal
 from megatron_star.server.metrics import ServerMetrics
 from megatron_star.server.settings import ServerSettings
 from megatron_star.server.star_options import StarOptions
+from megatron_star.server.tools.formats import answer_formats
+from megatron_star.server.tools.tool_use import ToolUse
 from megatron_star.text.end_tokens import end_tokens, stop_tokens
 from megatron_star.text.prompt import SplitPrompt
 from megatron_star.text.token_bytes import TokenBytes
@@ -47,6 +50,10 @@ class CompletionService:
         self.tokenizer = engine.tokenizer
         self.token_bytes = TokenBytes(engine.tokenizer)
         self.end_tokens = end_tokens(engine.tokenizer)
+        self.tool_use = ToolUse(
+            answer_formats(engine.tokenizer, settings.tool_call_parser, settings.reasoning_parser),
+            engine.tokenizer,
+        )
         self.splitter = PromptSplitter(
             engine.tokenizer,
             settings.num_query_tokens,
@@ -157,6 +164,8 @@ class CompletionService:
         with self._cancelled_on_error(answers):
             for index, split in enumerate(split for split in splits for _ in range(ask.num_choices)):
                 request = self._request(split, star, ask.generation, index)
+                # Only the first answer to a prompt says what was done for it.
+                common["attention_map"] = bool(ask.star.attention_map) and index % ask.num_choices == 0
                 answers.append(self.engine.submit(replace(request, **common)))
         return _Submitted(splits, answers, echoes)
 
@@ -193,6 +202,7 @@ class CompletionService:
             prompt_logprobs=generation.prompt_logprobs,
             include_stop_text=generation.include_stop_text,
             skip_special_tokens=generation.skip_special_tokens,
+            hidden_tokens=generation.hidden_tokens,
             seed=seed,
             turn_edges=split.turn_edges,
         )
@@ -217,6 +227,8 @@ class CompletionService:
         for token in answer:
             batch.post(index, token)
         result = answer.result()
+        if result.attention_map:
+            batch.excerpts[index] = excerpts(self.tokenizer, answer.context_tokens, result.attention_map)
         with self._lock:
             self._answers.discard(answer)
         self._release(1)

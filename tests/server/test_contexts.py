@@ -46,9 +46,10 @@ def wait_for(what, seconds: float = 30):
 
 def at_rest(server) -> tuple[float, float]:
     """Bytes of KV, and contexts that have some, when these are what they were a moment before."""
-    now = None
-    while (last := now) != (now := (metric(server, "kv_bytes"), metric(server, "cached_contexts"))):
+    before, now = None, (metric(server, "kv_bytes"), metric(server, "cached_contexts"))
+    while before != now:
         sleep(0.3)
+        before, now = now, (metric(server, "kv_bytes"), metric(server, "cached_contexts"))
     return now
 
 

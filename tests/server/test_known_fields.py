@@ -83,8 +83,8 @@ def test_every_field_of_a_message_that_the_client_knows_may_be_null():
 @pytest.mark.parametrize(
     ("field", "value", "reason"),
     [
-        ("tools", [{"type": "function"}], r"only null or \[\] is supported here"),
-        ("tool_choice", "required", 'only null or "none" or "auto"'),
+        ("functions", [{"name": "f"}], r"only null or \[\] is supported here"),
+        ("function_call", {"name": "f"}, 'only null or "none" or "auto"'),
         ("min_p", 0.1, "only null or 0"),
         ("min_p", False, "only null or 0"),
         ("repetition_penalty", 1.2, "only null or 1"),

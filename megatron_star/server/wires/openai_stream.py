@@ -26,12 +26,12 @@ class AnswerNames(NamedTuple):
 
 def usage(batch: Batch) -> dict[str, Any]:
     """Token counts of all answers, and what Star Attention did for the first."""
-    results, splits = batch.results, batch.splits
+    results = batch.results
     return _counts(batch, sum(len(result.tokens) for result in results)) | {
         "prompt_tokens_details": {
             "cached_tokens": sum(r.num_cached_tokens for r in results[:: batch.num_choices])
         },
-        "star": star_report(results[0], splits[0]),
+        "star": star_report(batch),
     }
 
 
@@ -85,8 +85,8 @@ async def render_stream(
                 continue
             index, part = event
             num_generated += isinstance(part, NewToken)
-            choice = answers.last(index, part) if isinstance(part, StarResult) else answers.piece(index, part)
-            if choice:
+            render = answers.last if isinstance(part, StarResult) else answers.piece
+            for choice in render(index, part):
                 yield chunk(choice)
     except RequestError as error:
         yield _event(error_body(error.status, error.message))
