@@ -23,6 +23,7 @@ from megatron_star.engine.context_store import ContextStore
 from megatron_star.engine.emission import Emission
 from megatron_star.engine.executor import RankExecutor, planner_of
 from megatron_star.engine.expert_load import ExpertLoad, gather_expert_load
+from megatron_star.engine.forced_tokens import ForcedTokens
 from megatron_star.engine.map_maker import MapMaker
 from megatron_star.engine.pacing import Pacing
 from megatron_star.engine.prompt_lookup import PromptLookup
@@ -33,7 +34,7 @@ from megatron_star.engine.scheduled_request import Stage
 from megatron_star.engine.scheduler import Scheduler
 from megatron_star.engine.speculation import Speculation
 from megatron_star.model.longrope import most_generated, needs_long_factors
-from megatron_star.parallel.control import broadcast_json, gather_integers
+from megatron_star.parallel.control import broadcast_json, gather_integers, sum_on_driver
 from megatron_star.planning.cost_model import kv_layers
 from megatron_star.text.text_stream import Tokenizer
 
@@ -56,6 +57,8 @@ def run_worker(star_model: StarModel, control: dist.ProcessGroup, store: RankSto
             executor.close()
             return
         executor.execute(command)
+        if command.score_wave:
+            sum_on_driver(executor.scores, control)
         if command.restore_context:
             gather_integers(executor.trouble, control)
         if command.observe:
@@ -115,7 +118,7 @@ class StarEngine:
         self._emission = Emission(self.scheduler, self._finish)
         self._pacing = Pacing(self.planner, self.scheduler)
         self._maps = MapMaker(self._pacing)
-        self.speculation = Speculation(proposer or PromptLookup(), star_model.vocab_size)
+        self.speculation = Speculation(ForcedTokens(proposer or PromptLookup()), star_model.vocab_size)
         self.num_context_encodings = 0
         self.expert_load = ExpertLoad.of_model(config)
         self._ids = count()
@@ -136,6 +139,7 @@ class StarEngine:
         planned = self.planner.plan(num_context, request.star, request.turn_edges)
         answer = Answer(next(self._ids), request, planned, self.tokenizer, is_long)
         self.scheduler.check_fits(answer)
+        self._emission.guide(answer)
         return answer
 
     def most_generated(self, num_prompt: int) -> int:
@@ -179,6 +183,7 @@ class StarEngine:
         self._admit()
         command = self._next_command()
         command.read_expert_load = read_expert_load
+        self._emission.look_ahead(command)
         logits = self._run(command)
         opened = command.open_context
         self.num_context_encodings += bool(opened and opened.token_ids and not command.restore_context)
@@ -195,6 +200,7 @@ class StarEngine:
         self.finish_storing(SECONDS_FOR_THE_STORE)
         broadcast_json(Command(stop=True).to_json(), self.control)
         self.executor.close()
+        self._emission.close()
 
     def finish_storing(self, seconds: float = math.inf) -> None:
         """Step until all contexts are in the store that are to be written, for at most so many seconds."""
@@ -258,6 +264,8 @@ class StarEngine:
         start = monotonic()
         logits = self.executor.execute(command)
         self._pacing.note(command, monotonic() - start, self.executor.contexts)
+        if command.score_wave:
+            self._emission.note_scores(command, sum_on_driver(self.executor.scores, self.control))
         if command.restore_context:
             self._note_restored(command, Trouble(max(gather_integers(self.executor.trouble, self.control))))
         if command.observe:

@@ -44,6 +44,8 @@ class Pacing:
 
         contexts: by their ids, as after it.
         """
+        if command.score_wave or any(fed.num_scored for fed in command.feed):
+            return  # logits of all tokens take longer than what they cost otherwise
         costs, pace = self.planner.costs, self.planner.pace
         queries = self._queries(command)
         num_decoded = len(command.feed) - len(queries)
