@@ -118,11 +118,21 @@ function decoded(bytes) {
   }
 }
 
+/** The text of a PDF, which the server reads. */
+async function textOfServer(file) {
+  const form = new FormData();
+  form.append("file", file);
+  const response = await fetch("v1/documents", {method: "POST", headers: keyHeader(), body: form});
+  const body = await response.json();
+  if (!response.ok) throw new Error(`${file.name}: ${body.message}`);
+  return body.text;
+}
+
 async function textOf(file) {
   if (file.size > MOST_FILE_BYTES) throw new Error(`${file.name} has more than ${MOST_FILE_BYTES >> 20} MB.`);
   const bytes = new Uint8Array(await file.arrayBuffer());
   if (/\.pdf$/i.test(file.name) || String.fromCharCode(...bytes.subarray(0, 5)) === "%PDF-")
-    throw new Error(`${file.name} is a PDF. Only text, Markdown and HTML can be read here: save it as text first.`);
+    return textOfServer(file);
   const text = decoded(bytes);
   if (text === null) throw new Error(`${file.name} is no plain text in UTF-8.`);
   return /\.x?html?$/i.test(file.name) ? htmlText(text) : text;
@@ -177,8 +187,8 @@ function bodyOf(turn, isContinued) {
 
 /* Asking. */
 
-const headers = () => ({"Content-Type": "application/json",
-  ...(at("key").value ? {Authorization: "Bearer " + at("key").value} : {})});
+const keyHeader = () => (at("key").value ? {Authorization: "Bearer " + at("key").value} : {});
+const headers = () => ({"Content-Type": "application/json", ...keyHeader()});
 
 async function findModel() {
   const response = await fetch("v1/models", {headers: headers()});

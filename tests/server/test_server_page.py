@@ -6,6 +6,7 @@ import shutil
 
 import httpx
 import pytest
+from documents import pdf
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -214,8 +215,6 @@ def picked(page, name: str, content: bytes) -> str:
 
 
 def test_text_files_are_picked_and_what_is_no_text_is_refused_by_name(page):
-    for name, content in (("a.pdf", b"anything"), ("paper.txt", b"%PDF-1.7\n...")):
-        assert f"{name} is a PDF" in picked(page, name, content)
     for name, content in (("b.docx", b"PK\x03\x04\xff\xfe"), ("c.bin", b"a\x00b"), ("d.txt", b"caf\xe9")):
         assert picked(page, name, content) == f"{name} is no plain text in UTF-8."
     assert page.input_value("#document") == ""
@@ -224,6 +223,12 @@ def test_text_files_are_picked_and_what_is_no_text_is_refused_by_name(page):
         assert picked(page, "right.md", content) == ""
         assert page.input_value("#document") == DOCUMENT
     assert page.complaints == []
+
+
+def test_a_pdf_is_read_by_the_server_and_one_that_is_none_is_refused_by_name(page):
+    assert picked(page, "letters.pdf", pdf("Anna lives in Lisbon.")) == ""
+    assert "Anna lives in Lisbon." in page.input_value("#document")
+    assert "the PDF file is broken" in picked(page, "paper.txt", b"%PDF-1.7 damaged")
 
 
 def test_an_html_file_becomes_its_text_and_nothing_of_it_runs(page):
