@@ -6,6 +6,7 @@ from megatron_star.engine.answer import Answer, NewToken
 from megatron_star.engine.request import StarResult
 from megatron_star.server.service import CompletionService
 from megatron_star.server.wires.completion_answers import LogprobOfToken
+from megatron_star.server.wires.prompt_logprobs import PromptLogprobs
 
 Likely = tuple[tuple[int, float], ...]
 
@@ -20,8 +21,15 @@ class ChatAnswers:
 
     name, chunk_name, prefix = "chat.completion", "chat.completion.chunk", "chatcmpl"
 
-    def __init__(self, service: CompletionService, *, logprobs: bool) -> None:
-        self.token_bytes, self.logprobs = service.token_bytes, logprobs
+    def __init__(
+        self, service: CompletionService, *, logprobs: bool, prompts: PromptLogprobs | None = None
+    ) -> None:
+        """prompts: whose log-probabilities are asked for, too."""
+        self.token_bytes, self.logprobs, self._prompts = service.token_bytes, logprobs, prompts
+
+    def beside_choices(self) -> dict[str, Any]:
+        """What a whole answer says besides them."""
+        return {"prompt_logprobs": self._prompts.as_vllm(0)} if self._prompts else {}
 
     def choice(self, index: int, answer: Answer) -> dict[str, Any]:
         """A whole answer."""

@@ -12,6 +12,7 @@ from megatron_star.server.star_options import StarOptions
 from megatron_star.server.wires.chat_answers import ChatAnswers
 from megatron_star.server.wires.chat_schema import ChatRequest
 from megatron_star.server.wires.openai_routes import answer_with, check_model
+from megatron_star.server.wires.prompt_logprobs import PromptLogprobs
 
 DEFAULT_CHAT_TOKENS = 512
 router = APIRouter(route_class=CheckedBodyRoute, prefix="/v1", responses=ERROR_RESPONSES, tags=["OpenAI"])
@@ -23,7 +24,8 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
     check_model(request, body.model)
 
     def answers_of(service: CompletionService, batch: Batch) -> ChatAnswers:
-        return ChatAnswers(service, logprobs=bool(body.logprobs))
+        prompts = None if body.prompt_logprobs is None else PromptLogprobs(service, batch)
+        return ChatAnswers(service, logprobs=bool(body.logprobs), prompts=prompts)
 
     return await answer_with(request, body, parse_chat(body), answers_of)
 
