@@ -18,6 +18,7 @@ from megatron_star.server.wires import (
     completion_route,
     megatron_routes,
     openai_routes,
+    responses_route,
     tokenize_route,
 )
 
@@ -42,6 +43,7 @@ def create_app(
         openai_routes,
         completion_route,
         chat_route,
+        responses_route,
         tokenize_route,
         operations_routes,
     ):
