@@ -40,7 +40,8 @@ def chat_ask(
 
     def answers_of(service: CompletionService, batch: Batch) -> ChatAnswers:
         prompts = None if body.prompt_logprobs is None else PromptLogprobs(service, batch)
-        reading = service.tool_use.reading(offer, prompt_ends(service, batch))
+        is_guided = ask.generation.grammar is not None
+        reading = service.tool_use.reading(offer, prompt_ends(service, batch), is_guided=is_guided)
         return ChatAnswers(service, reading, logprobs=bool(body.logprobs), prompts=prompts)
 
     return ask, answers_of
