@@ -65,4 +65,5 @@ def parse_chat(body: ChatRequest) -> Ask:
         ),
         num_choices=body.n or 1,
         **body.owner(),
+        **body.named_context(),
     )
