@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from time import monotonic
 
 from megatron_star.engine.answer_rules import AnswerRules
+from megatron_star.engine.attention_map import AttentionMap
+from megatron_star.engine.prompt_scores import PromptScores
 from megatron_star.engine.request import StarRequest, StarResult, Timings
 from megatron_star.engine.row_to_sample import Choice, RowToSample
 from megatron_star.engine.sampling import uniform
@@ -41,8 +43,9 @@ class Answer(ScheduledRequest):
         error: why it ends with `error`.
         ended: set when there is a result.
         num_encoded_tokens: context tokens that are encoded so far.
+        prompt_scores: of context and query, where they are asked for; whole when there is a result.
         top: for each of `tokens`, see `NewToken`.
-        num_proposed_tokens, num_accepted_tokens: see `StarResult`.
+        num_proposed_tokens, num_accepted_tokens, attention_map: see `StarResult`.
     """
 
     def __init__(
@@ -59,12 +62,18 @@ class Answer(ScheduledRequest):
             planned: its context.
             is_long: how that is encoded, see `EncodedContext`.
         """
-        query = list(request.query_tokens) if request.needs_query else []
+        query = list(request.query_tokens) if request.runs_query else []
         num_tail_tokens = len(query) + request.sampling.num_tokens_to_generate
         context, owner = request.context_tokens, request.owner
         super().__init__(request_id, context, query, num_tail_tokens, planned, is_long, owner)
         # Slices first: what came before may be a million tokens.
         prompt = request.context_tokens[-PROMPT_TOKENS:] + request.query_tokens[-PROMPT_TOKENS:]
+        self.generates = request.sampling.num_tokens_to_generate > 0
+        self.prompt_scores: PromptScores | None = None
+        if request.prompt_logprobs is not None:
+            self.score(request.prompt_logprobs)
+            num_tokens = len(request.context_tokens) + len(query)
+            self.prompt_scores = PromptScores(num_tokens, request.prompt_logprobs)
         self.request, self._stream = request, TextStream(tokenizer, prompt)
         self.cancelled = False
         self.ended = threading.Event()
@@ -77,6 +86,7 @@ class Answer(ScheduledRequest):
         self.text = ""
         self.num_encoded_tokens = 0
         self.num_proposed_tokens = self.num_accepted_tokens = 0
+        self.attention_map: AttentionMap | None = None
         self._emitted_text = self._searched_text = 0
         self._submitted_at = self._admitted_at = self._encoded_at = self._first_token_at = (
             self._last_token_at
@@ -105,6 +115,11 @@ class Answer(ScheduledRequest):
     def cancel(self) -> None:
         """End it in the engine's next turn, with what it has; nothing happens if it has ended already."""
         self.cancelled = True
+
+    @property
+    def submitted_at(self) -> float:
+        """When it came into the queue, by `monotonic`; 0 before that."""
+        return self._submitted_at
 
     @property
     def is_late(self) -> bool:
@@ -140,7 +155,7 @@ class Answer(ScheduledRequest):
     @property
     def ends_without_tokens(self) -> bool:
         """None are to be generated, and all that was asked of the prompt has been done."""
-        return not (self.request.sampling.num_tokens_to_generate or self.pending) and self.context.encoded
+        return not (self.generates or self.pending) and self.context.encoded
 
     @property
     def most_proposed(self) -> int:
@@ -208,6 +223,7 @@ class Answer(ScheduledRequest):
             kv_bytes_per_rank=kv_bytes_per_cp_rank,
             kv_bytes_by_kind=kv_bytes_by_kind,
             error=self.error,
+            attention_map=self.attention_map,
         )
         self.stage, self.context = Stage.ENDED, None
         self.ended.set()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Self
 
+from megatron_star.algorithm.token_scores import Scoring
 from megatron_star.config import StarConfig
 from megatron_star.engine.command import OpenedContext
 from megatron_star.engine.owner import Owner
@@ -65,6 +66,7 @@ class CachedContext:
     `unwanted`: it, or what it extends, was deleted; it is dropped as soon as nothing uses it.
     `entry` names what of the context store it is read from, layer by layer, instead of being encoded.
     `digests` are those of `token_digests`.
+    `scoring` says what its one user wants to know of its tokens.
     `owner` is whose it is, `priority` that of the most urgent request that waits for it.
     """
 
@@ -87,6 +89,7 @@ class CachedContext:
     next_wave: int = 0
     entry: str = ""
     num_restored_layers: int = 0
+    scoring: Scoring | None = None
 
     @property
     def encoded(self) -> bool:

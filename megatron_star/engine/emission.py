@@ -3,11 +3,13 @@
 from collections.abc import Callable, Sequence
 from itertools import chain, islice
 
+import torch
 from torch import Tensor
 
 from megatron_star.engine.answer import Answer
-from megatron_star.engine.command import Command
+from megatron_star.engine.command import Command, Fed
 from megatron_star.engine.finite import why_not_finite
+from megatron_star.engine.prompt_scoring import PromptScoring
 from megatron_star.engine.row_to_sample import Choice
 from megatron_star.engine.sampling import sample_rows
 from megatron_star.engine.scheduled_request import Stage
@@ -20,6 +22,7 @@ class Emission:
     def __init__(self, scheduler: Scheduler[Answer], end: Callable[[Answer, str], None]) -> None:
         """end: called with an answer that has its last token, and why it ends."""
         self.scheduler, self._end = scheduler, end
+        self._scoring = PromptScoring(scheduler)
 
     def emit(self, command: Command, logits: Tensor | None) -> None:
         """Say how far contexts are; sample for each sequence that has no tokens left to feed.
@@ -32,16 +35,38 @@ class Emission:
         if logits is not None:
             self._sample(command, logits)
         for answer in running:
-            if answer.stage < Stage.ENDED and answer.ends_without_tokens:
+            if answer.error and answer.stage < Stage.ENDED:
+                self._end(answer, "error")
+            elif answer.stage < Stage.ENDED and answer.ends_without_tokens:
                 self._end(answer, "length")
 
+    def note_scores(self, command: Command, scores: Tensor) -> None:
+        """How likely what follows a wave's tokens is: of `sum_on_driver`."""
+        self._scoring.note_wave(command, scores)
+
     def _sample(self, command: Command, logits: Tensor) -> None:
-        fed = [(self.scheduler.running[fed.sequence_id], fed.num_logits) for fed in command.feed]
-        rows = [answer.rows_to_sample(num_logits, logits.size(1)) for answer, num_logits in fed]
+        answers = [self.scheduler.running[fed.sequence_id] for fed in command.feed]
+        parts = list(logits.split([fed.num_logits for fed in command.feed]))
+        if any(answer.scores_query for answer in answers):
+            parts = self._without_scored(command.feed, answers, parts)
+            logits = torch.cat(parts)
+        pairs = [(answer, part) for answer, part in zip(answers, parts, strict=True) if len(part)]
+        rows = [answer.rows_to_sample(len(part), logits.size(1)) for answer, part in pairs]
         choices = iter(sample_rows(logits, list(chain.from_iterable(rows))))
-        for (answer, num_logits), its_logits in zip(fed, logits.split([n for _, n in fed]), strict=True):
-            if num_logits:
-                self._add_tokens(answer, list(islice(choices, num_logits)), its_logits)
+        for answer, part in pairs:
+            self._add_tokens(answer, list(islice(choices, len(part))), part)
+
+    def _without_scored(
+        self, feed: Sequence[Fed], answers: Sequence[Answer], parts: Sequence[Tensor]
+    ) -> list[Tensor]:
+        """Logits that tokens are chosen from; the others have said how likely queries are."""
+        to_sample = []
+        for fed, answer, part in zip(feed, answers, parts, strict=True):
+            scored, rest = part.split([fed.num_scored, fed.num_logits - fed.num_scored])
+            if fed.num_scored:
+                self._scoring.note_query(answer, fed, scored)
+            to_sample.append(rest if answer.generates and not answer.error else rest[:0])
+        return to_sample
 
     def _add_tokens(self, answer: Answer, choices: Sequence[Choice], logits: Tensor) -> None:
         """Keep what was chosen from logits [tokens, vocab_size], as long as it was proposed: what comes next

@@ -14,6 +14,8 @@ from megatron_star.engine.scheduled_request import ScheduledRequest
 
 MAX_TOKENS_FED_AT_ONCE = 512
 """Of one query in one step, so that a long query does not hold up the sequences beside it."""
+MAX_TOKENS_SCORED_AT_ONCE = 128
+"""The same, where the logits of all of them are wanted."""
 
 
 class FairShares[Flow: Hashable]:
@@ -112,7 +114,8 @@ def shares_of_queries[Request: ScheduledRequest](
     shares: dict[Request, int] = {}
     for num_before, request in enumerate(sorted(reading, key=lambda request: len(request.pending))):
         even = -(-most_tokens // (len(reading) - num_before))
-        shares[request] = min(MAX_TOKENS_FED_AT_ONCE, len(request.pending), even)
+        at_once = MAX_TOKENS_SCORED_AT_ONCE if request.scores_query else MAX_TOKENS_FED_AT_ONCE
+        shares[request] = min(at_once, len(request.pending), even)
         most_tokens -= shares[request]
     return shares
 

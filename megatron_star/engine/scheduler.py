@@ -175,8 +175,10 @@ class Scheduler[Request: ScheduledRequest]:
         proposals = request.fed_proposals = request.proposals
         request.proposals = []
         assert len(proposals) <= MOST_PROPOSED_TOKENS and (request.is_answering or not proposals)
-        num_logits = 0 if request.pending else 1 + len(proposals)
-        command.feed.append(Fed(request.id, [*fed, *proposals], num_logits))
+        is_last, is_scored = not request.pending, request.scores_query and not request.is_answering
+        num_scored = len(fed) - is_last if is_scored else 0
+        num_logits = num_scored + (1 + len(proposals) if is_last else 0)
+        command.feed.append(Fed(request.id, [*fed, *proposals], num_logits, num_scored))
 
     def _encode_into(self, command: Command) -> None:
         context = self.next_to_encode
@@ -195,7 +197,7 @@ class Scheduler[Request: ScheduledRequest]:
             )
             return
         if context.next_wave < len(context.plan.waves):
-            command.encode_wave = context.id, context.next_wave
+            command.encode_wave, command.score_wave = (context.id, context.next_wave), context.scoring
             wave = context.plan.waves[context.next_wave]
             self._to_encode.charge(context, sum(segment.num_tokens for segment in wave))
             context.next_wave += 1
@@ -275,6 +277,7 @@ class Scheduler[Request: ScheduledRequest]:
             owner=request.owner,
             priority=request.owner.priority,
             last_use=next(self._clock),
+            scoring=request.scoring,
             unwanted=bool(parent and parent.unwanted),
         )
         if parent:

@@ -8,13 +8,12 @@ from typing import Any
 from fastapi import Request
 from fastapi.responses import StreamingResponse
 
-from megatron_star.engine.request import StarResult
 from megatron_star.server.ask import Ask
+from megatron_star.server.attention_report import attention_report
 from megatron_star.server.batch import Batch
 from megatron_star.server.errors import KINDS, RequestError
 from megatron_star.server.record import record_of
 from megatron_star.server.state import service_of
-from megatron_star.text.prompt import SplitPrompt
 
 
 async def answered(ask: Ask, request: Request) -> Batch:
@@ -76,6 +75,7 @@ def _record(request: Request, batch: Batch) -> None:
     if batch.refusal:
         record.error = KINDS[batch.refusal.status]
     results = [result for result in batch.results if result]
+    record.answers = batch.answers
     requests = [answer.request for answer in batch.answers]
     record.numbers = {
         "context_tokens": sum(len(asked.context_tokens) for asked in requests),
@@ -91,8 +91,9 @@ def _record(request: Request, batch: Batch) -> None:
         record.numbers["unfinished"] = len(batch.answers) - len(results)
 
 
-def star_report(result: StarResult, split: SplitPrompt) -> dict[str, Any]:
-    """What was used for one answer, as `usage.star` says it."""
+def star_report(batch: Batch, index: int = 0) -> dict[str, Any]:
+    """What was used for this answer of a batch that has ended, as `usage.star` says it."""
+    result, split = batch.results[index], batch.splits[index // batch.num_choices]
     timings = result.timings
     return {
         "split": split.rule,
@@ -110,4 +111,5 @@ def star_report(result: StarResult, split: SplitPrompt) -> dict[str, Any]:
         "encode_seconds": timings.context_encoding_s if result.num_context_tokens else 0.0,
         "ttft_seconds": timings.queue_s + timings.ttft_s,
         "tpot_seconds": timings.tpot_s,
+        **attention_report(result.attention_map, batch.excerpts.get(index)),
     }

@@ -33,12 +33,14 @@ class Batch:
     Attributes:
         splits: for each prompt.
         echoes: the prompts' texts, if the answers repeat them.
+        excerpts: of the answers that have an attention map, by their index: see `attention_report`.
         refusal: why `events` raised, if it did.
     """
 
     def __init__(self, splits: list[SplitPrompt], answers: list[Answer], echoes: Sequence[str] = ()) -> None:
         self.splits, self.answers, self.echoes = splits, answers, echoes
         self.results: list[StarResult | None] = [None] * len(answers)
+        self.excerpts: dict[int, list[str]] = {}
         self.refusal: RequestError | None = None
         self._loop = asyncio.get_running_loop()
         self._queue: asyncio.Queue[tuple[int, NewToken | StarResult]] = asyncio.Queue()

@@ -16,6 +16,7 @@ from megatron_star.engine.thread import EngineThread
 from megatron_star.planning.mask import most_sources
 from megatron_star.planning.sizes import length_for_sizes, with_sizes
 from megatron_star.server.ask import Ask, Content, Generation
+from megatron_star.server.attention_report import excerpts
 from megatron_star.server.batch import Batch
 from megatron_star.server.context_rules import PromptSplitter
 from megatron_star.server.errors import RequestError, refusal
@@ -150,6 +151,8 @@ class CompletionService:
         with self._cancelled_on_error(answers):
             for index, split in enumerate(split for split in splits for _ in range(ask.num_choices)):
                 request = self._request(split, star, ask.generation, index)
+                # Only the first answer to a prompt says what was done for it.
+                common["attention_map"] = bool(ask.star.attention_map) and index % ask.num_choices == 0
                 answers.append(self.engine.submit(replace(request, **common)))
         return _Submitted(splits, answers, echoes)
 
@@ -210,6 +213,8 @@ class CompletionService:
         for token in answer:
             batch.post(index, token)
         result = answer.result()
+        if result.attention_map:
+            batch.excerpts[index] = excerpts(self.tokenizer, answer.context_tokens, result.attention_map)
         with self._lock:
             self._answers.discard(answer)
         self._release(1)

@@ -92,7 +92,7 @@ def test_every_field_of_a_message_that_the_client_knows_may_be_null():
         ("skip_special_tokens", False, "only null or true"),
         ("response_format", {"type": "json_object"}, "text"),
         ("guided_json", {}, "only null is"),
-        ("reasoning_effort", "high", "only null or"),
+        ("prediction", {"type": "content"}, "only null is"),
     ],
 )
 def test_what_would_change_the_answer_is_refused(field, value, reason):

@@ -1,5 +1,7 @@
 """POST /v1/chat/completions."""
 
+from collections.abc import Callable
+
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
@@ -9,6 +11,7 @@ from megatron_star.server.checked_route import CheckedBodyRoute
 from megatron_star.server.errors import ERROR_RESPONSES
 from megatron_star.server.service import CompletionService
 from megatron_star.server.star_options import StarOptions
+from megatron_star.server.state import service_of
 from megatron_star.server.wires.chat_answers import ChatAnswers
 from megatron_star.server.wires.chat_schema import ChatRequest
 from megatron_star.server.wires.openai_routes import answer_with, check_model
@@ -21,18 +24,27 @@ router = APIRouter(route_class=CheckedBodyRoute, prefix="/v1", responses=ERROR_R
 async def chat_completions(body: ChatRequest, request: Request) -> Response:
     """The assistant's next message, by the tokenizer's chat template."""
     check_model(request, body.model)
+    ask, answers_of = chat_ask(service_of(request), body)
+    return await answer_with(request, body, ask, answers_of)
+
+
+def chat_ask(
+    service: CompletionService, body: ChatRequest
+) -> tuple[Ask, Callable[[CompletionService, Batch], ChatAnswers]]:
+    """What a chat asks, and how its answers are rendered. Raises FieldError."""
 
     def answers_of(service: CompletionService, batch: Batch) -> ChatAnswers:
         return ChatAnswers(service, logprobs=bool(body.logprobs))
 
-    return await answer_with(request, body, parse_chat(body), answers_of)
+    return parse_chat(body), answers_of
 
 
 def parse_chat(body: ChatRequest) -> Ask:
     """What a body of /v1/chat/completions asks."""
     num_tokens = body.max_completion_tokens or body.max_tokens
+    chat = body.chat(body.tools_for_template(), effort=body.reasoning_effort, documents=body.documents)
     return Ask(
-        prompts=[ChatPrompt([message.for_template() for message in body.messages])],
+        prompts=[ChatPrompt(chat)],
         star=body.star or StarOptions(),
         generation=body.generation(
             num_tokens, default=DEFAULT_CHAT_TOKENS, num_top_logprobs=body.top_logprobs or 0

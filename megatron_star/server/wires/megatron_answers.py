@@ -29,7 +29,7 @@ def render_generated(
     }
     if body.logprobs:  # a context has no logits, so the prompt's are unknown
         answer["logprobs"] = [[None] * (len(tokens) - 1) + result.logprobs for tokens, result in pairs]
-    answer["star"] = [star_report(result, split) for result, split in zip(results, batch.splits, strict=True)]
+    answer["star"] = [star_report(batch, index) for index in range(len(results))]
     return answer
 
 
@@ -48,8 +48,7 @@ def render_completions(
             tokens = _prompt_tokens(batch.splits[index], body.contexts)
             choice["logprobs"] = _with_prompt(service, tokens, batch.echoes[index], choice["logprobs"])
         choices.append(choice)
-    pairs = zip(batch.results, batch.splits, strict=True)
-    return {"choices": choices, "star": [star_report(result, split) for result, split in pairs]}
+    return {"choices": choices, "star": [star_report(batch, index) for index in range(len(choices))]}
 
 
 def _prompt_tokens(split: SplitPrompt, contexts: list[str] | None) -> list[int]:

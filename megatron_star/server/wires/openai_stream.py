@@ -26,12 +26,12 @@ class AnswerNames(NamedTuple):
 
 def usage(batch: Batch) -> dict[str, Any]:
     """Token counts of all answers, and what Star Attention did for the first."""
-    results, splits = batch.results, batch.splits
+    results = batch.results
     return _counts(batch, sum(len(result.tokens) for result in results)) | {
         "prompt_tokens_details": {
             "cached_tokens": sum(r.num_cached_tokens for r in results[:: batch.num_choices])
         },
-        "star": star_report(results[0], splits[0]),
+        "star": star_report(batch),
     }
 
 
