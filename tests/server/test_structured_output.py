@@ -1,9 +1,13 @@
 """Answers that must look like something, of a real model: each one does, whatever runs beside it."""
 
 import json
-from typing import Any
+import re
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal
 
 import jsonschema_rs
+import openai
+import pydantic
 import pytest
 from running_server import RunningServer
 
