@@ -31,6 +31,8 @@ class ServerSettings:
         speculate: how tokens are guessed unless a request's `star` object says otherwise.
         metrics_per_expert: whether /metrics counts the tokens of each expert of each layer.
         otlp_traces_endpoint: URL of the collector that traces of requests go to.
+        chat_template: in place of the tokenizer's own.
+        trust_request_chat_template: requests may bring their own.
         host: where it listens; without a key, it decides which names clients may use for this machine.
         allowed_origins: of pages in browsers that may ask and read answers; `*`, with a key, is all.
         root_path: under which a proxy shows the server, which takes it away from what it passes on.
@@ -51,6 +53,8 @@ class ServerSettings:
     speculate: str = DEFAULT_SPECULATE
     metrics_per_expert: bool = False
     otlp_traces_endpoint: str | None = None
+    chat_template: str | None = None
+    trust_request_chat_template: bool = False
     host: str = "127.0.0.1"
     allowed_origins: tuple[str, ...] = ()
     root_path: str = ""

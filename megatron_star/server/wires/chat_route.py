@@ -15,6 +15,7 @@ from megatron_star.server.state import service_of
 from megatron_star.server.wires.chat_answers import ChatAnswers
 from megatron_star.server.wires.chat_schema import ChatRequest
 from megatron_star.server.wires.openai_routes import answer_with, check_model
+from megatron_star.text.chat_template import Template
 
 DEFAULT_CHAT_TOKENS = 512
 router = APIRouter(route_class=CheckedBodyRoute, prefix="/v1", responses=ERROR_RESPONSES, tags=["OpenAI"])
@@ -36,13 +37,18 @@ def chat_ask(
     def answers_of(service: CompletionService, batch: Batch) -> ChatAnswers:
         return ChatAnswers(service, logprobs=bool(body.logprobs))
 
-    return parse_chat(body), answers_of
+    return parse_chat(body, service.template(body.chat_template)), answers_of
 
 
-def parse_chat(body: ChatRequest) -> Ask:
-    """What a body of /v1/chat/completions asks."""
+def parse_chat(body: ChatRequest, template: Template | None = None) -> Ask:
+    """What a body of /v1/chat/completions asks, in this template or the model's own."""
     num_tokens = body.max_completion_tokens or body.max_tokens
-    chat = body.chat(body.tools_for_template(), effort=body.reasoning_effort, documents=body.documents)
+    chat = body.chat(
+        body.tools_for_template(),
+        effort=body.reasoning_effort,
+        documents=body.documents,
+        template=template,
+    )
     return Ask(
         prompts=[ChatPrompt(chat)],
         star=body.star or StarOptions(),
