@@ -23,6 +23,7 @@ setup(
         "pyyaml>=6,<7",
         "numpy>=1.26,<3",
         "jinja2>=3.1,<4",
+        "llguidance>=1.9,<2",
         "pydantic>=2.10,<3",
         "fastapi>=0.120,<1",
         "starlette>=0.40,<2",

@@ -15,6 +15,7 @@ from megatron_star.job.argument_types import (
 from megatron_star.job.sampling_arguments import add_speculate_argument
 from megatron_star.job.star_arguments import star_config
 from megatron_star.server.settings import ServerSettings
+from megatron_star.server.tools.formats import AUTO, CALL_NAMES, OFF, REASONING_NAMES
 from megatron_star.text.chat_template import check_template
 
 _seconds = real_number(0, 1e7, what="a number of seconds")
@@ -29,6 +30,7 @@ def add_server_arguments(parser: argparse.ArgumentParser) -> None:
     _add_how_long(group)
     _add_what_a_query_is(group)
     _add_templates(group)
+    _add_what_answers_say(group)
     add_speculate_argument(group)
 
 
@@ -170,6 +172,17 @@ def _add_what_a_query_is(group: argparse._ArgumentGroup) -> None:
     )
 
 
+def _add_what_answers_say(group: argparse._ArgumentGroup) -> None:
+    for what, names in (("tool-call", CALL_NAMES), ("reasoning", REASONING_NAMES)):
+        group.add_argument(
+            f"--{what}-parser",
+            choices=(AUTO, OFF, *names),
+            default=AUTO,
+            metavar="NAME",
+            help=f"how the model writes it: {', '.join(names)}; off; auto: as its chat template shows",
+        )
+
+
 def server_settings(args: argparse.Namespace) -> ServerSettings:
     """The settings that these arguments ask for; raises ValueError or OSError."""
     key_file = args.api_key_file
@@ -189,6 +202,8 @@ def server_settings(args: argparse.Namespace) -> ServerSettings:
         keep_alive_seconds=args.keep_alive_seconds,
         speculate=args.speculate,
         metrics_per_expert=args.metrics_per_expert,
+        tool_call_parser=args.tool_call_parser,
+        reasoning_parser=args.reasoning_parser,
         otlp_traces_endpoint=args.otlp_traces_endpoint,
         chat_template=_chat_template(args.chat_template),
         trust_request_chat_template=args.trust_request_chat_template,

@@ -51,7 +51,8 @@ class Generation:
         cut_to_room: nobody asked for so many tokens: fewer, where the model's limit leaves fewer.
         end_tokens: that end an answer; None are those of the model.
         more_end_tokens: in addition.
-        rules, num_top_logprobs, prompt_logprobs, include_stop_text, skip_special_tokens: see `StarRequest`.
+        rules, num_top_logprobs, prompt_logprobs, include_stop_text, skip_special_tokens, hidden_tokens: see
+            `StarRequest`.
         grammar: what answers must look like.
     """
 
@@ -70,6 +71,7 @@ class Generation:
     prompt_logprobs: int | None = None
     include_stop_text: bool = False
     skip_special_tokens: bool = True
+    hidden_tokens: frozenset[int] = frozenset()
 
     def sampling(self, room: int) -> SamplingParams:
         """Megatron's parameters, where there is room for so many tokens; top_p of 1 and 0 are off."""

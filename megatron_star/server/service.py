@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from megatron_star.config import FieldError, StarConfig
 from megatron_star.engine.answer import Answer
+from megatron_star.engine.grammar import Grammar
 from megatron_star.engine.request import StarRequest
 from megatron_star.engine.thread import EngineThread
 from megatron_star.planning.mask import most_sources
@@ -20,9 +21,12 @@ from megatron_star.server.attention_report import excerpts
 from megatron_star.server.batch import Batch
 from megatron_star.server.context_rules import PromptSplitter
 from megatron_star.server.errors import RequestError, refusal
+from megatron_star.server.grammars import Grammars
 from megatron_star.server.metrics import ServerMetrics
 from megatron_star.server.settings import ServerSettings
 from megatron_star.server.star_options import StarOptions
+from megatron_star.server.tools.formats import answer_formats
+from megatron_star.server.tools.tool_use import ToolUse
 from megatron_star.text.end_tokens import end_tokens, stop_tokens
 from megatron_star.text.foreign_template import ForeignTemplate, TemplateProcess
 from megatron_star.text.prompt import SplitPrompt
@@ -55,6 +59,11 @@ class CompletionService:
         self._template_process = TemplateProcess()
         self.token_bytes = TokenBytes(engine.tokenizer)
         self.end_tokens = end_tokens(engine.tokenizer)
+        self.grammars = Grammars(engine.tokenizer, self.end_tokens, engine.vocab_size)
+        self.tool_use = ToolUse(
+            answer_formats(engine.tokenizer, settings.tool_call_parser, settings.reasoning_parser),
+            engine.tokenizer,
+        )
         self.splitter = PromptSplitter(
             engine.tokenizer,
             settings.num_query_tokens,
@@ -79,7 +88,7 @@ class CompletionService:
         """
         count = len(ask.prompts) * ask.num_choices
         self._reserve(count)
-        submitted = asyncio.get_running_loop().run_in_executor(self._tokenizers, self._submit, ask, tenant)
+        submitted = asyncio.ensure_future(self._compile_and_submit(ask, tenant))
         try:
             batch = Batch(*await asyncio.shield(submitted))
         except BaseException as error:
@@ -150,7 +159,12 @@ class CompletionService:
             self.cancel(submitted.result().answers)
         self._release(count)
 
-    def _submit(self, ask: Ask, tenant: str) -> _Submitted:
+    async def _compile_and_submit(self, ask: Ask, tenant: str) -> _Submitted:
+        spec = ask.generation.grammar
+        grammar = await self.grammars.compiled(spec) if spec else None
+        return await self.in_tokenizer_thread(self._submit, ask, tenant, grammar)
+
+    def _submit(self, ask: Ask, tenant: str, grammar: Grammar | None) -> _Submitted:
         """In a tokenizer's thread."""
         star = self.star_config(ask.star)
         common = {
@@ -158,6 +172,7 @@ class CompletionService:
             "tenant": tenant,
             "cache_salt": ask.cache_salt,
             "priority": ask.priority,
+            "grammar": grammar,
         }
         splits = [prompt.split(self.splitter, ask.star) for prompt in ask.prompts]
         echoes = [self._as_text(content) for content in ask.echoed]
@@ -205,6 +220,7 @@ class CompletionService:
             prompt_logprobs=generation.prompt_logprobs,
             include_stop_text=generation.include_stop_text,
             skip_special_tokens=generation.skip_special_tokens,
+            hidden_tokens=generation.hidden_tokens,
             seed=seed,
             turn_edges=split.turn_edges,
         )

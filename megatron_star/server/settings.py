@@ -30,6 +30,8 @@ class ServerSettings:
             connections for 5 to 60 s: it must be the client that closes, or a request meets a closed one.
         speculate: how tokens are guessed unless a request's `star` object says otherwise.
         metrics_per_expert: whether /metrics counts the tokens of each expert of each layer.
+        tool_call_parser, reasoning_parser: how the model writes calls and reasoning, by the names of
+            `server/tools/formats.py`.
         otlp_traces_endpoint: URL of the collector that traces of requests go to.
         chat_template: in place of the tokenizer's own.
         trust_request_chat_template: requests may bring their own.
@@ -52,6 +54,8 @@ class ServerSettings:
     keep_alive_seconds: float = 75.0
     speculate: str = DEFAULT_SPECULATE
     metrics_per_expert: bool = False
+    tool_call_parser: str = "auto"
+    reasoning_parser: str = "auto"
     otlp_traces_endpoint: str | None = None
     chat_template: str | None = None
     trust_request_chat_template: bool = False

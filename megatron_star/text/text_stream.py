@@ -20,9 +20,11 @@ class Tokenizer(Protocol):
 class TextStream:
     """Decodes a few tokens before the new one with it, since decoders look at their neighbours."""
 
-    def __init__(self, tokenizer: Tokenizer, prompt_tokens: Sequence[int] = ()) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, prompt_tokens: Sequence[int] = (), *, skip_special_tokens: bool = True
+    ) -> None:
         """prompt_tokens: what the text continues; the space before its first word may depend on it."""
-        self.tokenizer = tokenizer
+        self.tokenizer, self._skip_special_tokens = tokenizer, skip_special_tokens
         self._tokens = list(prompt_tokens[-PROMPT_TOKENS:])
         self._window, self._settled = 0, len(self._tokens)
         self._window_text = self._decode(0) if self._tokens else ""
@@ -30,7 +32,7 @@ class TextStream:
 
     @property
     def text(self) -> str:
-        """Of all tokens so far, without special ones; a character that is not whole yet is U+FFFD."""
+        """Of all tokens so far; a character that is not whole yet is U+FFFD."""
         return self._settled_text + self._rest
 
     @property
@@ -49,7 +51,7 @@ class TextStream:
             self._window_text = self._decode(self._window)
 
     def _decode(self, start: int) -> str:
-        return self.tokenizer.decode(self._tokens[start:], skip_special_tokens=True)
+        return self.tokenizer.decode(self._tokens[start:], skip_special_tokens=self._skip_special_tokens)
 
 
 def text_offsets(stream: TextStream, tokens: Sequence[int]) -> Iterator[int]:

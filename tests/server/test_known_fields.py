@@ -83,15 +83,16 @@ def test_every_field_of_a_message_that_the_client_knows_may_be_null():
 @pytest.mark.parametrize(
     ("field", "value", "reason"),
     [
-        ("tools", [{"type": "function"}], r"only null or \[\] is supported here"),
-        ("tool_choice", "required", 'only null or "none" or "auto"'),
+        ("functions", [{"name": "f"}], r"only null or \[\] is supported here"),
+        ("function_call", {"name": "f"}, 'only null or "none" or "auto"'),
         ("min_p", 0.1, "only null or 0"),
         ("min_p", False, "only null or 0"),
         ("repetition_penalty", 1.2, "only null or 1"),
         ("logit_bias", {"5": 1}, "only null or {}"),
         ("skip_special_tokens", False, "only null or true"),
-        ("response_format", {"type": "json_object"}, "text"),
-        ("guided_json", {}, "only null is"),
+        ("response_format", {"type": "structural_tag"}, "'text', 'json_object' or 'json_schema'"),
+        ("structural_tag", "{}", "only null is"),
+        ("guided_decoding_backend", "outlines", "only null or"),
         ("prediction", {"type": "content"}, "only null is"),
     ],
 )

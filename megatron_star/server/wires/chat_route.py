@@ -1,6 +1,7 @@
 """POST /v1/chat/completions."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
@@ -14,6 +15,7 @@ from megatron_star.server.star_options import StarOptions
 from megatron_star.server.state import service_of
 from megatron_star.server.wires.chat_answers import ChatAnswers
 from megatron_star.server.wires.chat_schema import ChatRequest
+from megatron_star.server.wires.completion_answers import prompt_end
 from megatron_star.server.wires.openai_routes import answer_with, check_model
 from megatron_star.text.chat_template import Template
 
@@ -33,11 +35,20 @@ def chat_ask(
     service: CompletionService, body: ChatRequest
 ) -> tuple[Ask, Callable[[CompletionService, Batch], ChatAnswers]]:
     """What a chat asks, and how its answers are rendered. Raises FieldError."""
+    offer, ask = body.offer(), parse_chat(body, service.template(body.chat_template))
+    ask = replace(ask, generation=service.tool_use.generation(ask.generation, offer))
 
     def answers_of(service: CompletionService, batch: Batch) -> ChatAnswers:
-        return ChatAnswers(service, logprobs=bool(body.logprobs))
+        reading = service.tool_use.reading(offer, prompt_ends(service, batch))
+        return ChatAnswers(service, reading, logprobs=bool(body.logprobs))
 
-    return parse_chat(body, service.template(body.chat_template)), answers_of
+    return ask, answers_of
+
+
+def prompt_ends(service: CompletionService, batch: Batch) -> list[str]:
+    """The end of each answer's prompt, with its special tokens."""
+    ends = [service.tokenizer.decode(prompt_end(split), skip_special_tokens=False) for split in batch.splits]
+    return [end for end in ends for _ in range(batch.num_choices)]
 
 
 def parse_chat(body: ChatRequest, template: Template | None = None) -> Ask:

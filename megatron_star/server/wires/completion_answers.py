@@ -43,16 +43,16 @@ class CompletionAnswers:
         """What comes before the first token."""
         return self._choice(index, self.echoes[index]) if self.echoes[index] else None
 
-    def piece(self, index: int, token: NewToken) -> dict[str, Any] | None:
+    def piece(self, index: int, token: NewToken) -> list[dict[str, Any]]:
         """One token, unless it says nothing."""
         if not token.text and self.logprobs is None:
-            return None
+            return []
         logprobs = self._logprobs(index, [(token.token, token.logprob, token.top)])
-        return self._choice(index, token.text) | {"logprobs": logprobs}
+        return [self._choice(index, token.text) | {"logprobs": logprobs}]
 
-    def last(self, index: int, result: StarResult) -> dict[str, Any]:
+    def last(self, index: int, result: StarResult) -> list[dict[str, Any]]:
         """The end of an answer."""
-        return self._choice(index, "", result.finish_reason)
+        return [self._choice(index, "", result.finish_reason)]
 
     def _choice(self, index: int, text: str, finish_reason: str | None = None) -> dict[str, Any]:
         return {"index": index, "text": text, "logprobs": None, "finish_reason": finish_reason}

@@ -85,8 +85,8 @@ async def render_stream(
                 continue
             index, part = event
             num_generated += isinstance(part, NewToken)
-            choice = answers.last(index, part) if isinstance(part, StarResult) else answers.piece(index, part)
-            if choice:
+            render = answers.last if isinstance(part, StarResult) else answers.piece
+            for choice in render(index, part):
                 yield chunk(choice)
     except RequestError as error:
         yield _event(error_body(error.status, error.message))
