@@ -30,12 +30,15 @@ setup(
         "h11>=0.14,<1",
         "uvicorn>=0.35,<1",
         "prometheus-client>=0.22,<1",
+        "python-multipart>=0.0.30,<0.1",
+        "beautifulsoup4>=4.13,<5",
     ],
     extras_require={
         "te": ["transformer-engine[pytorch]>=2.20,<3"],
         "flash-attn": ["flash-attn>=2.7,<3"],
         "flash-attn-3": ["fa3-fwd>=0.0.3,<0.1"],
         "demo": ["gguf>=0.17,<1"],
+        "documents": ["pypdf>=6,<8"],
         "otel": ["opentelemetry-sdk>=1.40,<2", "opentelemetry-exporter-otlp-proto-http>=1.40,<2"],
         "eval": ["matplotlib>=3.9,<4"],
         "dev": [
@@ -50,6 +53,7 @@ setup(
             "opentelemetry-exporter-otlp-proto-http>=1.40,<2",
             "opentelemetry-sdk>=1.40,<2",
             "playwright>=1.50,<2",
+            "pypdf>=6,<8",
             "pytest>=8,<10",
             "schemathesis>=4,<5",
             "ruff>=0.15,<0.18",

@@ -20,6 +20,7 @@ from megatron_star.server.ask import Ask, Content, Generation
 from megatron_star.server.attention_report import excerpts
 from megatron_star.server.batch import Batch
 from megatron_star.server.context_rules import PromptSplitter
+from megatron_star.server.contexts import ContextRegistry
 from megatron_star.server.errors import RequestError, refusal
 from megatron_star.server.grammars import Grammars
 from megatron_star.server.metrics import ServerMetrics
@@ -75,7 +76,12 @@ class CompletionService:
         self._lock = threading.Lock()
         self._tokenizers = ThreadPoolExecutor(TOKENIZER_THREADS, "tokenizer")
         self._waiters = ThreadPoolExecutor(settings.max_sequences, "answer")
+        self.contexts = ContextRegistry(
+            engine, most=settings.max_contexts, most_bytes=settings.max_context_bytes
+        )
+        self.encodings: set[asyncio.Task] = set()
         metrics.watch(engine, each_expert=settings.metrics_per_expert)
+        metrics.watch_contexts(self.contexts)
 
     @asynccontextmanager
     async def answer(self, ask: Ask, tenant: str = "") -> AsyncIterator[Batch]:
@@ -86,6 +92,7 @@ class CompletionService:
         Raises:
             RequestError: a prompt cannot be answered; none is then left running.
         """
+        ask = self.contexts.resolved(ask, tenant)
         count = len(ask.prompts) * ask.num_choices
         self._reserve(count)
         submitted = asyncio.ensure_future(self._compile_and_submit(ask, tenant))
