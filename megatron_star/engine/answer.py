@@ -6,8 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from time import monotonic
 
+from torch import Tensor
+
 from megatron_star.engine.answer_rules import AnswerRules
 from megatron_star.engine.attention_map import AttentionMap
+from megatron_star.engine.guide import Guide
 from megatron_star.engine.prompt_scores import PromptScores
 from megatron_star.engine.request import StarRequest, StarResult, Timings
 from megatron_star.engine.row_to_sample import Choice, RowToSample
@@ -40,11 +43,12 @@ class Answer(ScheduledRequest):
     Attributes:
         request: what was asked.
         cancelled: somebody called `cancel`.
-        error: why it ends with `error`.
+        error, is_refused: see `StarResult`.
         ended: set when there is a result.
         num_encoded_tokens: context tokens that are encoded so far.
         prompt_scores: of context and query, where they are asked for; whole when there is a result.
         top: for each of `tokens`, see `NewToken`.
+        guide: keeps it to its grammar, if it has one; whoever uses the answer sets it.
         num_proposed_tokens, num_accepted_tokens, attention_map: see `StarResult`.
     """
 
@@ -80,10 +84,12 @@ class Answer(ScheduledRequest):
         self.ended = threading.Event()
         self.finish_reason = ""
         self.error: str | None = None
+        self.is_refused = False
         self.tokens: list[int] = []
         self.logprobs: list[float] = []
         self.top: list[tuple[tuple[int, float], ...]] = []
         self._rules = self._make_rules()
+        self.guide: Guide | None = None
         self.text = ""
         self.num_encoded_tokens = 0
         self.num_proposed_tokens = self.num_accepted_tokens = 0
@@ -168,6 +174,7 @@ class Answer(ScheduledRequest):
         """How the next tokens, so many, are chosen from logits of this size, if those before are kept."""
         request, first, rules = self.request, len(self.tokens), self._rules
         ends = [end for end in request.all_end_tokens if end < vocab_size]
+        masks = self._masks(num_rows)
         rows = []
         for index in range(num_rows):
             proposed = self.fed_proposals[:index]
@@ -179,10 +186,18 @@ class Answer(ScheduledRequest):
                     forbidden=[*bad, *ends] if first + index < request.min_tokens else bad,
                     rules=rules,
                     proposed=proposed,
+                    mask=masks[index],
                     num_top_logprobs=request.num_top_logprobs,
                 )
             )
         return rows
+
+    def _masks(self, num_rows: int) -> list[Tensor | None]:
+        if not (self.guide and num_rows):
+            return [None] * num_rows
+        masks = self.guide.masks(num_rows)
+        self._note_guide()
+        return masks
 
     def add_token(self, choice: Choice) -> None:
         """The next token of the answer; sets `finish_reason` at an end."""
@@ -197,10 +212,34 @@ class Answer(ScheduledRequest):
         elif token not in request.hidden_tokens:
             self._stream.add(token)
             self.text = self._stream.text
+            self._keep_to_grammar(token)
         if not self.finish_reason and len(self.tokens) == request.sampling.num_tokens_to_generate:
             self.finish_reason = "length"
         self._cut_at_stop_text()
         self._events.put(NewToken(token, choice.logprob, self._text_to_emit(), choice.top))
+
+    def _keep_to_grammar(self, token: int) -> None:
+        """End the answer where nothing can follow this token."""
+        if self.guide:
+            self.guide.accept(token)
+            self._note_guide()
+
+    def _note_guide(self) -> None:
+        if self.guide.error:
+            self.refuse(self.guide.error)
+        elif self.guide.is_over:
+            self.finish_reason = "stop"
+
+    def end_without_token(self) -> None:
+        """No token is left for it: its grammar is complete, or what is asked cannot be."""
+        if self.guide and self.guide.may_end:
+            self.finish_reason = "stop"
+        else:
+            self.refuse(f"token {len(self.tokens)}: what was asked of the answer leaves no token for it")
+
+    def refuse(self, error: str) -> None:
+        """What was asked cannot be."""
+        self.error, self.is_refused = error, True
 
     def end(self, reason: str, kv_bytes_per_cp_rank: list[int], kv_bytes_by_kind: dict[str, int]) -> None:
         """The one terminal state: `stop`, `length`, `cancelled`, `deadline` or `error`."""
@@ -224,6 +263,7 @@ class Answer(ScheduledRequest):
             kv_bytes_per_rank=kv_bytes_per_cp_rank,
             kv_bytes_by_kind=kv_bytes_by_kind,
             error=self.error,
+            is_refused=self.is_refused,
             attention_map=self.attention_map,
         )
         self.stage, self.context = Stage.ENDED, None

@@ -1,6 +1,7 @@
 """What comes of a step's logits: tokens that are chosen and kept, and answers that have come to their end."""
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, islice
 
 import torch
@@ -9,11 +10,15 @@ from torch import Tensor
 from megatron_star.engine.answer import Answer
 from megatron_star.engine.command import Command, Fed
 from megatron_star.engine.finite import why_not_finite
+from megatron_star.engine.guide import Guide
 from megatron_star.engine.prompt_scoring import PromptScoring
 from megatron_star.engine.row_to_sample import Choice
 from megatron_star.engine.sampling import sample_rows
 from megatron_star.engine.scheduled_request import Stage
 from megatron_star.engine.scheduler import Scheduler
+
+MASK_THREADS = 4
+"""A mask takes a fraction of a millisecond, and holds up nothing else of Python."""
 
 
 class Emission:
@@ -22,7 +27,26 @@ class Emission:
     def __init__(self, scheduler: Scheduler[Answer], end: Callable[[Answer, str], None]) -> None:
         """end: called with an answer that has its last token, and why it ends."""
         self.scheduler, self._end = scheduler, end
+        self._mask_workers = ThreadPoolExecutor(MASK_THREADS, "mask")
         self._scoring = PromptScoring(scheduler)
+
+    def guide(self, answer: Answer) -> None:
+        """Keep an answer to the grammar of its request, if that has one; from any thread."""
+        request = answer.request
+        if request.grammar:
+            matcher = request.grammar.matcher(request.all_end_tokens)
+            answer.guide = Guide(matcher, self._mask_workers, proposes=request.speculate != "off")
+
+    def look_ahead(self, command: Command) -> None:
+        """This command is about to run: begin what its logits will need."""
+        for fed in command.feed:
+            answer = self.scheduler.running[fed.sequence_id]
+            if answer.guide:
+                answer.guide.follow(answer.fed_proposals)
+
+    def close(self) -> None:
+        """No further steps come."""
+        self._mask_workers.shutdown(wait=False, cancel_futures=True)
 
     def emit(self, command: Command, logits: Tensor | None) -> None:
         """Say how far contexts are; sample for each sequence that has no tokens left to feed.
@@ -77,10 +101,8 @@ class Emission:
             if not choice.is_finite:
                 answer.error = why_not_finite(row, len(answer.tokens))
             elif not choice.is_possible:
-                answer.error = (
-                    f"token {len(answer.tokens)}: what was asked of the answer leaves no token for it"
-                )
-            else:
+                answer.end_without_token()
+            elif not answer.error:
                 answer.add_token(choice)
             if answer.error or answer.finish_reason:
                 self._end(answer, "error" if answer.error else answer.finish_reason)
@@ -88,5 +110,7 @@ class Emission:
             answer.pending = [choice.token]
             if choice.token != proposal:
                 break
+        if answer.guide:
+            answer.guide.look_ahead()
         if proposal is not None:
             self.scheduler.rewind(answer, answer.num_fed_tokens)

@@ -23,6 +23,7 @@ from megatron_star.engine.context_store import ContextStore
 from megatron_star.engine.emission import Emission
 from megatron_star.engine.executor import RankExecutor, planner_of
 from megatron_star.engine.expert_load import ExpertLoad, gather_expert_load
+from megatron_star.engine.forced_tokens import ForcedTokens
 from megatron_star.engine.map_maker import MapMaker
 from megatron_star.engine.pacing import Pacing
 from megatron_star.engine.prompt_lookup import PromptLookup
@@ -117,7 +118,7 @@ class StarEngine:
         self._emission = Emission(self.scheduler, self._finish)
         self._pacing = Pacing(self.planner, self.scheduler)
         self._maps = MapMaker(self._pacing)
-        self.speculation = Speculation(proposer or PromptLookup(), star_model.vocab_size)
+        self.speculation = Speculation(ForcedTokens(proposer or PromptLookup()), star_model.vocab_size)
         self.num_context_encodings = 0
         self.expert_load = ExpertLoad.of_model(config)
         self._ids = count()
@@ -138,6 +139,7 @@ class StarEngine:
         planned = self.planner.plan(num_context, request.star, request.turn_edges)
         answer = Answer(next(self._ids), request, planned, self.tokenizer, is_long)
         self.scheduler.check_fits(answer)
+        self._emission.guide(answer)
         return answer
 
     def most_generated(self, num_prompt: int) -> int:
@@ -181,6 +183,7 @@ class StarEngine:
         self._admit()
         command = self._next_command()
         command.read_expert_load = read_expert_load
+        self._emission.look_ahead(command)
         logits = self._run(command)
         opened = command.open_context
         self.num_context_encodings += bool(opened and opened.token_ids and not command.restore_context)
@@ -197,6 +200,7 @@ class StarEngine:
         self.finish_storing(SECONDS_FOR_THE_STORE)
         broadcast_json(Command(stop=True).to_json(), self.control)
         self.executor.close()
+        self._emission.close()
 
     def finish_storing(self, seconds: float = math.inf) -> None:
         """Step until all contexts are in the store that are to be written, for at most so many seconds."""

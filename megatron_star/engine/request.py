@@ -184,7 +184,8 @@ class StarResult:
         tokens: all generated ids, the one that ended the sequence included.
         logprobs: of each of `tokens`, natural logarithm, under the model's own distribution (temperature 1).
         finish_reason: `stop`, `length`, `cancelled`, `deadline` or `error`.
-        error: for a person, what made it end with `error`: the model's logits were not finite.
+        error: for a person, what made it end with `error`: logits were not finite, or no token was left.
+        is_refused: that is due to what was asked.
         mode: `star` or `exact`, as used.
         sizes: of blocks, anchor and passed keys, as used, by their names in StarConfig; none with `exact`.
         cache_hit: all of the context was encoded, or being encoded, for another request already.
@@ -215,4 +216,5 @@ class StarResult:
     num_proposed_tokens: int = 0
     num_accepted_tokens: int = 0
     error: str | None = None
+    is_refused: bool = False
     attention_map: AttentionMap | None = None

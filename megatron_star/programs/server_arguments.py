@@ -89,6 +89,16 @@ def _add_how_much(group: argparse._ArgumentGroup) -> None:
 
 def _add_what_is_told(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
+        "--max-contexts", type=count, default=64, metavar="N", help="that a key may keep by /v1/contexts"
+    )
+    group.add_argument(
+        "--max-context-bytes",
+        type=token_count,
+        default=256 << 20,
+        metavar="BYTES",
+        help="that texts and tokens of these may take, without KV",
+    )
+    group.add_argument(
         "--metrics-per-expert",
         action="store_true",
         help="/metrics counts the tokens of each expert of each layer: thousands of series; "
@@ -182,6 +192,8 @@ def server_settings(args: argparse.Namespace) -> ServerSettings:
         max_concurrent_requests=args.max_concurrent_requests,
         max_queued_requests=args.max_queued_requests,
         max_context_tokens=args.max_context_tokens,
+        max_contexts=args.max_contexts,
+        max_context_bytes=args.max_context_bytes,
         body_seconds=args.request_body_seconds,
         keep_alive_seconds=args.keep_alive_seconds,
         speculate=args.speculate,

@@ -23,7 +23,7 @@ async def answered(ask: Ask, request: Request) -> Batch:
         RequestError: it did (nobody reads this), or the request cannot be answered, or the server stops.
     """
     async with service_of(request).answer(ask, record_of(request.scope).tenant) as batch:
-        results, gone = asyncio.ensure_future(batch.wait()), asyncio.ensure_future(_gone(request))
+        results, gone = asyncio.ensure_future(batch.wait()), asyncio.ensure_future(until_gone(request))
         try:
             await asyncio.wait({results, gone}, return_when=asyncio.FIRST_COMPLETED)
             if not results.done():
@@ -64,7 +64,8 @@ async def _closing(
             _record(request, batch)
 
 
-async def _gone(request: Request) -> None:
+async def until_gone(request: Request) -> None:
+    """Until whoever asked has closed the connection."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
 

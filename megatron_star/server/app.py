@@ -16,6 +16,7 @@ from megatron_star.server.traces import Traces
 from megatron_star.server.wires import (
     chat_route,
     completion_route,
+    contexts_routes,
     megatron_routes,
     openai_routes,
     responses_route,
@@ -43,6 +44,7 @@ def create_app(
         openai_routes,
         completion_route,
         chat_route,
+        contexts_routes,
         responses_route,
         tokenize_route,
         operations_routes,

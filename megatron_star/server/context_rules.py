@@ -42,6 +42,11 @@ class PromptSplitter:
         self.tokenizer, self.num_query_tokens, self.separator = tokenizer, num_query_tokens, separator
         self._cutter = PromptCutter(tokenizer, TextLimit(tokenizer, max_tokens))
 
+    @property
+    def cutter(self) -> PromptCutter:
+        """For texts that are cut where somebody else says."""
+        return self._cutter
+
     def split(
         self,
         prompt: str | list[int],

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from megatron_star.config import FieldError, StarConfig
 from megatron_star.engine.answer import Answer
+from megatron_star.engine.grammar import Grammar
 from megatron_star.engine.request import StarRequest
 from megatron_star.engine.thread import EngineThread
 from megatron_star.planning.mask import most_sources
@@ -19,7 +20,9 @@ from megatron_star.server.ask import Ask, Content, Generation
 from megatron_star.server.attention_report import excerpts
 from megatron_star.server.batch import Batch
 from megatron_star.server.context_rules import PromptSplitter
+from megatron_star.server.contexts import ContextRegistry
 from megatron_star.server.errors import RequestError, refusal
+from megatron_star.server.grammars import Grammars
 from megatron_star.server.metrics import ServerMetrics
 from megatron_star.server.settings import ServerSettings
 from megatron_star.server.star_options import StarOptions
@@ -49,6 +52,7 @@ class CompletionService:
         self.tokenizer = engine.tokenizer
         self.token_bytes = TokenBytes(engine.tokenizer)
         self.end_tokens = end_tokens(engine.tokenizer)
+        self.grammars = Grammars(engine.tokenizer, self.end_tokens, engine.vocab_size)
         self.tool_use = ToolUse(
             answer_formats(engine.tokenizer, settings.tool_call_parser, settings.reasoning_parser),
             engine.tokenizer,
@@ -64,7 +68,12 @@ class CompletionService:
         self._lock = threading.Lock()
         self._tokenizers = ThreadPoolExecutor(TOKENIZER_THREADS, "tokenizer")
         self._waiters = ThreadPoolExecutor(settings.max_sequences, "answer")
+        self.contexts = ContextRegistry(
+            engine, most=settings.max_contexts, most_bytes=settings.max_context_bytes
+        )
+        self.encodings: set[asyncio.Task] = set()
         metrics.watch(engine, each_expert=settings.metrics_per_expert)
+        metrics.watch_contexts(self.contexts)
 
     @asynccontextmanager
     async def answer(self, ask: Ask, tenant: str = "") -> AsyncIterator[Batch]:
@@ -75,9 +84,10 @@ class CompletionService:
         Raises:
             RequestError: a prompt cannot be answered; none is then left running.
         """
+        ask = self.contexts.resolved(ask, tenant)
         count = len(ask.prompts) * ask.num_choices
         self._reserve(count)
-        submitted = asyncio.get_running_loop().run_in_executor(self._tokenizers, self._submit, ask, tenant)
+        submitted = asyncio.ensure_future(self._compile_and_submit(ask, tenant))
         try:
             batch = Batch(*await asyncio.shield(submitted))
         except BaseException as error:
@@ -140,7 +150,12 @@ class CompletionService:
             self.cancel(submitted.result().answers)
         self._release(count)
 
-    def _submit(self, ask: Ask, tenant: str) -> _Submitted:
+    async def _compile_and_submit(self, ask: Ask, tenant: str) -> _Submitted:
+        spec = ask.generation.grammar
+        grammar = await self.grammars.compiled(spec) if spec else None
+        return await self.in_tokenizer_thread(self._submit, ask, tenant, grammar)
+
+    def _submit(self, ask: Ask, tenant: str, grammar: Grammar | None) -> _Submitted:
         """In a tokenizer's thread."""
         star = self.star_config(ask.star)
         common = {
@@ -148,6 +163,7 @@ class CompletionService:
             "tenant": tenant,
             "cache_salt": ask.cache_salt,
             "priority": ask.priority,
+            "grammar": grammar,
         }
         splits = [prompt.split(self.splitter, ask.star) for prompt in ask.prompts]
         echoes = [self._as_text(content) for content in ask.echoed]

@@ -90,8 +90,9 @@ def test_every_field_of_a_message_that_the_client_knows_may_be_null():
         ("repetition_penalty", 1.2, "only null or 1"),
         ("logit_bias", {"5": 1}, "only null or {}"),
         ("skip_special_tokens", False, "only null or true"),
-        ("response_format", {"type": "json_object"}, "text"),
-        ("guided_json", {}, "only null is"),
+        ("response_format", {"type": "structural_tag"}, "'text', 'json_object' or 'json_schema'"),
+        ("structural_tag", "{}", "only null is"),
+        ("guided_decoding_backend", "outlines", "only null or"),
         ("prediction", {"type": "content"}, "only null is"),
     ],
 )

@@ -8,7 +8,9 @@ from transformers import PreTrainedTokenizerBase
 
 from megatron_star.config import FieldError
 from megatron_star.server.ask import Generation
+from megatron_star.server.grammar_spec import GrammarSpec
 from megatron_star.server.tools.answer_parser import AnswerFormats, AnswerParser, PlainParser
+from megatron_star.server.tools.forced_calls import forced_calls
 from megatron_star.server.tools.offer import Offer
 
 NO_FORMAT = (
@@ -49,22 +51,34 @@ class ToolUse:
         }
 
     def generation(self, generation: Generation, offer: Offer) -> Generation:
-        """With what reading the answers takes.
+        """With what reading the answers takes, and a grammar where they must be calls.
 
         Raises:
             FieldError: there are tools, and nobody knows how this model calls them.
         """
         if offer.tools and not self.formats.calls:
             raise FieldError(NO_FORMAT, "tools")
+        if offer.must_call:
+            generation = replace(generation, grammar=self._forced(offer))
         marks = self.formats.marks(with_calls=bool(offer.tools))
         if not generation.skip_special_tokens or not self._special.keys() & set(marks):
             return generation
         hidden = frozenset(token for piece, token in self._special.items() if piece not in marks)
         return replace(generation, skip_special_tokens=False, hidden_tokens=hidden)
 
-    def reading(self, offer: Offer, prompts: list[str]) -> AnswerReading:
-        """Of answers to these prompts, of which the last few tokens are enough."""
-        known = self.formats.reasoning
+    def _forced(self, offer: Offer) -> GrammarSpec:
+        known = self.formats.calls
+        special = {mark: self._special[mark] for mark in known.marks if mark in self._special}
+        return GrammarSpec(
+            "lark", forced_calls(known.shape, offer.tools, offer.most_calls, special), offer.field
+        )
+
+    def reading(self, offer: Offer, prompts: list[str], *, is_guided: bool = False) -> AnswerReading:
+        """Of answers to these prompts, of which the last few tokens are enough.
+
+        is_guided: they follow a grammar, and so have no reasoning.
+        """
+        known = None if is_guided else self.formats.reasoning
         return AnswerReading(
             [
                 self.formats.parser(

@@ -38,7 +38,8 @@ def chat_ask(
     ask = replace(ask, generation=service.tool_use.generation(ask.generation, offer))
 
     def answers_of(service: CompletionService, batch: Batch) -> ChatAnswers:
-        reading = service.tool_use.reading(offer, prompt_ends(service, batch))
+        is_guided = ask.generation.grammar is not None
+        reading = service.tool_use.reading(offer, prompt_ends(service, batch), is_guided=is_guided)
         return ChatAnswers(service, reading, logprobs=bool(body.logprobs))
 
     return ask, answers_of
@@ -62,4 +63,5 @@ def parse_chat(body: ChatRequest) -> Ask:
         ),
         num_choices=body.n or 1,
         **body.owner(),
+        **body.named_context(),
     )

@@ -37,5 +37,6 @@ def parse_completion(body: CompletionRequest) -> Ask:
         ),
         num_choices=body.n or 1,
         **body.owner(),
+        **body.named_context(),
         echoed=prompts if body.echo else (),
     )

@@ -40,7 +40,7 @@ def parse_generate(body: MegatronGenerateRequest) -> Ask:
         seed=body.random_seed,
     )
     prompts = with_contexts(body.prompts, body.contexts, body.star, field="prompts", add_bos=body.add_BOS)
-    return Ask(prompts=prompts, star=body.star, generation=generation)
+    return Ask(prompts=prompts, star=body.star, generation=generation, **body.named_context())
 
 
 @router.post("/completions")
@@ -70,4 +70,5 @@ def parse_completions(body: MegatronCompletionRequest) -> Ask:
         star=star,
         generation=generation,
         echoed=prompts if body.echo else (),
+        **body.named_context(),
     )

@@ -1,7 +1,7 @@
 """Fields about tools that an answer may call, and about its reasoning."""
 
 import json
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, Field, model_validator
 
@@ -67,7 +67,9 @@ class NamedTool(Body):
 
 
 class NamedChoice(NamedTool):
-    """This tool must be called."""
+    """This tool must be called, once."""
+
+    one_call: ClassVar[bool] = True
 
     def names(self) -> list[str]:
         """Of the tools that may be called."""
@@ -89,6 +91,7 @@ class AllowedTools(Body):
 class AllowedChoice(Body):
     """Which tools may be called, and whether one must be."""
 
+    one_call: ClassVar[bool] = False
     type: Literal["allowed_tools"]
     allowed_tools: AllowedTools
 
@@ -131,12 +134,14 @@ class ToolFields(BaseModel):
 
     def offer(self) -> Offer:
         """What answers may call, and must."""
-        choice = self.tool_choice
-        must_call = choice == "required" if isinstance(choice, str | None) else choice.must_call
+        choice, one = self.tool_choice, self.parallel_tool_calls is False
+        must_call = choice == "required"
+        if not isinstance(choice, str | None):
+            must_call, one = choice.must_call, one or choice.one_call
         functions = [tool.function for tool in self._callable()]
         return Offer(
             tools={function.name: function.parameters or {} for function in functions},
-            most_calls=1 if self.parallel_tool_calls is False else None,
+            most_calls=1 if one else None,
             must_call=must_call,
             with_reasoning=self.include_reasoning is not False,
         )
