@@ -122,7 +122,8 @@ class Context:
         num_encoded = engine.num_encoded_tokens(self.key) if self.key else None
         if num_encoded is None:
             return "failed" if self.failure else "dropped", 0
-        return "encoded" if num_encoded == len(self.kept.tokens) else "encoding", num_encoded
+        is_encoded = num_encoded == len(self.kept.tokens) and not self.answer
+        return "encoded" if is_encoded else "encoding", num_encoded
 
 
 class ContextRegistry:
