@@ -2,13 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Protocol
 from urllib.parse import urlsplit
 
 from megatron_star.engine.answer import Answer
-
-EXTRA = "megatron-star[otel]"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,20 +49,3 @@ def check_endpoint(url: str) -> None:
         good = False
     if not good:
         raise ValueError(f"otlp_traces_endpoint is {url!r}: it must be as http://collector:4318/v1/traces")
-
-
-def open_traces(endpoint: str, model: str) -> Traces:
-    """Traces of answers of this model, sent to this address.
-
-    Raises:
-        ValueError: OpenTelemetry is not installed.
-    """
-    try:
-        module = import_module("megatron_star.server.otlp_traces")
-    except ModuleNotFoundError as error:
-        if not (error.name or "").startswith("opentelemetry"):
-            raise
-        raise ValueError(
-            f"--otlp-traces-endpoint needs OpenTelemetry's SDK: pip install '{EXTRA}' ({error})"
-        ) from error
-    return module.OtlpTraces(endpoint, model)
