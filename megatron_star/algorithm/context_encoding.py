@@ -14,7 +14,7 @@ from megatron_star.algorithm.encoded_context import EncodedContext
 from megatron_star.algorithm.kv_pieces import KvPiece, pieces_within, whole
 from megatron_star.algorithm.passed_keys import PassedKeys
 from megatron_star.algorithm.star_model import StarModel
-from megatron_star.algorithm.token_scores import ScoredRows, Scoring, offsets_in_wave, tokens_after
+from megatron_star.algorithm.token_scores import ScoredRows
 from megatron_star.attention.kv_layout import KeyValue
 from megatron_star.attention.merge import PartialSum
 from megatron_star.attention.partial import Partial
@@ -23,6 +23,7 @@ from megatron_star.parallel.exchange import SourceTransfers
 from megatron_star.planning.layer_mask import LayerMask
 from megatron_star.planning.plan import ContextPlan, Segment, Source, Wave
 from megatron_star.planning.reads import Read, wave_reads
+from megatron_star.planning.scoring import Scoring, offsets_in_wave, tokens_after
 
 
 def encode_context(

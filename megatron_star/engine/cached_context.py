@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Self
 
-from megatron_star.algorithm.token_scores import Scoring
 from megatron_star.config import StarConfig
 from megatron_star.engine.command import OpenedContext
 from megatron_star.engine.owner import Owner
 from megatron_star.planning.mask import Mask
 from megatron_star.planning.plan import ContextPlan
+from megatron_star.planning.scoring import Scoring
 
 ContextKey = tuple[bytes, Mask]
 

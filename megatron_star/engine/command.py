@@ -3,8 +3,8 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple, Self
 
-from megatron_star.algorithm.token_scores import Scoring
 from megatron_star.config import StarConfig
+from megatron_star.planning.scoring import Scoring
 
 
 class Fed(NamedTuple):

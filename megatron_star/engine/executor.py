@@ -10,10 +10,10 @@ from megatron_star.algorithm.context_encoding import encode_wave, score_wave
 from megatron_star.algorithm.encoded_context import EncodedContext
 from megatron_star.algorithm.star_model import StarModel
 from megatron_star.algorithm.token_generation import NewTokens, Sequence, generate_step
-from megatron_star.algorithm.token_scores import Scoring
 from megatron_star.engine.command import Command, OpenedContext
 from megatron_star.engine.rank_store import RankStore, Trouble
 from megatron_star.planning.planner import Planner
+from megatron_star.planning.scoring import Scoring
 
 
 def planner_of(star_model: StarModel, max_wait_seconds: float = math.inf) -> Planner:

@@ -3,10 +3,11 @@
 import torch
 from torch import Tensor
 
-from megatron_star.algorithm.token_scores import offsets_in_wave, score_rows
+from megatron_star.algorithm.token_scores import score_rows
 from megatron_star.engine.answer import Answer
 from megatron_star.engine.command import Command, Fed
 from megatron_star.engine.scheduler import Scheduler
+from megatron_star.planning.scoring import offsets_in_wave
 
 NOT_FINITE = (
     "log-probabilities of the prompt are not finite: the weights are damaged, or the dtype (--fp16?) cannot "

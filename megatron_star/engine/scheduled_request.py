@@ -3,11 +3,11 @@
 from dataclasses import dataclass, field
 from enum import IntEnum, auto
 
-from megatron_star.algorithm.token_scores import Scoring
 from megatron_star.engine.cached_context import CachedContext, ContextKey, context_keys, token_digests
 from megatron_star.engine.owner import Owner
 from megatron_star.planning.plan import ContextPlan
 from megatron_star.planning.planner import PlannedContext
+from megatron_star.planning.scoring import Scoring
 
 
 class Stage(IntEnum):

@@ -24,9 +24,9 @@ from megatron_star.server.app import create_app
 from megatron_star.server.http_server import HttpServer, bind
 from megatron_star.server.log import LineWriter, log_to_stderr
 from megatron_star.server.metrics import ServerMetrics
-from megatron_star.server.open_traces import open_traces
 from megatron_star.server.service import CompletionService
 from megatron_star.server.state import ServerState
+from megatron_star.server.traces import open_traces
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 SECONDS_OF_AN_ECHO = 2.0

@@ -33,6 +33,7 @@ from megatron_star.text.prompt import SplitPrompt
 from megatron_star.text.token_bytes import TokenBytes
 
 MOST_BLOCK_SOURCES = 1 << 15
+MOST_PROMPT_LOGPROBS = 1 << 21
 TOKENIZER_THREADS = 2
 
 
@@ -131,6 +132,12 @@ class CompletionService:
         except FieldError as error:
             raise FieldError(str(error), f"star.{error.field}") from error
 
+    def _star_of(self, ask: Ask) -> StarConfig:
+        """Log-probabilities of a prompt are those of the model itself, if the request names no mode."""
+        star = self.star_config(ask.star)
+        is_exact = ask.generation.prompt_logprobs is not None and ask.star.mode is None
+        return replace(star, mode="exact") if is_exact else star
+
     def _reserve(self, count: int) -> None:
         most = self.settings.max_sequences
         if count > most:
@@ -157,7 +164,7 @@ class CompletionService:
 
     def _submit(self, ask: Ask, tenant: str, grammar: Grammar | None) -> _Submitted:
         """In a tokenizer's thread."""
-        star = self.star_config(ask.star)
+        star = self._star_of(ask)
         common = {
             "speculate": ask.star.speculate or self.settings.speculate,
             "tenant": tenant,
@@ -169,12 +176,15 @@ class CompletionService:
         echoes = [self._as_text(content) for content in ask.echoed]
         for split in splits:
             self._check_context(split, star)
+            self._check_prompt_logprobs(split, ask.generation.prompt_logprobs)
         answers: list[Answer] = []
         with self._cancelled_on_error(answers):
             for index, split in enumerate(split for split in splits for _ in range(ask.num_choices)):
                 request = self._request(split, star, ask.generation, index)
                 # Only the first answer to a prompt says what was done for it.
-                common["attention_map"] = bool(ask.star.attention_map) and index % ask.num_choices == 0
+                is_first = index % ask.num_choices == 0
+                common["attention_map"] = bool(ask.star.attention_map) and is_first
+                common["prompt_logprobs"] = ask.generation.prompt_logprobs if is_first else None
                 answers.append(self.engine.submit(replace(request, **common)))
         return _Submitted(splits, answers, echoes)
 
@@ -208,13 +218,22 @@ class CompletionService:
             min_tokens=generation.min_tokens,
             rules=generation.rules,
             num_top_logprobs=generation.num_top_logprobs,
-            prompt_logprobs=generation.prompt_logprobs,
             include_stop_text=generation.include_stop_text,
             skip_special_tokens=generation.skip_special_tokens,
             hidden_tokens=generation.hidden_tokens,
             seed=seed,
             turn_edges=split.turn_edges,
         )
+
+    def _check_prompt_logprobs(self, split: SplitPrompt, num_top: int | None) -> None:
+        num_tokens = len(split.context_tokens) + len(split.query_tokens)
+        if num_top is not None and num_tokens * (1 + num_top) > MOST_PROMPT_LOGPROBS:
+            raise RequestError(
+                400,
+                f"log-probabilities of {num_tokens} prompt tokens, each with {num_top} others, are more "
+                f"than the {MOST_PROMPT_LOGPROBS} of one answer",
+                "prompt_logprobs",
+            )
 
     def _check_context(self, split: SplitPrompt, star: StarConfig) -> None:
         num_tokens, most = len(split.context_tokens), self.settings.max_context_tokens

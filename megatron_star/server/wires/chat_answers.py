@@ -8,6 +8,7 @@ from megatron_star.server.service import CompletionService
 from megatron_star.server.tools.deltas import Arguments, Call, Content, Delta, Reasoning
 from megatron_star.server.tools.tool_use import AnswerReading
 from megatron_star.server.wires.completion_answers import LogprobOfToken
+from megatron_star.server.wires.prompt_logprobs import PromptLogprobs
 
 REASONING = ("reasoning_content", "reasoning")
 """What its field is called: by DeepSeek, vLLM and LangChain; and by newer servers."""
@@ -24,10 +25,25 @@ class ChatAnswers:
 
     name, chunk_name, prefix = "chat.completion", "chat.completion.chunk", "chatcmpl"
 
-    def __init__(self, service: CompletionService, reading: AnswerReading, *, logprobs: bool) -> None:
-        """reading: of the answers, in their order."""
-        self.token_bytes, self.logprobs = service.token_bytes, logprobs
+    def __init__(
+        self,
+        service: CompletionService,
+        reading: AnswerReading,
+        *,
+        logprobs: bool,
+        prompts: PromptLogprobs | None = None,
+    ) -> None:
+        """
+        Args:
+            reading: of the answers, in their order.
+            prompts: whose log-probabilities are asked for, too.
+        """
+        self.token_bytes, self.logprobs, self._prompts = service.token_bytes, logprobs, prompts
         self._reading, self._num_calls = reading, [0] * len(reading.parsers)
+
+    def beside_choices(self) -> dict[str, Any]:
+        """What a whole answer says besides them."""
+        return {"prompt_logprobs": self._prompts.as_vllm(0)} if self._prompts else {}
 
     def choice(self, index: int, answer: Answer) -> dict[str, Any]:
         """A whole answer."""

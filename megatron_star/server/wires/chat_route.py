@@ -17,6 +17,7 @@ from megatron_star.server.wires.chat_answers import ChatAnswers
 from megatron_star.server.wires.chat_schema import ChatRequest
 from megatron_star.server.wires.completion_answers import prompt_end
 from megatron_star.server.wires.openai_routes import answer_with, check_model
+from megatron_star.server.wires.prompt_logprobs import PromptLogprobs
 
 DEFAULT_CHAT_TOKENS = 512
 router = APIRouter(route_class=CheckedBodyRoute, prefix="/v1", responses=ERROR_RESPONSES, tags=["OpenAI"])
@@ -38,9 +39,10 @@ def chat_ask(
     ask = replace(ask, generation=service.tool_use.generation(ask.generation, offer))
 
     def answers_of(service: CompletionService, batch: Batch) -> ChatAnswers:
+        prompts = None if body.prompt_logprobs is None else PromptLogprobs(service, batch)
         is_guided = ask.generation.grammar is not None
         reading = service.tool_use.reading(offer, prompt_ends(service, batch), is_guided=is_guided)
-        return ChatAnswers(service, reading, logprobs=bool(body.logprobs))
+        return ChatAnswers(service, reading, logprobs=bool(body.logprobs), prompts=prompts)
 
     return ask, answers_of
 

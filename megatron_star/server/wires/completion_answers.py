@@ -6,6 +6,7 @@ from megatron_star.engine.answer import Answer, NewToken
 from megatron_star.engine.request import StarResult
 from megatron_star.server.batch import Batch
 from megatron_star.server.service import CompletionService
+from megatron_star.server.wires.prompt_logprobs import PromptLogprobs
 from megatron_star.text.prompt import SplitPrompt
 from megatron_star.text.text_stream import PROMPT_TOKENS, TextStream, text_offsets
 
@@ -24,8 +25,19 @@ class CompletionAnswers:
     name, prefix = "text_completion", "cmpl"
     chunk_name = name
 
-    def __init__(self, service: CompletionService, batch: Batch, *, logprobs: int | None) -> None:
+    def __init__(
+        self,
+        service: CompletionService,
+        batch: Batch,
+        *,
+        logprobs: int | None,
+        only_queries: bool = False,
+        shows_prompt_logprobs: bool = False,
+    ) -> None:
+        """only_queries: contexts were given beside the prompts, which are all that is repeated."""
         self.token_bytes, self.logprobs = service.token_bytes, logprobs
+        self._prompts = PromptLogprobs(service, batch, only_queries=only_queries)
+        self._num_choices, self._shows_prompt_logprobs = batch.num_choices, shows_prompt_logprobs
         each = range(batch.num_choices)
         self.echoes = [echo for echo in batch.echoes for _ in each] or [""] * len(batch.answers)
         self._streams = []
@@ -37,7 +49,16 @@ class CompletionAnswers:
         """A whole answer."""
         tokens = zip(answer.tokens, answer.logprobs, answer.top, strict=True)
         choice = self._choice(index, self.echoes[index] + answer.text, answer.finish_reason)
-        return choice | {"logprobs": self._logprobs(index, list(tokens))}
+        choice["logprobs"] = self._logprobs(index, list(tokens))
+        if self.echoes[index] and choice["logprobs"]:
+            choice["logprobs"] = self._prompts.before(index, choice["logprobs"])
+        if self._shows_prompt_logprobs:
+            choice["prompt_logprobs"] = self._prompts.as_vllm(index // self._num_choices)
+        return choice
+
+    def beside_choices(self) -> dict[str, Any]:
+        """What a whole answer says besides them."""
+        return {}
 
     def first(self, index: int) -> dict[str, Any] | None:
         """What comes before the first token."""

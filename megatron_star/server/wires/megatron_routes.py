@@ -55,7 +55,6 @@ def parse_completions(body: MegatronCompletionRequest) -> Ask:
     """What a body of /completions asks. Raises FieldError."""
     if body.n is not None and body.n > 1:
         raise FieldError("n: only 1 is supported here; /v1/completions takes more", "n")
-    body.check_echo()
     generation = Generation(
         num_tokens=body.max_tokens,
         temperature=1.0 if body.temperature is None else body.temperature,
@@ -63,6 +62,7 @@ def parse_completions(body: MegatronCompletionRequest) -> Ask:
         stop=stop_texts(body.stop),
         seed=body.seed,
         num_top_logprobs=body.logprobs or 0,
+        prompt_logprobs=body.num_echoed_logprobs,
     )
     star, prompts = body.star or StarOptions(), body.prompts()
     return Ask(

@@ -47,7 +47,8 @@ def _counts(batch: Batch, generated: int) -> dict[str, int]:
 def render_whole(batch: Batch, answers: Answers, names: AnswerNames) -> dict[str, Any]:
     """The body of an answer."""
     choices = [answers.choice(index, answer) for index, answer in enumerate(batch.answers)]
-    return _envelope(answers, names, chunk=False) | {"choices": choices, "usage": usage(batch)}
+    body = _envelope(answers, names, chunk=False) | {"choices": choices, "usage": usage(batch)}
+    return body | answers.beside_choices()
 
 
 def _envelope(answers: Answers, names: AnswerNames, *, chunk: bool) -> dict[str, Any]:
