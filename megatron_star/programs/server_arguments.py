@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from megatron_star.checked_input import read_text
 from megatron_star.job.argument_types import (
     count,
     positive,
