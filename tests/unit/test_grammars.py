@@ -135,6 +135,30 @@ def test_answers_on_one_grammar_do_not_meet():
     [
         ("json_object", "", '{"a": [1]}', "[1]"),
         ("json_schema", '{"type": "integer"}', "-3", "3.5"),
+        (
+            "json_schema",
+            '{"properties": {"a": {"const": 1}}, "type": "object"}',
+            '{"a": 1}',
+            '{"a": 1, "b": 2}',
+        ),
+        (
+            "json_schema",
+            '{"items": {"$ref": "#/$defs/d"}, "$defs": {"d": {"type": "object", "properties": {"a": {}}}}}',
+            '[{"a": {"c": 3}}]',
+            '[{"b": 1}]',
+        ),
+        (
+            "json_schema",
+            '{"type": "object", "properties": {"a": {}}, "additionalProperties": {"type": "null"}}',
+            '{"a": 1, "b": null}',
+            '{"a": 1, "b": 2}',
+        ),
+        (
+            "json_schema",
+            '{"allOf": [{"type": "object", "properties": {"a": {}}}, {"properties": {"b": {"const": 2}}}]}',
+            '{"a": 1, "b": 2}',
+            '{"a": 1, "b": 3}',
+        ),
         ("regex", "^a|b/$", "b/", "ab"),
         ("choice", json.dumps(['"x"\n', "é\\", "", "ab"]), '"x"\n', "abc"),
         ("choice", json.dumps(['"x"\n', "é\\", "ab"]), "é\\", "é"),
