@@ -38,7 +38,7 @@ class Answer(ScheduledRequest):
     Attributes:
         request: what was asked.
         cancelled: somebody called `cancel`.
-        error: why it ends with `error`.
+        error, error_is_of_request: why it ends with `error`, see `StarResult`.
         ended: set when there is a result.
         num_encoded_tokens: context tokens that are encoded so far.
         top: for each of `tokens`, see `NewToken`.
@@ -64,11 +64,13 @@ class Answer(ScheduledRequest):
         super().__init__(request_id, request.context_tokens, query, num_tail_tokens, planned, is_long)
         # Slices first: what came before may be a million tokens.
         prompt = request.context_tokens[-PROMPT_TOKENS:] + request.query_tokens[-PROMPT_TOKENS:]
-        self.request, self._stream = request, TextStream(tokenizer, prompt)
+        self.request = request
+        self._stream = TextStream(tokenizer, prompt, skip_special_tokens=request.skip_special_tokens)
         self.cancelled = False
         self.ended = threading.Event()
         self.finish_reason = ""
         self.error: str | None = None
+        self.error_is_of_request = False
         self.tokens: list[int] = []
         self.logprobs: list[float] = []
         self.top: list[tuple[tuple[int, float], ...]] = []
@@ -179,7 +181,7 @@ class Answer(ScheduledRequest):
         self._first_token_at = self._first_token_at or self._last_token_at
         if token in request.all_end_tokens:
             self.finish_reason = "stop"
-        else:
+        if not self.finish_reason or request.include_stop_text:
             self._stream.add(token)
             self.text = self._stream.text
         if not self.finish_reason and len(self.tokens) == request.sampling.num_tokens_to_generate:
@@ -209,6 +211,7 @@ class Answer(ScheduledRequest):
             kv_bytes_per_rank=kv_bytes_per_cp_rank,
             kv_bytes_by_kind=kv_bytes_by_kind,
             error=self.error,
+            error_is_of_request=self.error_is_of_request,
         )
         self.stage, self.context = Stage.ENDED, None
         self.ended.set()
@@ -226,15 +229,17 @@ class Answer(ScheduledRequest):
         if len(self.tokens) < self.request.min_tokens:
             return
         stops = self.request.sampling.stop_words or ()
-        found = [text.find(stop, max(0, searched - len(stop) + 1)) for stop in stops]
-        if any(start >= 0 for start in found):
-            self.text, self.finish_reason = text[: min(start for start in found if start >= 0)], "stop"
+        starts = [(text.find(stop, max(0, searched - len(stop) + 1)), len(stop)) for stop in stops]
+        if found := [(start, length) for start, length in starts if start >= 0]:
+            start, length = min(found)
+            end = start + length if self.request.include_stop_text else start
+            self.text, self.finish_reason = text[:end], "stop"
 
     def _text_to_emit(self) -> str:
         """What is certain to stay: no half character, and no beginning of a stop text."""
         text = self._certain_text
         end = len(text)
-        if not self.finish_reason:
+        if not (self.finish_reason or self.request.include_stop_text):
             stops = self.request.sampling.stop_words or ()
             end -= max(
                 (n for stop in stops for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0

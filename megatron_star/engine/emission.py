@@ -52,6 +52,7 @@ class Emission:
             if not choice.is_finite:
                 answer.error = why_not_finite(row, len(answer.tokens))
             elif not choice.is_possible:
+                answer.error_is_of_request = True
                 answer.error = (
                     f"token {len(answer.tokens)}: what was asked of the answer leaves no token for it"
                 )

@@ -111,6 +111,7 @@ class StarRequest:
                     f"{name} is {getattr(self, name)}: it must be from 0 to {MOST_TOP_LOGPROBS}", name
                 )
         self.rules.check(vocab_size)
+        self.rules.check_leaves_some(self.all_end_tokens if self.min_tokens else ())
         _check_turn_edges(self.turn_edges, len(self.context_tokens))
         context, query = len(self.context_tokens), len(self.query_tokens)
         generated = self.sampling.num_tokens_to_generate
@@ -170,7 +171,9 @@ class StarResult:
         tokens: all generated ids, the one that ended the sequence included.
         logprobs: of each of `tokens`, natural logarithm, under the model's own distribution (temperature 1).
         finish_reason: `stop`, `length`, `cancelled`, `deadline` or `error`.
-        error: for a person, what made it end with `error`: the model's logits were not finite.
+        error: for a person, what made it end with `error`: the model's logits were not finite, or the rules of
+            the request left no token.
+        error_is_of_request: the latter.
         mode: `star` or `exact`, as used.
         sizes: of blocks, anchor and passed keys, as used, by their names in StarConfig; none with `exact`.
         cache_hit: all of the context was encoded, or being encoded, for another request already.
@@ -199,3 +202,4 @@ class StarResult:
     num_proposed_tokens: int = 0
     num_accepted_tokens: int = 0
     error: str | None = None
+    error_is_of_request: bool = False

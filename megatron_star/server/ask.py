@@ -50,6 +50,7 @@ class Generation:
         cut_to_room: nobody asked for so many tokens: fewer, where the model's limit leaves fewer.
         end_tokens: that end an answer; None are those of the model.
         more_end_tokens: in addition.
+        bad_words: texts, that the answer does not have; in addition to those of `rules`.
         rules, num_top_logprobs, prompt_logprobs, include_stop_text, skip_special_tokens: see `StarRequest`.
         grammar: what answers must look like.
     """
@@ -63,6 +64,7 @@ class Generation:
     end_tokens: tuple[int, ...] | None = None
     more_end_tokens: tuple[int, ...] = ()
     seed: int | None = None
+    bad_words: tuple[str, ...] = ()
     rules: TokenRules = TokenRules()
     grammar: GrammarSpec | None = None
     num_top_logprobs: int = 0

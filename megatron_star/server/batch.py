@@ -69,7 +69,7 @@ class Batch:
                         503, "the server stops, and the time to finish requests is over"
                     )
                 if event.error:
-                    self.refusal = RequestError(500, event.error)
+                    self.refusal = RequestError(400 if event.error_is_of_request else 500, event.error)
                 if self.refusal:
                     raise self.refusal
             yield index, event

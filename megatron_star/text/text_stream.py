@@ -20,9 +20,15 @@ class Tokenizer(Protocol):
 class TextStream:
     """Decodes a few tokens before the new one with it, since decoders look at their neighbours."""
 
-    def __init__(self, tokenizer: Tokenizer, prompt_tokens: Sequence[int] = ()) -> None:
-        """prompt_tokens: what the text continues; the space before its first word may depend on it."""
-        self.tokenizer = tokenizer
+    def __init__(
+        self, tokenizer: Tokenizer, prompt_tokens: Sequence[int] = (), *, skip_special_tokens: bool = True
+    ) -> None:
+        """
+        Args:
+            prompt_tokens: what the text continues; the space before its first word may depend on it.
+            skip_special_tokens: the text does not have them.
+        """
+        self.tokenizer, self._skips = tokenizer, skip_special_tokens
         self._tokens = list(prompt_tokens[-PROMPT_TOKENS:])
         self._window, self._settled = 0, len(self._tokens)
         self._window_text = self._decode(0) if self._tokens else ""
@@ -30,7 +36,7 @@ class TextStream:
 
     @property
     def text(self) -> str:
-        """Of all tokens so far, without special ones; a character that is not whole yet is U+FFFD."""
+        """Of all tokens so far, without special ones if they are skipped; a character that is not whole yet is U+FFFD."""
         return self._settled_text + self._rest
 
     @property
@@ -49,7 +55,7 @@ class TextStream:
             self._window_text = self._decode(self._window)
 
     def _decode(self, start: int) -> str:
-        return self.tokenizer.decode(self._tokens[start:], skip_special_tokens=True)
+        return self.tokenizer.decode(self._tokens[start:], skip_special_tokens=self._skips)
 
 
 def text_offsets(stream: TextStream, tokens: Sequence[int]) -> Iterator[int]:
