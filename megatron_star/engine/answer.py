@@ -61,7 +61,8 @@ class Answer(ScheduledRequest):
         """
         query = list(request.query_tokens) if request.needs_query else []
         num_tail_tokens = len(query) + request.sampling.num_tokens_to_generate
-        super().__init__(request_id, request.context_tokens, query, num_tail_tokens, planned, is_long)
+        context, owner = request.context_tokens, request.owner
+        super().__init__(request_id, context, query, num_tail_tokens, planned, is_long, owner)
         # Slices first: what came before may be a million tokens.
         prompt = request.context_tokens[-PROMPT_TOKENS:] + request.query_tokens[-PROMPT_TOKENS:]
         self.request = request
@@ -124,12 +125,10 @@ class Answer(ScheduledRequest):
 
     def note_encoding(self) -> None:
         """How far its context is by now."""
-        plan, num_waves = self.context.plan, self.context.next_wave
         if self.context.encoded:
             self._note_encoded()
-        elif num_waves:
-            encoded = sum(segment.num_tokens for wave in plan.waves[:num_waves] for segment in wave)
-            self.num_encoded_tokens = plan.start + encoded
+        elif self.context.next_wave:
+            self.num_encoded_tokens = self.context.num_encoded_tokens
 
     def _note_encoded(self) -> None:
         self.num_encoded_tokens = self.plan.num_tokens

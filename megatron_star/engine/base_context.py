@@ -45,7 +45,7 @@ class Bases:
         """How many first tokens of a context the request may use; 0 if its parent has all of these."""
         start, end = context.plan.start, context.plan.num_tokens
         most = num_shared_tokens(request.plan.mask, context.plan.mask)
-        if most <= start or request.is_long != context.is_long:
+        if most <= start or request.is_long != context.is_long or not _may_share(request, context):
             return 0
         most = num_kept_tokens(self.own_masks, min(most, _num_equal_tokens(request, context)), end)
         return most if most > start else 0
@@ -78,6 +78,11 @@ def shortened(base: Base, num_tokens: int) -> Base:
     ):
         context, num_reused = context.parent, context.plan.start
     return Base(context, num_reused)
+
+
+def _may_share(request: ScheduledRequest, context: CachedContext) -> bool:
+    """Whether a context is of those that the request may use, and may show that are there."""
+    return request.owner.salt == context.owner.salt
 
 
 def _merit(base: Base) -> tuple[int, int, int]:

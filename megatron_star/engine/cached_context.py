@@ -9,6 +9,7 @@ from typing import Self
 
 from megatron_star.config import StarConfig
 from megatron_star.engine.command import OpenedContext
+from megatron_star.engine.owner import Owner
 from megatron_star.planning.mask import Mask
 from megatron_star.planning.plan import ContextPlan
 
@@ -19,25 +20,34 @@ TOKENS_OF_A_DIGEST = 256
 
 
 def context_keys(
-    token_ids: Sequence[int], edges: Sequence[int], mask: Mask, is_long: bool = False
+    token_ids: Sequence[int],
+    edges: Sequence[int],
+    mask: Mask,
+    *,
+    is_long: bool = False,
+    salt: bytes = b"",
 ) -> dict[int, ContextKey]:
-    """Of the contexts that end at these edges: equal where tokens, rotation and mask are. Waves and owners
-    change no result but, in 8 bits, the rounding.
+    """Of the contexts that end at these edges: equal where tokens, rotation, mask and salt are. Waves and
+    owners change no result but, in 8 bits, the rounding.
 
     Args:
         mask: of the last one.
         is_long: see `EncodedContext`.
+        salt: see `Owner`.
     """
-    keys, tokens, hashed = {}, array("q", token_ids), hashlib.sha256(b"long" if is_long else b"")
+    keys, tokens, hashed = {}, array("q", token_ids), hashlib.sha256(salt + (b"long" if is_long else b""))
     for start, end in pairwise((0, *edges)):
         hashed.update(tokens[start:end].tobytes())
         keys[end] = hashed.digest(), mask.prefix(end)
     return keys
 
 
-def token_digests(token_ids: Sequence[int]) -> tuple[bytes, ...]:
-    """Of the first 256 tokens, of the first 512, and so on: the first ones are equal where tokens are."""
-    digests, tokens, hashed = [], array("q", token_ids), hashlib.sha256()
+def token_digests(token_ids: Sequence[int], salt: bytes = b"") -> tuple[bytes, ...]:
+    """Of the first 256 tokens, of the first 512, and so on: the first ones are equal where tokens are.
+
+    salt: see `Owner`.
+    """
+    digests, tokens, hashed = [], array("q", token_ids), hashlib.sha256(salt)
     for end in range(TOKENS_OF_A_DIGEST, len(tokens) + 1, TOKENS_OF_A_DIGEST):
         hashed.update(tokens[end - TOKENS_OF_A_DIGEST : end].tobytes())
         digests.append(hashed.digest()[:16])
@@ -52,8 +62,10 @@ class CachedContext:
     the ranks make of this context's `OpenedContext`, which carries these and not the plan.
     `users` are the requests that need it, the contexts that extend it or its first tokens, and the store
     while it is written there.
+    `unwanted`: it, or what it extends, was deleted; it is dropped as soon as nothing uses it.
     `entry` names what of the context store it is read from, layer by layer, instead of being encoded.
     `digests` are those of `token_digests`.
+    `owner` is whose it is, `priority` that of the most urgent request that waits for it.
     """
 
     id: int
@@ -65,9 +77,12 @@ class CachedContext:
     plan: ContextPlan
     parent: Self | None
     bytes_per_rank: list[int]
+    owner: Owner = Owner()
+    priority: int = 0
     is_long: bool = False
     users: int = 0
     last_use: int = 0
+    unwanted: bool = False
     opened: bool = False
     next_wave: int = 0
     entry: str = ""
@@ -77,6 +92,14 @@ class CachedContext:
     def encoded(self) -> bool:
         """All waves went through the model."""
         return self.opened and self.next_wave == len(self.plan.waves)
+
+    @property
+    def num_encoded_tokens(self) -> int:
+        """So far, with what it extends."""
+        if self.encoded:
+            return self.plan.num_tokens
+        waves = self.plan.waves[: self.next_wave]
+        return self.plan.start + sum(segment.num_tokens for wave in waves for segment in wave)
 
     @property
     def base_plan(self) -> ContextPlan | None:

@@ -10,6 +10,7 @@ from megatron.core.inference.sampling_params import SamplingParams
 
 from megatron_star.config import DEFAULT_SPECULATE, SPECULATE, FieldError, StarConfig
 from megatron_star.engine.grammar import Grammar
+from megatron_star.engine.owner import Owner
 from megatron_star.engine.token_rules import TokenRules
 
 MOST_TOP_LOGPROBS = 20
@@ -40,6 +41,7 @@ class StarRequest:
         skip_special_tokens: the answer's text does not have them.
         tenant, cache_salt: contexts of others than these two are never used, nor seen to be there.
         priority: lower ones are admitted before others of the tenant.
+        share: of the work, relative to other tenants.
         turn_edges: where, in tokens, earlier contexts ended that this one extends. Each part is cut into
             blocks on its own, so what was encoded for an earlier turn is used again as it is.
     """
@@ -63,6 +65,12 @@ class StarRequest:
     tenant: str = ""
     cache_salt: str = ""
     priority: int = 0
+    share: float = 1.0
+
+    @property
+    def owner(self) -> Owner:
+        """Whose it is."""
+        return Owner(tenant=self.tenant, cache_salt=self.cache_salt, priority=self.priority, share=self.share)
 
     @property
     def all_end_tokens(self) -> tuple[int, ...]:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum, auto
 
 from megatron_star.engine.cached_context import CachedContext, ContextKey, context_keys, token_digests
+from megatron_star.engine.owner import Owner
 from megatron_star.planning.plan import ContextPlan
 from megatron_star.planning.planner import PlannedContext
 
@@ -36,10 +37,12 @@ class ScheduledRequest:
         num_tail_tokens: query and generated tokens, at most.
         planned: its context, if no context of another request is used.
         is_long: how its context is encoded, see `EncodedContext`.
+        owner: whose it is.
         keys: of its context, and of those that its earlier turns ended with, by where they end.
         digests: of its context's tokens (`token_digests`).
         context: that it uses; from `ENCODING` on.
         tail_rank, tail_bytes: where its tail lives, and its memory there.
+        num_fed: tokens that were fed, without those that were guessed.
         num_cached_tokens: of its context, encoded for another request already, or about to be.
     """
 
@@ -49,6 +52,7 @@ class ScheduledRequest:
     num_tail_tokens: int
     planned: PlannedContext
     is_long: bool = False
+    owner: Owner = Owner()
     keys: dict[int, ContextKey] = field(init=False)
     digests: tuple[bytes, ...] = field(init=False)
     proposals: list[int] = field(default_factory=list)
@@ -57,11 +61,13 @@ class ScheduledRequest:
     context: CachedContext | None = None
     tail_rank: int = 0
     tail_bytes: int = 0
+    num_fed: int = 0
     num_cached_tokens: int = 0
 
     def __post_init__(self) -> None:
-        self.keys = context_keys(self.context_tokens, self.planned.edges, self.plan.mask, self.is_long)
-        self.digests = token_digests(self.context_tokens)
+        salt, edges = self.owner.salt, self.planned.edges
+        self.keys = context_keys(self.context_tokens, edges, self.plan.mask, is_long=self.is_long, salt=salt)
+        self.digests = token_digests(self.context_tokens, salt)
 
     @property
     def plan(self) -> ContextPlan:

@@ -153,6 +153,18 @@ class Scheduler[Request: ScheduledRequest]:
         """There is nothing to do, and nothing to tell the ranks."""
         return not (self.waiting or self.running or self._drop_sequences or self._drop_contexts)
 
+    def num_encoded_tokens(self, key: ContextKey) -> int | None:
+        """Of a context, so far; None if nothing of it is held. Any thread may ask."""
+        context = self.contexts.get(key)
+        return context and context.num_encoded_tokens
+
+    def forget(self, key: ContextKey) -> None:
+        """Drop a context, and all that extend it, as soon as no sequence uses them."""
+        for context in self.contexts.values():
+            context.unwanted |= any(link.key == key for link in context.chain())
+        while ended := [c for c in self.contexts.values() if c.unwanted and not c.users]:
+            self._drop(ended[0])
+
     def drop_unused_contexts(self) -> None:
         """Forget every context that no sequence uses."""
         while unused := [context for context in self.contexts.values() if not context.users]:
@@ -260,7 +272,10 @@ class Scheduler[Request: ScheduledRequest]:
             parent=parent,
             bytes_per_rank=self.memory.of_plans([plan]),
             is_long=request.is_long,
+            owner=request.owner,
+            priority=request.owner.priority,
             last_use=next(self._clock),
+            unwanted=bool(parent and parent.unwanted),
         )
         if parent:
             parent.users += 1
@@ -271,9 +286,9 @@ class Scheduler[Request: ScheduledRequest]:
         return context
 
     def _release(self, context: CachedContext) -> None:
-        """One user fewer; what is not encoded yet and has no user left is not worth encoding."""
+        """One user fewer; without one, what is unwanted goes, and what is not encoded is not worth it."""
         context.users -= 1
-        if not context.users and not context.encoded:
+        if not context.users and (context.unwanted or not context.encoded):
             self._drop(context)
 
     def _drop(self, context: CachedContext) -> None:

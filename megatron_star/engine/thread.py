@@ -6,6 +6,7 @@ from time import monotonic
 from typing import Any
 
 from megatron_star.engine.answer import Answer
+from megatron_star.engine.cached_context import ContextKey
 from megatron_star.engine.engine import SECONDS_OF_A_PAUSE, StarEngine
 from megatron_star.engine.expert_load import ExpertLoad
 from megatron_star.engine.request import StarRequest
@@ -32,6 +33,7 @@ class EngineThread:
         """watch: of the ranks, for `trouble`."""
         self.engine, self._watch = engine, watch
         self._submitted: list[Answer] = []
+        self._to_forget: list[ContextKey] = []
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._stopping = False
@@ -90,6 +92,16 @@ class EngineThread:
         self.enqueue(answer)
         return answer
 
+    def num_encoded_tokens(self, key: ContextKey) -> int | None:
+        """See `Scheduler.num_encoded_tokens`."""
+        return self.engine.scheduler.num_encoded_tokens(key)
+
+    def forget(self, key: ContextKey) -> None:
+        """Soon, see `Scheduler.forget`."""
+        with self._changed:
+            self._to_forget.append(key)
+            self._changed.notify_all()
+
     def stats(self) -> dict[str, Any]:
         """See `StarEngine.stats`."""
         stats = self.engine.stats()
@@ -142,7 +154,7 @@ class EngineThread:
     def _wait_for_work(self) -> bool:
         """Until there is some, or for a heartbeat; returns whether to stop."""
         with self._changed:
-            asked = self._submitted or self._stopping or self._load_is_asked_for
+            asked = self._submitted or self._to_forget or self._stopping or self._load_is_asked_for
             if self.engine.scheduler.idle and not asked:
                 self._changed.wait(SECONDS_OF_A_PAUSE if self.engine.is_storing else HEARTBEAT_SECONDS)
             return self._stopping
@@ -150,5 +162,8 @@ class EngineThread:
     def _enqueue_submitted(self) -> None:
         with self._changed:
             submitted, self._submitted = self._submitted, []
+            unwanted, self._to_forget = self._to_forget, []
+        for key in unwanted:
+            self.engine.scheduler.forget(key)
         for answer in submitted:
             self.engine.enqueue(answer)

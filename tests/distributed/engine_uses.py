@@ -53,6 +53,31 @@ def together_and_one_by_one(engine: EngineThread) -> dict:
     return {"together": together, "alone": alone, "encodings": encodings}
 
 
+def encoded_ahead(engine: EngineThread) -> dict:
+    """A context that is encoded before anybody asks, and a question; then it is deleted, beside another."""
+    question, other = (replace(asked, speculate="off") for asked in questions(3, 1)[1:])
+    ahead = replace(question, query_tokens=[], sampling=SamplingParams(num_tokens_to_generate=0))
+    alone = engine.submit(question).result(60)
+    engine.engine.scheduler.drop_unused_contexts()
+    answer = engine.submit(ahead)
+    results = [answer.result(60), engine.submit(ahead).result(60), engine.submit(question).result(60)]
+    engine.submit(other).result(60)
+    held = engine.num_encoded_tokens(answer.key)
+    engine.forget(answer.key)
+    while engine.num_encoded_tokens(answer.key) is not None:
+        time.sleep(0.01)
+    sizes = [context.bytes_per_rank for context in engine.engine.scheduler.contexts.values()]
+    left = [sum(of_rank) for of_rank in zip(*sizes, strict=True)]
+    return {
+        "alone": alone,
+        "results": results,
+        "held": held,
+        "streamed": list(answer),
+        "left": left,
+        "stats": engine.stats(),
+    }
+
+
 def streamed(engine: EngineThread) -> dict:
     """The pieces of a streamed answer with a stop string, and its final text."""
     request = replace(questions(1, 1)[0], sampling=SamplingParams(num_tokens_to_generate=20, top_k=1))

@@ -26,6 +26,21 @@ def test_requests_asked_at_once_get_what_each_gets_alone_and_contexts_are_encode
     assert result["encodings"] == 8
 
 
+def test_a_context_is_encoded_ahead_answers_come_from_it_and_its_memory_is_given_back(checkpoints):
+    found = use(checkpoints, 2, engine_uses.encoded_ahead)
+    first, second, asked = found["results"]
+    assert (first.tokens, first.finish_reason, found["streamed"]) == ([], "length", [])
+    assert (first.num_query_tokens, first.cache_hit, second.cache_hit) == (0, False, True)
+    assert first.num_context_tokens == found["held"] == asked.num_context_tokens
+    assert (
+        asked.cache_hit
+        and asked.tokens == found["alone"].tokens
+        and asked.logprobs == found["alone"].logprobs
+    )
+    assert found["stats"]["context_encodings"] == 3 and found["stats"]["cached_contexts"] == 1
+    assert found["stats"]["kv_bytes_per_rank"] == found["left"]
+
+
 @pytest.mark.parametrize(("world_size", "budget_tokens"), [(1, 650), (2, 550)])
 def test_answers_do_not_depend_on_who_shares_a_context_waits_or_is_cancelled(
     checkpoints, world_size, budget_tokens

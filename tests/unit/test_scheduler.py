@@ -3,13 +3,15 @@
 import pytest
 
 from megatron_star.config import StarConfig
+from megatron_star.engine.cached_context import token_digests
+from megatron_star.engine.owner import Owner
 from megatron_star.engine.scheduled_request import ScheduledRequest
 from megatron_star.engine.scheduler import Scheduler
 from megatron_star.planning.kv_memory import KvLayers
 from megatron_star.planning.plan import TokenCosts
 from megatron_star.planning.planner import MOST_LINKS, Planner
 
-STAR = StarConfig(block_size=100)
+STAR, NOBODY = StarConfig(block_size=100), Owner()
 BYTES = 10  # of KV per token
 
 
@@ -24,11 +26,15 @@ def scheduler(budget_tokens: int, cp_size: int = 2, max_running: int = 8) -> Sch
 
 
 def request(
-    request_id: int, tokens: list[int], turn_edges: tuple[int, ...] = (), star: StarConfig = STAR
+    request_id: int,
+    tokens: list[int],
+    turn_edges: tuple[int, ...] = (),
+    star: StarConfig = STAR,
+    owner: Owner = NOBODY,
 ) -> ScheduledRequest:
     """One whose tail takes memory for 256 tokens."""
     planned = Planner(TokenCosts(), 2).plan(len(tokens), star, turn_edges)
-    return ScheduledRequest(request_id, tokens, [1, 2], 7, planned)
+    return ScheduledRequest(request_id, tokens, [1, 2], 7, planned, owner=owner)
 
 
 def run_until_fed(queue: Scheduler) -> list:
@@ -222,6 +228,36 @@ def test_other_rotation_or_another_token_ends_what_is_shared():
         assert encoded_one(queue, request(2 + changed, tokens, star=EXACT)).num_cached_tokens == changed
 
 
+OWNERS = (
+    Owner(),
+    Owner(tenant="anna"),
+    Owner(tenant="karl"),
+    Owner(tenant="anna", cache_salt="x"),
+    Owner(cache_salt="x"),
+    Owner(tenant="annax"),
+)
+
+
+@pytest.mark.parametrize(("common", "turn_edges"), [(600, ()), (600, (300,)), (200, ()), (590, ())])
+def test_contexts_of_other_tenants_and_salts_are_neither_used_nor_seen(common, turn_edges):
+    queue, num_tokens = scheduler(100_000), 600 if common > 256 else 240
+    for i, owner in enumerate(OWNERS):
+        for again in (0, 1):
+            tokens = [*range(common), *range(9000 + again, 9000 + again + num_tokens - common)]
+            one = encoded_one(queue, request(2 * i + again, tokens, turn_edges, EXACT, owner))
+            assert (one.num_cached_tokens >= common) == bool(again)
+            assert one.num_cached_tokens * (1 - again) == 0
+    digests = {token_digests(list(range(600)), owner.salt) for owner in OWNERS}
+    assert len(digests) == len(OWNERS)
+
+
+def test_the_default_key_has_what_was_encoded_without_keys():
+    queue = scheduler(10_000)
+    encoded_one(queue, request(0, list(range(600)), star=EXACT))
+    again = request(1, list(range(600)), star=EXACT, owner=Owner(tenant="default"))
+    assert encoded_one(queue, again).num_cached_tokens == 600
+
+
 def test_a_history_that_grows_has_few_links_and_is_seldom_encoded_again():
     queue, num_encoded = scheduler(100_000), 0
     for turn in range(60):
@@ -248,3 +284,37 @@ def test_what_a_prefix_of_is_in_use_stays_and_goes_after_what_is_on_it():
     assert queue.admit() == [large] and list(queue.contexts) == [large.key]
     ids = next(command.drop_contexts for command in run_until_fed(queue) if command.drop_contexts)
     assert len(ids) == 2
+
+
+def test_what_was_deleted_goes_as_soon_as_nobody_uses_it_with_all_that_extends_it():
+    queue = scheduler(10_000)
+    base = encoded_one(queue, request(0, list(range(800)), star=EXACT))
+    encoded_one(queue, request(1, [*range(800), *range(2000, 2200)], star=EXACT))
+    other = encoded_one(queue, request(2, list(range(5000, 5400)), star=EXACT))
+    again = request(3, list(range(800)), star=EXACT)
+    queue.add(again)
+    queue.admit()
+    queue.forget(base.key)
+    assert list(queue.contexts) == [base.key, other.key]
+    run_until_fed(queue)
+    queue.remove(again)
+    assert list(queue.contexts) == [other.key]
+    assert queue.used == queue.contexts[other.key].bytes_per_rank
+    queue.forget(base.key)
+    assert list(queue.contexts) == [other.key]
+
+
+def test_what_begins_to_extend_a_deleted_context_goes_with_it():
+    queue = scheduler(10_000)
+    first = request(0, list(range(800)), star=EXACT)
+    queue.add(first)
+    queue.admit()
+    run_until_fed(queue)
+    queue.forget(first.key)
+    later = request(1, list(range(1000)), star=EXACT)
+    queue.add(later)
+    assert queue.admit() == [later] and later.num_cached_tokens == 800
+    queue.remove(first)
+    run_until_fed(queue)
+    queue.remove(later)
+    assert not queue.contexts and not any(queue.used)

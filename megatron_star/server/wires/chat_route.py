@@ -38,4 +38,5 @@ def parse_chat(body: ChatRequest) -> Ask:
             num_tokens, default=DEFAULT_CHAT_TOKENS, num_top_logprobs=body.top_logprobs or 0
         ),
         num_choices=body.n or 1,
+        **body.owner(),
     )

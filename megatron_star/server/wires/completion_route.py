@@ -36,5 +36,6 @@ def parse_completion(body: CompletionRequest) -> Ask:
             body.max_tokens, default=DEFAULT_COMPLETION_TOKENS, num_top_logprobs=body.logprobs or 0
         ),
         num_choices=body.n or 1,
+        **body.owner(),
         echoed=prompts if body.echo else (),
     )
