@@ -182,11 +182,19 @@ class Answer(ScheduledRequest):
             self.finish_reason = "stop"
         if not self.finish_reason or request.include_stop_text:
             self._stream.add(token)
-            self.text = self._stream.text
+            self.text = self._stream.text + self._skipped_stop_text(token)
         if not self.finish_reason and len(self.tokens) == request.sampling.num_tokens_to_generate:
             self.finish_reason = "length"
         self._cut_at_stop_text()
         self._events.put(NewToken(token, choice.logprob, self._text_to_emit(), choice.top))
+
+    def _skipped_stop_text(self, token: int) -> str:
+        """That of a special token, which ended the answer and is not in the stream."""
+        request = self.request
+        if not (self.finish_reason and request.skip_special_tokens):
+            return ""
+        text = self._stream.tokenizer.decode([token], skip_special_tokens=False)
+        return text if text in (request.sampling.stop_words or ()) else ""
 
     def end(self, reason: str, kv_bytes_per_cp_rank: list[int], kv_bytes_by_kind: dict[str, int]) -> None:
         """The one terminal state: `stop`, `length`, `cancelled`, `deadline` or `error`."""

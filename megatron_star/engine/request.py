@@ -179,8 +179,8 @@ class StarResult:
         tokens: all generated ids, the one that ended the sequence included.
         logprobs: of each of `tokens`, natural logarithm, under the model's own distribution (temperature 1).
         finish_reason: `stop`, `length`, `cancelled`, `deadline` or `error`.
-        error: for a person, what made it end with `error`: the model's logits were not finite, or the rules of
-            the request left no token.
+        error: for a person, what made it end with `error`: the model's logits were not finite, or the rules
+            of the request left no token.
         error_is_of_request: the latter.
         mode: `star` or `exact`, as used.
         sizes: of blocks, anchor and passed keys, as used, by their names in StarConfig; none with `exact`.

@@ -126,6 +126,8 @@ class Ask:
     Attributes:
         prompts: each gets `num_choices` answers.
         star: how contexts are encoded and where they end.
+        num_best: of them, so many are given: those that are likeliest; None gives all.
+        truncate_prompt: to its last so many tokens; -1: to those that there is room for.
         echoed: prompts whose text the answers repeat: all of them, or none.
         cache_salt, priority: see `StarRequest`.
     """
@@ -134,6 +136,8 @@ class Ask:
     star: StarOptions
     generation: Generation
     num_choices: int = 1
+    num_best: int | None = None
+    truncate_prompt: int | None = None
     echoed: Sequence[Content] = ()
     cache_salt: str = ""
     priority: int = 0

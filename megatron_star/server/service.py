@@ -22,8 +22,9 @@ from megatron_star.server.errors import RequestError, refusal
 from megatron_star.server.metrics import ServerMetrics
 from megatron_star.server.settings import ServerSettings
 from megatron_star.server.star_options import StarOptions
+from megatron_star.text.bad_words import bad_word_tokens
 from megatron_star.text.end_tokens import end_tokens, stop_tokens
-from megatron_star.text.prompt import SplitPrompt
+from megatron_star.text.prompt import SplitPrompt, truncated
 from megatron_star.text.token_bytes import TokenBytes
 
 MOST_BLOCK_SOURCES = 1 << 15
@@ -72,7 +73,7 @@ class CompletionService:
         self._reserve(count)
         submitted = asyncio.get_running_loop().run_in_executor(self._tokenizers, self._submit, ask, tenant)
         try:
-            batch = Batch(*await asyncio.shield(submitted))
+            batch = Batch(*await asyncio.shield(submitted), num_best=ask.num_best)
         except BaseException as error:
             submitted.add_done_callback(lambda future: self._abandon(future, count))
             if isinstance(error, ValueError):
@@ -142,16 +143,28 @@ class CompletionService:
             "cache_salt": ask.cache_salt,
             "priority": ask.priority,
         }
-        splits = [prompt.split(self.splitter, ask.star) for prompt in ask.prompts]
+        splits = [self._truncated(prompt.split(self.splitter, ask.star), ask) for prompt in ask.prompts]
         echoes = [self._as_text(content) for content in ask.echoed]
         for split in splits:
             self._check_context(split, star)
+        generation = self._with_bad_words(ask.generation)
         answers: list[Answer] = []
         with self._cancelled_on_error(answers):
             for index, split in enumerate(split for split in splits for _ in range(ask.num_choices)):
-                request = self._request(split, star, ask.generation, index)
+                request = self._request(split, star, generation, index)
                 answers.append(self.engine.submit(replace(request, **common)))
         return _Submitted(splits, answers, echoes)
+
+    def _truncated(self, split: SplitPrompt, ask: Ask) -> SplitPrompt:
+        most = ask.truncate_prompt
+        if most == -1:
+            most = max(1, self.engine.max_sequence_length - ask.generation.num_tokens)
+        return split if most is None else truncated(split, most)
+
+    def _with_bad_words(self, generation: Generation) -> Generation:
+        """As tokens, among the rules."""
+        rules, words = generation.rules, bad_word_tokens(self.tokenizer, generation.bad_words)
+        return replace(generation, rules=replace(rules, bad_words=rules.bad_words + words))
 
     def _as_text(self, content: Content) -> str:
         if isinstance(content, str):

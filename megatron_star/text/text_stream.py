@@ -36,7 +36,7 @@ class TextStream:
 
     @property
     def text(self) -> str:
-        """Of all tokens so far, without special ones if they are skipped; a character that is not whole yet is U+FFFD."""
+        """Of all tokens so far; a character that is not whole yet is U+FFFD."""
         return self._settled_text + self._rest
 
     @property

@@ -6,6 +6,7 @@ from megatron_star.engine.answer import Answer, NewToken
 from megatron_star.engine.request import StarResult
 from megatron_star.server.service import CompletionService
 from megatron_star.server.wires.completion_answers import LogprobOfToken
+from megatron_star.server.wires.token_ids import token_bytes
 
 Likely = tuple[tuple[int, float], ...]
 
@@ -19,9 +20,11 @@ class ChatAnswers:
     """`/v1/chat/completions`: messages of the assistant."""
 
     name, chunk_name, prefix = "chat.completion", "chat.completion.chunk", "chatcmpl"
+    many_prompts = False
 
-    def __init__(self, service: CompletionService, *, logprobs: bool) -> None:
-        self.token_bytes, self.logprobs = service.token_bytes, logprobs
+    def __init__(self, service: CompletionService, *, logprobs: bool, as_ids: bool | None = False) -> None:
+        """as_ids: tokens of log-probabilities are written as their ids."""
+        self.token_bytes, self.logprobs = token_bytes(service, as_ids), logprobs
 
     def choice(self, index: int, answer: Answer) -> dict[str, Any]:
         """A whole answer."""

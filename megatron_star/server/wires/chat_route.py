@@ -23,7 +23,7 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
     check_model(request, body.model)
 
     def answers_of(service: CompletionService, batch: Batch) -> ChatAnswers:
-        return ChatAnswers(service, logprobs=bool(body.logprobs))
+        return ChatAnswers(service, logprobs=bool(body.logprobs), as_ids=body.return_tokens_as_token_ids)
 
     return await answer_with(request, body, parse_chat(body), answers_of)
 
@@ -38,5 +38,6 @@ def parse_chat(body: ChatRequest) -> Ask:
             num_tokens, default=DEFAULT_CHAT_TOKENS, num_top_logprobs=body.top_logprobs or 0
         ),
         num_choices=body.n or 1,
+        truncate_prompt=body.truncate_prompt_tokens,
         **body.owner(),
     )

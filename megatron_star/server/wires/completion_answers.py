@@ -6,6 +6,7 @@ from megatron_star.engine.answer import Answer, NewToken
 from megatron_star.engine.request import StarResult
 from megatron_star.server.batch import Batch
 from megatron_star.server.service import CompletionService
+from megatron_star.server.wires.token_ids import token_bytes
 from megatron_star.text.prompt import SplitPrompt
 from megatron_star.text.text_stream import PROMPT_TOKENS, TextStream, text_offsets
 
@@ -23,10 +24,14 @@ class CompletionAnswers:
 
     name, prefix = "text_completion", "cmpl"
     chunk_name = name
+    many_prompts = True
 
-    def __init__(self, service: CompletionService, batch: Batch, *, logprobs: int | None) -> None:
-        self.token_bytes, self.logprobs = service.token_bytes, logprobs
-        each = range(batch.num_choices)
+    def __init__(
+        self, service: CompletionService, batch: Batch, *, logprobs: int | None, as_ids: bool | None = False
+    ) -> None:
+        """as_ids: tokens of log-probabilities are written as their ids."""
+        self.token_bytes, self.logprobs = token_bytes(service, as_ids), logprobs
+        each = range(batch.num_shown)
         self.echoes = [echo for echo in batch.echoes for _ in each] or [""] * len(batch.answers)
         self._streams = []
         if logprobs is not None:

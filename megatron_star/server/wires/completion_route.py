@@ -21,7 +21,7 @@ router = APIRouter(route_class=CheckedBodyRoute, prefix="/v1", responses=ERROR_R
 async def completions(body: CompletionRequest, request: Request) -> Response:
     """Completions of one or more prompts."""
     check_model(request, body.model)
-    answers_of = partial(CompletionAnswers, logprobs=body.logprobs)
+    answers_of = partial(CompletionAnswers, logprobs=body.logprobs, as_ids=body.return_tokens_as_token_ids)
     return await answer_with(request, body, parse_completion(body), answers_of)
 
 
@@ -35,7 +35,9 @@ def parse_completion(body: CompletionRequest) -> Ask:
         generation=body.generation(
             body.max_tokens, default=DEFAULT_COMPLETION_TOKENS, num_top_logprobs=body.logprobs or 0
         ),
-        num_choices=body.n or 1,
+        num_choices=body.best_of or body.n or 1,
+        num_best=body.num_best,
+        truncate_prompt=body.truncate_prompt_tokens,
         **body.owner(),
         echoed=prompts if body.echo else (),
     )

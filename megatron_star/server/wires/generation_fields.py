@@ -4,6 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, Field, model_validator
 
+from megatron_star.config import MOST_TOKENS_IN_REQUEST
 from megatron_star.server.ask import Generation, filters, stop_texts
 from megatron_star.server.body import (
     LARGEST_SEED,
@@ -17,6 +18,7 @@ from megatron_star.server.body import (
 from megatron_star.server.wires.context_fields import ContextFields
 from megatron_star.server.wires.known_fields import NeutralFields, only
 from megatron_star.server.wires.request_id_field import RequestIdField
+from megatron_star.server.wires.rule_fields import RuleFields
 from megatron_star.server.wires.structured_fields import StructuredFields
 from megatron_star.server.wires.tenant_fields import TenantFields
 
@@ -32,29 +34,18 @@ class StreamOptions(Body):
 class NeutralSamplingFields(BaseModel):
     """Fields that change how tokens are chosen, where they change nothing."""
 
-    presence_penalty: only(0) = None
-    frequency_penalty: only(0) = None
-    repetition_penalty: only(1) = None
     length_penalty: only(1) = None
-    min_p: only(0) = None
     typical_p: only(1) = None
-    logit_bias: only({}) = None
     logits_processors: only([]) = None
-    allowed_token_ids: only() = None
-    bad_words: only([]) = None
     use_beam_search: only(False) = None
     early_stopping: only(False) = None
-    include_stop_str_in_output: only(False) = None
-    skip_special_tokens: only(True) = None
     spaces_between_special_tokens: only(True, False) = None
     add_special_tokens: only(False) = None
-    truncate_prompt_tokens: only() = None
     prompt_logprobs: only() = None
-    return_token_ids: only(False) = None
-    return_tokens_as_token_ids: only(False) = None
 
 
 class GenerationFields(
+    RuleFields,
     NeutralSamplingFields,
     StructuredFields,
     TenantFields,
@@ -79,11 +70,18 @@ class GenerationFields(
     n: Annotated[int, Field(ge=1, le=16)] | None = None
     seed: Annotated[int, Field(ge=-LARGEST_SEED, le=LARGEST_SEED)] | None = None
     stop: StopTexts | None = None
+    truncate_prompt_tokens: Annotated[int, Field(ge=-1, le=MOST_TOKENS_IN_REQUEST)] | None = Field(
+        None, description="only the last so many tokens of the prompt; -1: those that there is room for"
+    )
+    return_token_ids: bool | None = Field(None, description="of the prompt and of the answer")
+    return_tokens_as_token_ids: bool | None = Field(None, description="in log-probabilities")
 
     @model_validator(mode="after")
     def _stream_options_need_a_stream(self) -> Self:
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options: it needs stream=true")
+        if self.truncate_prompt_tokens == 0:
+            raise ValueError("truncate_prompt_tokens: a prompt of no tokens has no answer")
         return self
 
     def generation(self, num_tokens: int | None, *, default: int, num_top_logprobs: int = 0) -> Generation:
@@ -103,5 +101,9 @@ class GenerationFields(
             more_end_tokens=tuple(self.stop_token_ids or ()),
             seed=self.seed,
             grammar=self.grammar(),
+            rules=self.rules(),
+            bad_words=tuple(self.bad_words or ()),
+            include_stop_text=bool(self.include_stop_str_in_output),
+            skip_special_tokens=self.skip_special_tokens is not False,
             num_top_logprobs=num_top_logprobs,
         )

@@ -18,6 +18,7 @@ from megatron_star.server.star_options import StarOptions
 from megatron_star.server.wires.generation_fields import NeutralSamplingFields
 from megatron_star.server.wires.known_fields import NeutralFields, only
 from megatron_star.server.wires.prompt_fields import PromptRequest
+from megatron_star.server.wires.rule_fields import RuleFields
 
 
 class MegatronGenerateRequest(Body):
@@ -60,9 +61,12 @@ class MegatronGenerateRequest(Body):
         return self
 
 
-class MegatronCompletionRequest(NeutralSamplingFields, NeutralFields, PromptRequest):
+class MegatronCompletionRequest(RuleFields, NeutralSamplingFields, NeutralFields, PromptRequest):
     """POST /completions: as Megatron's server reads it."""
 
     max_tokens: PositiveTokens
     stream: only(False) = None
     model: str | None = Field(None, description="ignored, as by Megatron's server")
+    truncate_prompt_tokens: only() = None
+    return_token_ids: only(False) = None
+    return_tokens_as_token_ids: only(False) = None
