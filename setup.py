@@ -35,6 +35,7 @@ setup(
         "flash-attn": ["flash-attn>=2.7,<3"],
         "flash-attn-3": ["fa3-fwd>=0.0.3,<0.1"],
         "demo": ["gguf>=0.17,<1"],
+        "otel": ["opentelemetry-sdk>=1.40,<2", "opentelemetry-exporter-otlp-proto-http>=1.40,<2"],
         "eval": ["matplotlib>=3.9,<4"],
         "dev": [
             "accelerate>=1,<2",
@@ -45,6 +46,8 @@ setup(
             "lm-eval[api]>=0.4.9,<0.5",
             "matplotlib>=3.9,<4",
             "openai>=2,<4",
+            "opentelemetry-exporter-otlp-proto-http>=1.40,<2",
+            "opentelemetry-sdk>=1.40,<2",
             "playwright>=1.50,<2",
             "pytest>=8,<10",
             "schemathesis>=4,<5",

@@ -109,6 +109,11 @@ class Answer(ScheduledRequest):
         self.cancelled = True
 
     @property
+    def submitted_at(self) -> float:
+        """When it came into the queue, by `monotonic`; 0 before that."""
+        return self._submitted_at
+
+    @property
     def is_late(self) -> bool:
         """Its deadline is over."""
         return monotonic() > self._submitted_at + self.request.deadline_seconds

@@ -26,10 +26,12 @@ from megatron_star.server.log import LineWriter, log_to_stderr
 from megatron_star.server.metrics import ServerMetrics
 from megatron_star.server.service import CompletionService
 from megatron_star.server.state import ServerState
+from megatron_star.server.traces import open_traces
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 SECONDS_OF_AN_ECHO = 2.0
 SECONDS_FOR_LAST_LINES = 1.0
+SECONDS_FOR_LAST_TRACES = 3.0
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -47,11 +49,13 @@ class Frontend:
     def __init__(self, args: argparse.Namespace) -> None:
         """Raises ValueError or OSError: a setting is wrong, or the address is taken."""
         self.args, self.settings = args, server_settings(args)
+        endpoint = self.settings.otlp_traces_endpoint
+        self._traces = open_traces(endpoint, self.settings.model_name) if endpoint else None
         listener = bind(args.host, args.port)
         self.state, self.metrics = ServerState(), ServerMetrics()
         self._log = log_to_stderr(self.metrics.note_dropped_lines)
         self._stdout = LineWriter(sys.stdout.fileno())
-        app = create_app(self.settings, self.state, self.metrics)
+        app = create_app(self.settings, self.state, self.metrics, self._traces)
         self.server = HttpServer(
             app, self.settings, self.state, listener, lambda error: end_process(DRIVER, error)
         )
@@ -77,7 +81,9 @@ class Frontend:
         service.engine.stop()
 
     def say_stopped(self) -> None:
-        """The last lines, once the engine has stopped."""
+        """The last traces and lines, once the engine has stopped."""
+        if self._traces:
+            self._traces.close(SECONDS_FOR_LAST_TRACES)
         self._stdout.write("stopped")
         for writer in (self._stdout, self._log):
             writer.flush(SECONDS_FOR_LAST_LINES)

@@ -24,6 +24,7 @@ def add_server_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("server (byte counts may be written 64K or 16M)")
     _add_who_is_let_in(group)
     _add_how_much(group)
+    _add_what_is_told(group)
     _add_how_long(group)
     _add_what_a_query_is(group)
     add_speculate_argument(group)
@@ -82,11 +83,20 @@ def _add_how_much(group: argparse._ArgumentGroup) -> None:
         metavar="TOKENS",
         help="of one context; default: the model's limit",
     )
+
+
+def _add_what_is_told(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--metrics-per-expert",
         action="store_true",
         help="/metrics counts the tokens of each expert of each layer: thousands of series; "
         "default: how uneven layers are",
+    )
+    group.add_argument(
+        "--otlp-traces-endpoint",
+        type=text_argument,
+        metavar="URL",
+        help="of a collector, as http://collector:4318/v1/traces; traces of requests are sent to it",
     )
 
 
@@ -163,6 +173,7 @@ def server_settings(args: argparse.Namespace) -> ServerSettings:
         keep_alive_seconds=args.keep_alive_seconds,
         speculate=args.speculate,
         metrics_per_expert=args.metrics_per_expert,
+        otlp_traces_endpoint=args.otlp_traces_endpoint,
         host=args.host,
         allowed_origins=tuple(args.allowed_origins),
         root_path=args.root_path or "",

@@ -76,6 +76,7 @@ def _record(request: Request, batch: Batch) -> None:
     if batch.refusal:
         record.error = KINDS[batch.refusal.status]
     results = [result for result in batch.results if result]
+    record.answers = batch.answers
     requests = [answer.request for answer in batch.answers]
     record.numbers = {
         "context_tokens": sum(len(asked.context_tokens) for asked in requests),

@@ -12,10 +12,13 @@ from megatron_star.server.names import OwnNamesOnly
 from megatron_star.server.origins import cors_options
 from megatron_star.server.settings import ServerSettings
 from megatron_star.server.state import Server, ServerState
+from megatron_star.server.traces import Traces
 from megatron_star.server.wires import chat_route, completion_route, megatron_routes, openai_routes
 
 
-def create_app(settings: ServerSettings, state: ServerState, metrics: ServerMetrics) -> FastAPI:
+def create_app(
+    settings: ServerSettings, state: ServerState, metrics: ServerMetrics, traces: Traces | None = None
+) -> FastAPI:
     """The application; it answers once `state` has a service."""
     # FastAPI's own pages of documentation load scripts from elsewhere; the description itself stays.
     # It redirects nobody either: where to would be up to the request's Host.
@@ -38,5 +41,5 @@ def create_app(settings: ServerSettings, state: ServerState, metrics: ServerMetr
         # Outside of admission: a browser asks without a key first, and shows a page what it is refused for.
         app.add_middleware(CORSMiddleware, **cors_options(settings.allowed_origins))
     app.add_middleware(LastAnswers, state=state)
-    app.add_middleware(AccessLog, metrics=metrics)
+    app.add_middleware(AccessLog, metrics=metrics, traces=traces)
     return app

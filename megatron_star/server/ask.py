@@ -8,9 +8,10 @@ from megatron.core.inference.sampling_params import SamplingParams
 
 from megatron_star.config import FieldError
 from megatron_star.engine.token_rules import TokenRules
-from megatron_star.server.context_rules import Conversation, PromptSplitter
+from megatron_star.server.context_rules import PromptSplitter
 from megatron_star.server.grammar_spec import GrammarSpec
 from megatron_star.server.star_options import StarOptions
+from megatron_star.text.chat_template import Chat
 from megatron_star.text.prompt import SplitPrompt
 
 SMALLEST_TEMPERATURE = 1e-3
@@ -110,13 +111,13 @@ class PlainPrompt:
 
 @dataclass(frozen=True)
 class ChatPrompt:
-    """Messages, of which the last is the user's."""
+    """Messages, which the assistant's next one follows."""
 
-    conversation: Conversation
+    chat: Chat
 
     def split(self, splitter: PromptSplitter, options: StarOptions) -> SplitPrompt:
         """See `Prompt`."""
-        return splitter.split_chat(self.conversation, options)
+        return splitter.split_chat(self.chat, options)
 
 
 @dataclass(frozen=True, kw_only=True)

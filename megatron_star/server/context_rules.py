@@ -2,25 +2,23 @@
 
 1. `fields`: `contexts` beside the prompt, or `star.query_tokens`
 2. `separator`: the last occurrence of `star.separator`, or else of the server's own
-3. `last_message`: in a chat, the last user message with the generation prompt, if it is short enough
+3. `last_message`: in a chat, the last message with the generation prompt, if it is short enough; where the
+   answer continues that message, the one before it, too
 4. `last_tokens`: the last so many tokens (`--star-query-tokens`), which is also what "short enough" means
 
 The rules only say where the tokens of the whole text are cut; `text/prompt.py` cuts them. A chat without a
 separator is cut turn by turn, so that what was encoded for an earlier turn is used again.
 """
 
-from collections.abc import Sequence
-
 from transformers import PreTrainedTokenizerBase
 
 from megatron_star.config import FieldError
 from megatron_star.server.star_options import StarOptions
-from megatron_star.text.chat_template import ChatTemplateError, render_chat
+from megatron_star.text.chat_template import Chat, ChatTemplateError, render_chat, template_of
 from megatron_star.text.prompt import PromptCutter, SplitPrompt, at_last_tokens, in_chat, join
 from megatron_star.text.text_limit import TextLimit
 
-Conversation = Sequence[dict[str, str]]
-"""Messages as chat templates know them: `role` and `content`."""
+NO_PLACE_FOR_DOCUMENTS = "documents: the chat template has no place for them: put them into a message"
 
 
 class PromptSplitter:
@@ -62,10 +60,12 @@ class PromptSplitter:
         _check_query(split.query_tokens, field)
         return split
 
-    def split_chat(self, conversation: Conversation, options: StarOptions) -> SplitPrompt:
+    def split_chat(self, chat: Chat, options: StarOptions) -> SplitPrompt:
         """Messages in the tokenizer's chat template."""
         try:
-            split = self._split_chat(conversation, options)
+            if chat.documents and "documents" not in template_of(self.tokenizer, chat):
+                raise FieldError(NO_PLACE_FOR_DOCUMENTS, "documents")
+            split = self._split_chat(chat, options)
         except ChatTemplateError as error:
             raise FieldError(f"messages: {error}", "messages") from error
         _check_query(split.query_tokens, "messages")
@@ -86,16 +86,16 @@ class PromptSplitter:
             return SplitPrompt(self._cutter.tokens(context), list(prompt), "fields")
         return self._at_last_tokens(prompt, options)
 
-    def _split_chat(self, conversation: Conversation, options: StarOptions) -> SplitPrompt:
+    def _split_chat(self, chat: Chat, options: StarOptions) -> SplitPrompt:
         if options.query_tokens is not None:
-            text = render_chat(self.tokenizer, conversation, []).text
+            text = render_chat(self.tokenizer, chat, []).text
             return self._at_last_tokens(self._cutter.tokens(text), options)
-        at_separator = self._chat_at_separator(conversation, options)
-        return at_separator or self._cutter.at_last_message(conversation, self.num_query_tokens)
+        at_separator = self._chat_at_separator(chat, options)
+        return at_separator or self._cutter.at_last_message(chat, self.num_query_tokens)
 
-    def _chat_at_separator(self, conversation: Conversation, options: StarOptions) -> SplitPrompt | None:
+    def _chat_at_separator(self, chat: Chat, options: StarOptions) -> SplitPrompt | None:
         """The last message with the separator is cut there; the separator is taken out."""
-        contents = [message["content"] for message in conversation]
+        contents = [message["content"] for message in chat.messages]
         separator = options.separator or self.separator
         index = next(
             (i for i in reversed(range(len(contents))) if separator and separator in contents[i]), -1
@@ -105,12 +105,12 @@ class PromptSplitter:
         context, _, query = contents[index].rpartition(separator)
         if index == len(contents) - 1:
             _check_query(query, "messages")
-        chat = in_chat(self.tokenizer, conversation, index, join(context, query))
-        if chat is None:
+        joined = in_chat(self.tokenizer, chat, index, join(context, query))
+        if joined is None:
             raise FieldError(
                 "star.separator: the chat template changes the message that contains it", "star.separator"
             )
-        return self._cutter.at_query(chat, "separator")
+        return self._cutter.at_query(joined, "separator")
 
     def _separator_in(self, text: str, options: StarOptions) -> str | None:
         """The separator that cuts this text, if one does."""

@@ -16,6 +16,7 @@ LOGGERS = {
     "megatron_star.speed": logging.INFO,
     "uvicorn": logging.WARNING,
     "asyncio": logging.WARNING,
+    "opentelemetry": logging.WARNING,
 }
 
 

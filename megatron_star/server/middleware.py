@@ -4,7 +4,8 @@ import asyncio
 import hmac
 import logging
 from functools import partial
-from time import monotonic
+from time import monotonic, time_ns
+from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -15,8 +16,12 @@ from megatron_star.server.record import record_of
 from megatron_star.server.request_id import HEADER, name_request
 from megatron_star.server.settings import ServerSettings
 from megatron_star.server.state import ServerState
+from megatron_star.server.traces import TracedRequest, Traces
 
 OPEN_PATHS = ("/", "/health", "/ping")
+QUIET_METHODS = ("GET", "HEAD", "OPTIONS")
+"""Of which no trace is kept."""
+TRACE_HEADERS = ("traceparent", "tracestate")
 KNOWN_METHODS = ("GET", "HEAD", "PUT", "POST", "DELETE", "PATCH", "OPTIONS")
 BODIES_IN_FLIGHT = 32
 log = logging.getLogger("megatron_star.server")
@@ -25,8 +30,8 @@ log = logging.getLogger("megatron_star.server")
 class AccessLog:
     """One line and one count for each request, without a word of what was asked or answered."""
 
-    def __init__(self, app: ASGIApp, metrics: ServerMetrics) -> None:
-        self.app, self.metrics = app, metrics
+    def __init__(self, app: ASGIApp, metrics: ServerMetrics, traces: Traces | None = None) -> None:
+        self.app, self.metrics, self.traces = app, metrics, traces
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One ASGI connection."""
@@ -74,6 +79,30 @@ class AccessLog:
             **record.numbers,
         }
         log.info("request", extra={"fields": fields})
+        if self.traces and record.admitted and method not in QUIET_METHODS:
+            self._trace(self.traces, scope, fields)
+
+    def _trace(self, traces: Traces, scope: Scope, fields: dict[str, Any]) -> None:
+        """Only of those who were let in: a stranger fills no queue."""
+        record, now = record_of(scope), time_ns()
+        sent = dict(scope["headers"])
+        traces.note(
+            TracedRequest(
+                request_id=record.request_id,
+                method=fields["method"],
+                route=fields["route"],
+                status=fields["status"],
+                start_ns=now - int(fields["seconds"] * 1e9),
+                end_ns=now,
+                error=fields.get("error"),
+                trace_headers={
+                    name: sent[name.encode()].decode("latin-1")
+                    for name in TRACE_HEADERS
+                    if name.encode() in sent
+                },
+                answers=record.answers,
+            )
+        )
 
 
 class LastAnswers:
@@ -114,6 +143,7 @@ class Admission:
             return
         self.state.num_active += 1
         try:
+            record_of(scope).admitted = True
             with admitted(scope):
                 await self.app(scope, receive, send)
         finally:

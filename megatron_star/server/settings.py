@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from megatron_star.config import DEFAULT_SPECULATE, StarConfig
 from megatron_star.server.origins import check_origins
+from megatron_star.server.traces import check_endpoint
 
 _ROOT_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)+")
 
@@ -29,6 +30,7 @@ class ServerSettings:
             connections for 5 to 60 s: it must be the client that closes, or a request meets a closed one.
         speculate: how tokens are guessed unless a request's `star` object says otherwise.
         metrics_per_expert: whether /metrics counts the tokens of each expert of each layer.
+        otlp_traces_endpoint: URL of the collector that traces of requests go to.
         host: where it listens; without a key, it decides which names clients may use for this machine.
         allowed_origins: of pages in browsers that may ask and read answers; `*`, with a key, is all.
         root_path: under which a proxy shows the server, which takes it away from what it passes on.
@@ -48,6 +50,7 @@ class ServerSettings:
     keep_alive_seconds: float = 75.0
     speculate: str = DEFAULT_SPECULATE
     metrics_per_expert: bool = False
+    otlp_traces_endpoint: str | None = None
     host: str = "127.0.0.1"
     allowed_origins: tuple[str, ...] = ()
     root_path: str = ""
@@ -65,6 +68,8 @@ class ServerSettings:
             raise ValueError("the API key is empty")
         if len(set(self.model_names)) < len(self.model_names):
             raise ValueError(f"model names {', '.join(self.model_names)}: each may be there once")
+        if self.otlp_traces_endpoint is not None:
+            check_endpoint(self.otlp_traces_endpoint)
         check_origins(self.allowed_origins, has_key=self.api_key is not None)
         if self.root_path and not _ROOT_PATH.fullmatch(self.root_path):
             raise ValueError(f"root_path is {self.root_path!r}: it must be as /star, without a / at its end")

@@ -11,11 +11,14 @@ from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from megatron_star.text.chat_template import ChatTemplateError, Span, render_chat
+from megatron_star.text.chat_template import Chat, ChatTemplateError, render_chat
+from megatron_star.text.chat_turns import Turn, turn_messages, turns
 from megatron_star.text.text_limit import TextLimit
 
 BLANK_LINE = "\n\n"
 MOST_TURN_EDGES = 64
+NEIGHBOURHOOD = 64
+"""Characters before a place, on which it depends how a text is cut into tokens there."""
 
 
 class SplitPrompt(NamedTuple):
@@ -64,16 +67,14 @@ def at_last_tokens(tokens: list[int], num_query_tokens: int, rule: str = "last_t
 
 
 def in_chat(
-    tokenizer: PreTrainedTokenizerBase, conversation: Sequence[dict[str, str]], index: int, joined: JoinedText
+    tokenizer: PreTrainedTokenizerBase, chat: Chat, index: int, joined: JoinedText
 ) -> JoinedText | None:
     """The chat with `joined` as the content of message `index`; None if its template changes that message.
 
     Raises:
         ChatTemplateError: as `render_chat`.
     """
-    conversation = list(conversation)
-    conversation[index] = conversation[index] | {"content": joined.text}
-    text, spans = render_chat(tokenizer, conversation, [index])
+    text, spans = render_chat(tokenizer, chat.with_content(index, joined.text), [index])
     return JoinedText(text, spans[0].position(joined.cut)) if spans else None
 
 
@@ -93,26 +94,42 @@ class PromptCutter:
         tokens, (cut,) = self._cut(joined.text, [joined.cut])
         return SplitPrompt(tokens[:cut], tokens[cut:], rule)
 
-    def at_last_message(self, conversation: Sequence[dict[str, str]], num_query_tokens: int) -> SplitPrompt:
-        """A chat is cut before its last user message, or later if the query would have too many tokens.
+    def at_last_message(self, chat: Chat, num_query_tokens: int) -> SplitPrompt:
+        """A chat is cut before its last message, or later if the query would have too many tokens.
 
-        Each user message is cut so in its turn: what comes before the cut is that turn's context.
+        Where the last message is continued, it is the one before it. Each turn is cut so when it is the last:
+        what comes before the cut is that turn's context.
 
         Raises:
             ChatTemplateError: as `render_chat`.
         """
-        users = [index for index, message in enumerate(conversation) if message["role"] == "user"]
+        indices = turn_messages(chat)
         if not has_offsets(self.tokenizer):  # each cut takes a tokenization of its own
-            users = users[-1:]
-        text, spans = render_chat(self.tokenizer, conversation, users)
-        if not spans:  # the template changes what users write
+            indices = indices[-1:]
+        text, spans = render_chat(self.tokenizer, chat, indices)
+        if not spans:  # the template changes what is said
             return at_last_tokens(self.tokens(text), num_query_tokens)
-        turns = _turns(text, spans)
-        tokens, cuts = self._cut(text, [position for turn in turns for position in turn])
-        edges = [max(start, end - num_query_tokens) for start, end in zip(cuts[::2], cuts[1::2], strict=True)]
-        rule = "last_message" if len(tokens) - cuts[-2] <= num_query_tokens else "last_tokens"
+        found = turns(self.tokenizer, chat, text, indices, spans)
+        tokens, cuts = self._cut(text, [position for turn in found for position in turn[:3]])
+        lengths = [
+            self._length_then(text, turn, num) for turn, num in zip(found[:-1], cuts[1:-3:3], strict=True)
+        ]
+        edges = [
+            max(start, min(end, length - num_query_tokens))
+            for start, end, length in zip(cuts[::3], cuts[2::3], [*lengths, len(tokens)], strict=True)
+        ]
+        rule = "last_message" if len(tokens) - cuts[-3] <= num_query_tokens else "last_tokens"
         last = edges[-1]
         return SplitPrompt(tokens[:last], tokens[last:], rule, _edges_apart(edges, num_query_tokens))
+
+    def _length_then(self, text: str, turn: Turn, num_tokens: int) -> int:
+        """Tokens of the chat at the end of this turn, of which so many ended before its last words.
+
+        Only a few characters are tokenized again: a token at the very end may be another one now.
+        """
+        before = text[max(0, turn.content_end - NEIGHBOURHOOD) : turn.content_end]
+        tokens, (cut,) = tokenize_and_cut(self.tokenizer, before + turn.words, [len(before)])
+        return num_tokens + len(tokens) - cut
 
     def _cut(self, text: str, positions: list[int]) -> tuple[list[int], list[int]]:
         if self._limit:
@@ -144,7 +161,7 @@ def split_into_tokens(
 
 def _in_one_message(tokenizer: PreTrainedTokenizerBase, content: JoinedText) -> JoinedText:
     try:
-        chat = in_chat(tokenizer, [{"role": "user"}], 0, content)
+        chat = in_chat(tokenizer, Chat([{"role": "user"}]), 0, content)
     except ChatTemplateError as error:
         raise ValueError(f"{error}: leave out --chat") from error
     if chat is None:
@@ -175,17 +192,6 @@ def tokenize_and_cut(
     # A piece that stands for no character ends at 0, or where it is.
     ends = list(accumulate((end for _, end in encoding["offset_mapping"]), max))
     return encoding["input_ids"], [bisect_right(ends, position) for position in positions]
-
-
-def _turns(text: str, spans: list[Span]) -> list[tuple[int, int]]:
-    """For each user message: where it starts, and where the generation prompt after it ends.
-
-    A turn in which the template's words after a user message are not those after the last one is left out.
-    """
-    after_last = text[spans[-1].end :]
-    return [
-        (span.start, span.end + len(after_last)) for span in spans if text.startswith(after_last, span.end)
-    ]
 
 
 def _edges_apart(edges: list[int], distance: int) -> tuple[int, ...]:

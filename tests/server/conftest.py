@@ -4,15 +4,31 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from otlp_collector import Collector
 from running_server import RunningServer, start_server
 
 
 @pytest.fixture(scope="session")
-def server(smollm2, tmp_path_factory) -> Iterator[RunningServer]:
+def collector() -> Iterator[Collector]:
+    """Where the traces of `server` go."""
+    with Collector() as receiving:
+        yield receiving
+
+
+@pytest.fixture(scope="session")
+def server(smollm2, tmp_path_factory, collector) -> Iterator[RunningServer]:
     """Ready, with small blocks, so that a short text has several."""
     directory = tmp_path_factory.mktemp("server")
     running = start_server(
-        smollm2[1], directory, "--served-model-name", "smollm2", "other-name", "--star-block-size", "256"
+        smollm2[1],
+        directory,
+        "--served-model-name",
+        "smollm2",
+        "other-name",
+        "--star-block-size",
+        "256",
+        "--otlp-traces-endpoint",
+        collector.url,
     )
     running.wait_until_ready()
     yield running

@@ -112,6 +112,7 @@ def start_server(
         "MASTER_PORT": str(free_port()),
         "WORLD_SIZE": str(num_ranks),
         "OMP_NUM_THREADS": "1",
+        "OTEL_BSP_SCHEDULE_DELAY": "100",  # milliseconds
         "PYTHONPATH": os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]),
         # Whatever a request would leave on the disk, it would leave here.
         **dict.fromkeys(("HOME", "TMPDIR", "XDG_CACHE_HOME"), str(directory)),

@@ -90,7 +90,7 @@ def test_every_field_of_a_message_that_the_client_knows_may_be_null():
         ("logits_processors", ["x"], r"only null or \[\]"),
         ("response_format", {"type": "json_object"}, "text"),
         ("guided_json", {}, "only null is"),
-        ("reasoning_effort", "high", "only null or"),
+        ("prediction", {"type": "content"}, "only null is"),
     ],
 )
 def test_what_would_change_the_answer_is_refused(field, value, reason):

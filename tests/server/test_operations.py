@@ -2,6 +2,7 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -30,6 +31,16 @@ def client(state: ServerState | None = None, **settings) -> TestClient:
 
 def allowed(response) -> str | None:
     return response.headers.get("access-control-allow-origin")
+
+
+def test_a_stranger_leaves_no_trace():
+    noted = []
+    traces = SimpleNamespace(note=noted.append)
+    settings = ServerSettings(model_name="m", api_key="right-key")
+    asking = TestClient(create_app(settings, ServerState(service=object()), ServerMetrics(), traces))
+    for headers in ({}, KEY):
+        asking.post("/nowhere", headers=headers)
+    assert [(request.status, request.route) for request in noted] == [(404, "other")]
 
 
 def test_the_version_is_said_to_those_who_have_the_key():

@@ -10,6 +10,7 @@ from transformers import AutoTokenizer
 from megatron_star.server.context_rules import PromptSplitter
 from megatron_star.server.star_options import StarOptions
 from megatron_star.server.wires.message_schema import Message
+from megatron_star.text.chat_template import Chat
 from megatron_star.text.prompt import MOST_TURN_EDGES, split_into_tokens
 
 NUM_QUERY_TOKENS = 40
@@ -28,7 +29,7 @@ def conversation(*contents: str) -> list[dict[str, str]]:
 
 
 def split(splitter, *contents: str):
-    return splitter.split_chat(conversation(*contents), StarOptions())
+    return splitter.split_chat(Chat(conversation(*contents)), StarOptions())
 
 
 def test_the_query_is_the_last_user_message_with_the_generation_prompt(splitter):
@@ -105,7 +106,7 @@ def test_a_chats_tokens_are_those_of_its_template_as_a_whole_whatever_is_said(an
         messages = conversation(*(random_text(generator) for _ in range(generator.choice([1, 3, 5]))))
         expected = tokens_of_the_whole(any_tokenizer, messages)
         if expected:
-            found = splitter.split_chat(messages, StarOptions())
+            found = splitter.split_chat(Chat(messages), StarOptions())
             assert found.context_tokens + found.query_tokens == expected
 
 
@@ -134,7 +135,7 @@ def test_a_document_before_a_separator_has_the_same_tokens_for_every_question(ki
     contexts = set()
     for question in ("What changed?", "1?", "🦙", "a"):
         messages = conversation(f"{document}###{question}")
-        found = splitter.split_chat(messages, StarOptions())
+        found = splitter.split_chat(Chat(messages), StarOptions())
         whole = tokens_of_the_whole(tokenizer, conversation(document + question))
         assert (found.rule, found.context_tokens + found.query_tokens) == ("separator", whole)
         contexts.add(tuple(found.context_tokens))
@@ -152,7 +153,7 @@ def test_nothing_is_glued_and_no_piece_is_put_between(kind, context, query):
 
     by_fields = splitter.split(query, StarOptions(), context=context)
     by_separator = splitter.split(f"{context}##{query}", StarOptions(separator="##"))
-    in_a_chat = splitter.split_chat(conversation(f"{context}##{query}"), StarOptions(separator="##"))
+    in_a_chat = splitter.split_chat(Chat(conversation(f"{context}##{query}")), StarOptions(separator="##"))
     for found, expected in ((by_fields, whole), (by_separator, whole), (in_a_chat, in_chat)):
         assert found.context_tokens + found.query_tokens == expected
     for chat, expected in ((False, whole), (True, in_chat)):

@@ -31,8 +31,9 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
 def parse_chat(body: ChatRequest) -> Ask:
     """What a body of /v1/chat/completions asks."""
     num_tokens = body.max_completion_tokens or body.max_tokens
+    chat = body.chat(body.tools_for_template(), effort=body.reasoning_effort, documents=body.documents)
     return Ask(
-        prompts=[ChatPrompt([message.for_template() for message in body.messages])],
+        prompts=[ChatPrompt(chat)],
         star=body.star or StarOptions(),
         generation=body.generation(
             num_tokens, default=DEFAULT_CHAT_TOKENS, num_top_logprobs=body.top_logprobs or 0

@@ -9,14 +9,17 @@ from megatron_star.server.body import PositiveTokens
 from megatron_star.server.star_options import StarOptions
 from megatron_star.server.wires.generation_fields import GenerationFields
 from megatron_star.server.wires.known_fields import NeutralChatFields
-from megatron_star.server.wires.message_schema import Message
+from megatron_star.server.wires.template_fields import MOST_DOCUMENTS, Document, Effort, TemplateFields
 from megatron_star.server.wires.tool_fields import ToolFields
 
 
-class ChatRequest(ToolFields, NeutralChatFields, GenerationFields):
+class ChatRequest(ToolFields, TemplateFields, NeutralChatFields, GenerationFields):
     """POST /v1/chat/completions."""
 
-    messages: Annotated[list[Message], Field(min_length=1, max_length=4096)]
+    documents: Annotated[list[Document], Field(max_length=MOST_DOCUMENTS)] | None = Field(
+        None, description="where the template has a place for them"
+    )
+    reasoning_effort: Effort | None = Field(None, description="for the template, if it asks for it")
     max_completion_tokens: PositiveTokens | None = None
     max_tokens: PositiveTokens | None = Field(None, description="the old name of max_completion_tokens")
     logprobs: bool | None = None
@@ -26,9 +29,7 @@ class ChatRequest(ToolFields, NeutralChatFields, GenerationFields):
     star: StarOptions | None = None
 
     @model_validator(mode="after")
-    def _ends_with_the_user(self) -> Self:
-        if self.messages[-1].role != "user":
-            raise ValueError("messages: the last one must have the role 'user'")
+    def _fields_agree(self) -> Self:
         if self.max_tokens not in (None, self.max_completion_tokens or self.max_tokens):
             raise ValueError("max_tokens: it is another number than max_completion_tokens")
         if self.top_logprobs and not self.logprobs:

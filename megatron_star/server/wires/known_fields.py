@@ -48,16 +48,10 @@ class NeutralChatFields(NeutralFields):
     prediction: only() = None
     moderation: only() = None
     prompt_cache_options: only() = None
-    reasoning_effort: only("none") = None
     include_reasoning: only(True, False) = None
     verbosity: only("medium") = None
     web_search_options: only() = None
     echo: only(False) = None
-    add_generation_prompt: only(True) = None
-    continue_final_message: only(False) = None
-    chat_template: only() = None
-    chat_template_kwargs: only({}) = None
-    documents: only([]) = None
     mm_processor_kwargs: only({}) = None
 
 
@@ -67,8 +61,4 @@ class NeutralMessageFields(BaseModel):
     refusal: only() = None
     annotations: only([]) = None
     audio: only() = None
-    function_call: only() = None
-    tool_calls: only([]) = None
-    parsed: only() = None
-    reasoning: only("") = None
-    reasoning_content: only("") = None
+    parsed: Any = Field(None, description="no effect: a client's reading of the content")
