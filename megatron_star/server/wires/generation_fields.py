@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import AfterValidator, BaseModel, Field, model_validator
 
 from megatron_star.config import MOST_TOKENS_IN_REQUEST
 from megatron_star.server.ask import Generation, filters, stop_texts
@@ -21,6 +21,12 @@ from megatron_star.server.wires.request_id_field import RequestIdField
 from megatron_star.server.wires.rule_fields import RuleFields
 from megatron_star.server.wires.structured_fields import StructuredFields
 from megatron_star.server.wires.tenant_fields import TenantFields
+
+
+def _not_zero(number: int) -> int:
+    if number == 0:
+        raise ValueError("a prompt of no tokens has no answer")
+    return number
 
 
 class StreamOptions(Body):
@@ -70,7 +76,9 @@ class GenerationFields(
     n: Annotated[int, Field(ge=1, le=16)] | None = None
     seed: Annotated[int, Field(ge=-LARGEST_SEED, le=LARGEST_SEED)] | None = None
     stop: StopTexts | None = None
-    truncate_prompt_tokens: Annotated[int, Field(ge=-1, le=MOST_TOKENS_IN_REQUEST)] | None = Field(
+    truncate_prompt_tokens: (
+        Annotated[int, Field(ge=-1, le=MOST_TOKENS_IN_REQUEST), AfterValidator(_not_zero)] | None
+    ) = Field(
         None, description="only the last so many tokens of the prompt; -1: those that there is room for"
     )
     return_token_ids: bool | None = Field(None, description="of the prompt and of the answer")
@@ -80,8 +88,6 @@ class GenerationFields(
     def _stream_options_need_a_stream(self) -> Self:
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options: it needs stream=true")
-        if self.truncate_prompt_tokens == 0:
-            raise ValueError("truncate_prompt_tokens: a prompt of no tokens has no answer")
         return self
 
     def generation(self, num_tokens: int | None, *, default: int, num_top_logprobs: int = 0) -> Generation:
