@@ -53,12 +53,18 @@ MODELS: dict[str, PreTrainedConfig] = {
 def dense_logits(hf: Path, token_ids: list[int], num_context: int, config: StarConfig) -> Tensor:
     """[tokens, vocabulary], float32: one dense forward of the Hugging Face model with the plan's mask."""
     model = AutoModelForCausalLM.from_pretrained(hf, dtype=torch.float32, attn_implementation="eager").eval()
+    mask = additive_mask(num_context, len(token_ids), config)
+    with torch.inference_mode():
+        return model(torch.tensor([token_ids]), attention_mask=mask).logits[0]
+
+
+def additive_mask(num_context: int, num_tokens: int, config: StarConfig) -> Tensor:
+    """[1, 1, tokens, tokens]: of a plan for the context, and of tokens that see all before them."""
     block_size = max(1, num_context) if config.mode == "exact" else config.block_size
     context = star_mask(num_context, block_size, config.anchor_size, config.neighbor_blocks)
-    visible = with_query(context, len(token_ids) - num_context)
+    visible = with_query(context, num_tokens - num_context)
     additive = torch.zeros(visible.shape).masked_fill_(~visible, torch.finfo(torch.float32).min)
-    with torch.inference_mode():
-        return model(torch.tensor([token_ids]), attention_mask=additive[None, None]).logits[0]
+    return additive[None, None]
 
 
 def random_tokens(count: int, seed: int = 0) -> list[int]:

@@ -14,6 +14,7 @@ from megatron_star.algorithm.encoded_context import EncodedContext
 from megatron_star.algorithm.kv_pieces import KvPiece, pieces_within, whole
 from megatron_star.algorithm.passed_keys import PassedKeys
 from megatron_star.algorithm.star_model import StarModel
+from megatron_star.algorithm.token_scores import ScoredRows
 from megatron_star.attention.kv_layout import KeyValue
 from megatron_star.attention.merge import PartialSum
 from megatron_star.attention.partial import Partial
@@ -22,6 +23,7 @@ from megatron_star.parallel.exchange import SourceTransfers
 from megatron_star.planning.layer_mask import LayerMask
 from megatron_star.planning.plan import ContextPlan, Segment, Source, Wave
 from megatron_star.planning.reads import Read, wave_reads
+from megatron_star.planning.scoring import Scoring, offsets_in_wave, tokens_after
 
 
 def encode_context(
@@ -60,11 +62,39 @@ def encode_wave(star_model: StarModel, token_ids: Sequence[int], wave: Wave, con
     star_model.forward([token_ids[position] for position in encoding.positions], encoding)
 
 
+def score_wave(
+    star_model: StarModel, token_ids: Sequence[int], wave: Wave, context: EncodedContext, scoring: Scoring
+) -> Tensor:
+    """`encode_wave`, and the scores of what follows each token of the wave.
+
+    Returns:
+        [tokens of the wave, columns], float64 on the CPU (`token_scores`), in the order of the wave: zero for
+        what other ranks have encoded, so that the sum over the CP ranks has all. Where nothing follows, the
+        score means nothing.
+    """
+    encoding = ContextEncodingPass(star_model, wave, context, is_scored=True)
+    kept = encoding.kept_rows()
+    rows = [row for _, its in kept for row in range(its.start, its.stop)]
+    positions = [position for segment, _ in kept for position in range(segment.start, segment.end)]
+    tokens = [max(0, token) for token in tokens_after(token_ids, positions, scoring)]
+    scored = ScoredRows(star_model.on_device(rows), star_model.on_device(tokens), scoring.num_top)
+    own = star_model.score([token_ids[position] for position in encoding.positions], encoding, scored)
+    offsets = offsets_in_wave(wave)
+    scores = torch.zeros(sum(segment.num_tokens for segment in wave), own.size(1), dtype=torch.float64)
+    for (segment, _), its in zip(kept, own.cpu().split([s.num_tokens for s, _ in kept]), strict=True):
+        scores[offsets[segment.start] :][: segment.num_tokens] = its
+    return scores
+
+
 class ContextEncodingPass(ForwardPass):
     """Each segment attends causally to itself, and fully to its sources and to what is passed to it."""
 
-    def __init__(self, star_model: StarModel, wave: Wave, context: EncodedContext) -> None:
+    def __init__(
+        self, star_model: StarModel, wave: Wave, context: EncodedContext, *, is_scored: bool = False
+    ) -> None:
+        """is_scored: the last layer's output is wanted, too, and not only its KV."""
         rank = star_model.exchange.cp_rank
+        self.is_scored = is_scored
         self.segments = tuple(segment for segment in wave if segment.owner == rank)
         # Megatron's attention cannot reshape an empty batch: a rank without segments runs one filler token,
         # which attends to nothing and is not stored.
@@ -83,7 +113,7 @@ class ContextEncodingPass(ForwardPass):
         if layer.mask:
             return self._attend_in_bands(layer, layer.mask, query, key, value)
         self._store(layer.number, key, value)
-        if layer.number == self.num_layers:
+        if layer.number == self.num_layers and not self.is_scored:
             raise PassIsComplete  # of the last layer, only the KV is wanted
         self._keep_exact(layer.number, key, value)
         transfers = self._transfers(
@@ -124,9 +154,9 @@ class ContextEncodingPass(ForwardPass):
         self, layer: LayerAttention, mask: LayerMask, query: Tensor, key: Tensor, value: Tensor
     ) -> Partial:
         """A layer with a mask of its own: a segment sees itself and what comes shortly before it."""
-        own = [KvPiece(s.start, s.end, key[rows], value[rows]) for s, rows in self._kept_rows()]
+        own = [KvPiece(s.start, s.end, key[rows], value[rows]) for s, rows in self.kept_rows()]
         held = [*self.context.recent(layer.number), *own]
-        if layer.number == self.num_layers:
+        if layer.number == self.num_layers and not self.is_scored:
             self.context.keep_recent(layer.number, mask, own, self.wave[-1].end)
             raise PassIsComplete
         before = self._sources_before(mask, held, like=(key, value))
@@ -160,15 +190,15 @@ class ContextEncodingPass(ForwardPass):
 
     def _store(self, layer_number: int, key: Tensor, value: Tensor) -> None:
         """Keep the KV of the segments, without the anchor copies in front of them."""
-        for segment, kept in self._kept_rows():
+        for segment, kept in self.kept_rows():
             self.context.store(layer_number, segment.start, key[kept], value[kept])
 
     def _keep_exact(self, layer_number: int, key: Tensor, value: Tensor) -> None:
         """Within a wave, segments and blocks are read as they were computed."""
-        for segment, kept in self._kept_rows():
+        for segment, kept in self.kept_rows():
             self.context.keep_exact(layer_number, segment.start, key[kept], value[kept])
 
-    def _kept_rows(self) -> list[tuple[Segment, slice]]:
+    def kept_rows(self) -> list[tuple[Segment, slice]]:
         """Each segment with its packed rows, without its anchor copy."""
         pairs = zip(self.segments, self._rows(), strict=True)
         return [(segment, slice(start + segment.recomputed, end)) for segment, (start, end) in pairs]

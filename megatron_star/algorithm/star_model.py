@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from megatron.core.inference.utils import InferenceMode
@@ -11,6 +12,7 @@ from megatron.core.tensor_parallel.layers import ColumnParallelLinear
 from torch import Tensor
 
 from megatron_star.algorithm.step_inputs import StepInputs, TailLayers
+from megatron_star.algorithm.token_scores import MOST_SCORED_LOGITS, ScoredRows, num_columns, score_rows
 from megatron_star.attention.partial import AttentionKernel
 from megatron_star.attention.stored_kv import AS_COMPUTED, KvFormat
 from megatron_star.model.attention import ForwardPass, PassIsComplete, StarCoreAttention
@@ -48,6 +50,11 @@ class StarModel:
     kv_format: KvFormat = AS_COMPUTED
     tail_layers: TailLayers | None = None
 
+    @property
+    def is_first_of_tp(self) -> bool:
+        """Of the ranks that share its layers."""
+        return self.model.pg_collection.tp.rank() == 0
+
     def step_size(self, num_rows: int, num_logit_rows: int) -> tuple[int, int]:
         """Rows and logit rows that a step of so many is filled up to."""
         return num_rows, num_logit_rows
@@ -71,20 +78,39 @@ class StarModel:
         Returns:
             Logits [len(logit_rows), vocab_size], float32; none if the pass was complete before them.
         """
+        with suppress(PassIsComplete):
+            logits = self._run(token_ids, forward_pass, self._logits_of_rows, self.on_device(logit_rows))
+            return logits[:, : self.vocab_size].float()
+        assert len(logit_rows) == 0
+        return torch.empty(0, self.vocab_size, device=self.device)
+
+    @torch.inference_mode()
+    def score(self, token_ids: Integers, forward_pass: ForwardPass, scored: ScoredRows) -> Tensor:
+        """Run packed tokens through the model, as `forward` does; scores (`token_scores`) of some rows.
+
+        Logits are made of a few rows at a time, so that they take little memory, however many there are.
+        """
+        return self._run(token_ids, forward_pass, self._scores_of_rows, scored)
+
+    def _run(
+        self,
+        token_ids: Integers,
+        forward_pass: ForwardPass,
+        output_processor: Callable[..., Tensor],
+        context: Tensor | ScoredRows,
+    ) -> Tensor:
+        """What an output hook of GPTModel's, with this context, makes of the last hidden states."""
         self.experts.begin(forward_pass)
-        with InferenceMode.active(), suppress(PassIsComplete):
-            logits = self.model(
+        with InferenceMode.active():
+            return self.model(
                 input_ids=self.on_device(token_ids)[None],
                 position_ids=forward_pass.position_ids[None],
                 attention_mask=None,
                 inference_context=forward_pass,
                 runtime_gather_output=True,
-                output_processor=self._logits_of_rows,
-                output_processor_context=self.on_device(logit_rows),
+                output_processor=output_processor,
+                output_processor_context=context,
             )
-            return logits[:, : self.vocab_size].float()
-        assert len(logit_rows) == 0
-        return torch.empty(0, self.vocab_size, device=self.device)
 
     def on_device(self, integers: Integers) -> Tensor:
         """As they are, if they are there already."""
@@ -107,6 +133,18 @@ class StarModel:
             return hidden_states.new_empty(0, 0)
         logits = self.output_logits(hidden_states[context], output_layer, output_weight).squeeze(1)
         return soft_capped(scale_logits(logits), self.model.config)
+
+    def _scores_of_rows(
+        self, hidden_states: Tensor, *output: Any, context: ScoredRows, **options: Any
+    ) -> Tensor:
+        """The same, to scores [rows, columns]."""
+        at_once = max(1, MOST_SCORED_LOGITS[self.device.type] // self.vocab_size)
+        scores = [hidden_states.new_empty(0, num_columns(context.num_top), dtype=torch.float64)]
+        for rows, tokens in zip(context.rows.split(at_once), context.tokens.split(at_once), strict=True):
+            if len(rows):
+                logits = self._logits_of_rows(hidden_states, *output, context=rows, **options)
+                scores.append(score_rows(logits[:, : self.vocab_size].float(), tokens, context.num_top))
+        return torch.cat(scores)
 
     def output_logits(
         self, hidden_states: Tensor, output_layer: ColumnParallelLinear, output_weight: Tensor | None

@@ -6,7 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from time import monotonic
 
+from torch import Tensor
+
 from megatron_star.engine.answer_rules import AnswerRules
+from megatron_star.engine.attention_map import AttentionMap
+from megatron_star.engine.guide import Guide
+from megatron_star.engine.prompt_scores import PromptScores
 from megatron_star.engine.request import StarRequest, StarResult, Timings
 from megatron_star.engine.row_to_sample import Choice, RowToSample
 from megatron_star.engine.sampling import uniform
@@ -38,11 +43,13 @@ class Answer(ScheduledRequest):
     Attributes:
         request: what was asked.
         cancelled: somebody called `cancel`.
-        error, error_is_of_request: why it ends with `error`, see `StarResult`.
+        error, is_refused: see `StarResult`.
         ended: set when there is a result.
         num_encoded_tokens: context tokens that are encoded so far.
+        prompt_scores: of context and query, where they are asked for; whole when there is a result.
         top: for each of `tokens`, see `NewToken`.
-        num_proposed_tokens, num_accepted_tokens: see `StarResult`.
+        guide: keeps it to its grammar, if it has one; whoever uses the answer sets it.
+        num_proposed_tokens, num_accepted_tokens, attention_map: see `StarResult`.
     """
 
     def __init__(
@@ -59,26 +66,34 @@ class Answer(ScheduledRequest):
             planned: its context.
             is_long: how that is encoded, see `EncodedContext`.
         """
-        query = list(request.query_tokens) if request.needs_query else []
+        query = list(request.query_tokens) if request.runs_query else []
         num_tail_tokens = len(query) + request.sampling.num_tokens_to_generate
         context, owner = request.context_tokens, request.owner
         super().__init__(request_id, context, query, num_tail_tokens, planned, is_long, owner)
         # Slices first: what came before may be a million tokens.
         prompt = request.context_tokens[-PROMPT_TOKENS:] + request.query_tokens[-PROMPT_TOKENS:]
+        self.generates = request.sampling.num_tokens_to_generate > 0
+        self.prompt_scores: PromptScores | None = None
+        if request.prompt_logprobs is not None:
+            self.score(request.prompt_logprobs)
+            num_tokens = len(request.context_tokens) + len(query)
+            self.prompt_scores = PromptScores(num_tokens, request.prompt_logprobs)
         self.request = request
         self._stream = TextStream(tokenizer, prompt, skip_special_tokens=request.skip_special_tokens)
         self.cancelled = False
         self.ended = threading.Event()
         self.finish_reason = ""
         self.error: str | None = None
-        self.error_is_of_request = False
+        self.is_refused = False
         self.tokens: list[int] = []
         self.logprobs: list[float] = []
         self.top: list[tuple[tuple[int, float], ...]] = []
         self._rules = self._make_rules()
+        self.guide: Guide | None = None
         self.text = ""
         self.num_encoded_tokens = 0
         self.num_proposed_tokens = self.num_accepted_tokens = 0
+        self.attention_map: AttentionMap | None = None
         self._emitted_text = self._searched_text = 0
         self._submitted_at = self._admitted_at = self._encoded_at = self._first_token_at = (
             self._last_token_at
@@ -147,7 +162,7 @@ class Answer(ScheduledRequest):
     @property
     def ends_without_tokens(self) -> bool:
         """None are to be generated, and all that was asked of the prompt has been done."""
-        return not (self.request.sampling.num_tokens_to_generate or self.pending) and self.context.encoded
+        return not (self.generates or self.pending) and self.context.encoded
 
     @property
     def most_proposed(self) -> int:
@@ -159,6 +174,7 @@ class Answer(ScheduledRequest):
         """How the next tokens, so many, are chosen from logits of this size, if those before are kept."""
         request, first, rules = self.request, len(self.tokens), self._rules
         ends = [end for end in request.all_end_tokens if end < vocab_size]
+        masks = self._masks(num_rows)
         rows = []
         for index in range(num_rows):
             proposed = self.fed_proposals[:index]
@@ -170,10 +186,18 @@ class Answer(ScheduledRequest):
                     forbidden=[*bad, *ends] if first + index < request.min_tokens else bad,
                     rules=rules,
                     proposed=proposed,
+                    mask=masks[index],
                     num_top_logprobs=request.num_top_logprobs,
                 )
             )
         return rows
+
+    def _masks(self, num_rows: int) -> list[Tensor | None]:
+        if not (self.guide and num_rows):
+            return [None] * num_rows
+        masks = self.guide.masks(num_rows)
+        self._note_guide()
+        return masks
 
     def add_token(self, choice: Choice) -> None:
         """The next token of the answer; sets `finish_reason` at an end."""
@@ -185,9 +209,11 @@ class Answer(ScheduledRequest):
         self._first_token_at = self._first_token_at or self._last_token_at
         if token in request.all_end_tokens:
             self.finish_reason = "stop"
-        if not self.finish_reason or request.include_stop_text:
+        if token not in request.hidden_tokens and (not self.finish_reason or request.include_stop_text):
             self._stream.add(token)
             self.text = self._stream.text + self._skipped_stop_text(token)
+        if not self.finish_reason:
+            self._keep_to_grammar(token)
         if not self.finish_reason and len(self.tokens) == request.sampling.num_tokens_to_generate:
             self.finish_reason = "length"
         self._cut_at_stop_text()
@@ -200,6 +226,29 @@ class Answer(ScheduledRequest):
             return ""
         text = self._stream.tokenizer.decode([token], skip_special_tokens=False)
         return text if text in (request.sampling.stop_words or ()) else ""
+
+    def _keep_to_grammar(self, token: int) -> None:
+        """End the answer where nothing can follow this token."""
+        if self.guide:
+            self.guide.accept(token)
+            self._note_guide()
+
+    def _note_guide(self) -> None:
+        if self.guide.error:
+            self.refuse(self.guide.error)
+        elif self.guide.is_over:
+            self.finish_reason = "stop"
+
+    def end_without_token(self) -> None:
+        """No token is left for it: its grammar is complete, or what is asked cannot be."""
+        if self.guide and self.guide.may_end:
+            self.finish_reason = "stop"
+        else:
+            self.refuse(f"token {len(self.tokens)}: what was asked of the answer leaves no token for it")
+
+    def refuse(self, error: str) -> None:
+        """What was asked cannot be."""
+        self.error, self.is_refused = error, True
 
     def end(self, reason: str, kv_bytes_per_cp_rank: list[int], kv_bytes_by_kind: dict[str, int]) -> None:
         """The one terminal state: `stop`, `length`, `cancelled`, `deadline` or `error`."""
@@ -223,7 +272,8 @@ class Answer(ScheduledRequest):
             kv_bytes_per_rank=kv_bytes_per_cp_rank,
             kv_bytes_by_kind=kv_bytes_by_kind,
             error=self.error,
-            error_is_of_request=self.error_is_of_request,
+            is_refused=self.is_refused,
+            attention_map=self.attention_map,
         )
         self.stage, self.context = Stage.ENDED, None
         self.ended.set()

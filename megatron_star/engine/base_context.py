@@ -82,7 +82,8 @@ def shortened(base: Base, num_tokens: int) -> Base:
 
 def _may_share(request: ScheduledRequest, context: CachedContext) -> bool:
     """Whether a context is of those that the request may use, and may show that are there."""
-    return request.owner.salt == context.owner.salt
+    is_shared = request.scoring is None and context.scoring is None
+    return is_shared and request.owner.salt == context.owner.salt
 
 
 def _merit(base: Base) -> tuple[int, int, int]:

@@ -12,6 +12,7 @@ from megatron_star.engine.command import OpenedContext
 from megatron_star.engine.owner import Owner
 from megatron_star.planning.mask import Mask
 from megatron_star.planning.plan import ContextPlan
+from megatron_star.planning.scoring import Scoring
 
 ContextKey = tuple[bytes, Mask]
 
@@ -65,6 +66,7 @@ class CachedContext:
     `unwanted`: it, or what it extends, was deleted; it is dropped as soon as nothing uses it.
     `entry` names what of the context store it is read from, layer by layer, instead of being encoded.
     `digests` are those of `token_digests`.
+    `scoring` says what its one user wants to know of its tokens.
     `owner` is whose it is, `priority` that of the most urgent request that waits for it.
     """
 
@@ -87,6 +89,7 @@ class CachedContext:
     next_wave: int = 0
     entry: str = ""
     num_restored_layers: int = 0
+    scoring: Scoring | None = None
 
     @property
     def encoded(self) -> bool:

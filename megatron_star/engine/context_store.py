@@ -163,7 +163,8 @@ class ContextStore:
         scheduler.let_go(context)
 
     def _is_worth_it(self, context: CachedContext) -> bool:
-        return context.plan.num_tokens - context.plan.start >= self.least_tokens
+        num_tokens = context.plan.num_tokens - context.plan.start
+        return num_tokens >= self.least_tokens and context.scoring is None
 
     def _usable(self, context: CachedContext) -> Manifest | None:
         """The manifest of a context's entry, if there is one and it can be used."""

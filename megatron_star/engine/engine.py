@@ -13,14 +13,18 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
+from megatron_star.algorithm.attention_map import full_attentions
 from megatron_star.algorithm.star_model import StarModel
-from megatron_star.config import StarConfig
+from megatron_star.config import FieldError, StarConfig
 from megatron_star.engine.answer import Answer
+from megatron_star.engine.attention_map import gather_looks
 from megatron_star.engine.command import Command, OpenedContext
 from megatron_star.engine.context_store import ContextStore
 from megatron_star.engine.emission import Emission
 from megatron_star.engine.executor import RankExecutor, planner_of
 from megatron_star.engine.expert_load import ExpertLoad, gather_expert_load
+from megatron_star.engine.forced_tokens import ForcedTokens
+from megatron_star.engine.map_maker import MapMaker
 from megatron_star.engine.pacing import Pacing
 from megatron_star.engine.prompt_lookup import PromptLookup
 from megatron_star.engine.proposer import Proposer
@@ -30,7 +34,7 @@ from megatron_star.engine.scheduled_request import Stage
 from megatron_star.engine.scheduler import Scheduler
 from megatron_star.engine.speculation import Speculation
 from megatron_star.model.longrope import most_generated, needs_long_factors
-from megatron_star.parallel.control import broadcast_json, gather_integers
+from megatron_star.parallel.control import broadcast_json, gather_integers, sum_on_driver
 from megatron_star.planning.cost_model import kv_layers
 from megatron_star.text.text_stream import Tokenizer
 
@@ -53,8 +57,12 @@ def run_worker(star_model: StarModel, control: dist.ProcessGroup, store: RankSto
             executor.close()
             return
         executor.execute(command)
+        if command.score_wave:
+            sum_on_driver(executor.scores, control)
         if command.restore_context:
             gather_integers(executor.trouble, control)
+        if command.observe:
+            gather_looks(executor.looks, control)
         if command.read_expert_load:
             gather_expert_load(star_model, control)
 
@@ -107,11 +115,10 @@ class StarEngine:
             budget_bytes_per_rank=budget_bytes_per_rank,
             max_running=max_running,
         )
-        self._emission, self._pacing = (
-            Emission(self.scheduler, self._end),
-            Pacing(self.planner, self.scheduler),
-        )
-        self.speculation = Speculation(proposer or PromptLookup(), star_model.vocab_size)
+        self._emission = Emission(self.scheduler, self._finish)
+        self._pacing = Pacing(self.planner, self.scheduler)
+        self._maps = MapMaker(self._pacing)
+        self.speculation = Speculation(ForcedTokens(proposer or PromptLookup()), star_model.vocab_size)
         self.num_context_encodings = 0
         self.expert_load = ExpertLoad.of_model(config)
         self._ids = count()
@@ -124,12 +131,15 @@ class StarEngine:
         """
         request = request.copy()
         request.check(vocab_size=self.star_model.vocab_size, max_sequence_length=self.max_sequence_length)
+        if request.attention_map and not full_attentions(self.star_model.model):
+            raise FieldError("attention_map: no layer of the model sees all of a context", "attention_map")
         num_context, num_generated = len(request.context_tokens), request.sampling.num_tokens_to_generate
         num_prompt = num_context + len(request.query_tokens)
         is_long = needs_long_factors(self.star_model.model.config, num_prompt, num_generated)
         planned = self.planner.plan(num_context, request.star, request.turn_edges)
         answer = Answer(next(self._ids), request, planned, self.tokenizer, is_long)
         self.scheduler.check_fits(answer)
+        self._emission.guide(answer)
         return answer
 
     def most_generated(self, num_prompt: int) -> int:
@@ -173,6 +183,7 @@ class StarEngine:
         self._admit()
         command = self._next_command()
         command.read_expert_load = read_expert_load
+        self._emission.look_ahead(command)
         logits = self._run(command)
         opened = command.open_context
         self.num_context_encodings += bool(opened and opened.token_ids and not command.restore_context)
@@ -189,6 +200,7 @@ class StarEngine:
         self.finish_storing(SECONDS_FOR_THE_STORE)
         broadcast_json(Command(stop=True).to_json(), self.control)
         self.executor.close()
+        self._emission.close()
 
     def finish_storing(self, seconds: float = math.inf) -> None:
         """Step until all contexts are in the store that are to be written, for at most so many seconds."""
@@ -227,9 +239,9 @@ class StarEngine:
     def _end_cancelled_and_late(self) -> None:
         for answer in self._unfinished():
             if answer.cancelled:
-                self._end(answer, "cancelled")
+                self._end(answer, answer.finish_reason or "cancelled")
             elif answer.is_late:
-                self._end(answer, "deadline")
+                self._end(answer, answer.finish_reason or "deadline")
 
     def _admit(self) -> None:
         for answer in self.scheduler.admit():
@@ -241,6 +253,7 @@ class StarEngine:
         self.speculation.propose(self.scheduler.running.values())
         context = self.scheduler.next_to_encode
         command = self.scheduler.next_command(self._pacing.most_query_tokens())
+        self._maps.add_to(command)
         if self.store:
             command.save_contexts = self.store.next_saves(self.scheduler, context)
         return command
@@ -251,8 +264,14 @@ class StarEngine:
         start = monotonic()
         logits = self.executor.execute(command)
         self._pacing.note(command, monotonic() - start, self.executor.contexts)
+        if command.score_wave:
+            self._emission.note_scores(command, sum_on_driver(self.executor.scores, self.control))
         if command.restore_context:
             self._note_restored(command, Trouble(max(gather_integers(self.executor.trouble, self.control))))
+        if command.observe:
+            mapped = self._maps.note(gather_looks(self.executor.looks, self.control))
+            if mapped:
+                self._end(mapped, mapped.finish_reason)
         if command.read_expert_load:
             assert self.expert_load
             self.expert_load = self.expert_load.read(gather_expert_load(self.star_model, self.control))
@@ -265,7 +284,15 @@ class StarEngine:
     def _unfinished(self) -> list[Answer]:
         return [*self.scheduler.waiting, *self.scheduler.running.values()]
 
+    def _finish(self, answer: Answer, reason: str) -> None:
+        """It has its last token."""
+        if answer.request.attention_map and answer.tokens and reason != "error":
+            self._maps.begin(answer)
+        else:
+            self._end(answer, reason)
+
     def _end(self, answer: Answer, reason: str) -> None:
+        self._maps.forget(answer)
         self.speculation.forget(answer)
         self.scheduler.remove(answer)
         kv_bytes = self.scheduler.bytes_per_rank(answer), self.scheduler.memory.by_kind(answer)

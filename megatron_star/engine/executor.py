@@ -2,15 +2,18 @@
 
 import math
 
+import torch
 from torch import Tensor
 
-from megatron_star.algorithm.context_encoding import encode_wave
+from megatron_star.algorithm.attention_map import Looks, observe
+from megatron_star.algorithm.context_encoding import encode_wave, score_wave
 from megatron_star.algorithm.encoded_context import EncodedContext
 from megatron_star.algorithm.star_model import StarModel
 from megatron_star.algorithm.token_generation import NewTokens, Sequence, generate_step
 from megatron_star.engine.command import Command, OpenedContext
 from megatron_star.engine.rank_store import RankStore, Trouble
 from megatron_star.planning.planner import Planner
+from megatron_star.planning.scoring import Scoring
 
 
 def planner_of(star_model: StarModel, max_wait_seconds: float = math.inf) -> Planner:
@@ -24,12 +27,19 @@ def planner_of(star_model: StarModel, max_wait_seconds: float = math.inf) -> Pla
 
 
 class RankExecutor:
-    """Applies commands on one rank."""
+    """Applies commands on one rank.
+
+    Attributes:
+        trouble: with what was to be restored.
+        scores: of the last wave that was scored; the sum over all ranks has each once.
+    """
 
     def __init__(self, star_model: StarModel, store: RankStore | None = None) -> None:
         """store: where contexts are saved and restored; without one, no command says so."""
         self.star_model, self.planner, self.store = star_model, planner_of(star_model), store
         self.trouble = Trouble.NONE
+        self.scores: Tensor | None = None
+        self.looks: Looks | None = None
         self.contexts: dict[int, EncodedContext] = {}
         self._token_ids: dict[int, list[int]] = {}
         self.sequences: dict[int, Sequence] = {}
@@ -51,13 +61,16 @@ class RankExecutor:
             context_id, *what = command.restore_context
             self.trouble = self.store.restore(self.contexts[context_id], *what)
         if command.encode_wave:
-            self._encode_wave(*command.encode_wave)
+            self._encode_wave(*command.encode_wave, command.score_wave)
         for context_id, folder in command.save_contexts:
             self.store.save(self.contexts[context_id], folder)
         for sequence_id, context_id, tail_rank in command.open_sequences:
             self.sequences[sequence_id] = Sequence(self.contexts[context_id], tail_rank)
         for sequence_id, num_tail_tokens in command.rewind:
             self.sequences[sequence_id].rewind(num_tail_tokens)
+        if command.observe:
+            sequence_id, *observed = command.observe
+            self.looks = observe(self.star_model, self.sequences[sequence_id], *observed)
         if not command.feed:
             return None
         return generate_step(
@@ -94,7 +107,13 @@ class RankExecutor:
         )
         self._token_ids[opened.context_id] = token_ids
 
-    def _encode_wave(self, context_id: int, index: int) -> None:
-        context = self.contexts[context_id]
-        encode_wave(self.star_model, self._token_ids[context_id], context.plan.waves[index], context)
+    def _encode_wave(self, context_id: int, index: int, scoring: Scoring | None) -> None:
+        context, token_ids = self.contexts[context_id], self._token_ids[context_id]
+        wave = context.plan.waves[index]
+        if scoring is None:
+            encode_wave(self.star_model, token_ids, wave, context)
+        else:
+            scores = score_wave(self.star_model, token_ids, wave, context, scoring)
+            # Every TP rank of a CP rank has them, and one of them counts.
+            self.scores = scores if self.star_model.is_first_of_tp else torch.zeros_like(scores)
         self.star_model.synchronize()

@@ -9,9 +9,12 @@ from megatron_star.engine.answer import Answer
 from megatron_star.engine.cached_context import CachedContext
 from megatron_star.engine.command import Command
 from megatron_star.engine.scheduler import Scheduler
-from megatron_star.planning.pace import FEWEST_MEASURED_TOKENS
+from megatron_star.planning.pace import FEWEST_MEASURED_TOKENS, FEWEST_QUERY_TOKENS
 from megatron_star.planning.plan import ContextPlan
 from megatron_star.planning.planner import Planner
+
+OBSERVED_ROW_TOKENS = 8
+"""Tokens of a query that take as long as one whose attention is observed."""
 
 
 class Pacing:
@@ -31,22 +34,38 @@ class Pacing:
         largest = max(map(self._query_cost, self.scheduler.running.values()))
         return self.planner.pace.most_query_tokens(largest, beside_wave=self.scheduler.encoding)
 
+    def most_tokens_beside(self, command: Command) -> int:
+        """Of a query that may be fed beside all that a command has; a few always may."""
+        queries = sum(num_tokens for _, num_tokens in self._queries(command))
+        return max(FEWEST_QUERY_TOKENS, self.most_query_tokens() - queries)
+
     def note(self, command: Command, seconds: float, contexts: Mapping[int, EncodedContext]) -> None:
         """A command took so long.
 
         contexts: by their ids, as after it.
         """
+        if command.score_wave or any(fed.num_scored for fed in command.feed):
+            return  # logits of all tokens take longer than what they cost otherwise
         costs, pace = self.planner.costs, self.planner.pace
-        fed = [(self.scheduler.running[fed.sequence_id], len(fed.token_ids)) for fed in command.feed]
-        queries = [(answer, num_tokens) for answer, num_tokens in fed if not answer.is_answering]
+        queries = self._queries(command)
+        num_decoded = len(command.feed) - len(queries)
+        if command.observe:
+            sequence_id, token_ids, rows = command.observe
+            num_tokens = len(token_ids) + (OBSERVED_ROW_TOKENS - 1) * len(rows)
+            queries.append((self.scheduler.running[sequence_id], num_tokens))
         cost = sum(num_tokens * self._query_cost(answer) for answer, num_tokens in queries)
         if command.encode_wave:
             context_id, wave = command.encode_wave
             cost += contexts[context_id].plan.wave_cost(wave, costs)
         if cost >= FEWEST_MEASURED_TOKENS * costs.linear_per_token:
-            pace.note(cost, seconds, decoded=len(queries) < len(fed))
-        elif command.feed and not (command.encode_wave or command.restore_context):
+            pace.note(cost, seconds, decoded=num_decoded > 0)
+        elif command.feed and not (command.encode_wave or command.restore_context or command.observe):
             pace.note_decoding(seconds)
+
+    def _queries(self, command: Command) -> list[tuple[Answer, int]]:
+        """Whose query is fed, and how many tokens of it."""
+        fed = [(self.scheduler.running[fed.sequence_id], len(fed.token_ids)) for fed in command.feed]
+        return [(answer, num_tokens) for answer, num_tokens in fed if not answer.is_answering]
 
     def _query_cost(self, answer: Answer) -> float:
         return self.planner.query_token_cost(answer.plan.num_tokens)

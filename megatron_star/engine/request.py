@@ -9,6 +9,7 @@ from typing import Self
 from megatron.core.inference.sampling_params import SamplingParams
 
 from megatron_star.config import DEFAULT_SPECULATE, SPECULATE, FieldError, StarConfig
+from megatron_star.engine.attention_map import AttentionMap
 from megatron_star.engine.grammar import Grammar
 from megatron_star.engine.owner import Owner
 from megatron_star.engine.token_rules import TokenRules
@@ -22,7 +23,7 @@ class StarRequest:
 
     Attributes:
         context_tokens: what is encoded by `star`; may be empty.
-        query_tokens: what follows it; at least one, where anything is computed of it.
+        query_tokens: what follows it; at least one, where anything is generated after it.
         sampling: Megatron's parameters. Used: temperature, top_k, top_p, num_tokens_to_generate,
             termination_id, stop_words. top_k=1 is greedy; top_p is taken of what top_k leaves. With 0 tokens
             to generate, the request ends when its context is encoded and the log-probabilities are there that
@@ -39,7 +40,9 @@ class StarRequest:
             place of each; None computes none.
         include_stop_text: a stop text that ends the answer is part of it.
         skip_special_tokens: the answer's text does not have them.
+        hidden_tokens: the answer's text does not have these either.
         tenant, cache_salt: contexts of others than these two are never used, nor seen to be there.
+        attention_map: say where the answer looked in the context (`AttentionMap`).
         priority: lower ones are admitted before others of the tenant.
         share: of the work, relative to other tenants.
         turn_edges: where, in tokens, earlier contexts ended that this one extends. Each part is cut into
@@ -62,9 +65,11 @@ class StarRequest:
     prompt_logprobs: int | None = None
     include_stop_text: bool = False
     skip_special_tokens: bool = True
+    hidden_tokens: frozenset[int] = frozenset()
     tenant: str = ""
     cache_salt: str = ""
     priority: int = 0
+    attention_map: bool = False
     share: float = 1.0
 
     @property
@@ -79,7 +84,7 @@ class StarRequest:
         return self.end_tokens if termination is None else (termination, *self.end_tokens)
 
     @property
-    def needs_query(self) -> bool:
+    def runs_query(self) -> bool:
         """The query goes through the model."""
         return self.sampling.num_tokens_to_generate > 0 or self.prompt_logprobs is not None
 
@@ -94,7 +99,8 @@ class StarRequest:
 
     def check(self, *, vocab_size: int, max_sequence_length: int) -> None:
         """Raises ValueError (a FieldError where one field is wrong), naming the value and the bound."""
-        if self.needs_query and not self.query_tokens:
+        generates = self.sampling.num_tokens_to_generate != 0
+        if not self.query_tokens and (generates or (self.runs_query and not self.context_tokens)):
             raise ValueError("the query is empty: it needs at least one token")
         for token in (*self.context_tokens, *self.query_tokens):
             if not 0 <= token < vocab_size:
@@ -179,15 +185,16 @@ class StarResult:
         tokens: all generated ids, the one that ended the sequence included.
         logprobs: of each of `tokens`, natural logarithm, under the model's own distribution (temperature 1).
         finish_reason: `stop`, `length`, `cancelled`, `deadline` or `error`.
-        error: for a person, what made it end with `error`: the model's logits were not finite, or the rules
-            of the request left no token.
-        error_is_of_request: the latter.
+        error: for a person, what made it end with `error`: logits were not finite, or no token was left.
+        is_refused: that is due to what was asked.
         mode: `star` or `exact`, as used.
         sizes: of blocks, anchor and passed keys, as used, by their names in StarConfig; none with `exact`.
         cache_hit: all of the context was encoded, or being encoded, for another request already.
         num_cached_tokens: context tokens of which that is so; fewer than all if the context extends another.
         num_proposed_tokens, num_accepted_tokens: tokens that were guessed and verified several in a step, and
             those of them that are the answer's.
+        attention_map: where it looked in the context; None where that was not asked for, or no token was
+            generated, or it was cancelled before.
         kv_bytes_per_rank: memory that was reserved for the context and the tail on each CP rank (on each TP
             rank of it). Layers with a mask of their own may take some of it only while waves are encoded.
         kv_bytes_by_kind: of all CP ranks together when all is encoded, by kind of layer.
@@ -210,4 +217,5 @@ class StarResult:
     num_proposed_tokens: int = 0
     num_accepted_tokens: int = 0
     error: str | None = None
-    error_is_of_request: bool = False
+    is_refused: bool = False
+    attention_map: AttentionMap | None = None

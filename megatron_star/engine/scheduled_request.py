@@ -7,6 +7,7 @@ from megatron_star.engine.cached_context import CachedContext, ContextKey, conte
 from megatron_star.engine.owner import Owner
 from megatron_star.planning.plan import ContextPlan
 from megatron_star.planning.planner import PlannedContext
+from megatron_star.planning.scoring import Scoring
 
 
 class Stage(IntEnum):
@@ -22,6 +23,8 @@ class Stage(IntEnum):
     """Its query goes through the model: the ranks have a sequence of its id."""
     ANSWERING = auto()
     """What is fed next is a generated token."""
+    MAPPING = auto()
+    """It has its last token; the ranks' sequence of its id is now one for its attention map."""
     ENDED = auto()
 
 
@@ -42,6 +45,9 @@ class ScheduledRequest:
         digests: of its context's tokens (`token_digests`).
         context: that it uses; from `ENCODING` on.
         tail_rank, tail_bytes: where its tail lives, and its memory there.
+        scoring: what it wants to know of its context's tokens, which is then nobody else's.
+        scores_query: it wants to know how likely its query's tokens are.
+        generates: tokens are chosen after its query.
         num_fed: tokens that were fed, without those that were guessed.
         num_cached_tokens: of its context, encoded for another request already, or about to be.
     """
@@ -63,11 +69,20 @@ class ScheduledRequest:
     tail_bytes: int = 0
     num_fed: int = 0
     num_cached_tokens: int = 0
+    scoring: Scoring | None = None
+    scores_query: bool = False
+    generates: bool = True
 
     def __post_init__(self) -> None:
         salt, edges = self.owner.salt, self.planned.edges
         self.keys = context_keys(self.context_tokens, edges, self.plan.mask, is_long=self.is_long, salt=salt)
         self.digests = token_digests(self.context_tokens, salt)
+
+    def score(self, num_top: int) -> None:
+        """Want to know how likely context and query are; what is encoded for others does not say it."""
+        next_token = self.pending[0] if self.pending else None
+        self.scoring, self.scores_query, self.digests = Scoring(num_top, next_token), True, ()
+        self.keys = {end: (f"of request {self.id}".encode(), mask) for end, (_, mask) in self.keys.items()}
 
     @property
     def plan(self) -> ContextPlan:

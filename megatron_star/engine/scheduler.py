@@ -21,6 +21,8 @@ from megatron_star.planning.planner import Planner
 
 MAX_TOKENS_FED_AT_ONCE = 512
 """Of one query in one step, so that a long query does not hold up the sequences beside it."""
+MAX_TOKENS_SCORED_AT_ONCE = 128
+"""The same, where the logits of all of them are wanted."""
 
 RESTORED_BYTES_AT_ONCE = 1 << 26
 """By a rank in one command, beside sequences that are answered: about 0.1 s."""
@@ -117,7 +119,8 @@ class Scheduler[Request: ScheduledRequest]:
         command.rewind = list(self._rewind.items())
         self._drop_sequences, self._drop_contexts, self._rewind = [], [], {}
         for request in self.running.values():
-            most = 1 if request.is_answering else min(MAX_TOKENS_FED_AT_ONCE, most_query_tokens)
+            at_once = MAX_TOKENS_SCORED_AT_ONCE if request.scores_query else MAX_TOKENS_FED_AT_ONCE
+            most = 1 if request.is_answering else min(at_once, most_query_tokens)
             if request.context.encoded and request.pending and most:
                 if not request.is_answering:
                     most_query_tokens -= len(request.pending[:most])
@@ -178,8 +181,10 @@ class Scheduler[Request: ScheduledRequest]:
         proposals = request.fed_proposals = request.proposals
         request.proposals = []
         assert len(proposals) <= MOST_PROPOSED_TOKENS and (request.is_answering or not proposals)
-        num_logits = 0 if request.pending else 1 + len(proposals)
-        command.feed.append(Fed(request.id, [*fed, *proposals], num_logits))
+        is_last, is_scored = not request.pending, request.scores_query and not request.is_answering
+        num_scored = len(fed) - is_last if is_scored else 0
+        num_logits = num_scored + (1 + len(proposals) if is_last else 0)
+        command.feed.append(Fed(request.id, [*fed, *proposals], num_logits, num_scored))
 
     def _encode_into(self, command: Command) -> None:
         context = self.next_to_encode
@@ -198,7 +203,7 @@ class Scheduler[Request: ScheduledRequest]:
             )
             return
         if context.next_wave < len(context.plan.waves):
-            command.encode_wave = context.id, context.next_wave
+            command.encode_wave, command.score_wave = (context.id, context.next_wave), context.scoring
             context.next_wave += 1
         if context.encoded:
             self._to_encode.popleft()
@@ -275,6 +280,7 @@ class Scheduler[Request: ScheduledRequest]:
             owner=request.owner,
             priority=request.owner.priority,
             last_use=next(self._clock),
+            scoring=request.scoring,
             unwanted=bool(parent and parent.unwanted),
         )
         if parent:

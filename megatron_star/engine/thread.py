@@ -50,6 +50,11 @@ class EngineThread:
         """The engine's."""
         return self.engine.max_sequence_length
 
+    @property
+    def vocab_size(self) -> int:
+        """The model's, without what it is padded with."""
+        return self.engine.star_model.vocab_size
+
     def most_generated(self, num_prompt: int) -> int:
         """See `StarEngine.most_generated`."""
         return self.engine.most_generated(num_prompt)

@@ -83,6 +83,9 @@ class ForwardPass(BaseInferenceContext):
     is_replicated = False
     """Whether all CP ranks run the same tokens."""
 
+    may_be_compiled = True
+    """Whether layers that are compiled for so many tokens may run as programs, which never call `attend`."""
+
     is_filler = False
     """Whether the only row stands for no token, on a rank that has none and takes part."""
 

@@ -53,6 +53,13 @@ def sum_on_driver(counts: torch.Tensor, control: dist.ProcessGroup) -> torch.Ten
     return total
 
 
+def largest_on_driver(values: torch.Tensor, control: dist.ProcessGroup) -> torch.Tensor:
+    """The same of the largest value of any rank."""
+    largest = values.clone()
+    dist.reduce(largest, DRIVER, dist.ReduceOp.MAX, group=control)
+    return largest
+
+
 def from_driver[T](function: Callable[[], T], control: dist.ProcessGroup) -> T:
     """What `function`, run on the driver alone, returns. It must survive JSON.
 

@@ -15,6 +15,7 @@ from megatron_star.job.argument_types import (
 from megatron_star.job.sampling_arguments import add_speculate_argument
 from megatron_star.job.star_arguments import star_config
 from megatron_star.server.settings import ServerSettings
+from megatron_star.server.tools.formats import AUTO, CALL_NAMES, OFF, REASONING_NAMES
 
 _seconds = real_number(0, 1e7, what="a number of seconds")
 
@@ -27,6 +28,7 @@ def add_server_arguments(parser: argparse.ArgumentParser) -> None:
     _add_what_is_told(group)
     _add_how_long(group)
     _add_what_a_query_is(group)
+    _add_what_answers_say(group)
     add_speculate_argument(group)
 
 
@@ -86,6 +88,16 @@ def _add_how_much(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_what_is_told(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--max-contexts", type=count, default=64, metavar="N", help="that a key may keep by /v1/contexts"
+    )
+    group.add_argument(
+        "--max-context-bytes",
+        type=token_count,
+        default=256 << 20,
+        metavar="BYTES",
+        help="that texts and tokens of these may take, without KV",
+    )
     group.add_argument(
         "--metrics-per-expert",
         action="store_true",
@@ -154,6 +166,17 @@ def _add_what_a_query_is(group: argparse._ArgumentGroup) -> None:
     )
 
 
+def _add_what_answers_say(group: argparse._ArgumentGroup) -> None:
+    for what, names in (("tool-call", CALL_NAMES), ("reasoning", REASONING_NAMES)):
+        group.add_argument(
+            f"--{what}-parser",
+            choices=(AUTO, OFF, *names),
+            default=AUTO,
+            metavar="NAME",
+            help=f"how the model writes it: {', '.join(names)}; off; auto: as its chat template shows",
+        )
+
+
 def server_settings(args: argparse.Namespace) -> ServerSettings:
     """The settings that these arguments ask for; raises ValueError or OSError."""
     key_file = args.api_key_file
@@ -169,10 +192,14 @@ def server_settings(args: argparse.Namespace) -> ServerSettings:
         max_concurrent_requests=args.max_concurrent_requests,
         max_queued_requests=args.max_queued_requests,
         max_context_tokens=args.max_context_tokens,
+        max_contexts=args.max_contexts,
+        max_context_bytes=args.max_context_bytes,
         body_seconds=args.request_body_seconds,
         keep_alive_seconds=args.keep_alive_seconds,
         speculate=args.speculate,
         metrics_per_expert=args.metrics_per_expert,
+        tool_call_parser=args.tool_call_parser,
+        reasoning_parser=args.reasoning_parser,
         otlp_traces_endpoint=args.otlp_traces_endpoint,
         host=args.host,
         allowed_origins=tuple(args.allowed_origins),

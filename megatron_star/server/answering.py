@@ -8,13 +8,12 @@ from typing import Any
 from fastapi import Request
 from fastapi.responses import StreamingResponse
 
-from megatron_star.engine.request import StarResult
 from megatron_star.server.ask import Ask
+from megatron_star.server.attention_report import attention_report
 from megatron_star.server.batch import Batch
 from megatron_star.server.errors import KINDS, RequestError
 from megatron_star.server.record import record_of
 from megatron_star.server.state import service_of
-from megatron_star.text.prompt import SplitPrompt
 
 
 async def answered(ask: Ask, request: Request) -> Batch:
@@ -24,7 +23,7 @@ async def answered(ask: Ask, request: Request) -> Batch:
         RequestError: it did (nobody reads this), or the request cannot be answered, or the server stops.
     """
     async with service_of(request).answer(ask, record_of(request.scope).tenant) as batch:
-        results, gone = asyncio.ensure_future(batch.wait()), asyncio.ensure_future(_gone(request))
+        results, gone = asyncio.ensure_future(batch.wait()), asyncio.ensure_future(until_gone(request))
         try:
             await asyncio.wait({results, gone}, return_when=asyncio.FIRST_COMPLETED)
             if not results.done():
@@ -65,7 +64,8 @@ async def _closing(
             _record(request, batch)
 
 
-async def _gone(request: Request) -> None:
+async def until_gone(request: Request) -> None:
+    """Until whoever asked has closed the connection."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
@@ -92,8 +92,9 @@ def _record(request: Request, batch: Batch) -> None:
         record.numbers["unfinished"] = len(batch.answers) - len(results)
 
 
-def star_report(result: StarResult, split: SplitPrompt) -> dict[str, Any]:
-    """What was used for one answer, as `usage.star` says it."""
+def star_report(batch: Batch, index: int = 0) -> dict[str, Any]:
+    """What was used for this answer of a batch that has ended, as `usage.star` says it."""
+    result, split = batch.results[index], batch.splits[index // batch.num_choices]
     timings = result.timings
     return {
         "split": split.rule,
@@ -111,4 +112,5 @@ def star_report(result: StarResult, split: SplitPrompt) -> dict[str, Any]:
         "encode_seconds": timings.context_encoding_s if result.num_context_tokens else 0.0,
         "ttft_seconds": timings.queue_s + timings.ttft_s,
         "tpot_seconds": timings.tpot_s,
+        **attention_report(result.attention_map, batch.excerpts.get(index)),
     }

@@ -13,7 +13,15 @@ from megatron_star.server.origins import cors_options
 from megatron_star.server.settings import ServerSettings
 from megatron_star.server.state import Server, ServerState
 from megatron_star.server.traces import Traces
-from megatron_star.server.wires import chat_route, completion_route, megatron_routes, openai_routes
+from megatron_star.server.wires import (
+    chat_route,
+    completion_route,
+    contexts_routes,
+    megatron_routes,
+    openai_routes,
+    responses_route,
+    tokenize_route,
+)
 
 
 def create_app(
@@ -31,7 +39,16 @@ def create_app(
         servers=[{"url": settings.root_path}] if settings.root_path else None,
     )
     Server(settings, state, metrics).attach(app)
-    for routes in (megatron_routes, openai_routes, completion_route, chat_route, operations_routes):
+    for routes in (
+        megatron_routes,
+        openai_routes,
+        completion_route,
+        chat_route,
+        contexts_routes,
+        responses_route,
+        tokenize_route,
+        operations_routes,
+    ):
         app.include_router(routes.router)
     install_error_handlers(app)
     app.add_middleware(BodyLimit, settings=settings)

@@ -10,6 +10,7 @@ from megatron_star.config import FieldError
 from megatron_star.engine.token_rules import TokenRules
 from megatron_star.server.context_rules import PromptSplitter
 from megatron_star.server.grammar_spec import GrammarSpec
+from megatron_star.server.kept_context import KeptContext
 from megatron_star.server.star_options import StarOptions
 from megatron_star.text.chat_template import Chat
 from megatron_star.text.prompt import SplitPrompt
@@ -51,8 +52,9 @@ class Generation:
         cut_to_room: nobody asked for so many tokens: fewer, where the model's limit leaves fewer.
         end_tokens: that end an answer; None are those of the model.
         more_end_tokens: in addition.
-        bad_words: texts, that the answer does not have; in addition to those of `rules`.
-        rules, num_top_logprobs, prompt_logprobs, include_stop_text, skip_special_tokens: see `StarRequest`.
+        bad_words: texts that the answer does not have; in addition to those of `rules`.
+        rules, num_top_logprobs, prompt_logprobs, include_stop_text, skip_special_tokens, hidden_tokens: see
+            `StarRequest`.
         grammar: what answers must look like.
     """
 
@@ -72,6 +74,7 @@ class Generation:
     prompt_logprobs: int | None = None
     include_stop_text: bool = False
     skip_special_tokens: bool = True
+    hidden_tokens: frozenset[int] = frozenset()
 
     def sampling(self, room: int) -> SamplingParams:
         """Megatron's parameters, where there is room for so many tokens; top_p of 1 and 0 are off."""
@@ -95,29 +98,44 @@ class Prompt(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class PlainPrompt:
-    """Text or tokens, from this field, with its context if that is given beside it."""
+    """Text or tokens, from this field, with its context if that is given beside it, or was sent before."""
 
     content: Content
     field: str
     context: str | None = None
     add_bos: bool = False
+    kept: KeptContext | None = None
 
     def split(self, splitter: PromptSplitter, options: StarOptions) -> SplitPrompt:
         """See `Prompt`."""
+        if self.kept:
+            return self._after(self.kept, splitter)
         return splitter.split(
             self.content, options, context=self.context, add_bos=self.add_bos, field=self.field
         )
 
+    def _after(self, kept: KeptContext, splitter: PromptSplitter) -> SplitPrompt:
+        if self.context is not None:
+            raise FieldError("contexts: leave them out where there is a context_id", "contexts")
+        if self.add_bos:
+            raise FieldError("add_BOS: the context begins as it was sent: send the token in it", "add_BOS")
+        if isinstance(self.content, str):
+            return kept.before_text(splitter, self.content, self.field)
+        return kept.before_tokens(self.content, self.field)
+
 
 @dataclass(frozen=True)
 class ChatPrompt:
-    """Messages, which the assistant's next one follows."""
+    """Messages, which the assistant's next one follows; after a context that was sent before, if any."""
 
     chat: Chat
+    kept: KeptContext | None = None
 
     def split(self, splitter: PromptSplitter, options: StarOptions) -> SplitPrompt:
         """See `Prompt`."""
-        return splitter.split_chat(self.chat, options)
+        return (
+            self.kept.in_chat(splitter, self.chat) if self.kept else splitter.split_chat(self.chat, options)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +149,7 @@ class Ask:
         truncate_prompt: to its last so many tokens; -1: to those that there is room for.
         echoed: prompts whose text the answers repeat: all of them, or none.
         cache_salt, priority: see `StarRequest`.
+        context_id: of the context that all prompts follow, see `ContextRegistry`.
     """
 
     prompts: Sequence[Prompt]
@@ -142,6 +161,7 @@ class Ask:
     echoed: Sequence[Content] = ()
     cache_salt: str = ""
     priority: int = 0
+    context_id: str | None = None
 
 
 def with_contexts(

@@ -34,6 +34,7 @@ class Batch:
     Attributes:
         splits: for each prompt.
         echoes: the prompts' texts, if the answers repeat them.
+        excerpts: of the answers that have an attention map, by their index: see `attention_report`.
         refusal: why `events` raised, if it did.
     """
 
@@ -49,6 +50,7 @@ class Batch:
         self.num_best = num_best
         self.splits, self.answers, self.echoes = splits, answers, echoes
         self.results: list[StarResult | None] = [None] * len(answers)
+        self.excerpts: dict[int, list[str]] = {}
         self.refusal: RequestError | None = None
         self._loop = asyncio.get_running_loop()
         self._queue: asyncio.Queue[tuple[int, NewToken | StarResult]] = asyncio.Queue()
@@ -79,7 +81,7 @@ class Batch:
                         503, "the server stops, and the time to finish requests is over"
                     )
                 if event.error:
-                    self.refusal = RequestError(400 if event.error_is_of_request else 500, event.error)
+                    self.refusal = RequestError(400 if event.is_refused else 500, event.error)
                 if self.refusal:
                     raise self.refusal
             yield index, event

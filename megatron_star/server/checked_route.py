@@ -8,8 +8,11 @@ from fastapi import Request
 from fastapi.responses import Response
 from fastapi.routing import APIRoute
 from pydantic import TypeAdapter
+from starlette.datastructures import Headers
 
 from megatron_star.server.errors import RequestError
+from megatron_star.server.form import is_form, parsed
+from megatron_star.server.json_body import validated
 from megatron_star.server.record import record_of
 from megatron_star.server.state import server_of, service_of
 
@@ -18,6 +21,11 @@ class _CheckedRequest(Request):
     """A request whose body is checked already: FastAPI finds a model where it looks for JSON."""
 
     value: Any = None
+
+    @property
+    def headers(self) -> Headers:
+        """Of a body that is JSON, as the model was at last."""
+        return Headers({"content-type": "application/json"})
 
     async def body(self) -> bytes:
         """Not empty, which is all that is asked."""
@@ -39,16 +47,39 @@ class CheckedBodyRoute(APIRoute):
         adapter = TypeAdapter(self.body_field.field_info.annotation)
 
         async def check_and_handle(request: Request) -> Response:
-            if not _is_json(request.headers.get("content-type", "")):
-                raise RequestError(400, "Content-Type: it must be application/json", "Content-Type")
             checked = _CheckedRequest(request.scope, request.receive)
-            most_items = service_of(request).engine.max_sequence_length
-            bodies = server_of(request).bodies
-            checked.value = await bodies.check(await _whole(request), adapter, most_items)
+            checked.value = await self._value(request, adapter)
             record_of(request.scope).body_taken()
             return await handle(checked)
 
         return check_and_handle
+
+    async def _value(self, request: Request, adapter: TypeAdapter) -> Any:
+        """What the adapter makes of the body."""
+        if not _is_json(request.headers.get("content-type", "")):
+            raise RequestError(400, "Content-Type: it must be application/json", "Content-Type")
+        most_items = service_of(request).engine.max_sequence_length
+        return await server_of(request).bodies.check(await _whole(request), adapter, most_items)
+
+
+class BodyOrFormRoute(CheckedBodyRoute):
+    """Its body may be a form, too, whose `file` is a document: its text is the model's field `text`.
+
+    The model says what a form's other fields are: see `ContextRequest.values_of_form`.
+    """
+
+    async def _value(self, request: Request, adapter: TypeAdapter) -> Any:
+        content_type = request.headers.get("content-type", "")
+        if not is_form(content_type):
+            return await super()._value(request, adapter)
+        server, body = server_of(request), await _whole(request)
+        form = await server.bodies.run(parsed, body, content_type)
+        values = self.body_field.field_info.annotation.values_of_form(form.fields)
+        if form.file:
+            if "text" in values:
+                raise RequestError(400, "text: the form has a file in its place", "text")
+            values = {"name": form.file.name, **values, "text": await server.documents.text(form.file)}
+        return await server.bodies.run(validated, values, adapter)
 
 
 async def _whole(request: Request) -> bytes:

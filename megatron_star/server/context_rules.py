@@ -10,6 +10,9 @@ The rules only say where the tokens of the whole text are cut; `text/prompt.py` 
 separator is cut turn by turn, so that what was encoded for an earlier turn is used again.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from transformers import PreTrainedTokenizerBase
 
 from megatron_star.config import FieldError
@@ -24,7 +27,7 @@ NO_PLACE_FOR_DOCUMENTS = "documents: the chat template has no place for them: pu
 class PromptSplitter:
     """Applies the rules with one tokenizer.
 
-    Both methods raise ValueError for what they refuse: a FieldError, where it is one field's fault.
+    Its methods raise ValueError for what they refuse: a FieldError, where it is one field's fault.
     """
 
     def __init__(
@@ -38,6 +41,11 @@ class PromptSplitter:
         """max_tokens: that any request may have; a text that must have more is not tokenized at all."""
         self.tokenizer, self.num_query_tokens, self.separator = tokenizer, num_query_tokens, separator
         self._cutter = PromptCutter(tokenizer, TextLimit(tokenizer, max_tokens))
+
+    @property
+    def cutter(self) -> PromptCutter:
+        """For texts that are cut where somebody else says."""
+        return self._cutter
 
     def split(
         self,
@@ -62,14 +70,31 @@ class PromptSplitter:
 
     def split_chat(self, chat: Chat, options: StarOptions) -> SplitPrompt:
         """Messages in the tokenizer's chat template."""
+        with self._refused_messages(chat):
+            split = self._split_chat(chat, options)
+        _check_query(split.query_tokens, "messages")
+        return split
+
+    def chat_text(self, chat: Chat) -> str:
+        """What the chat template writes."""
+        with self._refused_messages(chat):
+            return render_chat(self.tokenizer, chat, []).text
+
+    def tokens(self, text: str, *, add_special_tokens: bool, field: str) -> list[int]:
+        """Of a text, in this field, with or without those that the tokenizer puts around it."""
+        try:
+            return self._cutter.tokens(text, add_special_tokens=add_special_tokens)
+        except ValueError as error:
+            raise FieldError(f"{field}: {error}", field) from error
+
+    @contextmanager
+    def _refused_messages(self, chat: Chat) -> Iterator[None]:
         try:
             if chat.documents and "documents" not in template_of(self.tokenizer, chat):
                 raise FieldError(NO_PLACE_FOR_DOCUMENTS, "documents")
-            split = self._split_chat(chat, options)
+            yield
         except ChatTemplateError as error:
             raise FieldError(f"messages: {error}", "messages") from error
-        _check_query(split.query_tokens, "messages")
-        return split
 
     def _split_text(self, prompt: str, options: StarOptions, context: str | None, field: str) -> SplitPrompt:
         if context is not None:

@@ -22,6 +22,7 @@ KINDS = {
     404: "not_found",
     405: "method_not_allowed",
     408: "slow_body",
+    409: "conflict",
     413: "too_large",
     429: "busy",
     499: "client_gone",

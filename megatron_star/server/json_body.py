@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Callable, Sized
 from concurrent.futures import ThreadPoolExecutor
 from time import monotonic, sleep
 from typing import Any
@@ -31,18 +32,26 @@ class BodyChecker:
 
     async def check(self, body: bytes, adapter: TypeAdapter, most_items: int) -> Any:
         """What the adapter makes of a body; see `checked`."""
-        is_long = len(body) > LONG_BODY_BYTES
-        pool, check = (self._long, self._check_long) if is_long else (self._short, checked)
-        return await asyncio.get_running_loop().run_in_executor(pool, check, body, adapter, most_items)
+        return await self.run(checked, body, adapter, most_items)
 
-    def _check_long(self, body: bytes, adapter: TypeAdapter, most_items: int) -> Any:
+    async def run[T](self, function: Callable[..., T], body: Sized, *args: Any) -> T:
+        """What `function` makes of a body, or of what has become of one."""
+        is_long = len(body) > LONG_BODY_BYTES
+        pool, run = (self._long, self._run_long) if is_long else (self._short, _run)
+        return await asyncio.get_running_loop().run_in_executor(pool, run, function, body, *args)
+
+    def _run_long[T](self, function: Callable[..., T], *args: Any) -> T:
         sleep(max(0.0, self._rests_until - monotonic()))
         start = monotonic()
         try:
-            return checked(body, adapter, most_items)
+            return function(*args)
         finally:
             end = monotonic()
             self._rests_until = end + REST_AFTER_LONG_BODIES * (end - start)
+
+
+def _run[T](function: Callable[..., T], *args: Any) -> T:
+    return function(*args)
 
 
 def checked(body: bytes, adapter: TypeAdapter, most_items: int) -> Any:
@@ -60,6 +69,11 @@ def checked(body: bytes, adapter: TypeAdapter, most_items: int) -> Any:
     except (ValueError, RecursionError) as error:
         raise RequestError(400, f"the body is no JSON: {error}") from error
     _check_sizes(values, max(most_items, MOST_MESSAGES))
+    return validated(values, adapter)
+
+
+def validated(values: Any, adapter: TypeAdapter) -> Any:
+    """What the adapter makes of parsed values. Raises RequestError."""
     try:
         return adapter.validate_python(values)
     except ValidationError as error:

@@ -2,13 +2,14 @@
 
 from collections.abc import Iterable
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from megatron_star.engine.expert_load import ExpertLoad
 from megatron_star.engine.request import StarResult
 from megatron_star.engine.thread import EngineThread
+from megatron_star.server.contexts import ContextRegistry
 
 PREFIX = "megatron_star"
 STORE_COUNTS = {
@@ -127,6 +128,14 @@ class ServerMetrics:
         """Add the engine's gauges, and what its experts were given."""
         self.registry.register(EngineCollector(engine))
         self.registry.register(ExpertCollector(engine, each_expert=each_expert))
+
+    def watch_contexts(self, contexts: ContextRegistry) -> None:
+        """Add the gauges of contexts that clients have sent ahead."""
+        for key, help_text, function in (
+            ("kept_contexts", "contexts that were sent to /v1/contexts and are kept", contexts.num_kept),
+            ("kept_contexts_bytes", "memory of their texts and tokens, without KV", contexts.num_bytes),
+        ):
+            Gauge(f"{PREFIX}_{key}", help_text, registry=self.registry).set_function(function)
 
     def note_result(self, result: StarResult) -> None:
         """A sequence has ended."""

@@ -16,7 +16,8 @@ from megatron_star.server.record import record_of
 from megatron_star.server.request_id import HEADER, name_request
 from megatron_star.server.settings import ServerSettings
 from megatron_star.server.state import ServerState
-from megatron_star.server.traces import TracedRequest, Traces
+from megatron_star.server.traced_request import TracedRequest
+from megatron_star.server.traces import Traces
 
 OPEN_PATHS = ("/", "/health", "/ping")
 QUIET_METHODS = ("GET", "HEAD", "OPTIONS")

@@ -22,7 +22,7 @@ from opentelemetry.util.types import AttributeValue
 import megatron_star
 from megatron_star.engine.answer import Answer
 from megatron_star.engine.request import StarResult
-from megatron_star.server.traces import TracedRequest
+from megatron_star.server.traced_request import TracedRequest
 
 MOST_WAITING_SPANS = 2048
 MOST_SEQUENCES = 8

@@ -11,23 +11,30 @@ from typing import Any, NamedTuple
 
 from megatron_star.config import FieldError, StarConfig
 from megatron_star.engine.answer import Answer
+from megatron_star.engine.grammar import Grammar
 from megatron_star.engine.request import StarRequest
 from megatron_star.engine.thread import EngineThread
 from megatron_star.planning.mask import most_sources
 from megatron_star.planning.sizes import length_for_sizes, with_sizes
 from megatron_star.server.ask import Ask, Content, Generation
+from megatron_star.server.attention_report import excerpts
 from megatron_star.server.batch import Batch
 from megatron_star.server.context_rules import PromptSplitter
+from megatron_star.server.contexts import ContextRegistry
 from megatron_star.server.errors import RequestError, refusal
+from megatron_star.server.grammars import Grammars
 from megatron_star.server.metrics import ServerMetrics
 from megatron_star.server.settings import ServerSettings
 from megatron_star.server.star_options import StarOptions
+from megatron_star.server.tools.formats import answer_formats
+from megatron_star.server.tools.tool_use import ToolUse
 from megatron_star.text.bad_words import bad_word_tokens
 from megatron_star.text.end_tokens import end_tokens, stop_tokens
 from megatron_star.text.prompt import SplitPrompt, truncated
 from megatron_star.text.token_bytes import TokenBytes
 
 MOST_BLOCK_SOURCES = 1 << 15
+MOST_PROMPT_LOGPROBS = 1 << 21
 TOKENIZER_THREADS = 2
 
 
@@ -47,6 +54,11 @@ class CompletionService:
         self.tokenizer = engine.tokenizer
         self.token_bytes = TokenBytes(engine.tokenizer)
         self.end_tokens = end_tokens(engine.tokenizer)
+        self.grammars = Grammars(engine.tokenizer, self.end_tokens, engine.vocab_size)
+        self.tool_use = ToolUse(
+            answer_formats(engine.tokenizer, settings.tool_call_parser, settings.reasoning_parser),
+            engine.tokenizer,
+        )
         self.splitter = PromptSplitter(
             engine.tokenizer,
             settings.num_query_tokens,
@@ -58,7 +70,12 @@ class CompletionService:
         self._lock = threading.Lock()
         self._tokenizers = ThreadPoolExecutor(TOKENIZER_THREADS, "tokenizer")
         self._waiters = ThreadPoolExecutor(settings.max_sequences, "answer")
+        self.contexts = ContextRegistry(
+            engine, most=settings.max_contexts, most_bytes=settings.max_context_bytes
+        )
+        self.encodings: set[asyncio.Task] = set()
         metrics.watch(engine, each_expert=settings.metrics_per_expert)
+        metrics.watch_contexts(self.contexts)
 
     @asynccontextmanager
     async def answer(self, ask: Ask, tenant: str = "") -> AsyncIterator[Batch]:
@@ -69,9 +86,10 @@ class CompletionService:
         Raises:
             RequestError: a prompt cannot be answered; none is then left running.
         """
+        ask = self.contexts.resolved(ask, tenant)
         count = len(ask.prompts) * ask.num_choices
         self._reserve(count)
-        submitted = asyncio.get_running_loop().run_in_executor(self._tokenizers, self._submit, ask, tenant)
+        submitted = asyncio.ensure_future(self._compile_and_submit(ask, tenant))
         try:
             batch = Batch(*await asyncio.shield(submitted), num_best=ask.num_best)
         except BaseException as error:
@@ -115,6 +133,12 @@ class CompletionService:
         except FieldError as error:
             raise FieldError(str(error), f"star.{error.field}") from error
 
+    def _star_of(self, ask: Ask) -> StarConfig:
+        """Log-probabilities of a prompt are those of the model itself, if the request names no mode."""
+        star = self.star_config(ask.star)
+        is_exact = ask.generation.prompt_logprobs is not None and ask.star.mode is None
+        return replace(star, mode="exact") if is_exact else star
+
     def _reserve(self, count: int) -> None:
         most = self.settings.max_sequences
         if count > most:
@@ -134,24 +158,35 @@ class CompletionService:
             self.cancel(submitted.result().answers)
         self._release(count)
 
-    def _submit(self, ask: Ask, tenant: str) -> _Submitted:
+    async def _compile_and_submit(self, ask: Ask, tenant: str) -> _Submitted:
+        spec = ask.generation.grammar
+        grammar = await self.grammars.compiled(spec) if spec else None
+        return await self.in_tokenizer_thread(self._submit, ask, tenant, grammar)
+
+    def _submit(self, ask: Ask, tenant: str, grammar: Grammar | None) -> _Submitted:
         """In a tokenizer's thread."""
-        star = self.star_config(ask.star)
+        star = self._star_of(ask)
         common = {
             "speculate": ask.star.speculate or self.settings.speculate,
             "tenant": tenant,
             "cache_salt": ask.cache_salt,
             "priority": ask.priority,
+            "grammar": grammar,
         }
         splits = [self._truncated(prompt.split(self.splitter, ask.star), ask) for prompt in ask.prompts]
         echoes = [self._as_text(content) for content in ask.echoed]
         for split in splits:
             self._check_context(split, star)
+            self._check_prompt_logprobs(split, ask.generation.prompt_logprobs)
         generation = self._with_bad_words(ask.generation)
         answers: list[Answer] = []
         with self._cancelled_on_error(answers):
             for index, split in enumerate(split for split in splits for _ in range(ask.num_choices)):
                 request = self._request(split, star, generation, index)
+                # Only the first answer to a prompt says what was done for it.
+                is_first = index % ask.num_choices == 0
+                common["attention_map"] = bool(ask.star.attention_map) and is_first
+                common["prompt_logprobs"] = ask.generation.prompt_logprobs if is_first else None
                 answers.append(self.engine.submit(replace(request, **common)))
         return _Submitted(splits, answers, echoes)
 
@@ -196,12 +231,22 @@ class CompletionService:
             min_tokens=generation.min_tokens,
             rules=generation.rules,
             num_top_logprobs=generation.num_top_logprobs,
-            prompt_logprobs=generation.prompt_logprobs,
             include_stop_text=generation.include_stop_text,
             skip_special_tokens=generation.skip_special_tokens,
+            hidden_tokens=generation.hidden_tokens,
             seed=seed,
             turn_edges=split.turn_edges,
         )
+
+    def _check_prompt_logprobs(self, split: SplitPrompt, num_top: int | None) -> None:
+        num_tokens = len(split.context_tokens) + len(split.query_tokens)
+        if num_top is not None and num_tokens * (1 + num_top) > MOST_PROMPT_LOGPROBS:
+            raise RequestError(
+                400,
+                f"log-probabilities of {num_tokens} prompt tokens, each with {num_top} others, are more "
+                f"than the {MOST_PROMPT_LOGPROBS} of one answer",
+                "prompt_logprobs",
+            )
 
     def _check_context(self, split: SplitPrompt, star: StarConfig) -> None:
         num_tokens, most = len(split.context_tokens), self.settings.max_context_tokens
@@ -223,6 +268,8 @@ class CompletionService:
         for token in answer:
             batch.post(index, token)
         result = answer.result()
+        if result.attention_map:
+            batch.excerpts[index] = excerpts(self.tokenizer, answer.context_tokens, result.attention_map)
         with self._lock:
             self._answers.discard(answer)
         self._release(1)

@@ -25,11 +25,15 @@ class ServerSettings:
         max_concurrent_requests: sequences (prompts times `n`) that run at the same time.
         max_queued_requests: sequences that wait for that.
         max_context_tokens: of one context; None leaves it to the model's limit.
+        max_contexts, max_context_bytes: that each key may keep by /v1/contexts: how many, and what their
+            texts and tokens take, without KV.
         body_seconds: a body that has not come by then ends with 408; a head, with a closed connection.
         keep_alive_seconds: a connection may say nothing for so long after its answer. Clients keep idle
             connections for 5 to 60 s: it must be the client that closes, or a request meets a closed one.
         speculate: how tokens are guessed unless a request's `star` object says otherwise.
         metrics_per_expert: whether /metrics counts the tokens of each expert of each layer.
+        tool_call_parser, reasoning_parser: how the model writes calls and reasoning, by the names of
+            `server/tools/formats.py`.
         otlp_traces_endpoint: URL of the collector that traces of requests go to.
         host: where it listens; without a key, it decides which names clients may use for this machine.
         allowed_origins: of pages in browsers that may ask and read answers; `*`, with a key, is all.
@@ -46,10 +50,14 @@ class ServerSettings:
     max_concurrent_requests: int = 64
     max_queued_requests: int = 256
     max_context_tokens: int | None = None
+    max_contexts: int = 64
+    max_context_bytes: int = 256 << 20
     body_seconds: float = 60.0
     keep_alive_seconds: float = 75.0
     speculate: str = DEFAULT_SPECULATE
     metrics_per_expert: bool = False
+    tool_call_parser: str = "auto"
+    reasoning_parser: str = "auto"
     otlp_traces_endpoint: str | None = None
     host: str = "127.0.0.1"
     allowed_origins: tuple[str, ...] = ()

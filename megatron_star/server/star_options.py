@@ -34,6 +34,8 @@ class StarOptions(EncodingOptions):
 
     speculate: Literal[SPECULATE] | None = Field(None, description="guessed tokens, several a step, or none")
 
+    attention_map: bool | None = Field(None, description="say where the answer looked in the context")
+
     @model_validator(mode="after")
     def _one_rule(self) -> Self:
         if self.query_tokens is not None and self.separator is not None:

@@ -5,6 +5,7 @@ from time import time
 
 from fastapi import FastAPI, Request
 
+from megatron_star.server.documents import DocumentReader
 from megatron_star.server.json_body import BodyChecker
 from megatron_star.server.metrics import ServerMetrics
 from megatron_star.server.service import CompletionService
@@ -52,6 +53,7 @@ class Server:
     state: ServerState
     metrics: ServerMetrics
     bodies: BodyChecker = field(default_factory=BodyChecker)
+    documents: DocumentReader = field(default_factory=DocumentReader)
     created: int = field(default_factory=lambda: int(time()))
 
     def attach(self, app: FastAPI) -> None:

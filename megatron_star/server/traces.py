@@ -1,36 +1,12 @@
 """Traces of requests, for a collector of OpenTelemetry's where one is named: numbers, never a text."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib import import_module
 from typing import Protocol
 from urllib.parse import urlsplit
 
-from megatron_star.engine.answer import Answer
+from megatron_star.server.traced_request import TracedRequest
 
 EXTRA = "megatron-star[otel]"
-
-
-@dataclass(frozen=True, kw_only=True)
-class TracedRequest:
-    """An HTTP request that has ended.
-
-    Attributes:
-        start_ns, end_ns: since 1970.
-        error: its kind, see `errors.KINDS`.
-        trace_headers: what the client said of its own trace: `traceparent`, `tracestate`.
-        answers: sequences that it asked for, ended or not.
-    """
-
-    request_id: str
-    method: str
-    route: str
-    status: int
-    start_ns: int
-    end_ns: int
-    error: str | None
-    trace_headers: dict[str, str]
-    answers: Sequence[Answer]
 
 
 class Traces(Protocol):

@@ -91,7 +91,7 @@ class FastStarModel(StarModel):
         """See `StarModel.forward`."""
         if not forward_pass.is_replicated or len(token_ids) > MOST_TOKENS_OF_SLICES:
             return super().forward(token_ids, forward_pass, logit_rows)
-        rows = self._rows_of_program(len(token_ids))
+        rows = self._rows_of_program(len(token_ids)) if forward_pass.may_be_compiled else None
         if rows is not None:
             forward_pass = ProgramStep(
                 forward_pass, ProgramKey(rows, self.sliced_parts, self.exchange.cp_size)

@@ -85,9 +85,12 @@ class PromptCutter:
         """limit: its ValueError is raised for a text that is too long, before that is tokenized."""
         self.tokenizer, self._limit = tokenizer, limit
 
-    def tokens(self, text: str) -> list[int]:
-        """Token ids of a text."""
-        return self._cut(text, [])[0]
+    def tokens(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
+        """Token ids of a text; with those that the tokenizer puts around one, if asked for."""
+        if not add_special_tokens:
+            return self._cut(text, [])[0]
+        self._check(text)
+        return self.tokenizer.encode(text, add_special_tokens=True)
 
     def at_query(self, joined: JoinedText, rule: str) -> SplitPrompt:
         """A text is cut where its query begins."""
@@ -132,9 +135,12 @@ class PromptCutter:
         return num_tokens + len(tokens) - cut
 
     def _cut(self, text: str, positions: list[int]) -> tuple[list[int], list[int]]:
+        self._check(text)
+        return tokenize_and_cut(self.tokenizer, text, positions)
+
+    def _check(self, text: str) -> None:
         if self._limit:
             self._limit.check(text)
-        return tokenize_and_cut(self.tokenizer, text, positions)
 
 
 def split_into_tokens(

@@ -28,7 +28,7 @@ class TextStream:
             prompt_tokens: what the text continues; the space before its first word may depend on it.
             skip_special_tokens: the text does not have them.
         """
-        self.tokenizer, self._skips = tokenizer, skip_special_tokens
+        self.tokenizer, self._skip_special_tokens = tokenizer, skip_special_tokens
         self._tokens = list(prompt_tokens[-PROMPT_TOKENS:])
         self._window, self._settled = 0, len(self._tokens)
         self._window_text = self._decode(0) if self._tokens else ""
@@ -55,7 +55,7 @@ class TextStream:
             self._window_text = self._decode(self._window)
 
     def _decode(self, start: int) -> str:
-        return self.tokenizer.decode(self._tokens[start:], skip_special_tokens=self._skips)
+        return self.tokenizer.decode(self._tokens[start:], skip_special_tokens=self._skip_special_tokens)
 
 
 def text_offsets(stream: TextStream, tokens: Sequence[int]) -> Iterator[int]:

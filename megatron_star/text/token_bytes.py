@@ -28,6 +28,10 @@ class TokenBytes:
         text = self._tokenizer.decode([token], skip_special_tokens=False)
         return None if UNFINISHED in text else text.encode()
 
+    def of_all(self, num_tokens: int) -> list[bytes | None]:
+        """Of the first so many ids; no bytes where an id has no token."""
+        return [self.of(token) for token in range(num_tokens)]
+
     def piece(self, token: int) -> str:
         """Its text; U+FFFD for bytes that are no whole character."""
         value = self.of(token)

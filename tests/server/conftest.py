@@ -29,6 +29,8 @@ def server(smollm2, tmp_path_factory, collector) -> Iterator[RunningServer]:
         "256",
         "--otlp-traces-endpoint",
         collector.url,
+        "--tool-call-parser",  # which its template does not show
+        "hermes",
     )
     running.wait_until_ready()
     yield running

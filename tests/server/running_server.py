@@ -46,7 +46,7 @@ class RunningServer:
         """Where it listens."""
         return f"http://127.0.0.1:{self.port}"
 
-    def wait_until_ready(self, seconds: float = 90) -> None:
+    def wait_until_ready(self, seconds: float = 240) -> None:
         """Until /health says so; fails with the log if a rank ends."""
         deadline = monotonic() + seconds
         while monotonic() < deadline:

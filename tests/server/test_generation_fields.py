@@ -19,9 +19,12 @@ from megatron_star.text.prompt import SplitPrompt
 @pytest.fixture
 def service():
     engine = SimpleNamespace(
-        tokenizer=small_tokenizer("byte_level"), max_sequence_length=100, most_generated=lambda n: 100 - n
+        tokenizer=small_tokenizer("byte_level"),
+        vocab_size=300,
+        max_sequence_length=100,
+        most_generated=lambda n: 100 - n,
     )
-    metrics = SimpleNamespace(watch=lambda engine, each_expert: None)
+    metrics = SimpleNamespace(watch=lambda engine, each_expert: None, watch_contexts=lambda contexts: None)
     return CompletionService(engine, ServerSettings(model_name="m"), metrics)
 
 

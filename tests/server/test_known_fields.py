@@ -83,13 +83,14 @@ def test_every_field_of_a_message_that_the_client_knows_may_be_null():
 @pytest.mark.parametrize(
     ("field", "value", "reason"),
     [
-        ("tools", [{"type": "function"}], r"only null or \[\] is supported here"),
-        ("tool_choice", "required", 'only null or "none" or "auto"'),
+        ("functions", [{"name": "f"}], r"only null or \[\] is supported here"),
+        ("function_call", {"name": "f"}, 'only null or "none" or "auto"'),
         ("typical_p", 0.1, "only null or 1"),
         ("typical_p", True, "only null or 1"),
         ("logits_processors", ["x"], r"only null or \[\]"),
-        ("response_format", {"type": "json_object"}, "text"),
-        ("guided_json", {}, "only null is"),
+        ("response_format", {"type": "structural_tag"}, "'text', 'json_object' or 'json_schema'"),
+        ("structural_tag", "{}", "only null is"),
+        ("guided_decoding_backend", "outlines", "only null or"),
         ("prediction", {"type": "content"}, "only null is"),
     ],
 )

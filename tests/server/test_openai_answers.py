@@ -7,6 +7,8 @@ from small_tokenizers import KINDS, small_tokenizer
 from transformers import AutoTokenizer
 
 from megatron_star.engine.answer import NewToken
+from megatron_star.server.tools.answer_parser import PlainParser
+from megatron_star.server.tools.tool_use import AnswerReading
 from megatron_star.server.wires.chat_answers import ChatAnswers
 from megatron_star.server.wires.completion_answers import CompletionAnswers
 from megatron_star.text.prompt import SplitPrompt
@@ -39,14 +41,19 @@ def answered(request, smollm2):
 def pieces_of(answers, answer) -> list[dict]:
     """The chunks of a stream of this answer."""
     tokens = zip(answer.tokens, answer.logprobs, answer.top, strict=True)
-    return [answers.piece(0, NewToken(token, value, "", best)) for token, value, best in tokens]
+    return [p for token, value, best in tokens for p in answers.piece(0, NewToken(token, value, "", best))]
+
+
+def chat(service) -> ChatAnswers:
+    """Of one answer, which is content as it is."""
+    return ChatAnswers(service, AnswerReading([PlainParser()]), logprobs=True)
 
 
 def test_the_bytes_of_all_tokens_are_those_of_the_text(answered):
     service, _, answer = answered
-    content = ChatAnswers(service, logprobs=True).choice(0, answer)["logprobs"]["content"]
+    content = chat(service).choice(0, answer)["logprobs"]["content"]
     assert bytes(byte for token in content for byte in token["bytes"]) == TEXT.encode()
-    streamed = [p["logprobs"]["content"][0] for p in pieces_of(ChatAnswers(service, logprobs=True), answer)]
+    streamed = [p["logprobs"]["content"][0] for p in pieces_of(chat(service), answer)]
     assert streamed == content
 
 
@@ -77,7 +84,7 @@ def test_the_pieces_of_a_text_without_split_characters_are_the_text():
 
 def test_the_likeliest_tokens_are_told_and_the_one_that_was_drawn_among_them(answered):
     service, _, answer = answered
-    token = ChatAnswers(service, logprobs=True).choice(0, answer)["logprobs"]["content"][1]
+    token = chat(service).choice(0, answer)["logprobs"]["content"][1]
     assert [(top["token"], top["logprob"]) for top in token["top_logprobs"]] == [
         (service.token_bytes.piece(answer.tokens[0]), -0.1),
         (service.token_bytes.piece(answer.tokens[1]), -0.5),

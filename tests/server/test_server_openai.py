@@ -190,7 +190,7 @@ def test_the_end_of_the_context_is_what_the_request_says(client, star, split, qu
         ({"max_completion_tokens": 9000}, None),
         ({"max_completion_tokens": 4, "max_tokens": 5}, None),
         ({"max_completion_tokens": 4, "extra_body": {"min_tokens": 5}}, "min_tokens"),
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools.0.function.name"),
         ({"extra_body": {"min_p": 0.1}}, "min_p"),
         ({"extra_body": {"repetition_penalty": 1.1}}, "repetition_penalty"),
         ({"top_logprobs": 1}, None),

@@ -15,7 +15,8 @@ from running_server import wait_for
 import megatron_star
 from megatron_star.server.otlp_traces import MOST_WAITING_SPANS, OtlpTraces
 from megatron_star.server.settings import ServerSettings
-from megatron_star.server.traces import TracedRequest, open_traces
+from megatron_star.server.traced_request import TracedRequest
+from megatron_star.server.traces import open_traces
 
 PARTS = ["queue", "encode_context", "first_token", "generate"]
 CONTEXT = "Anna lives in Lisbon. Karl lives in Oslo. " * 20

@@ -125,3 +125,12 @@ def test_before_min_tokens_no_end_token_is_chosen_and_no_stop_text_heeded():
         answer.add_token(*sample_rows(logits[None], answer.rows_to_sample(1, len(logits))))
     assert (answer.tokens, answer.text) == ([a] * 4, "aa")
     assert answer.logprobs == pytest.approx([logits.log_softmax(-1)[a].item()] * 4)
+
+
+def test_a_text_has_the_special_tokens_that_are_asked_for_and_none_of_the_hidden_ones():
+    tokenizer = small_tokenizer("byte_level")
+    prompt, *_ = tokenizer.encode("the", add_special_tokens=False)
+    begin, end = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
+    options = {"skip_special_tokens": False, "hidden_tokens": frozenset([end])}
+    answer = answer_to(tokenizer, [prompt], count=4, **options)
+    assert "".join(generate(answer, [begin, prompt, end, prompt])) == "<|im_start|>thethe"

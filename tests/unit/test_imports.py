@@ -65,7 +65,9 @@ WITHOUT_TORCH = (
     "checked_input",
     "help_formatter",
     "planning",
+    "engine.llguidance_vocabulary",
     "engine.scheduler",
+    "server.grammar_trial",
     "store.folder",
 )
 

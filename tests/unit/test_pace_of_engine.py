@@ -60,7 +60,7 @@ class SimulatedRanks:
             index, wave = command.encode_wave
             cost = self.contexts[index].plan.wave_cost(wave, self.engine.planner.costs)
             seconds += WAVE_SECONDS + cost * self.seconds_per_cost
-        num_tokens = sum(len(tokens) for _, tokens, _ in command.feed)
+        num_tokens = sum(len(fed.token_ids) for fed in command.feed)
         seconds += DECODE_SECONDS + num_tokens * SECONDS_PER_TOKEN if num_tokens else 0.0
         self.now += self.slowness * seconds
         return torch.zeros(sum(fed.num_logits for fed in command.feed), 100) if command.feed else None

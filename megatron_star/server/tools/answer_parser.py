@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from megatron_star.server.tools.call_format import CallFormat, Tools
-from megatron_star.server.tools.deltas import Delta, Deltas
+from megatron_star.server.tools.deltas import Content, Delta, Deltas
 from megatron_star.server.tools.reader import Reader, Steps
 from megatron_star.server.tools.reasoning import ReasoningFormat
 
@@ -31,6 +31,18 @@ class AnswerParser:
         return self._deltas.take()
 
 
+class PlainParser:
+    """An answer that is content as it is: nothing is held back."""
+
+    def add(self, text: str) -> list[Delta]:
+        """See `AnswerParser`."""
+        return [Content(text)] if text else []
+
+    def finish(self) -> list[Delta]:
+        """See `AnswerParser`."""
+        return []
+
+
 @dataclass(frozen=True)
 class AnswerFormats:
     """How the model writes calls and reasoning; None where it does not, or nobody wants to know."""
@@ -40,7 +52,7 @@ class AnswerFormats:
 
     def parser(
         self, tools: Tools, *, most_calls: int | None = None, is_reasoning: bool = False
-    ) -> AnswerParser:
+    ) -> AnswerParser | PlainParser:
         """Of one answer.
 
         Args:
@@ -48,6 +60,9 @@ class AnswerFormats:
             most_calls: further ones are left out.
             is_reasoning: the prompt ends in the middle of the answer's reasoning.
         """
+        reads_calls = self.calls and (tools or self.calls.has_reasoning)
+        if not reads_calls and not self.reasoning:
+            return PlainParser()
         reader, deltas = Reader(), Deltas(most_calls)
         return AnswerParser(self._steps(reader, deltas, tools, is_reasoning), reader, deltas)
 

@@ -1,6 +1,6 @@
 """DeepSeek V3 and R1, whose arguments stand in a code block, and V3.1, where they stand alone."""
 
-from megatron_star.server.tools.call_format import CallFormat, Tools
+from megatron_star.server.tools.call_format import CallFormat, Shape, Tools
 from megatron_star.server.tools.deltas import Deltas
 from megatron_star.server.tools.json_text import read_arguments
 from megatron_star.server.tools.reader import Reader, Steps
@@ -8,6 +8,15 @@ from megatron_star.server.tools.reader import Reader, Steps
 ALL_BEGIN, ALL_END = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"
 BEGIN, SEPARATOR, END = "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>"
 BLOCK_BEGIN, BLOCK_END = "```json", "```"
+IN_BLOCK = Shape(
+    f"{BEGIN}function{SEPARATOR}",
+    f"\n{BLOCK_BEGIN}\n",
+    f"\n{BLOCK_END}{END}",
+    between="\n",
+    all_begin=ALL_BEGIN,
+    all_end=ALL_END,
+)
+ALONE = Shape(BEGIN, SEPARATOR, END, all_begin=ALL_BEGIN, all_end=ALL_END)
 
 
 class DeepSeek(CallFormat):
@@ -17,7 +26,7 @@ class DeepSeek(CallFormat):
 
     def __init__(self, *names: str, in_block: bool) -> None:
         """in_block: how a call that is asked for is written; both are read."""
-        self.names, self._in_block = names, in_block
+        self.names, self.shape = names, IN_BLOCK if in_block else ALONE
 
     def parse(self, reader: Reader, deltas: Deltas, tools: Tools) -> Steps[None]:
         """See `CallFormat`."""

@@ -59,7 +59,7 @@ class Deltas:
             said, self._break = self._break + said, None
         if said:
             self._has_content = True
-            self._found.append(Content(said))
+            self._put(Content(said))
 
     def interrupt(self) -> None:
         """The content ends here; what may follow stands on a line of its own."""
@@ -75,7 +75,7 @@ class Deltas:
             said = said.lstrip()
         if said:
             self._has_reasoning = True
-            self._found.append(Reasoning(said))
+            self._put(Reasoning(said))
 
     def call(self, name: str) -> None:
         """Another call."""
@@ -87,12 +87,18 @@ class Deltas:
     def arguments(self, text: str) -> None:
         """More of the last call's arguments."""
         if text and self._takes_call:
-            self._found.append(Arguments(text))
+            self._put(Arguments(text))
 
     def end(self) -> None:
         """Nothing follows."""
         if self._space and self._break is None:
-            self._found.append(Content(self._space))
+            self._put(Content(self._space))
+
+    def _put(self, delta: Content | Reasoning | Arguments) -> None:
+        """One with what comes before it, where that is of its kind."""
+        if self._found and type(self._found[-1]) is type(delta):
+            delta = type(delta)(self._found.pop().text + delta.text)
+        self._found.append(delta)
 
     @property
     def _takes_call(self) -> bool:

@@ -1,6 +1,6 @@
 """GLM 4.5 and later: `<tool_call>name`, then `<arg_key>..</arg_key><arg_value>..</arg_value>` for each."""
 
-from megatron_star.server.tools.call_format import CallFormat, Tools
+from megatron_star.server.tools.call_format import CallFormat, Shape, Tools
 from megatron_star.server.tools.deltas import Deltas
 from megatron_star.server.tools.reader import Reader, Steps
 from megatron_star.server.tools.typed_values import ArgumentsWriter
@@ -13,6 +13,7 @@ class Glm(CallFormat):
     """See above."""
 
     names = ("glm45", "glm47")
+    shape = Shape(BEGIN, "\n", END, (KEY, f"{KEY_END}\n{VALUE}", f"{VALUE_END}\n"), between="\n")
     marks = (BEGIN, END, KEY, KEY_END, VALUE, VALUE_END)
 
     def parse(self, reader: Reader, deltas: Deltas, tools: Tools) -> Steps[None]:

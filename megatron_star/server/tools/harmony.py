@@ -5,7 +5,7 @@ What is in the channel `analysis` is reasoning; what is sent to `functions.NAME`
 
 import re
 
-from megatron_star.server.tools.call_format import CallFormat, Tools
+from megatron_star.server.tools.call_format import CallFormat, Shape, Tools
 from megatron_star.server.tools.deltas import Deltas
 from megatron_star.server.tools.json_text import is_name
 from megatron_star.server.tools.reader import Reader, Steps
@@ -21,6 +21,13 @@ class Harmony(CallFormat):
     """See above. Calls are read as such where there are tools."""
 
     names = ("openai",)
+    shape = Shape(
+        f"{CHANNEL}commentary to={FUNCTIONS}",
+        f" {CONSTRAIN}json{MESSAGE}",
+        "",
+        between=None,
+        aside=(f"{CHANNEL}analysis{MESSAGE}", f"{ENDS[0]}{START}{ROLE}"),
+    )
     marks = (START, CHANNEL, CONSTRAIN, MESSAGE, *ENDS)
     has_reasoning = True
 

@@ -1,6 +1,6 @@
 """Hermes, Qwen 2.5 and 3, and many others: `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`."""
 
-from megatron_star.server.tools.call_format import CallFormat, Tools
+from megatron_star.server.tools.call_format import CallFormat, Shape, Tools
 from megatron_star.server.tools.deltas import Deltas
 from megatron_star.server.tools.json_text import read_call
 from megatron_star.server.tools.reader import Reader, Steps
@@ -12,6 +12,7 @@ class Hermes(CallFormat):
     """See above."""
 
     names = ("hermes",)
+    shape = Shape(f'{BEGIN}\n{{"name": "', '", "arguments": ', f"}}\n{END}", between="\n")
     marks = (BEGIN, END)
 
     def parse(self, reader: Reader, deltas: Deltas, tools: Tools) -> Steps[None]:

@@ -1,11 +1,13 @@
 """Mistral: `[TOOL_CALLS][{"name": ..., "arguments": {...}}]`; in v11, `[TOOL_CALLS]name[ARGS]{...}` each."""
 
-from megatron_star.server.tools.call_format import CallFormat, Tools
+from megatron_star.server.tools.call_format import CallFormat, Shape, Tools
 from megatron_star.server.tools.deltas import Deltas
 from megatron_star.server.tools.json_text import read_arguments, read_call
 from megatron_star.server.tools.reader import Reader, Steps
 
 BEGIN, ID, ARGUMENTS = "[TOOL_CALLS]", "[CALL_ID]", "[ARGS]"
+AS_LIST = Shape('{"name": "', '", "arguments": ', "}", between=", ", all_begin=f"{BEGIN}[", all_end="]")
+NAMED = Shape(BEGIN, ARGUMENTS, "")
 
 
 class Mistral(CallFormat):
@@ -16,7 +18,7 @@ class Mistral(CallFormat):
 
     def __init__(self, *names: str, as_list: bool) -> None:
         """as_list: how calls that are asked for are written; both are read."""
-        self.names, self._as_list = names, as_list
+        self.names, self.shape = names, AS_LIST if as_list else NAMED
 
     def parse(self, reader: Reader, deltas: Deltas, tools: Tools) -> Steps[None]:
         """See `CallFormat`."""

@@ -1,6 +1,6 @@
 """Qwen3-Coder: `<tool_call><function=name>`, then `<parameter=key>` .. `</parameter>` for each."""
 
-from megatron_star.server.tools.call_format import CallFormat, Tools
+from megatron_star.server.tools.call_format import CallFormat, Shape, Tools
 from megatron_star.server.tools.deltas import Deltas
 from megatron_star.server.tools.reader import Reader, Steps
 from megatron_star.server.tools.typed_values import ArgumentsWriter
@@ -16,6 +16,13 @@ class QwenCoder(CallFormat):
     """See above. The outer mark may be missing."""
 
     names = ("qwen3_coder", "qwen3_xml")
+    shape = Shape(
+        f"{BEGIN}\n{FUNCTION}",
+        ">\n",
+        f"{FUNCTION_END}\n{END}",
+        (PARAMETER, ">\n", f"\n{PARAMETER_END}\n"),
+        between="\n",
+    )
     marks = (BEGIN, END)
 
     def parse(self, reader: Reader, deltas: Deltas, tools: Tools) -> Steps[None]:

@@ -6,6 +6,7 @@ from megatron_star.engine.answer import Answer, NewToken
 from megatron_star.engine.request import StarResult
 from megatron_star.server.batch import Batch
 from megatron_star.server.service import CompletionService
+from megatron_star.server.wires.prompt_logprobs import PromptLogprobs
 from megatron_star.server.wires.token_ids import token_bytes
 from megatron_star.text.prompt import SplitPrompt
 from megatron_star.text.text_stream import PROMPT_TOKENS, TextStream, text_offsets
@@ -27,10 +28,24 @@ class CompletionAnswers:
     many_prompts = True
 
     def __init__(
-        self, service: CompletionService, batch: Batch, *, logprobs: int | None, as_ids: bool | None = False
+        self,
+        service: CompletionService,
+        batch: Batch,
+        *,
+        logprobs: int | None,
+        only_queries: bool = False,
+        shows_prompt_logprobs: bool = False,
+        as_ids: bool | None = False,
     ) -> None:
-        """as_ids: tokens of log-probabilities are written as their ids."""
+        """
+        Args:
+            only_queries: contexts were given beside the prompts, which are all that is repeated.
+            as_ids: tokens of log-probabilities are written as their ids.
+        """
         self.token_bytes, self.logprobs = token_bytes(service, as_ids), logprobs
+        self._prompts = PromptLogprobs(service, batch, only_queries=only_queries)
+        self._prompts.token_bytes = self.token_bytes
+        self._num_choices, self._shows_prompt_logprobs = batch.num_shown, shows_prompt_logprobs
         each = range(batch.num_shown)
         self.echoes = [echo for echo in batch.echoes for _ in each] or [""] * len(batch.answers)
         self._streams = []
@@ -42,22 +57,31 @@ class CompletionAnswers:
         """A whole answer."""
         tokens = zip(answer.tokens, answer.logprobs, answer.top, strict=True)
         choice = self._choice(index, self.echoes[index] + answer.text, answer.finish_reason)
-        return choice | {"logprobs": self._logprobs(index, list(tokens))}
+        choice["logprobs"] = self._logprobs(index, list(tokens))
+        if self.echoes[index] and choice["logprobs"]:
+            choice["logprobs"] = self._prompts.before(index, choice["logprobs"])
+        if self._shows_prompt_logprobs:
+            choice["prompt_logprobs"] = self._prompts.as_vllm(index // self._num_choices)
+        return choice
+
+    def beside_choices(self) -> dict[str, Any]:
+        """What a whole answer says besides them."""
+        return {}
 
     def first(self, index: int) -> dict[str, Any] | None:
         """What comes before the first token."""
         return self._choice(index, self.echoes[index]) if self.echoes[index] else None
 
-    def piece(self, index: int, token: NewToken) -> dict[str, Any] | None:
+    def piece(self, index: int, token: NewToken) -> list[dict[str, Any]]:
         """One token, unless it says nothing."""
         if not token.text and self.logprobs is None:
-            return None
+            return []
         logprobs = self._logprobs(index, [(token.token, token.logprob, token.top)])
-        return self._choice(index, token.text) | {"logprobs": logprobs}
+        return [self._choice(index, token.text) | {"logprobs": logprobs}]
 
-    def last(self, index: int, result: StarResult) -> dict[str, Any]:
+    def last(self, index: int, result: StarResult) -> list[dict[str, Any]]:
         """The end of an answer."""
-        return self._choice(index, "", result.finish_reason)
+        return [self._choice(index, "", result.finish_reason)]
 
     def _choice(self, index: int, text: str, finish_reason: str | None = None) -> dict[str, Any]:
         return {"index": index, "text": text, "logprobs": None, "finish_reason": finish_reason}

@@ -21,13 +21,18 @@ router = APIRouter(route_class=CheckedBodyRoute, prefix="/v1", responses=ERROR_R
 async def completions(body: CompletionRequest, request: Request) -> Response:
     """Completions of one or more prompts."""
     check_model(request, body.model)
-    answers_of = partial(CompletionAnswers, logprobs=body.logprobs, as_ids=body.return_tokens_as_token_ids)
+    answers_of = partial(
+        CompletionAnswers,
+        logprobs=body.logprobs,
+        only_queries=body.has_context,
+        shows_prompt_logprobs=body.prompt_logprobs is not None,
+        as_ids=body.return_tokens_as_token_ids,
+    )
     return await answer_with(request, body, parse_completion(body), answers_of)
 
 
 def parse_completion(body: CompletionRequest) -> Ask:
     """What a body of /v1/completions asks. Raises FieldError."""
-    body.check_echo()
     star, prompts = body.star or StarOptions(), body.prompts()
     return Ask(
         prompts=with_contexts(prompts, body.contexts, star, field="prompt"),
@@ -39,5 +44,6 @@ def parse_completion(body: CompletionRequest) -> Ask:
         num_best=body.num_best,
         truncate_prompt=body.truncate_prompt_tokens,
         **body.owner(),
+        **body.named_context(),
         echoed=prompts if body.echo else (),
     )

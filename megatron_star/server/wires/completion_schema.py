@@ -2,9 +2,9 @@
 
 from typing import Literal, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
-from megatron_star.server.body import PositiveTokens
+from megatron_star.server.body import TokenCount
 from megatron_star.server.wires.generation_fields import GenerationFields
 from megatron_star.server.wires.prompt_fields import PromptRequest
 
@@ -12,7 +12,7 @@ from megatron_star.server.wires.prompt_fields import PromptRequest
 class CompletionRequest(GenerationFields, PromptRequest):
     """POST /v1/completions."""
 
-    max_tokens: PositiveTokens | None = None
+    max_tokens: TokenCount | None = Field(None, description="0 only looks at the prompt")
     suffix: Literal[""] | None = None
 
     @model_validator(mode="after")
@@ -27,3 +27,13 @@ class CompletionRequest(GenerationFields, PromptRequest):
     def num_best(self) -> int | None:
         """Answers that are given, if more are made."""
         return None if self.best_of in (None, self.n or 1) else self.n or 1
+
+    @property
+    def has_context(self) -> bool:
+        """A context stands before the prompt, of which it is no part."""
+        return bool(self.contexts or self.context_id)
+
+    @property
+    def num_prompt_logprobs(self) -> int | None:
+        """See `GenerationFields`; with `echo`, those of the prompt are as many as of the answer."""
+        return self.num_echoed_logprobs if self.prompt_logprobs is None else self.prompt_logprobs

@@ -4,7 +4,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, Field, model_validator
 
-from megatron_star.config import MOST_TOKENS_IN_REQUEST
+from megatron_star.config import MOST_TOKENS_IN_REQUEST, FieldError
+from megatron_star.engine.request import MOST_TOP_LOGPROBS
 from megatron_star.server.ask import Generation, filters, stop_texts
 from megatron_star.server.body import (
     LARGEST_SEED,
@@ -47,7 +48,6 @@ class NeutralSamplingFields(BaseModel):
     early_stopping: only(False) = None
     spaces_between_special_tokens: only(True, False) = None
     add_special_tokens: only(False) = None
-    prompt_logprobs: only() = None
 
 
 class GenerationFields(
@@ -70,6 +70,9 @@ class GenerationFields(
     stop_token_ids: Annotated[list[TokenId], Field(max_length=64)] | None = Field(
         None, description="further end tokens"
     )
+    prompt_logprobs: Annotated[int, Field(ge=0, le=MOST_TOP_LOGPROBS)] | None = Field(
+        None, description="of the prompt's tokens, and of so many of the likeliest ones in the place of each"
+    )
     temperature: Annotated[float, Field(ge=0.0, le=2.0)] | None = None
     top_p: Share | None = None
     top_k: TopK | None = None
@@ -90,14 +93,21 @@ class GenerationFields(
             raise ValueError("stream_options: it needs stream=true")
         return self
 
+    @property
+    def num_prompt_logprobs(self) -> int | None:
+        """See `Generation.prompt_logprobs`."""
+        return self.prompt_logprobs
+
     def generation(self, num_tokens: int | None, *, default: int, num_top_logprobs: int = 0) -> Generation:
         """How an answer is made, of at most so many tokens. Raises FieldError.
 
         Args:
             num_tokens: that were asked for; None leaves it to `default`, and to the room that there is.
         """
+        if self.stream and self.num_prompt_logprobs is not None:
+            raise FieldError("stream: log-probabilities of a prompt come with whole answers only", "stream")
         return Generation(
-            num_tokens=num_tokens or default,
+            num_tokens=default if num_tokens is None else num_tokens,
             cut_to_room=num_tokens is None,
             min_tokens=self.min_tokens or 0,
             temperature=1.0 if self.temperature is None else self.temperature,
@@ -112,4 +122,5 @@ class GenerationFields(
             include_stop_text=bool(self.include_stop_str_in_output),
             skip_special_tokens=self.skip_special_tokens is not False,
             num_top_logprobs=num_top_logprobs,
+            prompt_logprobs=self.num_prompt_logprobs,
         )

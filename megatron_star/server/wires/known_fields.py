@@ -48,7 +48,6 @@ class NeutralChatFields(NeutralFields):
     prediction: only() = None
     moderation: only() = None
     prompt_cache_options: only() = None
-    include_reasoning: only(True, False) = None
     verbosity: only("medium") = None
     web_search_options: only() = None
     echo: only(False) = None

@@ -8,7 +8,6 @@ from megatron_star.server.service import CompletionService
 from megatron_star.server.wires.completion_answers import CompletionAnswers
 from megatron_star.server.wires.megatron_schemas import MegatronCompletionRequest, MegatronGenerateRequest
 from megatron_star.text.prompt import SplitPrompt
-from megatron_star.text.text_stream import TextStream, text_offsets
 
 
 def render_generated(
@@ -29,7 +28,7 @@ def render_generated(
     }
     if body.logprobs:  # a context has no logits, so the prompt's are unknown
         answer["logprobs"] = [[None] * (len(tokens) - 1) + result.logprobs for tokens, result in pairs]
-    answer["star"] = [star_report(result, split) for result, split in zip(results, batch.splits, strict=True)]
+    answer["star"] = [star_report(batch, index) for index in range(len(results))]
     return answer
 
 
@@ -37,36 +36,17 @@ def render_completions(
     service: CompletionService, body: MegatronCompletionRequest, batch: Batch
 ) -> dict[str, Any]:
     """POST /completions: `choices` with `text` and `logprobs`."""
-    answers = CompletionAnswers(service, batch, logprobs=body.logprobs or 0)
+    answers = CompletionAnswers(service, batch, logprobs=body.logprobs or 0, only_queries=bool(body.contexts))
     choices = []
     for index, answer in enumerate(batch.answers):
         choice = answers.choice(index, answer)
         del choice["finish_reason"]  # which Megatron's server does not say
         if not body.logprobs:
             choice["logprobs"]["top_logprobs"] = None
-        if body.echo:
-            tokens = _prompt_tokens(batch.splits[index], body.contexts)
-            choice["logprobs"] = _with_prompt(service, tokens, batch.echoes[index], choice["logprobs"])
         choices.append(choice)
-    pairs = zip(batch.results, batch.splits, strict=True)
-    return {"choices": choices, "star": [star_report(result, split) for result, split in pairs]}
+    return {"choices": choices, "star": [star_report(batch, index) for index in range(len(choices))]}
 
 
 def _prompt_tokens(split: SplitPrompt, contexts: list[str] | None) -> list[int]:
     """The prompt's, without a context that was given beside it."""
     return split.query_tokens if contexts else split.context_tokens + split.query_tokens
-
-
-def _with_prompt(
-    service: CompletionService, tokens: list[int], echoed: str, logprobs: dict[str, Any]
-) -> dict[str, Any]:
-    """Log-probabilities that begin with the prompt's, which are unknown: a context has no logits."""
-    return {
-        "tokens": service.token_bytes.pieces(tokens, at_start=True) + logprobs["tokens"],
-        "token_logprobs": [None] * len(tokens) + logprobs["token_logprobs"],
-        "text_offset": [
-            *text_offsets(TextStream(service.tokenizer), tokens),
-            *(len(echoed) + offset for offset in logprobs["text_offset"]),
-        ],
-        "top_logprobs": None,
-    }

@@ -40,7 +40,7 @@ def parse_generate(body: MegatronGenerateRequest) -> Ask:
         seed=body.random_seed,
     )
     prompts = with_contexts(body.prompts, body.contexts, body.star, field="prompts", add_bos=body.add_BOS)
-    return Ask(prompts=prompts, star=body.star, generation=generation)
+    return Ask(prompts=prompts, star=body.star, generation=generation, **body.named_context())
 
 
 @router.post("/completions")
@@ -57,7 +57,6 @@ def parse_completions(body: MegatronCompletionRequest) -> Ask:
         raise FieldError("n: only 1 is supported here; /v1/completions takes more", "n")
     if body.best_of is not None and body.best_of > 1:
         raise FieldError("best_of: only 1 is supported here; /v1/completions takes more", "best_of")
-    body.check_echo()
     generation = Generation(
         num_tokens=body.max_tokens,
         temperature=1.0 if body.temperature is None else body.temperature,
@@ -69,6 +68,7 @@ def parse_completions(body: MegatronCompletionRequest) -> Ask:
         bad_words=tuple(body.bad_words or ()),
         include_stop_text=bool(body.include_stop_str_in_output),
         skip_special_tokens=body.skip_special_tokens is not False,
+        prompt_logprobs=body.num_echoed_logprobs,
     )
     star, prompts = body.star or StarOptions(), body.prompts()
     return Ask(
@@ -76,4 +76,5 @@ def parse_completions(body: MegatronCompletionRequest) -> Ask:
         star=star,
         generation=generation,
         echoed=prompts if body.echo else (),
+        **body.named_context(),
     )

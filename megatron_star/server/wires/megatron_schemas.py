@@ -15,13 +15,14 @@ from megatron_star.server.body import (
     Zero,
 )
 from megatron_star.server.star_options import StarOptions
+from megatron_star.server.wires.context_fields import ContextFields
 from megatron_star.server.wires.generation_fields import NeutralSamplingFields
 from megatron_star.server.wires.known_fields import NeutralFields, only
 from megatron_star.server.wires.prompt_fields import PromptRequest
 from megatron_star.server.wires.rule_fields import RuleFields
 
 
-class MegatronGenerateRequest(Body):
+class MegatronGenerateRequest(ContextFields, Body):
     """PUT /api: the fields of Megatron's server; `contexts` and `star` are ours."""
 
     prompts: Prompts
@@ -61,7 +62,9 @@ class MegatronGenerateRequest(Body):
         return self
 
 
-class MegatronCompletionRequest(RuleFields, NeutralSamplingFields, NeutralFields, PromptRequest):
+class MegatronCompletionRequest(
+    RuleFields, NeutralSamplingFields, ContextFields, NeutralFields, PromptRequest
+):
     """POST /completions: as Megatron's server reads it."""
 
     max_tokens: PositiveTokens

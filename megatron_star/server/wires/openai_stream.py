@@ -28,12 +28,12 @@ class AnswerNames(NamedTuple):
 
 def usage(batch: Batch) -> dict[str, Any]:
     """Token counts of all answers, and what Star Attention did for the first."""
-    results, splits = batch.results, batch.splits
+    results = batch.results
     return _counts(batch, sum(len(result.tokens) for result in results)) | {
         "prompt_tokens_details": {
             "cached_tokens": sum(r.num_cached_tokens for r in results[:: batch.num_choices])
         },
-        "star": star_report(results[0], splits[0]),
+        "star": star_report(batch),
     }
 
 
@@ -52,6 +52,7 @@ def render_whole(
     """The body of an answer; with the ids of all tokens, if they are asked for."""
     choices = [answers.choice(index, answer) for index, answer in enumerate(batch.shown())]
     body = _envelope(answers, names, chunk=False) | {"choices": choices, "usage": usage(batch)}
+    body |= answers.beside_choices()
     return TokenIds(batch, in_choices=answers.many_prompts).whole(body) if token_ids else body
 
 
@@ -99,8 +100,8 @@ async def render_stream(
             num_generated += isinstance(part, NewToken)
             if ids:
                 ids.note(index, part)
-            choice = answers.last(index, part) if isinstance(part, StarResult) else answers.piece(index, part)
-            if choice:
+            render = answers.last if isinstance(part, StarResult) else answers.piece
+            for choice in render(index, part):
                 yield await chunk(choice)
     except RequestError as error:
         yield _event(error_body(error.status, error.message))

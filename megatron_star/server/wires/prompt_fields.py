@@ -4,7 +4,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from megatron_star.config import MOST_TOKENS_IN_REQUEST, FieldError
+from megatron_star.config import MOST_TOKENS_IN_REQUEST
 from megatron_star.engine.request import MOST_TOP_LOGPROBS
 from megatron_star.server.body import (
     LARGEST_SEED,
@@ -18,11 +18,6 @@ from megatron_star.server.body import (
     TopK,
 )
 from megatron_star.server.star_options import StarOptions
-
-PROMPT_LOGPROBS = (
-    "logprobs: with echo=true they would cover the prompt, whose log-probabilities are not computed here "
-    "(so lm-eval's loglikelihood tasks cannot run): leave out logprobs or echo"
-)
 
 
 class PromptRequest(Body):
@@ -67,7 +62,7 @@ class PromptRequest(Body):
             return [self.prompt]
         return self.prompt
 
-    def check_echo(self) -> None:
-        """Raises FieldError if log-probabilities of the prompt are asked for."""
-        if self.echo and self.logprobs is not None:
-            raise FieldError(PROMPT_LOGPROBS, "logprobs")
+    @property
+    def num_echoed_logprobs(self) -> int | None:
+        """Of the prompt, too, where it is repeated: see `Generation.prompt_logprobs`."""
+        return self.logprobs if self.echo else None

@@ -1,0 +1,40 @@
+"""Grammars of requests in the words of llguidance."""
+
+import json
+
+from llguidance import LLMatcher
+from llguidance.gbnf_to_lark import any_to_lark
+
+from megatron_star.server.grammar_spec import GrammarSpec
+
+WHITESPACE = r"[ \n\t\r]{1,32}"
+"""Between the parts of JSON. llguidance's own has no end, and a small model may write nothing else."""
+
+
+def grammar_text(spec: GrammarSpec) -> str:
+    """For `LlguidanceGrammar`; what is wrong with it shows there. Raises ValueError."""
+    return _WRITERS[spec.kind](spec.text)
+
+
+def _of_json_schema(text: str) -> str:
+    return LLMatcher.grammar_from_json_schema(text, defaults={"whitespace_pattern": WHITESPACE})
+
+
+def _of_choice(text: str) -> str:
+    # A text in JSON is one in Lark.
+    choices = (json.dumps(choice, ensure_ascii=False) for choice in json.loads(text))
+    return LLMatcher.grammar_from_lark("start: " + " | ".join(choices))
+
+
+def _of_lark(text: str) -> str:
+    """Lark as llguidance has it, or what xgrammar and llama.cpp call EBNF and GBNF."""
+    return LLMatcher.grammar_from_lark(any_to_lark(text) if "::=" in text else text)
+
+
+_WRITERS = {
+    "json_object": lambda text: _of_json_schema('{"type": "object"}'),
+    "json_schema": _of_json_schema,
+    "regex": LLMatcher.grammar_from_regex,
+    "choice": _of_choice,
+    "lark": _of_lark,
+}
