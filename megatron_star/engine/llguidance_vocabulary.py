@@ -43,10 +43,11 @@ def make_tokenizer(vocabulary: Vocabulary, encode: Callable[[str], list[int]]) -
     encode: a text without special tokens. Where a grammar leaves one text only, the tokens that this makes of
         it are the only ones that may come.
     """
-    texts = [text or b"" for text in vocabulary.texts]
-    ends = vocabulary.end_tokens or [len(texts)]
+    # One more, which never comes, ends answers of models that have no end token.
+    texts = [*(text or b"" for text in vocabulary.texts), b""]
+    ends = vocabulary.end_tokens or [len(texts) - 1]
     as_asked_for = _AsAskedFor(texts, vocabulary.special, ends[0], encode)
-    return LLTokenizer(TokenizerWrapper(as_asked_for), n_vocab=len(texts) + 1, eos_token=ends)
+    return LLTokenizer(TokenizerWrapper(as_asked_for), n_vocab=len(texts), eos_token=ends)
 
 
 def make_matcher(tokenizer: LLTokenizer, text: str) -> LLMatcher:

@@ -12,9 +12,9 @@ from megatron_star.algorithm.attention_map import Looks
 from megatron_star.engine.answer import Answer
 from megatron_star.engine.attention_map import AttentionMap
 from megatron_star.engine.command import Command, Observed
+from megatron_star.engine.fair_queue import MAX_TOKENS_FED_AT_ONCE
 from megatron_star.engine.pacing import OBSERVED_ROW_TOKENS, Pacing
 from megatron_star.engine.scheduled_request import Stage
-from megatron_star.engine.scheduler import MAX_TOKENS_FED_AT_ONCE
 
 MOST_OBSERVED_ROWS = 64
 """Of an answer: of a longer one each second row, or third, .. is observed."""

@@ -3,7 +3,8 @@
 So a request that has to wait leaves no trace, and what runs never depends on who waited before.
 """
 
-from collections.abc import Collection, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from megatron_star.engine.base_context import Bases
@@ -60,6 +61,20 @@ class KvMemory:
         return tail_rank, max(*sizes, sizes[tail_rank] + tail_bytes)
 
 
+@dataclass(frozen=True)
+class Room:
+    """
+    Attributes:
+        budget: bytes of each rank.
+        sizes: bytes of each rank, with all contexts and with what is needed but for the tail.
+        tail_bytes: of that.
+    """
+
+    budget: int
+    sizes: list[int]
+    tail_bytes: int
+
+
 class Reserver:
     """Finds reservations; changes nothing."""
 
@@ -73,7 +88,11 @@ class Reserver:
         return self.memory.with_tail(contexts, self.memory.of_tail(request))[1]
 
     def find(
-        self, request: ScheduledRequest, contexts: Mapping[ContextKey, CachedContext], used: list[int]
+        self,
+        request: ScheduledRequest,
+        contexts: Mapping[ContextKey, CachedContext],
+        used: list[int],
+        budget: int,
     ) -> Reservation | None:
         """How this request can be admitted now, or None.
 
@@ -84,6 +103,7 @@ class Reserver:
 
         Args:
             used: bytes of each rank that are taken.
+            budget: of each rank, for all; that of the memory, or less.
         """
         for base, num_reused in (*self._bases.of(request, contexts), (None, 0)):
             plans = self._plans_after(request, base, num_reused)
@@ -93,7 +113,8 @@ class Reserver:
             alone = _sum([needs, *(context.bytes_per_rank for context in chain)])
             fits_alone = self.memory.with_tail(alone, tail_bytes)[1] <= self.memory.budget
             if fits_alone and not any(context in chain for context in in_the_way):
-                found = self._with_space(_sum([used, needs]), tail_bytes, contexts.values(), base, in_the_way)
+                room = Room(budget, _sum([used, needs]), tail_bytes)
+                found = self._with_space(room, contexts.values(), base, in_the_way)
                 return Reservation(base, num_reused, plans, *found, tail_bytes) if found else None
         return None
 
@@ -111,35 +132,48 @@ class Reserver:
 
     def _with_space(
         self,
-        sizes: list[int],
-        tail_bytes: int,
+        room: Room,
         contexts: Collection[CachedContext],
         keep: CachedContext | None,
         in_the_way: Collection[CachedContext],
     ) -> tuple[tuple[CachedContext, ...], int] | None:
         """Unused contexts to drop, and the tail's rank; None if what is used leaves too little.
 
-        What is in the way, or extends it, goes in any case; of the others, the least recently used go first.
-
-        Args:
-            sizes: bytes of each rank, with all contexts and with what is needed but for the tail.
+        What is in the way, or extends it, goes in any case; of the others, those of the tenant that holds
+        most by its share, and of these the least recently used, go first.
         """
+        sizes, held = room.sizes, _held_by_tenants(contexts)
         users = {context: context.users for context in contexts}
         blocking, dropped = set(in_the_way), []
         while True:
-            tail_rank, most = self.memory.with_tail(sizes, tail_bytes)
-            if most <= self.memory.budget and not blocking:
+            tail_rank, most = self.memory.with_tail(sizes, room.tail_bytes)
+            if most <= room.budget and not blocking:
                 return tuple(dropped), tail_rank
             unused = [context for context, count in users.items() if not count and context is not keep]
             first = [context for context in unused if not blocking.isdisjoint(context.chain())]
             if not unused or (blocking and not first):
                 return None
-            dropped.append(min(first or unused, key=lambda context: context.last_use))
+            dropped.append(
+                min(first or unused, key=lambda context: (-held[context.owner.tenant], context.last_use))
+            )
             sizes = _without(sizes, dropped[-1])
+            held[dropped[-1].owner.tenant] -= _weighted_bytes(dropped[-1])
             blocking.discard(dropped[-1])
             del users[dropped[-1]]
             if dropped[-1].parent:
                 users[dropped[-1].parent] -= 1
+
+
+def _held_by_tenants(contexts: Iterable[CachedContext]) -> Counter[str]:
+    """Bytes over shares."""
+    held = Counter[str]()
+    for context in contexts:
+        held[context.owner.tenant] += _weighted_bytes(context)
+    return held
+
+
+def _weighted_bytes(context: CachedContext) -> float:
+    return sum(context.bytes_per_rank) / context.owner.share
 
 
 def _sum(sizes: Collection[list[int]]) -> list[int]:

@@ -6,23 +6,20 @@ memory is wanted.
 """
 
 import sys
-from collections import deque
 from collections.abc import Callable
 from itertools import count
 
 from megatron_star.config import StarConfig
+from megatron_star.engine.admission import Admissions, Taken
 from megatron_star.engine.cached_context import TOKENS_OF_A_DIGEST, CachedContext, ContextKey
 from megatron_star.engine.command import Command, Fed
+from megatron_star.engine.encode_queue import EncodeQueue
+from megatron_star.engine.fair_queue import WaitingRequests, shares_of_queries
 from megatron_star.engine.reservation import KvMemory, Reservation, Reserver
 from megatron_star.engine.scheduled_request import ScheduledRequest, Stage
 from megatron_star.planning.kv_memory import MOST_PROPOSED_TOKENS, KvLayers
 from megatron_star.planning.plan import ContextPlan
 from megatron_star.planning.planner import Planner
-
-MAX_TOKENS_FED_AT_ONCE = 512
-"""Of one query in one step, so that a long query does not hold up the sequences beside it."""
-MAX_TOKENS_SCORED_AT_ONCE = 128
-"""The same, where the logits of all of them are wanted."""
 
 RESTORED_BYTES_AT_ONCE = 1 << 26
 """By a rank in one command, beside sequences that are answered: about 0.1 s."""
@@ -40,19 +37,18 @@ class Scheduler[Request: ScheduledRequest]:
         max_running: int = 64,
     ) -> None:
         self.memory = KvMemory(planner.cp_size, kv_layers, budget_bytes_per_rank)
-        self.max_running = max_running
         self.used = [0] * planner.cp_size
-        self.waiting: deque[Request] = deque()
+        self.waiting = WaitingRequests[Request]()
         self.running: dict[int, Request] = {}
         self.contexts: dict[ContextKey, CachedContext] = {}
-        self._to_encode: deque[CachedContext] = deque()
+        self._to_encode = EncodeQueue()
         self._drop_sequences: list[int] = []
         self._drop_contexts: list[int] = []
         self._rewind: dict[int, int] = {}
         self._ids, self._clock = count(), count()
         self._reserver = Reserver(planner, self.memory)
+        self._admissions = Admissions(self.waiting, self._reserver, max_running)
         self._num_changes = 0
-        self._in_vain: tuple[Request, int] | None = None
 
     def check_fits(self, request: Request) -> None:
         """Raises ValueError, with what it needs and what there is, if this request can never run."""
@@ -66,16 +62,14 @@ class Scheduler[Request: ScheduledRequest]:
     def add(self, request: Request) -> None:
         """Queue a request that fits in principle."""
         request.stage = Stage.WAITING
-        self.waiting.append(request)
+        self.waiting.add(request)
+        self._admissions.note(request)
 
     def admit(self) -> list[Request]:
-        """Admit waiting requests, in their order, as long as the next one fits; returns them."""
+        """Admit waiting requests, as `Admissions` orders them, as long as the next one fits; returns them."""
         admitted = []
-        while self.waiting and len(self.running) < self.max_running:
-            reservation = self._reservation(self.waiting[0])
-            if not reservation:
-                break
-            request = self.waiting.popleft()
+        while self.waiting and (found := self._admissions.next(self._taken())):
+            request, reservation = found
             self._start(request, reservation)
             admitted.append(request)
         return admitted
@@ -88,12 +82,12 @@ class Scheduler[Request: ScheduledRequest]:
     @property
     def encoding(self) -> bool:
         """The next command has a wave."""
-        return bool(self._to_encode)
+        return self.next_to_encode is not None
 
     @property
     def next_to_encode(self) -> CachedContext | None:
         """The context whose waves, or layers of a store, the next commands have."""
-        return self._to_encode[0] if self._to_encode else None
+        return self._to_encode.next
 
     def recut_next(self, bounded: Callable[[CachedContext], tuple[StarConfig, ContextPlan]]) -> None:
         """Let the context that is encoded next have the waves that `bounded` allows by now.
@@ -118,12 +112,10 @@ class Scheduler[Request: ScheduledRequest]:
         command = Command(drop_sequences=self._drop_sequences, drop_contexts=self._drop_contexts)
         command.rewind = list(self._rewind.items())
         self._drop_sequences, self._drop_contexts, self._rewind = [], [], {}
-        for request in self.running.values():
-            at_once = MAX_TOKENS_SCORED_AT_ONCE if request.scores_query else MAX_TOKENS_FED_AT_ONCE
-            most = 1 if request.is_answering else min(at_once, most_query_tokens)
-            if request.context.encoded and request.pending and most:
-                if not request.is_answering:
-                    most_query_tokens -= len(request.pending[:most])
+        fed = [request for request in self.running.values() if request.context.encoded and request.pending]
+        shares = shares_of_queries([one for one in fed if not one.is_answering], most_query_tokens)
+        for request in fed:
+            if most := shares.get(request, 1):
                 self._feed_into(command, request, most)
         self._encode_into(command)
         return command
@@ -138,6 +130,7 @@ class Scheduler[Request: ScheduledRequest]:
             self.waiting.remove(request)
         else:
             del self.running[request.id]
+            self.waiting.refund(request)
             self._rewind.pop(request.id, None)
             self._add(self._on_rank(request.tail_rank, -request.tail_bytes))
             if request.stage >= Stage.READING:
@@ -178,6 +171,7 @@ class Scheduler[Request: ScheduledRequest]:
             command.open_sequences.append((request.id, request.context.id, request.tail_rank))
             request.stage = Stage.READING
         fed, request.pending = request.pending[:most], request.pending[most:]
+        request.num_fed += len(fed)
         proposals = request.fed_proposals = request.proposals
         request.proposals = []
         assert len(proposals) <= MOST_PROPOSED_TOKENS and (request.is_answering or not proposals)
@@ -204,16 +198,21 @@ class Scheduler[Request: ScheduledRequest]:
             return
         if context.next_wave < len(context.plan.waves):
             command.encode_wave, command.score_wave = (context.id, context.next_wave), context.scoring
+            wave = context.plan.waves[context.next_wave]
+            self._to_encode.charge(context, sum(segment.num_tokens for segment in wave))
             context.next_wave += 1
         if context.encoded:
-            self._to_encode.popleft()
+            self._to_encode.remove(context)
 
     def note_restored(self, context: CachedContext, end_layer: int) -> None:
         """All ranks have read the layers before this one: with the last of them, no wave is left to run."""
+        num_tokens = context.plan.num_tokens - context.plan.start
+        share = (end_layer - 1 - context.num_restored_layers) / self._num_layers
+        self._to_encode.charge(context, share * num_tokens)
         context.num_restored_layers = end_layer - 1
         if context.num_restored_layers == self._num_layers:
             context.next_wave = len(context.plan.waves)
-            self._to_encode.popleft()
+            self._to_encode.remove(context)
 
     def encode_anew(self, context: CachedContext) -> None:
         """It could not be read: the ranks forget what they have of it, and its waves come next."""
@@ -239,16 +238,12 @@ class Scheduler[Request: ScheduledRequest]:
         bytes_of_a_layer = max(1, max(context.bytes_per_rank) // self._num_layers)
         return min(left, max(1, RESTORED_BYTES_AT_ONCE // bytes_of_a_layer)) if self.answering else left
 
-    def _reservation(self, request: Request) -> Reservation | None:
-        """How the request can be admitted, if it can; not looked for again until something has changed."""
-        asked = request, self._num_changes
-        if self._in_vain == asked:
-            return None
-        reservation = self._reserver.find(request, self.contexts, self.used)
-        self._in_vain = None if reservation else asked
-        return reservation
+    def _taken(self) -> Taken[Request]:
+        return Taken(self.running.values(), self.contexts, self.used, self._num_changes)
 
     def _start(self, request: Request, reservation: Reservation) -> None:
+        num_new = sum(plan.num_tokens - plan.start for plan in reservation.plans)
+        self.waiting.admit(request, num_new)
         for unused in reservation.dropped:
             self._drop(unused)
         context = reservation.base
@@ -257,6 +252,8 @@ class Scheduler[Request: ScheduledRequest]:
             context = self._new_context(request, plan, parent=context)
         context.users += 1
         context.last_use = next(self._clock)
+        for awaited in context.chain():
+            awaited.priority = min(awaited.priority, request.owner.priority)
         request.context, request.stage = context, Stage.ENCODING
         request.tail_rank, request.tail_bytes = reservation.tail_rank, reservation.tail_bytes
         self._add(self._on_rank(request.tail_rank, request.tail_bytes))
@@ -287,7 +284,7 @@ class Scheduler[Request: ScheduledRequest]:
             parent.users += 1
         assert key not in self.contexts
         self.contexts[key] = context
-        self._to_encode.append(context)
+        self._to_encode.add(context)
         self._add(context.bytes_per_rank)
         return context
 

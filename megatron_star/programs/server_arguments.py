@@ -16,6 +16,7 @@ from megatron_star.job.sampling_arguments import add_speculate_argument
 from megatron_star.job.star_arguments import star_config
 from megatron_star.server.settings import ServerSettings
 from megatron_star.server.tools.formats import AUTO, CALL_NAMES, OFF, REASONING_NAMES
+from megatron_star.text.chat_template import check_template
 
 _seconds = real_number(0, 1e7, what="a number of seconds")
 
@@ -28,6 +29,7 @@ def add_server_arguments(parser: argparse.ArgumentParser) -> None:
     _add_what_is_told(group)
     _add_how_long(group)
     _add_what_a_query_is(group)
+    _add_templates(group)
     _add_what_answers_say(group)
     add_speculate_argument(group)
 
@@ -143,6 +145,20 @@ def _add_how_long(group: argparse._ArgumentGroup) -> None:
     )
 
 
+def _add_templates(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--chat-template",
+        type=text_argument,
+        metavar="FILE",
+        help="a Jinja template that writes chats; default: the tokenizer's own",
+    )
+    group.add_argument(
+        "--trust-request-chat-template",
+        action="store_true",
+        help="requests may have a chat_template of their own; default: they are refused",
+    )
+
+
 def _add_what_a_query_is(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--star-query-tokens",
@@ -201,7 +217,20 @@ def server_settings(args: argparse.Namespace) -> ServerSettings:
         tool_call_parser=args.tool_call_parser,
         reasoning_parser=args.reasoning_parser,
         otlp_traces_endpoint=args.otlp_traces_endpoint,
+        chat_template=_chat_template(args.chat_template),
+        trust_request_chat_template=args.trust_request_chat_template,
         host=args.host,
         allowed_origins=tuple(args.allowed_origins),
         root_path=args.root_path or "",
     )
+
+
+def _chat_template(file: str | None) -> str | None:
+    if file is None:
+        return None
+    template = read_text(file)
+    try:
+        check_template(template)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
+    return template

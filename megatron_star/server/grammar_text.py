@@ -7,8 +7,8 @@ from llguidance.gbnf_to_lark import any_to_lark
 
 from megatron_star.server.grammar_spec import GrammarSpec
 
-WHITESPACE = r"[ \n\t\r]{1,32}"
-"""Between the parts of JSON. llguidance's own has no end, and a small model may write nothing else."""
+WHITESPACE = r"(\r?\n)?[ \t]{0,32}"
+"""Between the parts of JSON: a line and an indentation. Without an end, small models write nothing else."""
 
 
 def grammar_text(spec: GrammarSpec) -> str:

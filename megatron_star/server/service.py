@@ -30,12 +30,17 @@ from megatron_star.server.tools.formats import answer_formats
 from megatron_star.server.tools.tool_use import ToolUse
 from megatron_star.text.bad_words import bad_word_tokens
 from megatron_star.text.end_tokens import end_tokens, stop_tokens
+from megatron_star.text.foreign_template import ForeignTemplate, TemplateProcess
 from megatron_star.text.prompt import SplitPrompt, truncated
 from megatron_star.text.token_bytes import TokenBytes
 
 MOST_BLOCK_SOURCES = 1 << 15
 MOST_PROMPT_LOGPROBS = 1 << 21
 TOKENIZER_THREADS = 2
+NO_TEMPLATES = (
+    "chat_template: this server takes none from requests: it would have to be started with "
+    "--trust-request-chat-template"
+)
 
 
 class _Submitted(NamedTuple):
@@ -52,6 +57,9 @@ class CompletionService:
     def __init__(self, engine: EngineThread, settings: ServerSettings, metrics: ServerMetrics) -> None:
         self.engine, self.settings, self.metrics = engine, settings, metrics
         self.tokenizer = engine.tokenizer
+        if settings.chat_template is not None:
+            self.tokenizer.chat_template = settings.chat_template
+        self._template_process = TemplateProcess()
         self.token_bytes = TokenBytes(engine.tokenizer)
         self.end_tokens = end_tokens(engine.tokenizer)
         self.grammars = Grammars(engine.tokenizer, self.end_tokens, engine.vocab_size)
@@ -121,6 +129,14 @@ class CompletionService:
     async def in_tokenizer_thread[T](self, function: Callable[..., T], *args: Any) -> T:
         """What `function` returns; for work that would hold up the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self._tokenizers, function, *args)
+
+    def template(self, text: str | None) -> ForeignTemplate | None:
+        """The chat template that a request has, if it has one. Raises FieldError if none may have one."""
+        if text is None:
+            return None
+        if not self.settings.trust_request_chat_template:
+            raise FieldError(NO_TEMPLATES, "chat_template")
+        return ForeignTemplate(text, self._template_process)
 
     def star_config(self, options: StarOptions) -> StarConfig:
         """The server's, with what the request sets.

@@ -35,6 +35,8 @@ class ServerSettings:
         tool_call_parser, reasoning_parser: how the model writes calls and reasoning, by the names of
             `server/tools/formats.py`.
         otlp_traces_endpoint: URL of the collector that traces of requests go to.
+        chat_template: in place of the tokenizer's own.
+        trust_request_chat_template: requests may bring their own.
         host: where it listens; without a key, it decides which names clients may use for this machine.
         allowed_origins: of pages in browsers that may ask and read answers; `*`, with a key, is all.
         root_path: under which a proxy shows the server, which takes it away from what it passes on.
@@ -59,6 +61,8 @@ class ServerSettings:
     tool_call_parser: str = "auto"
     reasoning_parser: str = "auto"
     otlp_traces_endpoint: str | None = None
+    chat_template: str | None = None
+    trust_request_chat_template: bool = False
     host: str = "127.0.0.1"
     allowed_origins: tuple[str, ...] = ()
     root_path: str = ""

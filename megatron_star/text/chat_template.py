@@ -4,10 +4,11 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
-from jinja2 import TemplateError
+from jinja2 import TemplateError, TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import render_jinja_template
 
 PRIVATE_USE = range(0xE000, 0xF900)
 _ERRORS_OF_TEMPLATES = (
@@ -26,6 +27,15 @@ class ChatTemplateError(ValueError):
     """There is no chat template, or it refuses the messages."""
 
 
+class Template(Protocol):
+    """One that is not the tokenizer's own."""
+
+    text: str
+
+    def render(self, chat: "Chat", special_tokens: dict[str, Any]) -> str:
+        """What it writes. Raises what templates raise."""
+
+
 @dataclass(frozen=True)
 class Chat:
     """What a chat template writes as one text.
@@ -36,6 +46,7 @@ class Chat:
             tool calls are JSON texts.
         tools, documents: as chat templates know them.
         variables: further names that the template may ask for.
+        template: in place of the tokenizer's own.
         add_generation_prompt: the text ends with what comes before an answer.
         continue_final_message: it ends with the last message, which the answer continues.
     """
@@ -45,6 +56,7 @@ class Chat:
     tools: list[dict[str, Any]] | None = None
     documents: list[dict[str, str]] | None = None
     variables: Mapping[str, Any] = field(default_factory=dict)
+    template: Template | None = None
     add_generation_prompt: bool = True
     continue_final_message: bool = False
 
@@ -101,6 +113,8 @@ def render_chat(tokenizer: PreTrainedTokenizerBase, chat: Chat, indices: Sequenc
 
 def template_of(tokenizer: PreTrainedTokenizerBase, chat: Chat) -> str:
     """The template that writes this chat. Raises ChatTemplateError if there is none."""
+    if chat.template:
+        return chat.template.text
     if not tokenizer.chat_template:
         raise ChatTemplateError("the tokenizer of this model has no chat template")
     try:
@@ -109,6 +123,16 @@ def template_of(tokenizer: PreTrainedTokenizerBase, chat: Chat) -> str:
         raise ChatTemplateError(
             "the tokenizer of this model has several chat templates, none named default"
         ) from error
+
+
+def check_template(template: str) -> None:
+    """Raises ValueError, naming the line, if this is no chat template."""
+    try:
+        render_jinja_template(conversations=[[]], chat_template=template)
+    except TemplateSyntaxError as error:
+        raise ValueError(f"it is no chat template: line {error.lineno}: {error.message}") from error
+    except _ERRORS_OF_TEMPLATES:  # it misses messages, or what a tokenizer tells it
+        pass
 
 
 def _as_system(message: Message) -> Message:
@@ -123,6 +147,8 @@ def _rendered(tokenizer: PreTrainedTokenizerBase, chat: Chat) -> tuple[str, Chat
             return _render(tokenizer, with_objects), with_objects
         except TypeError:  # it joins texts
             return _render(tokenizer, chat), chat
+    except ChatTemplateError:
+        raise
     except _ERRORS_OF_TEMPLATES as error:
         raise ChatTemplateError(f"the chat template refuses them: {error}") from error
 
@@ -191,6 +217,8 @@ def _in_json(content: str) -> str:
 
 
 def _render(tokenizer: PreTrainedTokenizerBase, chat: Chat) -> str:
+    if chat.template:
+        return chat.template.render(chat, tokenizer.special_tokens_map)
     return tokenizer.apply_chat_template(
         list(chat.messages),
         tools=chat.tools,

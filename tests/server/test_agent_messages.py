@@ -228,7 +228,7 @@ def test_messages_of_functions_are_those_of_tools():
         ({"chat_template_kwargs": {"messages": []}}, "messages: it has a field of its own"),
         ({"chat_template_kwargs": {"a b": 1}}, "no name that a template"),
         ({"chat_template_kwargs": {f"a{i}": 1 for i in range(65)}}, "at most 64"),
-        ({"chat_template": "{{ 1 }}"}, "only null"),
+        ({"chat_template": "x" * (1 << 16) + "x"}, "at most 65536"),
         ({"reasoning_effort": "huge"}, "reasoning_effort"),
     ],
 )  # fmt: skip

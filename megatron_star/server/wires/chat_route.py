@@ -18,6 +18,7 @@ from megatron_star.server.wires.chat_schema import ChatRequest
 from megatron_star.server.wires.completion_answers import prompt_end
 from megatron_star.server.wires.openai_routes import answer_with, check_model
 from megatron_star.server.wires.prompt_logprobs import PromptLogprobs
+from megatron_star.text.chat_template import Template
 
 DEFAULT_CHAT_TOKENS = 512
 router = APIRouter(route_class=CheckedBodyRoute, prefix="/v1", responses=ERROR_RESPONSES, tags=["OpenAI"])
@@ -35,7 +36,7 @@ def chat_ask(
     service: CompletionService, body: ChatRequest
 ) -> tuple[Ask, Callable[[CompletionService, Batch], ChatAnswers]]:
     """What a chat asks, and how its answers are rendered. Raises FieldError."""
-    offer, ask = body.offer(), parse_chat(body)
+    offer, ask = body.offer(), parse_chat(body, service.template(body.chat_template))
     ask = replace(ask, generation=service.tool_use.generation(ask.generation, offer))
 
     def answers_of(service: CompletionService, batch: Batch) -> ChatAnswers:
@@ -59,10 +60,15 @@ def prompt_ends(service: CompletionService, batch: Batch) -> list[str]:
     return [end for end in ends for _ in range(batch.num_choices)]
 
 
-def parse_chat(body: ChatRequest) -> Ask:
-    """What a body of /v1/chat/completions asks."""
+def parse_chat(body: ChatRequest, template: Template | None = None) -> Ask:
+    """What a body of /v1/chat/completions asks, in this template or the model's own."""
     num_tokens = body.max_completion_tokens or body.max_tokens
-    chat = body.chat(body.tools_for_template(), effort=body.reasoning_effort, documents=body.documents)
+    chat = body.chat(
+        body.tools_for_template(),
+        effort=body.reasoning_effort,
+        documents=body.documents,
+        template=template,
+    )
     return Ask(
         prompts=[ChatPrompt(chat)],
         star=body.star or StarOptions(),

@@ -53,7 +53,7 @@ class ResponseAnswer:
                     continue
                 part = event[1]
                 render = answers.last if isinstance(part, StarResult) else answers.piece
-                for line in sent(self._more(_listed(render(0, part)))):
+                for line in sent(self._more(render(0, part))):
                     yield line
         except RequestError as error:
             failure = {"code": "server_error", "message": error.message}
@@ -135,8 +135,3 @@ class ResponseAnswer:
             "service_tier": "default",
             "usage": None,
         }
-
-
-def _listed(chunks: list[dict[str, Any]] | dict[str, Any] | None) -> list[dict[str, Any]]:
-    """Chunks of a chat, of which there is one at most where no calls are read."""
-    return chunks if isinstance(chunks, list) else [chunks] if chunks else []

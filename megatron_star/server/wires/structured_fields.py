@@ -141,7 +141,7 @@ class StructuredFields(BaseModel):
         if pattern := asked.whitespace_pattern or self.guided_whitespace_pattern:
             options["whitespace_pattern"] = pattern
         if asked.disable_any_whitespace:
-            options["whitespace_flexible"] = False
+            options["whitespace_pattern"] = ""
         return options
 
 
@@ -163,6 +163,8 @@ def _specs(
 
 def _with_options(spec: GrammarSpec, options: dict[str, Any]) -> GrammarSpec:
     schema = json.loads(spec.text)
+    if not isinstance(schema.get(OPTIONS_OF_LLGUIDANCE, {}), dict):
+        raise ValueError(f"{spec.field}.{OPTIONS_OF_LLGUIDANCE}: it must be an object")
     schema[OPTIONS_OF_LLGUIDANCE] = {**schema.get(OPTIONS_OF_LLGUIDANCE, {}), **options}
     return replace(spec, kind="json_schema", text=json.dumps(schema, ensure_ascii=False))
 

@@ -7,11 +7,11 @@ from pydantic import AfterValidator, BaseModel, Field, model_validator
 from transformers import PreTrainedTokenizerBase
 
 from megatron_star.server.body import Text
-from megatron_star.server.wires.known_fields import only
 from megatron_star.server.wires.message_schema import Messages, Name
-from megatron_star.text.chat_template import Chat
+from megatron_star.text.chat_template import Chat, Template
 
 MOST_VARIABLES, MOST_DOCUMENTS = 64, 1024
+LONGEST_TEMPLATE = 1 << 16
 TAKEN = frozenset(signature(PreTrainedTokenizerBase.apply_chat_template).parameters) | {"messages"}
 """Names that mean something to whoever calls a template, or that have fields of their own."""
 
@@ -46,7 +46,9 @@ class TemplateFields(BaseModel):
         None, description="true, unless the final message is continued"
     )
     continue_final_message: bool | None = Field(None, description="the answer goes on with the last message")
-    chat_template: only() = None
+    chat_template: Annotated[Text, Field(min_length=1, max_length=LONGEST_TEMPLATE)] | None = Field(
+        None, description="in place of the model's own, where the server takes them"
+    )
     chat_template_kwargs: Variables | None = Field(None, description="for the template, if it asks for them")
 
     @model_validator(mode="after")
@@ -61,14 +63,16 @@ class TemplateFields(BaseModel):
         *,
         effort: Effort | None = None,
         documents: list[dict[str, str]] | None = None,
+        template: Template | None = None,
     ) -> Chat:
-        """What the template writes."""
+        """What the template writes: this one, or the model's own."""
         continues = bool(self.continue_final_message)
         return Chat(
             [message.for_template() for message in self.messages],
             tools=tools,
             documents=documents or None,
             variables=effort_variables(effort, self.chat_template_kwargs or {}),
+            template=template,
             add_generation_prompt=not continues and self.add_generation_prompt is not False,
             continue_final_message=continues,
         )

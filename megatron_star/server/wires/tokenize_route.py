@@ -30,7 +30,8 @@ def _tokens(service: CompletionService, body: TokenizeRequest) -> dict[str, Any]
     if body.prompt is not None:
         text, field = body.prompt, "prompt"
     else:
-        text, field = splitter.chat_text(body.chat(body.tools_for_template())), "messages"
+        chat = body.chat(body.tools_for_template(), template=service.template(body.chat_template))
+        text, field = splitter.chat_text(chat), "messages"
     tokens = splitter.tokens(text, add_special_tokens=body.with_special_tokens(), field=field)
     pieces = service.tokenizer.convert_ids_to_tokens(tokens) if body.return_token_strs else None
     return {
