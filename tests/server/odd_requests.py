@@ -40,6 +40,7 @@ ROUTES = {
         "messages": [{"role": "user", "content": "Odd"}],
         "max_completion_tokens": 1,
     },
+    ("POST", "/v1/contexts"): {"text": "Odd", "ttl_seconds": 5},
 }
 VALUES = [
     *(None, True, "", "x", "1", -1, 0, 1, 2.5, 1e308, -1e308, 1 << 31, 1 << 63, 1 << 70, -(1 << 63), 10**400),
@@ -51,6 +52,7 @@ FIELDS = [
     *("prompts", "contexts", "tokens_to_generate", "temperature", "top_k", "top_p", "logprobs", "add_BOS"),
     *("random_seed", "stop_token", "star", "prompt", "max_tokens", "n", "best_of", "seed", "stop", "echo"),
     *("stream", "stream_options", "messages", "model", "max_completion_tokens", "debug_fname", "beam_width"),
+    *("text", "tokens", "name", "wait", "for_chat", "ttl_seconds", "context_id", "chat_template_kwargs"),
     *("logit_bias", "presence_penalty", "response_format", "tools", "a.b", "\ud800", "__proto__", "x" * 5000),
     *("star.mode", "star.block_size", "star.anchor_size", "star.neighbor_blocks", "star.passed_keys"),
     *("star.query_tokens", "star.separator", "star.x", "messages.0", "messages.0.role", "messages.0.content"),

@@ -11,6 +11,8 @@ from megatron_star.server.contexts import Context, ContextRegistry
 from megatron_star.server.errors import RequestError
 from megatron_star.server.kept_context import KeptContext
 from megatron_star.server.star_options import StarOptions
+from megatron_star.server.wires.chat_schema import ChatRequest
+from megatron_star.server.wires.context_schema import ContextRequest
 
 
 @pytest.fixture
@@ -121,3 +123,33 @@ async def _resolved(registry: ContextRegistry) -> None:
 
 def test_what_is_asked_about_a_context_has_its_tokens_its_salt_and_its_way_of_encoding(registry):
     asyncio.run(_resolved(registry))
+
+
+BEGINNING = {
+    "messages": [{"role": "system", "content": "Answer."}],
+    "tools": [{"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}],
+    "chat_template_kwargs": {"custom": 1},
+    "reasoning_effort": "none",
+}
+
+
+def test_chats_are_foreseen_as_their_requests_are_read():
+    chat = ChatRequest(model="m", **BEGINNING)
+    sent = chat.chat(chat.tools_for_template(), effort=chat.reasoning_effort)
+    found = ContextRequest(text="a", **BEGINNING).opening(has_template=False)
+    assert (found.messages, found.tools, found.variables) == (sent.messages, sent.tools, sent.variables)
+
+
+@pytest.mark.parametrize(
+    ("fields", "has_template", "is_for_chat"),
+    [
+        ({"text": "a"}, True, True),
+        ({"text": "a"}, False, False),
+        ({"text": "a", "for_chat": False}, True, False),
+        ({"text": "a", "messages": []}, False, True),
+        ({"tokens": [1]}, True, False),
+    ],
+)
+def test_texts_are_for_chats_where_the_model_has_a_template(fields, has_template, is_for_chat):
+    opening = ContextRequest(**fields).opening(has_template=has_template)
+    assert (opening is not None) == is_for_chat

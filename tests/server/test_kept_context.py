@@ -4,6 +4,8 @@ import random
 
 import pytest
 from small_tokenizers import KINDS, TEMPLATES, small_tokenizer
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from megatron_star.config import FieldError
 from megatron_star.server.context_rules import PromptSplitter
@@ -52,6 +54,28 @@ def test_a_prompt_after_it_has_the_tokens_and_the_cut_of_sending_both(kind):
                 text
             )
             assert found.context_tokens == ahead.context_tokens and ahead.query_tokens == []
+
+
+def test_where_a_long_run_is_one_with_the_blank_line_after_it_enough_of_the_end_is_looked_at():
+    """As Llama 3 and Qwen: punctuation, however much, and the ends of lines after it are one word."""
+    tokenizer = Tokenizer(models.BPE())
+    word = pre_tokenizers.Split(Regex(r"\p{L}+|[^\s\p{L}\p{N}]+[\r\n]*|\s+"), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [word, pre_tokenizers.ByteLevel(False, use_regex=False)]
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=290, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    tokenizer.train_from_iterator(["=" * n + "\n\nab" for n in range(1, 60)], trainer)
+    splitter = PromptSplitter(
+        PreTrainedTokenizerFast(tokenizer_object=tokenizer), 40, None, max_tokens=1 << 14
+    )
+    for length in range(1, 150):
+        kept = KeptContext("ab " * 9 + "=" * length)
+        kept.ahead(splitter)
+        sent = splitter.split("ab", StarOptions(), context=kept.text)
+        found = kept.before_text(splitter, "ab", "prompt")
+        assert (found.context_tokens, found.query_tokens) == (sent.context_tokens, sent.query_tokens), length
 
 
 @pytest.mark.parametrize("template", [name for name in TEMPLATES if name != "shouted"])

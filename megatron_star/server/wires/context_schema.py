@@ -10,14 +10,16 @@ from megatron_star.server.body import Body, Text, TokenId
 from megatron_star.server.errors import RequestError
 from megatron_star.server.star_options import StarOptions
 from megatron_star.server.wires.message_schema import Message
-from megatron_star.server.wires.template_fields import Variables
+from megatron_star.server.wires.template_fields import Effort, Variables, effort_variables
 from megatron_star.server.wires.tenant_fields import TenantFields
+from megatron_star.server.wires.tool_fields import MOST_TOOLS, Tool
 from megatron_star.text.chat_template import Chat
 
 DAY = 86_400
 MOST_DAYS = 30
 TEXT_FIELDS = ("name", "text", "cache_salt")
 """That a form has as they are; its other fields are JSON."""
+OF_CHATS = ("messages", "tools", "chat_template_kwargs", "reasoning_effort")
 
 
 class ContextRequest(TenantFields, Body):
@@ -32,7 +34,11 @@ class ContextRequest(TenantFields, Body):
     messages: Annotated[list[Message], Field(max_length=64)] | None = Field(
         None, description="with which those chats begin, of the role system or developer"
     )
-    chat_template_kwargs: Variables | None = Field(None, description="of those chats")
+    tools: Annotated[list[Tool], Field(max_length=MOST_TOOLS)] | None = Field(
+        None, description="of those chats, like the next two"
+    )
+    chat_template_kwargs: Variables | None = None
+    reasoning_effort: Effort | None = None
     star: StarOptions | None = None
     ttl_seconds: Annotated[int, Field(ge=1, le=MOST_DAYS * DAY)] | None = Field(
         None, description=f"after its last use; {DAY} if left out"
@@ -45,8 +51,8 @@ class ContextRequest(TenantFields, Body):
             raise ValueError("text: give text, tokens or, in a form, a file: one of them")
         if any(message.role not in ("system", "developer") for message in self.messages or ()):
             raise ValueError("messages: before the context, only the roles system and developer are read")
-        if self.for_chat is False and (self.messages or self.chat_template_kwargs):
-            raise ValueError("for_chat: messages and chat_template_kwargs are of chats")
+        if self.for_chat is False and self._says_how_chats_begin:
+            raise ValueError(f"for_chat: {', '.join(OF_CHATS)} are of chats")
         if self.star and (self.star.query_tokens is not None or self.star.separator is not None):
             raise ValueError("star: query_tokens and separator have no meaning here: there is no query")
         return self
@@ -64,12 +70,19 @@ class ContextRequest(TenantFields, Body):
 
     def opening(self, *, has_template: bool) -> Chat | None:
         """What comes before it in chats; None if it is for completions."""
-        given = self.messages is not None or self.chat_template_kwargs is not None
-        for_chat = given or (has_template and self.text is not None)
+        for_chat = self._says_how_chats_begin or (has_template and self.text is not None)
         if not (for_chat if self.for_chat is None else self.for_chat):
             return None
         messages = [message.for_template() for message in self.messages or ()]
-        return Chat(messages, variables=self.chat_template_kwargs or {})
+        return Chat(
+            messages,
+            tools=[tool.model_dump(exclude_none=True) for tool in self.tools or ()] or None,
+            variables=effort_variables(self.reasoning_effort, self.chat_template_kwargs or {}),
+        )
+
+    @property
+    def _says_how_chats_begin(self) -> bool:
+        return any(getattr(self, name) is not None for name in OF_CHATS)
 
 
 class ContextObject(BaseModel):
