@@ -11,7 +11,7 @@ setup(
     packages=find_packages(include=["megatron_star*", "checkpoints_tools*"]),
     package_data={
         "megatron_star.attention": ["quantised_cpu.cpp"],
-        "megatron_star.server": ["page.html"],
+        "megatron_star.server": ["page.css", "page.html", "page.js"],
         "megatron_star.speed": ["few_rows_attention.cpp"],
     },
     install_requires=[

@@ -71,6 +71,7 @@ class MapMaker:
     def begin(self, answer: Answer) -> None:
         """Of an answer with at least one token, which goes on running until `note` returns it."""
         answer.stage = Stage.MAPPING
+        answer.pending = []  # it may have a token before the last, if several came in one step
         self._making.append(_Making.of(answer))
 
     def forget(self, answer: Answer) -> None:

@@ -1,6 +1,5 @@
 """For whoever runs the server, and for a person who just wants to try it: health, metrics, the page."""
 
-from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -8,14 +7,9 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 import megatron_star
+from megatron_star.server.page import HEADERS, PAGE
 from megatron_star.server.state import server_of
 
-PAGE = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
-PAGE_HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-}
 router = APIRouter(tags=["operations"])
 
 
@@ -55,5 +49,5 @@ def metrics(request: Request) -> Response:
 
 @router.get("/", include_in_schema=False)
 async def page() -> HTMLResponse:
-    """One page to ask questions about a document."""
-    return HTMLResponse(PAGE, headers=PAGE_HEADERS)
+    """One page to ask questions about documents."""
+    return HTMLResponse(PAGE, headers=HEADERS)

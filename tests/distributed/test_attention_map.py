@@ -80,7 +80,7 @@ def test_maps_beside_other_sequences_and_an_extended_context_change_nothing(chec
                 assert piece == pytest.approx(expected, abs=1e-4)
         else:
             assert one.attention_map is None
-    assert stats["running"] == 0
+    assert stats["running"] == 0 and any(result.num_accepted_tokens for result in together)
 
 
 def test_whoever_gives_up_during_the_map_has_the_answer_without_it(checkpoints):

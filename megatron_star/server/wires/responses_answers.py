@@ -99,7 +99,7 @@ class ResponseAnswer:
             "output_tokens": generated,
             "output_tokens_details": {"reasoning_tokens": len(thought)},
             "total_tokens": asked + generated,
-            "star": star_report(result, split),
+            "star": star_report(batch),
         }
 
     def _response(self, status: str) -> dict[str, Any]:
