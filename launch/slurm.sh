@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # What the .sbatch files and serve.sh share; sourced by them. Needs bash and, inside a job, Slurm's commands.
 
 fail() {  # one line, and the status that means "the user's input": a job that ends with it is not requeued
@@ -83,6 +84,22 @@ choose_address() {
 # torchrun ends with 1 after a SIGTERM, whatever its ranks do; 143 says that the job was to end.
 TORCHRUN='trap ENDING=143 TERM; "$0" -m torch.distributed.run --node-rank="$SLURM_NODEID" "$@"; exit "${ENDING:-$?}"'
 
+# Ranks in a container see the repository at its own path: CONTAINER_OPTIONS are srun's, for pyxis, and
+# CONTAINER_COMMAND is what comes before the program, for Apptainer.
+choose_container() {
+    local mounts=$REPOSITORY:$REPOSITORY${CONTAINER_MOUNTS:+,$CONTAINER_MOUNTS}
+    CONTAINER_OPTIONS=() CONTAINER_COMMAND=()
+    [[ -n ${CONTAINER_IMAGE:-} ]] || return 0
+    case ${CONTAINER_RUNTIME:-pyxis} in
+        pyxis)
+            CONTAINER_OPTIONS=(--container-image="$CONTAINER_IMAGE" --container-workdir="$REPOSITORY"
+                --container-mounts="$mounts") ;;
+        apptainer)
+            CONTAINER_COMMAND=(apptainer exec --nv --bind "$mounts" --pwd "$REPOSITORY" "$CONTAINER_IMAGE") ;;
+        *) fail "CONTAINER_RUNTIME is '$CONTAINER_RUNTIME': it must be pyxis or apptainer" ;;
+    esac
+}
+
 # Run a program of this repository on the job's ranks, in the background; its process id is then RANKS_PID.
 start_ranks() {  # PROGRAM ARGUMENTS...
     local tasks step=(srun --kill-on-bad-exit=1 --distribution=block) program=("$@")
@@ -90,14 +107,12 @@ start_ranks() {  # PROGRAM ARGUMENTS...
     check_programs
     choose_address
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} PYTHONUNBUFFERED=1 PYTHONPATH=$REPOSITORY${PYTHONPATH:+:$PYTHONPATH}
-    if [[ -n ${CONTAINER_IMAGE:-} ]]; then
-        step+=(--container-image="$CONTAINER_IMAGE" --container-workdir="$REPOSITORY")
-        step+=(--container-mounts="$REPOSITORY:$REPOSITORY${CONTAINER_MOUNTS:+,$CONTAINER_MOUNTS}")
-    fi
+    choose_container
     case ${LAUNCHER:-srun} in
-        srun) step+=("$PYTHON") ;;
+        srun) step+=("${CONTAINER_OPTIONS[@]}" "${CONTAINER_COMMAND[@]}" "$PYTHON") ;;
         torchrun)
-            step+=(--ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 bash -c "$TORCHRUN" "$PYTHON")
+            step+=(--ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 "${CONTAINER_OPTIONS[@]}")
+            step+=("${CONTAINER_COMMAND[@]}" bash -c "$TORCHRUN" "$PYTHON")
             program=(--nnodes="$SLURM_JOB_NUM_NODES" --nproc-per-node="$tasks" --master-addr="$MASTER_ADDR"
                 --master-port="$MASTER_PORT" --shutdown-timeout="$((${DRAIN_SECONDS:-20} + 10))" "$@") ;;
         *) fail "LAUNCHER is '$LAUNCHER': it must be srun or torchrun" ;;

@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import os
+import signal
 import subprocess
 import threading
 from collections import Counter
@@ -123,11 +125,24 @@ class Load:
             assert json.loads(answer.text)["usage"]["completion_tokens"] == fields["max_tokens"]
 
 
+def write_nginx_configuration(work: Path, *, without: int | None = None) -> None:
+    """What the documents show, or that without a replica that is not there yet."""
+    lines = (PROXIES / "nginx.conf").read_text().splitlines(keepends=True)
+    kept = [line for line in lines if without is None or f":{without}" not in line]
+    (work / "nginx.conf").write_text("".join(kept))
+
+
+def reload_nginx(work: Path) -> None:
+    """As an operator does who has added a line."""
+    os.kill(int((work / "nginx.pid").read_text()), signal.SIGHUP)
+
+
 @contextmanager
 def proxies(work: Path) -> Iterator[None]:
-    """Both, with the configurations that the documents show."""
+    """Both. HAProxy knows of the third replica from the start, and finds it when it answers."""
+    write_nginx_configuration(work, without=PORTS[2])
     commands = (
-        ["nginx", "-p", str(work), "-c", str(PROXIES / "nginx.conf"), "-g", "daemon off;"],
+        ["nginx", "-p", str(work), "-c", "nginx.conf", "-g", "daemon off;"],
         ["haproxy", "-db", "-f", str(PROXIES / "haproxy.cfg")],
     )
     logs = [(work / f"{command[0]}.log").open("w") for command in commands]
@@ -180,6 +195,8 @@ def find_documents(replicas: Replicas) -> None:
     answered = [replicas.num_answered(port) for port in PORTS[:2]]
     assert min(answered) > NUM_DOCUMENTS / 2, f"all documents are with one replica: {answered}"
     replicas.start(PORTS[2]).wait_until_ready(SECONDS_FOR_A_START)
+    write_nginx_configuration(replicas.work)
+    reload_nginx(replicas.work)
     for proxy in (NGINX, HAPROXY):
         replicas.wait_until_asked(PORTS[2], proxy)
         moved = [document for document in documents_of(proxy) if not question_finds(proxy, document, "How?")]

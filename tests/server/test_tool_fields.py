@@ -81,7 +81,7 @@ def test_without_parallel_calls_there_is_one_and_reasoning_may_be_left_out():
         ({"tools": [tool(parameters={"description": "\ud800"})]}, "surrogates not allowed"),
         ({"tools": [tool(parameters={"maximum": float("nan")})]}, "not JSON compliant"),
         ({"tools": [tool(description="\ud800")]}, "surrogate"),
-        ({"tools": [deep(40)]}, "more than 32 levels"),
+        ({"tools": [deep(31)]}, "more than 32 levels"),
         ({"tools": [{"type": "custom", "custom": {}}]}, "function"),
         ({"tool_choice": "required"}, "there are no tools"),
         ({"tool_choice": ONE}, "there are no tools"),
@@ -102,6 +102,6 @@ def test_a_schema_of_a_thousand_levels_is_refused_like_one_of_forty():
 
 
 def test_a_schema_at_its_bounds_is_taken():
-    asked(tools=[deep(29)])
+    asked(tools=[deep(30)])
     text = "x" * (65536 - len(json.dumps({"description": ""})))
     asked(tools=[tool(parameters={"description": text})])

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # A real Slurm of two nodes on this machine for run.sh, and how to wait for its jobs; sourced by it.
 
 skip() { echo "tests/slurm/run.sh skips: $*"; exit 0; }

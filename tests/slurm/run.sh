@@ -129,9 +129,8 @@ serve_and_kill_a_worker() {
 drain_after_a_plain_scancel_and_under_torchrun() {
     export CHECKPOINT=$WORK/random LONG_ANSWER=500
     start_server 5002
-    local plain=$JOB torchrun
+    local plain=$JOB
     LAUNCHER=torchrun start_server 5003
-    torchrun=$JOB
     wait_for "$SECONDS_FOR_A_JOB" "server of torchrun" is_ready 1
     ask_in_the_background 5003
     scancel --signal=TERM "$JOB"

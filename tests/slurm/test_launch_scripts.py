@@ -19,6 +19,12 @@ JOB = {
     "MASTER_ADDR": "127.0.0.1",
 }
 
+PROGRAMS = {
+    "convert.sbatch": "checkpoints_tools.convert_hf_to_megatron",
+    "generate.sbatch": "launch/generate.py",
+    "serve.sbatch": "launch/run_text_generation_server.py",
+}
+
 
 @pytest.fixture
 def run_script(tmp_path):
@@ -141,6 +147,44 @@ def test_a_container_gets_the_repository_and_the_mounts(run_script):
     arguments = run_script("generate.sbatch", TP="2", CP="4", **container).stdout.splitlines()
     assert "--container-image=pytorch.sqsh" in arguments
     assert f"--container-mounts={REPOSITORY}:{REPOSITORY},/models:/models" in arguments
+    assert arguments[arguments.index("launch/generate.py") - 1] == "python"
+
+
+def arguments_of_srun(ended) -> list[str]:
+    """Without the line of the script itself."""
+    return [line for line in ended.stdout.splitlines() if not line.startswith("serving on ")]
+
+
+@pytest.mark.parametrize("launcher", ["srun", "torchrun"])
+@pytest.mark.parametrize(("script", "program"), PROGRAMS.items())
+def test_apptainer_is_what_a_rank_starts_with(run_script, script, program, launcher):
+    container = {"CONTAINER_IMAGE": "star.sif", "CONTAINER_RUNTIME": "apptainer", "PYTHON": "python"}
+    variables = {"TP": "2", "CP": "4", "PORT": "5983", "HF": "/hf", "LAUNCHER": launcher}
+    arguments = arguments_of_srun(run_script(script, **variables, **container, CONTAINER_MOUNTS="/models"))
+    first = arguments.index("apptainer")
+    assert all(argument.startswith("--") for argument in arguments[:first])
+    mounts = f"{REPOSITORY}:{REPOSITORY},/models"
+    own = ["apptainer", "exec", "--nv", "--bind", mounts, "--pwd", str(REPOSITORY), "star.sif"]
+    assert arguments[first : first + 8] == own
+    assert arguments[first + 8] == ("python" if launcher == "srun" else "bash")
+    assert program in arguments[first + 9 :]
+    assert not any("--container" in argument for argument in arguments)
+
+
+@pytest.mark.parametrize(("script", "program"), PROGRAMS.items())
+def test_without_an_image_ranks_run_bare(run_script, script, program):
+    variables = {"TP": "2", "CP": "4", "PORT": "5982", "HF": "/hf"}
+    arguments = arguments_of_srun(run_script(script, **variables, CONTAINER_RUNTIME="apptainer"))
+    assert arguments[2] == "/bin/true" and program in arguments[3:5]
+
+
+def test_another_runtime_is_refused(run_script):
+    container = {"CONTAINER_IMAGE": "star.sif", "CONTAINER_RUNTIME": "podman"}
+    ended = run_script("generate.sbatch", TP="2", CP="4", **container)
+    assert (ended.returncode, ended.stderr) == (
+        2,
+        "error: CONTAINER_RUNTIME is 'podman': it must be pyxis or apptainer\n",
+    )
 
 
 @pytest.mark.parametrize(
