@@ -30,9 +30,10 @@ from megatron_star.server.settings import ServerSettings
 from megatron_star.server.star_options import StarOptions
 from megatron_star.server.tools.formats import answer_formats
 from megatron_star.server.tools.tool_use import ToolUse
+from megatron_star.text.bad_words import bad_word_tokens
 from megatron_star.text.end_tokens import end_tokens, stop_tokens
 from megatron_star.text.foreign_template import ForeignTemplate, TemplateProcess
-from megatron_star.text.prompt import SplitPrompt
+from megatron_star.text.prompt import SplitPrompt, truncated
 from megatron_star.text.token_bytes import TokenBytes
 
 MOST_BLOCK_SOURCES = 1 << 15
@@ -102,7 +103,7 @@ class CompletionService:
         self._reserve(count, limits)
         submitted = asyncio.ensure_future(self._compile_and_submit(ask, limits))
         try:
-            batch = Batch(*await asyncio.shield(submitted))
+            batch = Batch(*await asyncio.shield(submitted), num_best=ask.num_best)
         except BaseException as error:
             submitted.add_done_callback(lambda future: self._abandon(future, count, tenant))
             if isinstance(error, ValueError):
@@ -202,14 +203,15 @@ class CompletionService:
             "priority": ask.priority,
             "grammar": grammar,
         }
-        splits = [prompt.split(self.splitter, ask.star) for prompt in ask.prompts]
+        splits = [self._truncated(prompt.split(self.splitter, ask.star), ask) for prompt in ask.prompts]
         echoes = [self._as_text(content) for content in ask.echoed]
         for split in splits:
             self._check_context(split, star)
             self._check_prompt_logprobs(split, ask.generation.prompt_logprobs)
+        generation = self._with_bad_words(ask.generation)
         requests: list[StarRequest] = []
         for index, split in enumerate(split for split in splits for _ in range(ask.num_choices)):
-            request = self._request(split, star, ask.generation, index)
+            request = self._request(split, star, generation, index)
             # Only the first answer to a prompt says what was done for it.
             is_first = index % ask.num_choices == 0
             common["attention_map"] = bool(ask.star.attention_map) and is_first
@@ -229,6 +231,17 @@ class CompletionService:
             self.usage.give_back(limits.name, tokens=count)
             raise
         return answers
+
+    def _truncated(self, split: SplitPrompt, ask: Ask) -> SplitPrompt:
+        most = ask.truncate_prompt
+        if most == -1:
+            most = max(1, self.engine.max_sequence_length - ask.generation.num_tokens)
+        return split if most is None else truncated(split, most)
+
+    def _with_bad_words(self, generation: Generation) -> Generation:
+        """As tokens, among the rules."""
+        rules, words = generation.rules, bad_word_tokens(self.tokenizer, generation.bad_words)
+        return replace(generation, rules=replace(rules, bad_words=rules.bad_words + words))
 
     def _as_text(self, content: Content) -> str:
         if isinstance(content, str):
