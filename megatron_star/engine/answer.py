@@ -209,14 +209,23 @@ class Answer(ScheduledRequest):
         self._first_token_at = self._first_token_at or self._last_token_at
         if token in request.all_end_tokens:
             self.finish_reason = "stop"
-        elif token not in request.hidden_tokens:
+        if token not in request.hidden_tokens and (not self.finish_reason or request.include_stop_text):
             self._stream.add(token)
-            self.text = self._stream.text
+            self.text = self._stream.text + self._skipped_stop_text(token)
+        if not self.finish_reason:
             self._keep_to_grammar(token)
         if not self.finish_reason and len(self.tokens) == request.sampling.num_tokens_to_generate:
             self.finish_reason = "length"
         self._cut_at_stop_text()
         self._events.put(NewToken(token, choice.logprob, self._text_to_emit(), choice.top))
+
+    def _skipped_stop_text(self, token: int) -> str:
+        """That of a special token, which ended the answer and is not in the stream."""
+        request = self.request
+        if not (self.finish_reason and request.skip_special_tokens):
+            return ""
+        text = self._stream.tokenizer.decode([token], skip_special_tokens=False)
+        return text if text in (request.sampling.stop_words or ()) else ""
 
     def _keep_to_grammar(self, token: int) -> None:
         """End the answer where nothing can follow this token."""
@@ -282,15 +291,17 @@ class Answer(ScheduledRequest):
         if len(self.tokens) < self.request.min_tokens:
             return
         stops = self.request.sampling.stop_words or ()
-        found = [text.find(stop, max(0, searched - len(stop) + 1)) for stop in stops]
-        if any(start >= 0 for start in found):
-            self.text, self.finish_reason = text[: min(start for start in found if start >= 0)], "stop"
+        starts = [(text.find(stop, max(0, searched - len(stop) + 1)), len(stop)) for stop in stops]
+        if found := [(start, length) for start, length in starts if start >= 0]:
+            start, length = min(found)
+            end = start + length if self.request.include_stop_text else start
+            self.text, self.finish_reason = text[:end], "stop"
 
     def _text_to_emit(self) -> str:
         """What is certain to stay: no half character, and no beginning of a stop text."""
         text = self._certain_text
         end = len(text)
-        if not self.finish_reason:
+        if not (self.finish_reason or self.request.include_stop_text):
             stops = self.request.sampling.stop_words or ()
             end -= max(
                 (n for stop in stops for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0

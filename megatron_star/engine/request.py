@@ -125,6 +125,7 @@ class StarRequest:
                     f"{name} is {getattr(self, name)}: it must be from 0 to {MOST_TOP_LOGPROBS}", name
                 )
         self.rules.check(vocab_size)
+        self.rules.check_leaves_some(self.all_end_tokens if self.min_tokens else ())
         _check_turn_edges(self.turn_edges, len(self.context_tokens))
         context, query = len(self.context_tokens), len(self.query_tokens)
         generated = self.sampling.num_tokens_to_generate

@@ -5,6 +5,7 @@
 """
 
 import argparse
+import logging
 import signal
 import sys
 import threading
@@ -22,6 +23,7 @@ from megatron_star.parallel.control import DRIVER
 from megatron_star.programs.server_arguments import add_server_arguments, server_settings
 from megatron_star.server.app import create_app
 from megatron_star.server.http_server import HttpServer, bind
+from megatron_star.server.keys import KeyRing
 from megatron_star.server.log import LineWriter, log_to_stderr
 from megatron_star.server.metrics import ServerMetrics
 from megatron_star.server.service import CompletionService
@@ -31,6 +33,7 @@ from megatron_star.server.traces import open_traces
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 SECONDS_OF_AN_ECHO = 2.0
 SECONDS_FOR_LAST_LINES = 1.0
+log = logging.getLogger("megatron_star.server")
 SECONDS_FOR_LAST_TRACES = 3.0
 
 
@@ -49,6 +52,8 @@ class Frontend:
     def __init__(self, args: argparse.Namespace) -> None:
         """Raises ValueError or OSError: a setting is wrong, or the address is taken."""
         self.args, self.settings = args, server_settings(args)
+        if warning := self.settings.keys and self.settings.keys.warning():
+            print(f"warning: {warning}", file=sys.stderr)
         endpoint = self.settings.otlp_traces_endpoint
         self._traces = open_traces(endpoint, self.settings.model_name) if endpoint else None
         listener = bind(args.host, args.port)
@@ -68,6 +73,8 @@ class Frontend:
     def serve(self, service: CompletionService) -> None:
         """Answer requests until a signal, then drain; a second signal cuts that short."""
         signals = _CountedSignals()
+        if self.settings.keys:
+            signal.signal(signal.SIGHUP, lambda *_: self._read_keys_anew())
         service.engine.start(lambda error: end_process(DRIVER, error))
         self.server.open(service)
         self._stdout.write(f"ready: http://{self.args.host}:{self.port}/ serves {self.settings.model_name}")
@@ -80,6 +87,10 @@ class Frontend:
         )
         service.engine.stop()
 
+    def _read_keys_anew(self) -> None:
+        """In a thread of its own: what the signal has interrupted may hold the log's lock."""
+        threading.Thread(target=_reload, args=(self.settings.keys,), name="keys", daemon=True).start()
+
     def say_stopped(self) -> None:
         """The last traces and lines, once the engine has stopped."""
         if self._traces:
@@ -87,6 +98,13 @@ class Frontend:
         self._stdout.write("stopped")
         for writer in (self._stdout, self._log):
             writer.flush(SECONDS_FOR_LAST_LINES)
+
+
+def _reload(keys: KeyRing) -> None:
+    try:
+        log.info("keys", extra={"fields": {"count": keys.reload()}})
+    except (ValueError, OSError) as error:
+        log.error("the keys stay as they were: %s", error)
 
 
 class _CountedSignals:

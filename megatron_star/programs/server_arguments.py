@@ -14,6 +14,7 @@ from megatron_star.job.argument_types import (
 )
 from megatron_star.job.sampling_arguments import add_speculate_argument
 from megatron_star.job.star_arguments import star_config
+from megatron_star.server.keys import KeyRing
 from megatron_star.server.settings import ServerSettings
 from megatron_star.server.tools.formats import AUTO, CALL_NAMES, OFF, REASONING_NAMES
 from megatron_star.text.chat_template import check_template
@@ -45,7 +46,7 @@ def _add_who_is_let_in(group: argparse._ArgumentGroup) -> None:
         "--api-key-file",
         type=text_argument,
         metavar="FILE",
-        help="clients must send the key that is in it; default: no key",
+        help="clients must send a key that is in it: one line, or TOML with limits of each; default: no key",
     )
     group.add_argument(
         "--served-model-name",
@@ -203,7 +204,7 @@ def server_settings(args: argparse.Namespace) -> ServerSettings:
         star=star_config(args),
         num_query_tokens=args.star_query_tokens,
         separator=args.star_separator,
-        api_key=read_text(key_file).strip() if key_file else None,
+        keys=KeyRing.of_file(key_file) if key_file else None,
         max_request_bytes=args.max_request_bytes,
         max_concurrent_requests=args.max_concurrent_requests,
         max_queued_requests=args.max_queued_requests,

@@ -52,6 +52,7 @@ class Generation:
         cut_to_room: nobody asked for so many tokens: fewer, where the model's limit leaves fewer.
         end_tokens: that end an answer; None are those of the model.
         more_end_tokens: in addition.
+        bad_words: texts that the answer does not have; in addition to those of `rules`.
         rules, num_top_logprobs, prompt_logprobs, include_stop_text, skip_special_tokens, hidden_tokens: see
             `StarRequest`.
         grammar: what answers must look like.
@@ -66,6 +67,7 @@ class Generation:
     end_tokens: tuple[int, ...] | None = None
     more_end_tokens: tuple[int, ...] = ()
     seed: int | None = None
+    bad_words: tuple[str, ...] = ()
     rules: TokenRules = TokenRules()
     grammar: GrammarSpec | None = None
     num_top_logprobs: int = 0
@@ -143,6 +145,8 @@ class Ask:
     Attributes:
         prompts: each gets `num_choices` answers.
         star: how contexts are encoded and where they end.
+        num_best: of them, so many are given: those that are likeliest; None gives all.
+        truncate_prompt: to its last so many tokens; -1: to those that there is room for.
         echoed: prompts whose text the answers repeat: all of them, or none.
         cache_salt, priority: see `StarRequest`.
         context_id: of the context that all prompts follow, see `ContextRegistry`.
@@ -152,6 +156,8 @@ class Ask:
     star: StarOptions
     generation: Generation
     num_choices: int = 1
+    num_best: int | None = None
+    truncate_prompt: int | None = None
     echoed: Sequence[Content] = ()
     cache_salt: str = ""
     priority: int = 0

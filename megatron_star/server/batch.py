@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
+from itertools import batched
 from time import monotonic
 from typing import NamedTuple
 
@@ -37,7 +38,16 @@ class Batch:
         refusal: why `events` raised, if it did.
     """
 
-    def __init__(self, splits: list[SplitPrompt], answers: list[Answer], echoes: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        splits: list[SplitPrompt],
+        answers: list[Answer],
+        echoes: Sequence[str] = (),
+        *,
+        num_best: int | None = None,
+    ) -> None:
+        """num_best: see `Ask`."""
+        self.num_best = num_best
         self.splits, self.answers, self.echoes = splits, answers, echoes
         self.results: list[StarResult | None] = [None] * len(answers)
         self.excerpts: dict[int, list[str]] = {}
@@ -80,6 +90,20 @@ class Batch:
     def num_choices(self) -> int:
         """Answers to each prompt."""
         return len(self.answers) // len(self.splits)
+
+    @property
+    def num_shown(self) -> int:
+        """Of them, those that are given to whoever asked."""
+        return self.num_best or self.num_choices
+
+    def shown(self) -> list[Answer]:
+        """Of answers that have ended, those that are given; the likeliest first, if some are not."""
+        if self.num_best is None:
+            return self.answers
+        chosen = []
+        for answers in batched(self.answers, self.num_choices):
+            chosen += sorted(answers, key=lambda answer: -sum(answer.logprobs))[: self.num_shown]
+        return chosen
 
     async def wait(self) -> None:
         """Until every result is there."""

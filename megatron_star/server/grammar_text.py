@@ -1,6 +1,7 @@
 """Grammars of requests in the words of llguidance."""
 
 import json
+from typing import Any
 
 from llguidance import LLMatcher
 from llguidance.gbnf_to_lark import any_to_lark
@@ -17,7 +18,26 @@ def grammar_text(spec: GrammarSpec) -> str:
 
 
 def _of_json_schema(text: str) -> str:
-    return LLMatcher.grammar_from_json_schema(text, defaults={"whitespace_pattern": WHITESPACE})
+    schema = json.loads(text)
+    if '"allOf"' not in text:  # the parts of that must be open to each other's properties
+        _close_objects(schema)
+    return LLMatcher.grammar_from_json_schema(schema, defaults={"whitespace_pattern": WHITESPACE})
+
+
+def _close_objects(schema: Any) -> None:
+    """An object that lists properties, and does not speak of others, has none: models find no end of them."""
+    schemas = [schema]
+    while schemas:
+        part = schemas.pop()
+        if not isinstance(part, dict):
+            continue
+        if "properties" in part and "patternProperties" not in part:
+            part.setdefault("additionalProperties", False)
+        schemas += [part[key] for key in ("items", "additionalProperties") if key in part]
+        for key in ("properties", "patternProperties", "$defs", "definitions"):
+            schemas += part[key].values() if isinstance(part.get(key), dict) else ()
+        for key in ("anyOf", "oneOf", "prefixItems"):
+            schemas += part[key] if isinstance(part.get(key), list) else ()
 
 
 def _of_choice(text: str) -> str:

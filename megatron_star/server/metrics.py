@@ -129,6 +129,10 @@ class ServerMetrics:
         self.registry.register(EngineCollector(engine))
         self.registry.register(ExpertCollector(engine, each_expert=each_expert))
 
+    def watch_keys(self, usage: Collector) -> None:
+        """Add what keys have in flight, and their tokens."""
+        self.registry.register(usage)
+
     def watch_contexts(self, contexts: ContextRegistry) -> None:
         """Add the gauges of contexts that clients have sent ahead."""
         for key, help_text, function in (

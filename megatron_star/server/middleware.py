@@ -1,8 +1,8 @@
 """What happens to every HTTP request before a route sees it: a log line, admission, and a bounded body."""
 
 import asyncio
-import hmac
 import logging
+from collections import Counter
 from functools import partial
 from time import monotonic, time_ns
 from typing import Any
@@ -11,6 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from megatron_star.server.connection import admitted
 from megatron_star.server.errors import KINDS, error_response
+from megatron_star.server.keys import KeyLimits
 from megatron_star.server.metrics import ServerMetrics
 from megatron_star.server.record import record_of
 from megatron_star.server.request_id import HEADER, name_request
@@ -76,6 +77,7 @@ class AccessLog:
             "route": route,
             "status": status,
             "seconds": round(seconds, 4),
+            **({"key": record.tenant} if record.tenant else {}),
             **({"error": error} if error else {}),
             **record.numbers,
         }
@@ -124,39 +126,52 @@ class LastAnswers:
 
 
 class Admission:
-    """Refuses whoever has no key, and everybody while the server is not ready; counts who is inside."""
+    """Refuses whoever has no key, and everybody while the server is not ready; counts who is inside.
+
+    A stranger's body is not read, and neither is that of a key with as many requests inside as it may have.
+    """
 
     def __init__(self, app: ASGIApp, settings: ServerSettings, state: ServerState) -> None:
         self.app, self.settings, self.state = app, settings, state
+        self._inside = Counter[str]()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One ASGI connection."""
         if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
             await self.app(scope, receive, send)
             return
-        if not self._has_key(scope):
+        holder = self._holder(scope)
+        if not holder:
             response = error_response(401, "give the API key as 'Authorization: Bearer KEY'", "Authorization")
             await response(scope, receive, send)
             return
+        record_of(scope).tenant = name = holder.name
         if not self.state.ready:
             message = f"the server is {self.state.name}: try again later"
             await error_response(503, message)(scope, receive, send)
             return
+        counts = scope["method"] not in QUIET_METHODS
+        if counts and holder.max_requests is not None and self._inside[name] >= holder.max_requests:
+            message = f"key {name!r} has {self._inside[name]} of {holder.max_requests} requests in flight"
+            await error_response(429, f"{message} (max_requests): try again later")(scope, receive, send)
+            return
         self.state.num_active += 1
+        self._inside[name] += counts
         try:
             record_of(scope).admitted = True
             with admitted(scope):
                 await self.app(scope, receive, send)
         finally:
             self.state.num_active -= 1
+            self._inside[name] -= counts
 
-    def _has_key(self, scope: Scope) -> bool:
-        if self.settings.api_key is None:
-            return True
+    def _holder(self, scope: Scope) -> KeyLimits | None:
+        if self.settings.keys is None:
+            return KeyLimits()
         given = dict(scope["headers"]).get(b"authorization", b"")
         scheme, _, key = given.partition(b" ")
-        matches = hmac.compare_digest(key.strip(), self.settings.api_key.encode())
-        return matches and scheme.lower() == b"bearer"
+        holder = self.settings.keys.holder(key.strip())
+        return holder if scheme.lower() == b"bearer" else None
 
 
 class BodyLimit:

@@ -66,7 +66,7 @@ class OwnNamesOnly:
 
     def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
         self.app = app
-        self.names = OwnNames(settings.host, settings.allowed_origins) if settings.api_key is None else None
+        self.names = OwnNames(settings.host, settings.allowed_origins) if settings.keys is None else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One ASGI connection."""

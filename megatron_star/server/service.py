@@ -23,14 +23,17 @@ from megatron_star.server.context_rules import PromptSplitter
 from megatron_star.server.contexts import ContextRegistry
 from megatron_star.server.errors import RequestError, refusal
 from megatron_star.server.grammars import Grammars
+from megatron_star.server.key_usage import KeyUsage, tokens_in_flight
+from megatron_star.server.keys import KeyLimits
 from megatron_star.server.metrics import ServerMetrics
 from megatron_star.server.settings import ServerSettings
 from megatron_star.server.star_options import StarOptions
 from megatron_star.server.tools.formats import answer_formats
 from megatron_star.server.tools.tool_use import ToolUse
+from megatron_star.text.bad_words import bad_word_tokens
 from megatron_star.text.end_tokens import end_tokens, stop_tokens
 from megatron_star.text.foreign_template import ForeignTemplate, TemplateProcess
-from megatron_star.text.prompt import SplitPrompt
+from megatron_star.text.prompt import SplitPrompt, truncated
 from megatron_star.text.token_bytes import TokenBytes
 
 MOST_BLOCK_SOURCES = 1 << 15
@@ -72,7 +75,7 @@ class CompletionService:
             settings.separator,
             max_tokens=engine.max_sequence_length,
         )
-        self._num_sequences = 0
+        self._num_sequences, self.usage = 0, KeyUsage()
         self._answers: set[Answer] = set()
         self._lock = threading.Lock()
         self._tokenizers = ThreadPoolExecutor(TOKENIZER_THREADS, "tokenizer")
@@ -83,6 +86,7 @@ class CompletionService:
         self.encodings: set[asyncio.Task] = set()
         metrics.watch(engine, each_expert=settings.metrics_per_expert)
         metrics.watch_contexts(self.contexts)
+        metrics.watch_keys(self.usage)
 
     @asynccontextmanager
     async def answer(self, ask: Ask, tenant: str = "") -> AsyncIterator[Batch]:
@@ -94,13 +98,14 @@ class CompletionService:
             RequestError: a prompt cannot be answered; none is then left running.
         """
         ask = self.contexts.resolved(ask, tenant)
-        count = len(ask.prompts) * ask.num_choices
-        self._reserve(count)
-        submitted = asyncio.ensure_future(self._compile_and_submit(ask, tenant))
+        count, limits = len(ask.prompts) * ask.num_choices, self._limits(tenant)
+        _check_priority(ask.priority, limits)
+        self._reserve(count, limits)
+        submitted = asyncio.ensure_future(self._compile_and_submit(ask, limits))
         try:
-            batch = Batch(*await asyncio.shield(submitted))
+            batch = Batch(*await asyncio.shield(submitted), num_best=ask.num_best)
         except BaseException as error:
-            submitted.add_done_callback(lambda future: self._abandon(future, count))
+            submitted.add_done_callback(lambda future: self._abandon(future, count, tenant))
             if isinstance(error, ValueError):
                 raise refusal(error) from error
             raise
@@ -154,55 +159,89 @@ class CompletionService:
         is_exact = ask.generation.prompt_logprobs is not None and ask.star.mode is None
         return replace(star, mode="exact") if is_exact else star
 
-    def _reserve(self, count: int) -> None:
+    def _limits(self, tenant: str) -> KeyLimits:
+        keys = self.settings.keys
+        return keys.limits(tenant) if keys else KeyLimits(name=tenant)
+
+    def _reserve(self, count: int, limits: KeyLimits) -> None:
         most = self.settings.max_sequences
         if count > most:
             raise RequestError(400, f"{count} prompts times n are more than the {most} that fit here")
         with self._lock:
             if self._num_sequences + count > most:
                 raise RequestError(429, f"{self._num_sequences} of {most} places are taken: try again later")
+            self.usage.take_sequences(limits, count)
             self._num_sequences += count
 
-    def _release(self, count: int) -> None:
+    def _release(self, count: int, tenant: str, num_tokens: int = 0) -> None:
         with self._lock:
             self._num_sequences -= count
+        self.usage.give_back(tenant, sequences=count, tokens=num_tokens)
 
-    def _abandon(self, submitted: asyncio.Future, count: int) -> None:
+    def _abandon(self, submitted: asyncio.Future, count: int, tenant: str) -> None:
         """Whoever asked is gone, or the request was refused."""
         if not submitted.cancelled() and submitted.exception() is None:
-            self.cancel(submitted.result().answers)
-        self._release(count)
+            answers = submitted.result().answers
+            self.cancel(answers)
+            self._release(count, tenant, sum(tokens_in_flight(answer.request) for answer in answers))
+        else:
+            self._release(count, tenant)
 
-    async def _compile_and_submit(self, ask: Ask, tenant: str) -> _Submitted:
+    async def _compile_and_submit(self, ask: Ask, limits: KeyLimits) -> _Submitted:
         spec = ask.generation.grammar
         grammar = await self.grammars.compiled(spec) if spec else None
-        return await self.in_tokenizer_thread(self._submit, ask, tenant, grammar)
+        return await self.in_tokenizer_thread(self._submit, ask, limits, grammar)
 
-    def _submit(self, ask: Ask, tenant: str, grammar: Grammar | None) -> _Submitted:
+    def _submit(self, ask: Ask, limits: KeyLimits, grammar: Grammar | None) -> _Submitted:
         """In a tokenizer's thread."""
         star = self._star_of(ask)
         common = {
             "speculate": ask.star.speculate or self.settings.speculate,
-            "tenant": tenant,
+            "tenant": limits.name,
+            "share": limits.share,
             "cache_salt": ask.cache_salt,
             "priority": ask.priority,
             "grammar": grammar,
         }
-        splits = [prompt.split(self.splitter, ask.star) for prompt in ask.prompts]
+        splits = [self._truncated(prompt.split(self.splitter, ask.star), ask) for prompt in ask.prompts]
         echoes = [self._as_text(content) for content in ask.echoed]
         for split in splits:
             self._check_context(split, star)
             self._check_prompt_logprobs(split, ask.generation.prompt_logprobs)
+        generation = self._with_bad_words(ask.generation)
+        requests: list[StarRequest] = []
+        for index, split in enumerate(split for split in splits for _ in range(ask.num_choices)):
+            request = self._request(split, star, generation, index)
+            # Only the first answer to a prompt says what was done for it.
+            is_first = index % ask.num_choices == 0
+            common["attention_map"] = bool(ask.star.attention_map) and is_first
+            common["prompt_logprobs"] = ask.generation.prompt_logprobs if is_first else None
+            requests.append(replace(request, **common))
+        return _Submitted(splits, self._submit_all(requests, limits), echoes)
+
+    def _submit_all(self, requests: list[StarRequest], limits: KeyLimits) -> list[Answer]:
+        """All of them, or none: then their tokens are not in flight either."""
         answers: list[Answer] = []
-        with self._cancelled_on_error(answers):
-            for index, split in enumerate(split for split in splits for _ in range(ask.num_choices)):
-                request = self._request(split, star, ask.generation, index)
-                # Only the first answer to a prompt says what was done for it.
-                is_first = index % ask.num_choices == 0
-                common["attention_map"] = bool(ask.star.attention_map) and is_first
-                common["prompt_logprobs"] = ask.generation.prompt_logprobs if is_first else None
-                answers.append(self.engine.submit(replace(request, **common)))
-        return _Submitted(splits, answers, echoes)
+        count = sum(map(tokens_in_flight, requests))
+        self.usage.take_tokens(limits, count)
+        try:
+            with self._cancelled_on_error(answers):
+                answers += map(self.engine.submit, requests)
+        except BaseException:
+            self.usage.give_back(limits.name, tokens=count)
+            raise
+        return answers
+
+    def _truncated(self, split: SplitPrompt, ask: Ask) -> SplitPrompt:
+        most = ask.truncate_prompt
+        if most == -1:
+            most = max(1, self.engine.max_sequence_length - ask.generation.num_tokens)
+        return split if most is None else truncated(split, most)
+
+    def _with_bad_words(self, generation: Generation) -> Generation:
+        """As tokens, among the rules."""
+        rules, words = generation.rules, bad_word_tokens(self.tokenizer, generation.bad_words)
+        return replace(generation, rules=replace(rules, bad_words=rules.bad_words + words))
 
     def _as_text(self, content: Content) -> str:
         if isinstance(content, str):
@@ -275,6 +314,17 @@ class CompletionService:
             batch.excerpts[index] = excerpts(self.tokenizer, answer.context_tokens, result.attention_map)
         with self._lock:
             self._answers.discard(answer)
-        self._release(1)
+        self._release(1, answer.owner.tenant, tokens_in_flight(answer.request))
         self.metrics.note_result(result)
+        self.usage.note_result(answer.owner.tenant, result)
         batch.post(index, result)
+
+
+def _check_priority(priority: int, limits: KeyLimits) -> None:
+    if priority < limits.highest_priority:
+        raise RequestError(
+            400,
+            f"priority is {priority}: it must be at least {limits.highest_priority}"
+            + (f" with key {limits.name!r}" if limits.name else ""),
+            "priority",
+        )

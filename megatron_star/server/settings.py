@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass, field
 
 from megatron_star.config import DEFAULT_SPECULATE, StarConfig
+from megatron_star.server.keys import KeyRing
 from megatron_star.server.origins import check_origins
 from megatron_star.server.traces import check_endpoint
 
@@ -20,7 +21,7 @@ class ServerSettings:
         star: how contexts are encoded unless the request's `star` object says otherwise.
         num_query_tokens: the end of a prompt that is its query where nothing else says so.
         separator: text between context and query, looked for where a request names none.
-        api_key: what `Authorization: Bearer` must carry; None lets everybody in.
+        keys: of which `Authorization: Bearer` must carry one; None lets everybody in.
         max_request_bytes: of one body; 32 times as much may be in flight.
         max_concurrent_requests: sequences (prompts times `n`) that run at the same time.
         max_queued_requests: sequences that wait for that.
@@ -47,7 +48,7 @@ class ServerSettings:
     star: StarConfig = field(default_factory=StarConfig)
     num_query_tokens: int = 256
     separator: str | None = None
-    api_key: str | None = None
+    keys: KeyRing | None = None
     max_request_bytes: int = 16 << 20
     max_concurrent_requests: int = 64
     max_queued_requests: int = 256
@@ -74,15 +75,11 @@ class ServerSettings:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
         if self.max_queued_requests < 0:
             raise ValueError(f"max_queued_requests is {self.max_queued_requests}: it must be at least 0")
-        if self.api_key is not None and not (self.api_key.isascii() and self.api_key.isprintable()):
-            raise ValueError("the API key must be one line of printable ASCII characters")
-        if self.api_key == "":
-            raise ValueError("the API key is empty")
         if len(set(self.model_names)) < len(self.model_names):
             raise ValueError(f"model names {', '.join(self.model_names)}: each may be there once")
         if self.otlp_traces_endpoint is not None:
             check_endpoint(self.otlp_traces_endpoint)
-        check_origins(self.allowed_origins, has_key=self.api_key is not None)
+        check_origins(self.allowed_origins, has_key=self.keys is not None)
         if self.root_path and not _ROOT_PATH.fullmatch(self.root_path):
             raise ValueError(f"root_path is {self.root_path!r}: it must be as /star, without a / at its end")
 

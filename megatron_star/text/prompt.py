@@ -52,6 +52,15 @@ def join(context: str, query: str) -> JoinedText:
     return JoinedText(context + (BLANK_LINE if glued else "") + query, len(context.rstrip(" ")))
 
 
+def truncated(split: SplitPrompt, num_tokens: int) -> SplitPrompt:
+    """Its last so many tokens, at least one; those that are cut off are the context's first."""
+    query = split.query_tokens[-num_tokens:]
+    num_context = min(len(split.context_tokens), num_tokens - len(query))
+    num_cut = len(split.context_tokens) - num_context
+    edges = tuple(edge - num_cut for edge in split.turn_edges if edge > num_cut)
+    return split._replace(context_tokens=split.context_tokens[num_cut:], query_tokens=query, turn_edges=edges)
+
+
 def at_last_tokens(tokens: list[int], num_query_tokens: int, rule: str = "last_tokens") -> SplitPrompt:
     """The last so many tokens, at least one, are the query."""
     return SplitPrompt(tokens[:-num_query_tokens], tokens[-num_query_tokens:], rule)

@@ -23,7 +23,11 @@ class TextStream:
     def __init__(
         self, tokenizer: Tokenizer, prompt_tokens: Sequence[int] = (), *, skip_special_tokens: bool = True
     ) -> None:
-        """prompt_tokens: what the text continues; the space before its first word may depend on it."""
+        """
+        Args:
+            prompt_tokens: what the text continues; the space before its first word may depend on it.
+            skip_special_tokens: the text does not have them.
+        """
         self.tokenizer, self._skip_special_tokens = tokenizer, skip_special_tokens
         self._tokens = list(prompt_tokens[-PROMPT_TOKENS:])
         self._window, self._settled = 0, len(self._tokens)

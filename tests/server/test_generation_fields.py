@@ -24,7 +24,11 @@ def service():
         max_sequence_length=100,
         most_generated=lambda n: 100 - n,
     )
-    metrics = SimpleNamespace(watch=lambda engine, each_expert: None, watch_contexts=lambda contexts: None)
+    metrics = SimpleNamespace(
+        watch=lambda engine, each_expert: None,
+        watch_contexts=lambda contexts: None,
+        watch_keys=lambda usage: None,
+    )
     return CompletionService(engine, ServerSettings(model_name="m"), metrics)
 
 

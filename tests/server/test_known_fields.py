@@ -85,11 +85,9 @@ def test_every_field_of_a_message_that_the_client_knows_may_be_null():
     [
         ("functions", [{"name": "f"}], r"only null or \[\] is supported here"),
         ("function_call", {"name": "f"}, 'only null or "none" or "auto"'),
-        ("min_p", 0.1, "only null or 0"),
-        ("min_p", False, "only null or 0"),
-        ("repetition_penalty", 1.2, "only null or 1"),
-        ("logit_bias", {"5": 1}, "only null or {}"),
-        ("skip_special_tokens", False, "only null or true"),
+        ("typical_p", 0.1, "only null or 1"),
+        ("typical_p", True, "only null or 1"),
+        ("logits_processors", ["x"], r"only null or \[\]"),
         ("response_format", {"type": "structural_tag"}, "'text', 'json_object' or 'json_schema'"),
         ("structural_tag", "{}", "only null is"),
         ("guided_decoding_backend", "outlines", "only null or"),
@@ -101,10 +99,13 @@ def test_what_would_change_the_answer_is_refused(field, value, reason):
         ChatRequest(**CHAT, **{field: value})
 
 
-def test_best_of_is_one_or_as_many_as_are_returned():
-    CompletionRequest(**COMPLETION, n=3, best_of=3)
-    with pytest.raises(ValidationError, match="best_of: only null, 1 or n"):
-        CompletionRequest(**COMPLETION, n=2, best_of=3)
+def test_best_of_is_as_many_as_are_returned_or_more_and_then_not_streamed():
+    CompletionRequest(**COMPLETION, n=3, best_of=3, stream=True)
+    assert CompletionRequest(**COMPLETION, n=2, best_of=3).num_best == 2
+    with pytest.raises(ValidationError, match="best_of: it is 2, less than n, which is 3"):
+        CompletionRequest(**COMPLETION, n=3, best_of=2)
+    with pytest.raises(ValidationError, match="best_of: the best is known at the end only"):
+        CompletionRequest(**COMPLETION, best_of=2, stream=True)
 
 
 def test_megatrons_routes_know_neutral_values_too():

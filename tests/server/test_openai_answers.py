@@ -34,7 +34,7 @@ def answered(request, smollm2):
     )
     service = SimpleNamespace(tokenizer=tokenizer, token_bytes=TokenBytes(tokenizer))
     split = SplitPrompt([], prompt, "last_tokens")
-    batch = SimpleNamespace(splits=[split], answers=[answer], echoes=[], num_choices=1)
+    batch = SimpleNamespace(splits=[split], answers=[answer], echoes=[], num_choices=1, num_shown=1)
     return service, batch, answer
 
 

@@ -11,12 +11,14 @@ from starlette.testclient import TestClient
 
 import megatron_star
 from megatron_star.server.app import create_app
+from megatron_star.server.keys import ApiKey, KeyRing
 from megatron_star.server.metrics import ServerMetrics
 from megatron_star.server.request_id import LONGEST_REQUEST_ID
 from megatron_star.server.settings import ServerSettings
 from megatron_star.server.state import ServerState
 
 KEY = {"Authorization": "Bearer right-key"}
+RIGHT_KEYS = KeyRing([ApiKey.of("right-key", name="default")])
 APP, OTHER = "https://app.example", "https://other.example"
 PREFLIGHT = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
 
@@ -36,7 +38,7 @@ def allowed(response) -> str | None:
 def test_a_stranger_leaves_no_trace():
     noted = []
     traces = SimpleNamespace(note=noted.append)
-    settings = ServerSettings(model_name="m", api_key="right-key")
+    settings = ServerSettings(model_name="m", keys=RIGHT_KEYS)
     asking = TestClient(create_app(settings, ServerState(service=object()), ServerMetrics(), traces))
     for headers in ({}, KEY):
         asking.post("/nowhere", headers=headers)
@@ -44,13 +46,13 @@ def test_a_stranger_leaves_no_trace():
 
 
 def test_the_version_is_said_to_those_who_have_the_key():
-    with_key = client(api_key="right-key")
+    with_key = client(keys=RIGHT_KEYS)
     assert with_key.get("/version", headers=KEY).json() == {"version": megatron_star.__version__}
     assert with_key.get("/version").status_code == 401
 
 
 def test_ping_says_what_health_says_without_a_key_and_by_get_and_post():
-    loading = client(ServerState(), api_key="right-key")
+    loading = client(ServerState(), keys=RIGHT_KEYS)
     for answer in (loading.get("/ping"), loading.post("/ping", content=b"x"), loading.get("/health")):
         assert (answer.status_code, answer.json()["status"]) == (503, "loading")
 
@@ -71,12 +73,12 @@ def test_a_request_id_that_cannot_be_shown_anywhere_is_replaced(given):
 
 
 def test_pages_of_others_get_no_leave_unless_they_are_named():
-    for nobody in (client(), client(api_key="right-key")):
+    for nobody in (client(), client(keys=RIGHT_KEYS)):
         assert allowed(nobody.get("/version", headers=KEY | {"Origin": APP})) is None
         assert nobody.options("/version", headers=PREFLIGHT | {"Origin": APP}).status_code in (401, 403)
 
 
-@pytest.mark.parametrize("key", [{}, {"api_key": "right-key"}], ids=["no key", "a key"])
+@pytest.mark.parametrize("key", [{}, {"keys": RIGHT_KEYS}], ids=["no key", "a key"])
 def test_a_page_that_is_named_may_ask_and_read_what_it_is_refused_for(key):
     named = client(allowed_origins=(APP,), **key)
     preflight = named.options("/v1/completions", headers=PREFLIGHT | {"Origin": APP})
@@ -92,7 +94,7 @@ def test_a_page_that_is_named_may_ask_and_read_what_it_is_refused_for(key):
 
 
 def test_another_page_gets_no_leave_and_without_a_key_no_answer_either():
-    for key, status in (({}, 403), ({"api_key": "right-key"}, 200)):
+    for key, status in (({}, 403), ({"keys": RIGHT_KEYS}, 200)):
         named = client(allowed_origins=(APP,), **key)
         answer = named.get("/version", headers=KEY | {"Origin": OTHER})
         assert (answer.status_code, allowed(answer)) == (status, None)
@@ -105,7 +107,7 @@ def test_a_page_that_is_named_cannot_give_this_machine_another_name():
 
 
 def test_with_a_key_every_page_may_be_let_in_and_without_one_that_is_refused():
-    everybody = client(allowed_origins=("*",), api_key="right-key")
+    everybody = client(allowed_origins=("*",), keys=RIGHT_KEYS)
     assert allowed(everybody.get("/version", headers=KEY | {"Origin": OTHER})) == "*"
     with pytest.raises(ValueError, match="without an API key, every page could use the server"):
         ServerSettings(model_name="m", allowed_origins=("*",))
@@ -132,7 +134,7 @@ def test_ports_and_addresses_are_origins():
 
 
 def test_behind_a_proxys_path_the_description_says_where_the_server_is():
-    behind = client(root_path="/star", api_key="right-key")
+    behind = client(root_path="/star", keys=RIGHT_KEYS)
     assert behind.get("/openapi.json", headers=KEY).json()["servers"] == [{"url": "/star"}]
     assert behind.get("/version", headers=KEY).status_code == 200
     for wrong in ("star", "/star/", "/", "/a b"):

@@ -106,6 +106,15 @@ def test_an_answer_may_end_with_its_own_end_tokens_and_no_others():
     assert allowed(matcher.mask()) == {1, OTHER_END} and matcher.may_end and not matcher.is_over
 
 
+def test_the_last_token_of_a_model_without_end_tokens_is_one_like_others():
+    library = Llguidance(
+        Vocabulary([b"a", b"b"], [], []), lambda text: [b"ab".index(c) for c in text.encode()]
+    )
+    matcher = library.compile(grammar_text(GrammarSpec("regex", "a*b+a", "f"))).matcher([])
+    assert allowed(matcher.mask()) == {0, 1} and matcher.accept([1]) == 1
+    assert allowed(matcher.mask()) == {0, 1} and matcher.accept([0]) == 1 and matcher.is_over
+
+
 def test_tokens_that_did_not_come_leave_no_trace():
     matcher = compiled("regex", "(ab|ba)+0").matcher([END])
     before = allowed(matcher.mask())
@@ -126,6 +135,30 @@ def test_answers_on_one_grammar_do_not_meet():
     [
         ("json_object", "", '{"a": [1]}', "[1]"),
         ("json_schema", '{"type": "integer"}', "-3", "3.5"),
+        (
+            "json_schema",
+            '{"properties": {"a": {"const": 1}}, "type": "object"}',
+            '{"a": 1}',
+            '{"a": 1, "b": 2}',
+        ),
+        (
+            "json_schema",
+            '{"items": {"$ref": "#/$defs/d"}, "$defs": {"d": {"type": "object", "properties": {"a": {}}}}}',
+            '[{"a": {"c": 3}}]',
+            '[{"b": 1}]',
+        ),
+        (
+            "json_schema",
+            '{"type": "object", "properties": {"a": {}}, "additionalProperties": {"type": "null"}}',
+            '{"a": 1, "b": null}',
+            '{"a": 1, "b": 2}',
+        ),
+        (
+            "json_schema",
+            '{"allOf": [{"type": "object", "properties": {"a": {}}}, {"properties": {"b": {"const": 2}}}]}',
+            '{"a": 1, "b": 2}',
+            '{"a": 1, "b": 3}',
+        ),
         ("regex", "^a|b/$", "b/", "ab"),
         ("choice", json.dumps(['"x"\n', "é\\", "", "ab"]), '"x"\n', "abc"),
         ("choice", json.dumps(['"x"\n', "é\\", "ab"]), "é\\", "é"),

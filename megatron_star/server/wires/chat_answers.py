@@ -9,6 +9,7 @@ from megatron_star.server.tools.deltas import Arguments, Call, Content, Delta, R
 from megatron_star.server.tools.tool_use import AnswerReading
 from megatron_star.server.wires.completion_answers import LogprobOfToken
 from megatron_star.server.wires.prompt_logprobs import PromptLogprobs
+from megatron_star.server.wires.token_ids import token_bytes
 
 REASONING = ("reasoning_content", "reasoning")
 """What its field is called: by DeepSeek, vLLM and LangChain; and by newer servers."""
@@ -24,6 +25,7 @@ class ChatAnswers:
     """`/v1/chat/completions`: messages of the assistant."""
 
     name, chunk_name, prefix = "chat.completion", "chat.completion.chunk", "chatcmpl"
+    many_prompts = False
 
     def __init__(
         self,
@@ -32,13 +34,15 @@ class ChatAnswers:
         *,
         logprobs: bool,
         prompts: PromptLogprobs | None = None,
+        as_ids: bool | None = False,
     ) -> None:
         """
         Args:
             reading: of the answers, in their order.
             prompts: whose log-probabilities are asked for, too.
+            as_ids: tokens of log-probabilities are written as their ids.
         """
-        self.token_bytes, self.logprobs, self._prompts = service.token_bytes, logprobs, prompts
+        self.token_bytes, self.logprobs, self._prompts = token_bytes(service, as_ids), logprobs, prompts
         self._reading, self._num_calls = reading, [0] * len(reading.parsers)
 
     def beside_choices(self) -> dict[str, Any]:

@@ -43,7 +43,13 @@ def chat_ask(
         prompts = None if body.prompt_logprobs is None else PromptLogprobs(service, batch)
         is_guided = ask.generation.grammar is not None
         reading = service.tool_use.reading(offer, prompt_ends(service, batch), is_guided=is_guided)
-        return ChatAnswers(service, reading, logprobs=bool(body.logprobs), prompts=prompts)
+        return ChatAnswers(
+            service,
+            reading,
+            logprobs=bool(body.logprobs),
+            prompts=prompts,
+            as_ids=body.return_tokens_as_token_ids,
+        )
 
     return ask, answers_of
 
@@ -70,6 +76,7 @@ def parse_chat(body: ChatRequest, template: Template | None = None) -> Ask:
             num_tokens, default=DEFAULT_CHAT_TOKENS, num_top_logprobs=body.top_logprobs or 0
         ),
         num_choices=body.n or 1,
+        truncate_prompt=body.truncate_prompt_tokens,
         **body.owner(),
         **body.named_context(),
     )

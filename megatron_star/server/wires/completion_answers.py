@@ -7,6 +7,7 @@ from megatron_star.engine.request import StarResult
 from megatron_star.server.batch import Batch
 from megatron_star.server.service import CompletionService
 from megatron_star.server.wires.prompt_logprobs import PromptLogprobs
+from megatron_star.server.wires.token_ids import token_bytes
 from megatron_star.text.prompt import SplitPrompt
 from megatron_star.text.text_stream import PROMPT_TOKENS, TextStream, text_offsets
 
@@ -24,6 +25,7 @@ class CompletionAnswers:
 
     name, prefix = "text_completion", "cmpl"
     chunk_name = name
+    many_prompts = True
 
     def __init__(
         self,
@@ -33,12 +35,18 @@ class CompletionAnswers:
         logprobs: int | None,
         only_queries: bool = False,
         shows_prompt_logprobs: bool = False,
+        as_ids: bool | None = False,
     ) -> None:
-        """only_queries: contexts were given beside the prompts, which are all that is repeated."""
-        self.token_bytes, self.logprobs = service.token_bytes, logprobs
+        """
+        Args:
+            only_queries: contexts were given beside the prompts, which are all that is repeated.
+            as_ids: tokens of log-probabilities are written as their ids.
+        """
+        self.token_bytes, self.logprobs = token_bytes(service, as_ids), logprobs
         self._prompts = PromptLogprobs(service, batch, only_queries=only_queries)
-        self._num_choices, self._shows_prompt_logprobs = batch.num_choices, shows_prompt_logprobs
-        each = range(batch.num_choices)
+        self._prompts.token_bytes = self.token_bytes
+        self._num_choices, self._shows_prompt_logprobs = batch.num_shown, shows_prompt_logprobs
+        each = range(batch.num_shown)
         self.echoes = [echo for echo in batch.echoes for _ in each] or [""] * len(batch.answers)
         self._streams = []
         if logprobs is not None:

@@ -26,6 +26,7 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
         logprobs=body.logprobs,
         only_queries=body.has_context,
         shows_prompt_logprobs=body.prompt_logprobs is not None,
+        as_ids=body.return_tokens_as_token_ids,
     )
     return await answer_with(request, body, parse_completion(body), answers_of)
 
@@ -39,7 +40,9 @@ def parse_completion(body: CompletionRequest) -> Ask:
         generation=body.generation(
             body.max_tokens, default=DEFAULT_COMPLETION_TOKENS, num_top_logprobs=body.logprobs or 0
         ),
-        num_choices=body.n or 1,
+        num_choices=body.best_of or body.n or 1,
+        num_best=body.num_best,
+        truncate_prompt=body.truncate_prompt_tokens,
         **body.owner(),
         **body.named_context(),
         echoed=prompts if body.echo else (),

@@ -2,9 +2,9 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import AfterValidator, BaseModel, Field, model_validator
 
-from megatron_star.config import FieldError
+from megatron_star.config import MOST_TOKENS_IN_REQUEST, FieldError
 from megatron_star.engine.request import MOST_TOP_LOGPROBS
 from megatron_star.server.ask import Generation, filters, stop_texts
 from megatron_star.server.body import (
@@ -19,8 +19,15 @@ from megatron_star.server.body import (
 from megatron_star.server.wires.context_fields import ContextFields
 from megatron_star.server.wires.known_fields import NeutralFields, only
 from megatron_star.server.wires.request_id_field import RequestIdField
+from megatron_star.server.wires.rule_fields import RuleFields
 from megatron_star.server.wires.structured_fields import StructuredFields
 from megatron_star.server.wires.tenant_fields import TenantFields
+
+
+def _not_zero(number: int) -> int:
+    if number == 0:
+        raise ValueError("a prompt of no tokens has no answer")
+    return number
 
 
 class StreamOptions(Body):
@@ -34,28 +41,17 @@ class StreamOptions(Body):
 class NeutralSamplingFields(BaseModel):
     """Fields that change how tokens are chosen, where they change nothing."""
 
-    presence_penalty: only(0) = None
-    frequency_penalty: only(0) = None
-    repetition_penalty: only(1) = None
     length_penalty: only(1) = None
-    min_p: only(0) = None
     typical_p: only(1) = None
-    logit_bias: only({}) = None
     logits_processors: only([]) = None
-    allowed_token_ids: only() = None
-    bad_words: only([]) = None
     use_beam_search: only(False) = None
     early_stopping: only(False) = None
-    include_stop_str_in_output: only(False) = None
-    skip_special_tokens: only(True) = None
     spaces_between_special_tokens: only(True, False) = None
     add_special_tokens: only(False) = None
-    truncate_prompt_tokens: only() = None
-    return_token_ids: only(False) = None
-    return_tokens_as_token_ids: only(False) = None
 
 
 class GenerationFields(
+    RuleFields,
     NeutralSamplingFields,
     StructuredFields,
     TenantFields,
@@ -83,6 +79,13 @@ class GenerationFields(
     n: Annotated[int, Field(ge=1, le=16)] | None = None
     seed: Annotated[int, Field(ge=-LARGEST_SEED, le=LARGEST_SEED)] | None = None
     stop: StopTexts | None = None
+    truncate_prompt_tokens: (
+        Annotated[int, Field(ge=-1, le=MOST_TOKENS_IN_REQUEST), AfterValidator(_not_zero)] | None
+    ) = Field(
+        None, description="only the last so many tokens of the prompt; -1: those that there is room for"
+    )
+    return_token_ids: bool | None = Field(None, description="of the prompt and of the answer")
+    return_tokens_as_token_ids: bool | None = Field(None, description="in log-probabilities")
 
     @model_validator(mode="after")
     def _stream_options_need_a_stream(self) -> Self:
@@ -114,6 +117,10 @@ class GenerationFields(
             more_end_tokens=tuple(self.stop_token_ids or ()),
             seed=self.seed,
             grammar=self.grammar(),
+            rules=self.rules(),
+            bad_words=tuple(self.bad_words or ()),
+            include_stop_text=bool(self.include_stop_str_in_output),
+            skip_special_tokens=self.skip_special_tokens is not False,
             num_top_logprobs=num_top_logprobs,
             prompt_logprobs=self.num_prompt_logprobs,
         )

@@ -55,6 +55,8 @@ def parse_completions(body: MegatronCompletionRequest) -> Ask:
     """What a body of /completions asks. Raises FieldError."""
     if body.n is not None and body.n > 1:
         raise FieldError("n: only 1 is supported here; /v1/completions takes more", "n")
+    if body.best_of is not None and body.best_of > 1:
+        raise FieldError("best_of: only 1 is supported here; /v1/completions takes more", "best_of")
     generation = Generation(
         num_tokens=body.max_tokens,
         temperature=1.0 if body.temperature is None else body.temperature,
@@ -62,6 +64,10 @@ def parse_completions(body: MegatronCompletionRequest) -> Ask:
         stop=stop_texts(body.stop),
         seed=body.seed,
         num_top_logprobs=body.logprobs or 0,
+        rules=body.rules(),
+        bad_words=tuple(body.bad_words or ()),
+        include_stop_text=bool(body.include_stop_str_in_output),
+        skip_special_tokens=body.skip_special_tokens is not False,
         prompt_logprobs=body.num_echoed_logprobs,
     )
     star, prompts = body.star or StarOptions(), body.prompts()

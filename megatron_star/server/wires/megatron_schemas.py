@@ -19,6 +19,7 @@ from megatron_star.server.wires.context_fields import ContextFields
 from megatron_star.server.wires.generation_fields import NeutralSamplingFields
 from megatron_star.server.wires.known_fields import NeutralFields, only
 from megatron_star.server.wires.prompt_fields import PromptRequest
+from megatron_star.server.wires.rule_fields import RuleFields
 
 
 class MegatronGenerateRequest(ContextFields, Body):
@@ -61,9 +62,14 @@ class MegatronGenerateRequest(ContextFields, Body):
         return self
 
 
-class MegatronCompletionRequest(NeutralSamplingFields, ContextFields, NeutralFields, PromptRequest):
+class MegatronCompletionRequest(
+    RuleFields, NeutralSamplingFields, ContextFields, NeutralFields, PromptRequest
+):
     """POST /completions: as Megatron's server reads it."""
 
     max_tokens: PositiveTokens
     stream: only(False) = None
     model: str | None = Field(None, description="ignored, as by Megatron's server")
+    truncate_prompt_tokens: only() = None
+    return_token_ids: only(False) = None
+    return_tokens_as_token_ids: only(False) = None

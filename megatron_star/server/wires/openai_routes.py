@@ -1,7 +1,7 @@
 """OpenAI's wire: /v1/models, and what its routes share."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -46,15 +46,21 @@ async def answer_with(
     answers_of: how those of a batch are rendered.
     """
     service = service_of(request)
-    names = AnswerNames(named_request(request.scope, body.request_id), server_of(request).settings.model_name)
+    names = AnswerNames(
+        named_request(request.scope, body.request_id),
+        server_of(request).settings.model_name,
+    )
+    token_ids = bool(body.return_token_ids)
     if body.stream:
         options = body.stream_options or StreamOptions()
-        return await streamed(
-            ask, request, lambda batch: render_stream(batch, answers_of(service, batch), names, options)
-        )
+
+        def rendered(batch: Batch) -> AsyncIterator[str]:
+            return render_stream(batch, answers_of(service, batch), names, options, token_ids=token_ids)
+
+        return await streamed(ask, request, rendered)
     batch = await answered(ask, request)
     answers = answers_of(service, batch)
-    return JSONResponse(await asyncio.to_thread(render_whole, batch, answers, names))
+    return JSONResponse(await asyncio.to_thread(render_whole, batch, answers, names, token_ids=token_ids))
 
 
 def check_model(request: Request, name: str) -> None:

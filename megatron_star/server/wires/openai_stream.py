@@ -1,5 +1,6 @@
 """Answers for OpenAI's clients: whole, and in chunks."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from time import time
@@ -13,6 +14,7 @@ from megatron_star.server.errors import RequestError, error_body
 from megatron_star.server.wires.chat_answers import ChatAnswers
 from megatron_star.server.wires.completion_answers import CompletionAnswers
 from megatron_star.server.wires.generation_fields import StreamOptions
+from megatron_star.server.wires.token_ids import TokenIds
 
 Answers = CompletionAnswers | ChatAnswers
 
@@ -44,11 +46,14 @@ def _counts(batch: Batch, generated: int) -> dict[str, int]:
     }
 
 
-def render_whole(batch: Batch, answers: Answers, names: AnswerNames) -> dict[str, Any]:
-    """The body of an answer."""
-    choices = [answers.choice(index, answer) for index, answer in enumerate(batch.answers)]
+def render_whole(
+    batch: Batch, answers: Answers, names: AnswerNames, *, token_ids: bool = False
+) -> dict[str, Any]:
+    """The body of an answer; with the ids of all tokens, if they are asked for."""
+    choices = [answers.choice(index, answer) for index, answer in enumerate(batch.shown())]
     body = _envelope(answers, names, chunk=False) | {"choices": choices, "usage": usage(batch)}
-    return body | answers.beside_choices()
+    body |= answers.beside_choices()
+    return TokenIds(batch, in_choices=answers.many_prompts).whole(body) if token_ids else body
 
 
 def _envelope(answers: Answers, names: AnswerNames, *, chunk: bool) -> dict[str, Any]:
@@ -62,23 +67,30 @@ def _envelope(answers: Answers, names: AnswerNames, *, chunk: bool) -> dict[str,
 
 
 async def render_stream(
-    batch: Batch, answers: Answers, names: AnswerNames, options: StreamOptions
+    batch: Batch, answers: Answers, names: AnswerNames, options: StreamOptions, *, token_ids: bool = False
 ) -> AsyncIterator[str]:
-    """Server-sent events: chunks, progress as comments, and the end or an error."""
+    """Server-sent events: chunks, progress as comments, and the end or an error.
+
+    token_ids: chunks have those of their tokens.
+    """
     head = _envelope(answers, names, chunk=True)
     num_generated = 0
+    ids = TokenIds(batch, in_choices=answers.many_prompts) if token_ids else None
 
-    def chunk(choice: dict[str, Any]) -> str:
+    async def chunk(choice: dict[str, Any]) -> str:
         counts = {}
         if options.continuous_usage_stats:
             counts = {"usage": _counts(batch, num_generated)}
         elif options.include_usage:
             counts = {"usage": None}
-        return _event(head | {"choices": [choice]} | counts)
+        body = head | {"choices": [choice]} | counts
+        if ids:  # a prompt's may be a million
+            return await asyncio.to_thread(lambda: _event(ids.chunk(body)))
+        return _event(body)
 
     for index in range(len(batch.answers)):
         if choice := answers.first(index):
-            yield chunk(choice)
+            yield await chunk(choice)
     try:
         async for event in batch.events():
             if isinstance(event, EncodingProgress):
@@ -86,9 +98,11 @@ async def render_stream(
                 continue
             index, part = event
             num_generated += isinstance(part, NewToken)
+            if ids:
+                ids.note(index, part)
             render = answers.last if isinstance(part, StarResult) else answers.piece
             for choice in render(index, part):
-                yield chunk(choice)
+                yield await chunk(choice)
     except RequestError as error:
         yield _event(error_body(error.status, error.message))
         return

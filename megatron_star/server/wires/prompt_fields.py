@@ -34,7 +34,9 @@ class PromptRequest(Body):
     top_p: Share | None = None
     top_k: TopK | None = None
     n: Annotated[int, Field(ge=1, le=16)] | None = None
-    best_of: Annotated[int, Field(ge=1, le=16)] | None = Field(None, description="1 or n")
+    best_of: Annotated[int, Field(ge=1, le=16)] | None = Field(
+        None, description="so many answers are made, and the n likeliest given"
+    )
     seed: Annotated[int, Field(ge=-LARGEST_SEED, le=LARGEST_SEED)] | None = None
     stop: StopTexts | None = None
     logprobs: Annotated[int, Field(ge=0, le=MOST_TOP_LOGPROBS)] | None = Field(
@@ -50,8 +52,8 @@ class PromptRequest(Body):
             raise ValueError("prompt: it is empty")
         if self.contexts and len(self.contexts) not in (1, count):
             raise ValueError(f"contexts: {len(self.contexts)} given for {count} prompts: give 1 or {count}")
-        if self.best_of not in (None, 1, self.n):
-            raise ValueError("best_of: only null, 1 or n is supported here")
+        if self.best_of is not None and self.best_of < (self.n or 1):
+            raise ValueError(f"best_of: it is {self.best_of}, less than n, which is {self.n}")
         return self
 
     def prompts(self) -> list[str] | list[list[int]]:

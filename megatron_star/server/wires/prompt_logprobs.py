@@ -30,7 +30,7 @@ class PromptLogprobs:
 
     def before(self, index: int, logprobs: dict[str, Any]) -> dict[str, Any]:
         """The log-probabilities of an answer, behind those of its prompt, whose text it repeats."""
-        prompt = index // self.batch.num_choices
+        prompt = index // self.batch.num_shown
         scored, length = self.of_prompt(prompt), len(self.batch.echoes[prompt])
         tokens = [token for token, _ in scored]
         top = [score and self._top(token, score) for token, score in scored]

@@ -74,7 +74,7 @@ class StructuredOutputs(Body):
     json_object: bool | None = None
     disable_fallback: only(True, False) = None
     disable_any_whitespace: bool | None = None
-    disable_additional_properties: only(False) = None
+    disable_additional_properties: only(True, False) = None
     whitespace_pattern: NonEmptyText | None = Field(None, description="a regular expression")
     structural_tag: only() = None
 
