@@ -3,6 +3,7 @@
 import httpx
 import openai
 import pytest
+from pydantic import BaseModel
 
 from megatron_star.server.wires.responses_schema import LOGPROBS
 
@@ -61,6 +62,14 @@ def test_the_next_turn_takes_the_answer_back_as_it_is(client):
     second = client.responses.create(**ASKED | {"input": items})
     assert second.usage.input_tokens > first.usage.input_tokens + first.usage.output_tokens
     assert second.output_text
+
+
+def test_an_answer_has_the_structure_that_was_asked_for(client):
+    class Person(BaseModel):
+        name: str
+
+    response = client.responses.parse(**ASKED | {"input": "A person named Bo."}, text_format=Person)
+    assert isinstance(response.output_parsed, Person)
 
 
 def test_log_probabilities_come_with_the_text(client):
