@@ -3,14 +3,17 @@
     OMP_NUM_THREADS=2 python benchmarks/sampling.py --load - --random-model tiny --repeats 9
 
 Only the logits' device matters of the model. Before, each request sampled with Megatron's TorchSampling and a
-generator of its own, from logits that had been copied to the CPU.
+generator of its own, from logits that had been copied to the CPU. Rules are compared with transformers'
+processors, which look at all of a prompt in each step.
 """
 
+import random
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from time import perf_counter
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -18,14 +21,18 @@ import torch
 from megatron.core.inference.sampling.torch_sampling import TorchSampling
 from megatron.core.inference.sampling_params import SamplingParams
 from torch import Tensor
+from transformers.generation.logits_process import MinPLogitsWarper, RepetitionPenaltyLogitsProcessor
 
 from benchmarks.measuring import measure_rounds, median_ratio, medians, run_on_ranks
 from megatron_star.algorithm.star_model import StarModel
+from megatron_star.engine.answer_rules import AnswerRules
 from megatron_star.engine.finite import why_not_finite
 from megatron_star.engine.sampling import RowToSample, sample_rows, uniform
+from megatron_star.engine.token_rules import TokenRules
 from megatron_star.job.argument_types import ArgumentParser, positive, token_count
 from megatron_star.parallel.groups import StarGroups
 
+PROMPT_TOKENS, ANSWER_TOKENS = 4096, 256
 ONE_KIND = {
     "greedy": SamplingParams(top_k=1),
     "temperature": SamplingParams(temperature=0.8),
@@ -33,10 +40,47 @@ ONE_KIND = {
     "top-p": SamplingParams(top_p=0.9),
     "top-k and top-p": SamplingParams(temperature=0.7, top_k=50, top_p=0.9),
 }
-KINDS = {name: (sampling,) for name, sampling in ONE_KIND.items()} | {
-    "mixed": tuple(ONE_KIND.values()),
+
+
+class Kind(NamedTuple):
+    """How the rows of a step are sampled: by these parameters in turn, and all by these rules.
+
+    num_top: likeliest tokens that are told of each row.
+    is_masked: half of the vocabulary is not allowed, as by a grammar.
+    """
+
+    samplings: tuple[SamplingParams, ...]
+    rules: TokenRules = TokenRules()
+    num_top: int = 0
+    is_masked: bool = False
+
+    def rows(self, count: int, vocab_size: int) -> list[RowToSample]:
+        """Each of an answer of its own, of some hundred tokens after a prompt of some thousand."""
+        generator = random.Random(0)
+        mask = torch.full((-(-vocab_size // 32),), 0x55555555, dtype=torch.int32) if self.is_masked else None
+        rows = []
+        for i in range(count):
+            prompt, tokens = (
+                [generator.randrange(vocab_size) for _ in range(n)] for n in (PROMPT_TOKENS, ANSWER_TOKENS)
+            )
+            rules = AnswerRules(self.rules, [prompt], tokens) if self.rules != TokenRules() else None
+            sampling = self.samplings[i % len(self.samplings)]
+            rows.append(
+                RowToSample(sampling, uniform(0, i), rules=rules, mask=mask, num_top_logprobs=self.num_top)
+            )
+        return rows
+
+
+PENALTIES = TokenRules(repetition_penalty=1.1, presence_penalty=0.5, frequency_penalty=0.5)
+KINDS = {name: Kind((sampling,)) for name, sampling in ONE_KIND.items()} | {
+    "mixed": Kind(tuple(ONE_KIND.values())),
     # Tens of thousands of tokens are kept, so the whole vocabulary is sorted after all.
-    "flat top-p": (SamplingParams(temperature=5.0, top_p=0.9),),
+    "flat top-p": Kind((SamplingParams(temperature=5.0, top_p=0.9),)),
+    "greedy, penalties": Kind((SamplingParams(top_k=1),), PENALTIES),
+    "top-p, penalties": Kind((SamplingParams(top_p=0.9),), PENALTIES),
+    "top-p, min-p": Kind((SamplingParams(top_p=0.9),), TokenRules(min_p=0.05)),
+    "top-p, mask": Kind((SamplingParams(top_p=0.9),), is_masked=True),
+    "greedy, 20 likeliest": Kind((SamplingParams(top_k=1),), num_top=20),
 }
 Round = dict[str, dict[str, float]]
 
@@ -54,14 +98,31 @@ class SampledRowByRow:
 
     def __init__(self) -> None:
         self._generator = torch.Generator().manual_seed(0)
+        self.prompt = list(range(PROMPT_TOKENS))
 
     def sample(self, logits: Tensor, rows: list[RowToSample]) -> None:
         """All rows of the step."""
         for number, (row, row_logits) in enumerate(zip(rows, logits.cpu(), strict=True)):
             assert why_not_finite(row_logits, number) is None
-            token = self._choose(row_logits[None], row.sampling)
+            token = self._choose(self._ruled(row_logits[None], row), row.sampling)
             logprobs = row_logits.log_softmax(-1)
             float(logprobs[token]), float(logprobs[int(row_logits.argmax())])
+            if row.num_top_logprobs:
+                [part.tolist() for part in logprobs.topk(row.num_top_logprobs)]
+
+    def _ruled(self, logits: Tensor, row: RowToSample) -> Tensor:
+        """By transformers' processors, which look at all that came; and by OpenAI's definition of counts."""
+        if row.mask is not None:
+            bits = (row.mask.unsqueeze(-1) >> torch.arange(32, dtype=torch.int32)) & 1
+            logits = logits.masked_fill(bits.flatten()[: logits.size(1)] == 0, -torch.inf)
+        if row.rules and row.rules.has_penalties:
+            rules, came = row.rules.rules, torch.tensor([self.prompt + row.rules.tokens])
+            logits = RepetitionPenaltyLogitsProcessor(rules.repetition_penalty)(came, logits)
+            counts = torch.bincount(torch.tensor(row.rules.tokens), minlength=logits.size(1))
+            logits = logits - rules.frequency_penalty * counts - rules.presence_penalty * (counts > 0)
+        if row.min_p:
+            logits = MinPLogitsWarper(row.min_p)(None, logits)
+        return logits
 
     def _choose(self, logits: Tensor, sampling: SamplingParams) -> int:
         top_k, top_p, temperature = sampling.top_k, sampling.top_p, sampling.temperature
@@ -84,11 +145,12 @@ def milliseconds(work: Callable[[], object], star_model: StarModel) -> float:
 def measure(logits: Tensor, star_model: StarModel) -> Round:
     """Each kind in both ways, one right after the other."""
     before, figures = SampledRowByRow(), {}
-    for kind, samplings in KINDS.items():
-        rows = [RowToSample(samplings[i % len(samplings)], uniform(0, i)) for i in range(len(logits))]
+    for name, kind in KINDS.items():
+        rows = kind.rows(*logits.shape)
+        sample_rows(logits, rows)  # what an answer's first step makes, others use
         for way, sample in (("before", before.sample), ("after", sample_rows)):
             step = milliseconds(lambda sample=sample, rows=rows: sample(logits, rows), star_model)
-            figures[f"{kind}, {way}"] = {"ms": step}
+            figures[f"{name}, {way}"] = {"ms": step}
     return figures
 
 
