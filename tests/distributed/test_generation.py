@@ -147,7 +147,7 @@ BAD = {
     f"top_k is {VOCAB_SIZE}": request(top_k=VOCAB_SIZE),
     "top_p is 1.5": request(top_p=1.5),
     "min_tokens is 9: it must be from 0 to the 6": replace(request(tokens=6), min_tokens=9),
-    "num_tokens_to_generate is 0": request(tokens=0),
+    "num_tokens_to_generate is -1": request(tokens=-1),
     "model's limit is 8192": request(8190, 5),
     "token id 9999": replace(request(), context_tokens=[9999]),
     "token id -1": replace(request(), query_tokens=[-1]),
