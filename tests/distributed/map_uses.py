@@ -4,13 +4,18 @@ from dataclasses import replace
 
 from megatron.core.inference.sampling_params import SamplingParams
 from models import random_tokens
+from ranks import load
 from speculation_ranks import VOCAB_SIZE, Always, HalfRight
 
+from megatron_star.algorithm.attention_map import Looks, observe
+from megatron_star.algorithm.context_encoding import encode_context
+from megatron_star.algorithm.token_generation import Sequence
 from megatron_star.config import StarConfig
 from megatron_star.engine.engine import StarEngine
 from megatron_star.engine.request import StarRequest, StarResult
 from megatron_star.engine.scheduled_request import Stage
 from megatron_star.engine.thread import EngineThread
+from megatron_star.planning.plan import ContextPlan
 
 CONTEXT = random_tokens(900)
 
@@ -58,3 +63,14 @@ def cancelled_while_mapped(engine: StarEngine) -> tuple[list[StarResult], int]:
     busy.cancel()
     engine.step()
     return [first.result(), second.result()], engine.stats()["running"]
+
+
+def looks_with_programs(checkpoint: str) -> list[Looks]:
+    """Of the same rows, without programs and where there are some for so many rows."""
+    star_model, _ = load(checkpoint, 1)
+    plan = ContextPlan.build(300, star_model.exchange.cp_size, StarConfig(mode="exact"))
+    context, looks = encode_context(star_model, CONTEXT[:300], plan), []
+    for compiled_rows in ((), (8,)):
+        model = replace(star_model, compiled_rows=compiled_rows)
+        looks.append(observe(model, Sequence(context, tail_rank=0), CONTEXT[300:307], range(7)))
+    return looks

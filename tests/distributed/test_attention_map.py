@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from distributed import run_ranks
-from map_uses import beside_others, cancelled_while_mapped
+from map_uses import beside_others, cancelled_while_mapped, looks_with_programs
 from megatron.core.inference.sampling_params import SamplingParams
 from models import additive_mask, random_tokens
 from ranks import TIMEOUT, generate, on_engine
@@ -92,6 +92,14 @@ def test_whoever_gives_up_during_the_map_has_the_answer_without_it(checkpoints):
     assert [result.finish_reason for result in results] == ["length", "length"]
     assert results[0].attention_map is None and results[1].attention_map is not None
     assert running == 0
+
+
+def test_rows_for_which_there_are_compiled_layers_are_observed_all_the_same(checkpoints):
+    _, megatron = checkpoints("llama")
+    ((plain, with_programs),) = run_ranks(1, looks_with_programs, str(megatron))
+    assert plain.masses.sum() > 1
+    for one, other in zip(plain, with_programs, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 @pytest.mark.parametrize("num_tokens", [0, 1, 2, 17, 18, 4000, 100_001])

@@ -71,7 +71,7 @@ def test_a_key_with_all_its_requests_inside_is_refused_unread_and_others_are_let
         running = [asyncio.create_task(door.request(key)) for key in ("first", "first", "second")]
         await asyncio.sleep(0)
         num_read = door.num_read
-        status, headers, body = await door.request("first")
+        status, headers, body = await asyncio.wait_for(door.request("first"), 20)
         assert (status, headers["retry-after"]) == (429, "1")
         assert "'anna' has 2 of 2 requests in flight (max_requests)" in json.loads(body)["message"]
         assert door.num_read == num_read

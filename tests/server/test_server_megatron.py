@@ -68,8 +68,11 @@ def test_post_completions_answers_as_megatrons_server_does(server):
     assert logprobs["tokens"] == ["The", " capital", " of", " France", " is", " Paris", "."]
     assert logprobs["text_offset"] == [0, 3, 11, 14, 21, 24, 30]
     assert logprobs["token_logprobs"][:5] == [None] * 5 and logprobs["token_logprobs"][5] < 0
-    refused = server.post("/completions", request | {"echo": True, "logprobs": 1})
-    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "logprobs")
+    scored = server.post("/completions", request | {"echo": True, "logprobs": 1}).json()
+    logprobs = scored["choices"][0]["logprobs"]
+    first, *others = logprobs["token_logprobs"]
+    assert first is None and len(others) == 6 and all(value < 0 for value in others)
+    assert logprobs["top_logprobs"][0] is None and list(logprobs["top_logprobs"][5]) == [" Paris"]
 
 
 def test_null_is_as_if_a_field_was_left_out(server):

@@ -180,7 +180,7 @@ def test_the_end_of_the_context_is_what_the_request_says(client, star, split, qu
         ({"temperature": "hot"}, "temperature"),
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "user", "content": 5}]}, "messages.0.content"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role"),
+        ({"messages": [{"role": "wizard", "content": "x"}]}, "messages.0.role"),
         ({"extra_body": {"star": {"block_size": 0}}}, "star.block_size"),
         ({"extra_body": {"star": {"passed_keys": -1}}}, "star.passed_keys"),
         ({"extra_body": {"star": {"passed_keys": 0.5}}}, "star.passed_keys"),
@@ -191,8 +191,8 @@ def test_the_end_of_the_context_is_what_the_request_says(client, star, split, qu
         ({"max_completion_tokens": 4, "max_tokens": 5}, None),
         ({"max_completion_tokens": 4, "extra_body": {"min_tokens": 5}}, "min_tokens"),
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools.0.function.name"),
-        ({"extra_body": {"min_p": 0.1}}, "min_p"),
-        ({"extra_body": {"repetition_penalty": 1.1}}, "repetition_penalty"),
+        ({"extra_body": {"min_p": 1.1}}, "min_p"),
+        ({"extra_body": {"repetition_penalty": 0}}, "repetition_penalty"),
         ({"top_logprobs": 1}, None),
     ],
 )
@@ -268,9 +268,27 @@ def test_a_top_p_of_nothing_leaves_the_most_likely_token(client):
     assert answer.choices[0].text == " Paris."
 
 
-def test_lm_evals_loglikelihood_is_refused_in_words(client):
-    with pytest.raises(openai.BadRequestError, match="lm-eval's loglikelihood tasks cannot run") as error:
-        client.completions.create(
-            model=MODEL, prompt=[[504, 3575]], temperature=0, max_tokens=1, logprobs=1, seed=1234, echo=True
-        )
-    assert error.value.param == "logprobs"
+def test_a_prompt_alone_is_scored_as_lm_eval_asks_for_it(client):
+    """Of two prompts, whole: the first token follows nothing; likely ones have the chosen one among them."""
+    answer = client.completions.create(
+        model=MODEL,
+        prompt=[[504, 3575, 282, 4649, 314], [504]],
+        temperature=0,
+        max_tokens=1,
+        logprobs=1,
+        seed=1234,
+        echo=True,
+    )
+    first, second = (choice.logprobs for choice in answer.choices)
+    assert first.token_logprobs[0] is None and first.top_logprobs[0] is None
+    assert len(first.token_logprobs) == 6 and len(second.token_logprobs) == 2
+    for value, top in zip(first.token_logprobs[1:], first.top_logprobs[1:], strict=True):
+        assert value in top.values() and value <= max(top.values())
+    nothing = client.completions.create(
+        model=MODEL, prompt="The capital of", max_tokens=0, extra_body={"prompt_logprobs": 2}
+    )
+    assert (nothing.choices[0].text, nothing.usage.completion_tokens) == ("", 0)
+    scores = nothing.choices[0].prompt_logprobs
+    assert scores[0] is None and [score["rank"] for score in scores[1].values()][:2] == [1, 2]
+    with pytest.raises(openai.BadRequestError, match="whole answers only"):
+        client.completions.create(model=MODEL, prompt="x", stream=True, extra_body={"prompt_logprobs": 0})
