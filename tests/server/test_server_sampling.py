@@ -58,7 +58,8 @@ def test_greedy_answers_with_rules_are_those_of_transformers(server, smollm2, to
     prompt = tokenizer(PROMPT, return_tensors="pt", add_special_tokens=False)
     plain = tokens_of(complete(server, return_token_ids=True))
     bad_word = tokenizer.decode(plain[3:5])
-    biased = tokenizer.encode(" Berlin", add_special_tokens=False)[0]
+    told = complete(server, logprobs=2, return_tokens_as_token_ids=True)["choices"][0]["logprobs"]
+    biased = int([*told["top_logprobs"][0]][1].removeprefix("token_id:"))
     for rules, processors in (
         ({}, {}),
         ({"repetition_penalty": 1.3}, {"repetition_penalty": 1.3}),
@@ -81,15 +82,7 @@ def test_greedy_answers_with_rules_are_those_of_transformers(server, smollm2, to
 
 
 def test_speculated_answers_with_penalties_are_those_of_one_token_a_step(server):
-    text = "One fish, two fish, red fish, blue fish. " * 6
-    rules = {"frequency_penalty": -0.3, "repetition_penalty": 0.95, "presence_penalty": 0.5, "min_p": 0.05}
-    fields = {
-        "prompt": text,
-        "max_tokens": 40,
-        "temperature": 0.7,
-        "seed": 3,
-        "return_token_ids": True,
-    } | rules
+    fields = {"prompt": "1, 1, " * 40, "max_tokens": 48, "frequency_penalty": 0.6, "return_token_ids": True}
     answers = [complete(server, **fields, star={"speculate": how}) for how in ("lookup", "off")]
     assert tokens_of(answers[0]) == tokens_of(answers[1])
     assert answers[0]["usage"]["star"]["accepted_tokens"] > 0
