@@ -1,6 +1,7 @@
 """How likely the tokens of a prompt are, as they become known; read by whoever asked, in any thread."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -27,8 +28,12 @@ class PromptScores:
 
     def __init__(self, num_tokens: int, num_top: int) -> None:
         """num_tokens: of context and query."""
-        self.num_top = num_top
-        self._scores = torch.full((num_tokens, num_columns(num_top)), torch.nan, dtype=torch.float64)
+        self.num_tokens, self.num_top = num_tokens, num_top
+
+    @cached_property
+    def _scores(self) -> Tensor:
+        """Made with the first scores: many prompts may wait for theirs."""
+        return torch.full((self.num_tokens, num_columns(self.num_top)), torch.nan, dtype=torch.float64)
 
     def put(self, first: int, scores: Tensor) -> bool:
         """Scores [tokens, columns] of the tokens from this one on; whether all of them are finite."""

@@ -2,6 +2,7 @@
 
 import prompt_uses
 import pytest
+import scored_ranks
 from distributed import run_ranks
 from megatron.core.inference.sampling_params import SamplingParams
 from models import dense_logits, random_tokens
@@ -58,11 +59,21 @@ PROMPTS = [
 ]
 
 
+def test_what_ranks_pass_each_other_does_not_change_how_likely_a_prompt_is(checkpoints):
+    """With keys that blocks pass on, in blocks and segments of many sizes."""
+    _, megatron = checkpoints("qwen3")
+    asked = [prompt(400, 9, StarConfig(block_size=60, passed_keys=16, anchor_size=8), 2)]
+    (_, one), *_ = run_ranks(1, scored_ranks.scored, str(megatron), 1, asked)[0]
+    (_, three), *_ = run_ranks(3, scored_ranks.scored, str(megatron), 1, asked)[0]
+    assert one[0] is None and three[0] is None
+    assert [s.logprob for s in one[1:]] == pytest.approx([s.logprob for s in three[1:]], abs=1e-4)
+
+
 @pytest.mark.parametrize(("world_size", "tp_size"), [(1, 1), (2, 1), (3, 1), (4, 2)])
 def test_every_token_of_a_prompt_is_as_likely_as_in_the_dense_model(checkpoints, world_size, tp_size):
     hf, megatron = checkpoints("qwen3")
     asked = [*PROMPTS[:3], BESIDE, *PROMPTS[3:], BESIDE]
-    found = run_ranks(world_size, prompt_uses.scored, str(megatron), tp_size, asked)[0]
+    found = run_ranks(world_size, scored_ranks.scored, str(megatron), tp_size, asked)[0]
     assert [scores is None for _, scores in found] == [r.prompt_logprobs is None for r in asked]
     for request, (result, scores) in zip(asked, found, strict=True):
         assert (result.finish_reason, result.error) == ("length", None)
@@ -88,6 +99,6 @@ def _check(hf, request: StarRequest, scores: list[TokenScore | None]) -> None:
 
 def test_scores_that_are_no_numbers_end_their_request_by_name(checkpoints):
     _, megatron = checkpoints("qwen3")
-    ((result, _),) = run_ranks(1, prompt_uses.scored_by_damaged_weights, str(megatron), PROMPTS[0])[0]
+    ((result, _),) = run_ranks(1, scored_ranks.scored_by_damaged_weights, str(megatron), PROMPTS[0])[0]
     assert (result.finish_reason, result.tokens) == ("error", [])
     assert "log-probabilities of the prompt are not finite" in result.error
