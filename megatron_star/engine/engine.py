@@ -136,7 +136,7 @@ class StarEngine:
         num_context, num_generated = len(request.context_tokens), request.sampling.num_tokens_to_generate
         num_prompt = num_context + len(request.query_tokens)
         is_long = needs_long_factors(self.star_model.model.config, num_prompt, num_generated)
-        # What is scored is one context: a turn of its own would end before the token that follows it is known.
+        # What is scored is one context: the token after a turn of its own would not be known.
         edges = () if request.prompt_logprobs is not None else request.turn_edges
         planned = self.planner.plan(num_context, request.star, edges)
         answer = Answer(next(self._ids), request, planned, self.tokenizer, is_long)
