@@ -9,6 +9,7 @@ from time import monotonic
 from torch import Tensor
 
 from megatron_star.engine.answer_rules import AnswerRules
+from megatron_star.engine.answer_text import AnswerText
 from megatron_star.engine.attention_map import AttentionMap
 from megatron_star.engine.guide import Guide
 from megatron_star.engine.prompt_scores import PromptScores
@@ -20,7 +21,7 @@ from megatron_star.engine.token_rules import TokenRules
 from megatron_star.planning.kv_memory import MOST_PROPOSED_TOKENS
 from megatron_star.planning.planner import PlannedContext
 from megatron_star.planning.sizes import sizes_of
-from megatron_star.text.text_stream import PROMPT_TOKENS, TextStream, Tokenizer
+from megatron_star.text.text_stream import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -70,16 +71,13 @@ class Answer(ScheduledRequest):
         num_tail_tokens = len(query) + request.sampling.num_tokens_to_generate
         context, owner = request.context_tokens, request.owner
         super().__init__(request_id, context, query, num_tail_tokens, planned, is_long, owner)
-        # Slices first: what came before may be a million tokens.
-        prompt = request.context_tokens[-PROMPT_TOKENS:] + request.query_tokens[-PROMPT_TOKENS:]
         self.generates = request.sampling.num_tokens_to_generate > 0
         self.prompt_scores: PromptScores | None = None
         if request.prompt_logprobs is not None:
             self.score(request.prompt_logprobs)
             num_tokens = len(request.context_tokens) + len(query)
             self.prompt_scores = PromptScores(num_tokens, request.prompt_logprobs)
-        self.request = request
-        self._stream = TextStream(tokenizer, prompt, skip_special_tokens=request.skip_special_tokens)
+        self.request, self._text = request, AnswerText(tokenizer, request)
         self.cancelled = False
         self.ended = threading.Event()
         self.finish_reason = ""
@@ -90,11 +88,9 @@ class Answer(ScheduledRequest):
         self.top: list[tuple[tuple[int, float], ...]] = []
         self._rules = self._make_rules()
         self.guide: Guide | None = None
-        self.text = ""
         self.num_encoded_tokens = 0
         self.num_proposed_tokens = self.num_accepted_tokens = 0
         self.attention_map: AttentionMap | None = None
-        self._emitted_text = self._searched_text = 0
         self._submitted_at = self._admitted_at = self._encoded_at = self._first_token_at = (
             self._last_token_at
         ) = 0.0
@@ -122,6 +118,11 @@ class Answer(ScheduledRequest):
     def cancel(self) -> None:
         """End it in the engine's next turn, with what it has; nothing happens if it has ended already."""
         self.cancelled = True
+
+    @property
+    def text(self) -> str:
+        """So far, see `StarResult`."""
+        return self._text.text
 
     @property
     def submitted_at(self) -> float:
@@ -209,23 +210,15 @@ class Answer(ScheduledRequest):
         self._first_token_at = self._first_token_at or self._last_token_at
         if token in request.all_end_tokens:
             self.finish_reason = "stop"
-        if token not in request.hidden_tokens and (not self.finish_reason or request.include_stop_text):
-            self._stream.add(token)
-            self.text = self._stream.text + self._skipped_stop_text(token)
+        self._text.add(token, ends=bool(self.finish_reason))
         if not self.finish_reason:
             self._keep_to_grammar(token)
         if not self.finish_reason and len(self.tokens) == request.sampling.num_tokens_to_generate:
             self.finish_reason = "length"
-        self._cut_at_stop_text()
-        self._events.put(NewToken(token, choice.logprob, self._text_to_emit(), choice.top))
-
-    def _skipped_stop_text(self, token: int) -> str:
-        """That of a special token, which ended the answer and is not in the stream."""
-        request = self.request
-        if not (self.finish_reason and request.skip_special_tokens):
-            return ""
-        text = self._stream.tokenizer.decode([token], skip_special_tokens=False)
-        return text if text in (request.sampling.stop_words or ()) else ""
+        if self._text.cut_at_stop_text(num_tokens=len(self.tokens), is_over=bool(self.finish_reason)):
+            self.finish_reason = "stop"
+        text = self._text.emit(is_over=bool(self.finish_reason))
+        self._events.put(NewToken(token, choice.logprob, text, choice.top))
 
     def _keep_to_grammar(self, token: int) -> None:
         """End the answer where nothing can follow this token."""
@@ -278,37 +271,6 @@ class Answer(ScheduledRequest):
         self.stage, self.context = Stage.ENDED, None
         self.ended.set()
         self._events.put(None)
-
-    @property
-    def _certain_text(self) -> str:
-        """What no later token changes: at the end, all; before, not a character that is not whole yet."""
-        return self.text if self.finish_reason else self._stream.certain
-
-    def _cut_at_stop_text(self) -> None:
-        """End before the first stop text that is complete now, and was not before."""
-        text = self._certain_text
-        searched, self._searched_text = self._searched_text, len(text)
-        if len(self.tokens) < self.request.min_tokens:
-            return
-        stops = self.request.sampling.stop_words or ()
-        starts = [(text.find(stop, max(0, searched - len(stop) + 1)), len(stop)) for stop in stops]
-        if found := [(start, length) for start, length in starts if start >= 0]:
-            start, length = min(found)
-            end = start + length if self.request.include_stop_text else start
-            self.text, self.finish_reason = text[:end], "stop"
-
-    def _text_to_emit(self) -> str:
-        """What is certain to stay: no half character, and no beginning of a stop text."""
-        text = self._certain_text
-        end = len(text)
-        if not (self.finish_reason or self.request.include_stop_text):
-            stops = self.request.sampling.stop_words or ()
-            end -= max(
-                (n for stop in stops for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0
-            )
-        piece = text[self._emitted_text : max(end, self._emitted_text)]
-        self._emitted_text += len(piece)
-        return piece
 
     def _timings(self) -> Timings:
         admitted = self._admitted_at or self._last_token_at or monotonic()

@@ -34,7 +34,7 @@ def service():
 
 def requested(service, num_prompt_tokens: int, **fields):
     split = SplitPrompt([5] * (num_prompt_tokens - 1), [5], "last_tokens")
-    return service._request(split, StarConfig(), Generation(**fields), 0)
+    return service.submission._request(split, StarConfig(), Generation(**fields), 0)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,8 @@ def test_what_is_off_is_off_and_both_filters_may_be_on(top_k, top_p, zero_is_off
 )
 def test_what_is_refused_after_parsing_has_status_400_and_its_field(service, generation, star, field):
     service.engine.submit = lambda request: request.check(vocab_size=340, max_sequence_length=100)
-    service.settings = replace(service.settings, star=StarConfig(anchor="recompute"))
+    submission = service.submission
+    submission.settings = replace(submission.settings, star=StarConfig(anchor="recompute"))
     prompt = PlainPrompt(content="the user", field="prompt")
     asked = Ask(prompts=[prompt], star=StarOptions(**star), generation=Generation(**generation))
 

@@ -26,7 +26,7 @@ async def tokenize(body: TokenizeRequest, request: Request) -> dict[str, Any]:
 
 def _tokens(service: CompletionService, body: TokenizeRequest) -> dict[str, Any]:
     """In a tokenizer's thread."""
-    splitter = service.splitter
+    splitter = service.submission.splitter
     if body.prompt is not None:
         text, field = body.prompt, "prompt"
     else:
