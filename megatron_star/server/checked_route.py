@@ -82,6 +82,21 @@ class BodyOrFormRoute(CheckedBodyRoute):
         return await server.bodies.run(validated, values, adapter)
 
 
+def form_description(others: dict[str, Any] | bool) -> dict[str, Any]:
+    """For /openapi.json: that a body may be a form.
+
+    others: JSON schema of its fields besides `file` and `name`; False where there are none.
+    """
+    file = {"type": "string", "format": "binary", "description": "text, Markdown, HTML or PDF"}
+    schema = {
+        "type": "object",
+        "required": ["file"],
+        "properties": {"file": file, "name": {"type": "string", "maxLength": 256}},
+        "additionalProperties": others,
+    }
+    return {"requestBody": {"content": {"multipart/form-data": {"schema": schema}}}}
+
+
 async def _whole(request: Request) -> bytes:
     """The body, which the request does not keep."""
     return b"".join([chunk async for chunk in request.stream()])

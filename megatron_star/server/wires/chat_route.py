@@ -18,6 +18,7 @@ from megatron_star.server.wires.chat_schema import ChatRequest
 from megatron_star.server.wires.completion_answers import prompt_end
 from megatron_star.server.wires.openai_routes import answer_with, check_model
 from megatron_star.server.wires.prompt_logprobs import PromptLogprobs
+from megatron_star.server.wires.token_ids import token_bytes
 from megatron_star.text.chat_template import Template
 
 DEFAULT_CHAT_TOKENS = 512
@@ -40,7 +41,8 @@ def chat_ask(
     ask = replace(ask, generation=service.tool_use.generation(ask.generation, offer))
 
     def answers_of(service: CompletionService, batch: Batch) -> ChatAnswers:
-        prompts = None if body.prompt_logprobs is None else PromptLogprobs(service, batch)
+        names = token_bytes(service, body.return_tokens_as_token_ids)
+        prompts = None if body.prompt_logprobs is None else PromptLogprobs(service, batch, names)
         is_guided = ask.generation.grammar is not None
         reading = service.tool_use.reading(offer, prompt_ends(service, batch), is_guided=is_guided)
         return ChatAnswers(

@@ -43,8 +43,7 @@ class CompletionAnswers:
             as_ids: tokens of log-probabilities are written as their ids.
         """
         self.token_bytes, self.logprobs = token_bytes(service, as_ids), logprobs
-        self._prompts = PromptLogprobs(service, batch, only_queries=only_queries)
-        self._prompts.token_bytes = self.token_bytes
+        self._prompts = PromptLogprobs(service, batch, self.token_bytes, only_queries=only_queries)
         self._num_choices, self._shows_prompt_logprobs = batch.num_shown, shows_prompt_logprobs
         each = range(batch.num_shown)
         self.echoes = [echo for echo in batch.echoes for _ in each] or [""] * len(batch.answers)

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from megatron_star.server.answering import until_gone
-from megatron_star.server.checked_route import BodyOrFormRoute
+from megatron_star.server.checked_route import BodyOrFormRoute, form_description
 from megatron_star.server.contexts import Context
 from megatron_star.server.encoding_ahead import start_encoding
 from megatron_star.server.errors import ERROR_RESPONSES, RequestError, error_body
@@ -27,30 +27,7 @@ from megatron_star.server.wires.context_schema import (
 )
 
 SECONDS_BETWEEN_EVENTS = 0.5
-FORM = {
-    "requestBody": {
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["file"],
-                    "properties": {
-                        "file": {
-                            "type": "string",
-                            "format": "binary",
-                            "description": "text, Markdown, HTML or PDF",
-                        },
-                        "name": {"type": "string", "maxLength": 256},
-                    },
-                    "additionalProperties": {
-                        "type": "string",
-                        "description": "the other fields of the JSON body, as JSON",
-                    },
-                }
-            }
-        }
-    }
-}
+FORM = form_description({"type": "string", "description": "the other fields of the JSON body, as JSON"})
 router = APIRouter(route_class=BodyOrFormRoute, prefix="/v1", responses=ERROR_RESPONSES, tags=["contexts"])
 
 

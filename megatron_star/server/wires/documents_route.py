@@ -6,26 +6,9 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
 from megatron_star.server.body import Body, Text
-from megatron_star.server.checked_route import BodyOrFormRoute
+from megatron_star.server.checked_route import BodyOrFormRoute, form_description
 from megatron_star.server.errors import ERROR_RESPONSES
 
-FORM = {
-    "requestBody": {
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["file"],
-                    "properties": {
-                        "file": {"type": "string", "format": "binary"},
-                        "name": {"type": "string", "maxLength": 256},
-                    },
-                    "additionalProperties": False,
-                }
-            }
-        }
-    }
-}
 router = APIRouter(route_class=BodyOrFormRoute, prefix="/v1", responses=ERROR_RESPONSES, tags=["contexts"])
 
 
@@ -49,7 +32,7 @@ class DocumentObject(BaseModel):
     text: str
 
 
-@router.post("/documents", openapi_extra=FORM)
+@router.post("/documents", openapi_extra=form_description(False))
 async def document_text(body: DocumentRequest) -> DocumentObject:
     """The text of a file of text, Markdown, HTML or PDF."""
     return DocumentObject(name=body.name, text=body.text)

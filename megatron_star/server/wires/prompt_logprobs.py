@@ -6,6 +6,7 @@ from typing import Any
 from megatron_star.engine.prompt_scores import TokenScore
 from megatron_star.server.batch import Batch
 from megatron_star.server.service import CompletionService
+from megatron_star.server.wires.token_ids import TokenNames
 from megatron_star.text.text_stream import TextStream, text_offsets
 
 ScoredToken = tuple[int, TokenScore | None]
@@ -14,10 +15,16 @@ ScoredToken = tuple[int, TokenScore | None]
 class PromptLogprobs:
     """Of the prompts of a batch whose answers have ended."""
 
-    def __init__(self, service: CompletionService, batch: Batch, *, only_queries: bool = False) -> None:
-        """only_queries: what stands before them was not a part of the prompts."""
+    def __init__(
+        self, service: CompletionService, batch: Batch, names: TokenNames, *, only_queries: bool = False
+    ) -> None:
+        """
+        Args:
+            names: what tokens are written with.
+            only_queries: what stands before them was not a part of the prompts.
+        """
         self.batch, self.only_queries = batch, only_queries
-        self.tokenizer, self.token_bytes = service.tokenizer, service.token_bytes
+        self.tokenizer, self.token_bytes = service.tokenizer, names
         self.of_prompt = cache(self._of_prompt)
 
     def _of_prompt(self, index: int) -> list[ScoredToken]:

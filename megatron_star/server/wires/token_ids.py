@@ -23,7 +23,10 @@ class _TokensById:
         return [self.piece(token) for token in tokens]
 
 
-def token_bytes(service: CompletionService, as_ids: bool | None) -> TokenBytes | _TokensById:
+TokenNames = TokenBytes | _TokensById
+
+
+def token_bytes(service: CompletionService, as_ids: bool | None) -> TokenNames:
     """What log-probabilities write tokens with."""
     return _TokensById(service.token_bytes) if as_ids else service.token_bytes
 
