@@ -1,7 +1,7 @@
 """What llguidance knows of a model's tokens, and the limits that it keeps to. Needs no torch."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, Self
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
@@ -35,6 +35,17 @@ class Vocabulary(NamedTuple):
     def num_tokens(self) -> int:
         """Of the model."""
         return len(self.texts)
+
+    def to_json(self) -> list[Any]:
+        """A form that survives JSON."""
+        texts = [text if text is None else text.decode("latin-1") for text in self.texts]
+        return [texts, self.special, self.end_tokens]
+
+    @classmethod
+    def from_json(cls, values: list[Any]) -> Self:
+        """The vocabulary of `to_json`."""
+        texts, *others = values
+        return cls([text if text is None else text.encode("latin-1") for text in texts], *others)
 
 
 def make_tokenizer(vocabulary: Vocabulary, encode: Callable[[str], list[int]]) -> LLTokenizer:

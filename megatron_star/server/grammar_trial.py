@@ -2,11 +2,11 @@
 
 No limit of the library bounds what some grammars take: there are intersections of regular expressions that
 take hours, and references that nest until the stack ends. Here that costs this process, which starts again.
-It reads pickles from stdin and writes them to stdout: a `Vocabulary` first, then for each (kind, text)
-what `tried` says.
+It reads lines of JSON from stdin: a `Vocabulary`, then `GrammarSpec`s. For each of these it writes a line to
+stdout: what `tried` says.
 """
 
-import pickle
+import json
 import resource
 import sys
 import threading
@@ -76,17 +76,11 @@ def _allow_cpu_seconds() -> None:
 
 
 def _serve() -> None:
-    read, write = sys.stdin.buffer, sys.stdout.buffer
-    vocabulary = pickle.load(read)
+    vocabulary = Vocabulary.from_json(json.loads(sys.stdin.readline()))
     tokenizer = make_tokenizer(vocabulary, _LongestTokens(vocabulary))
-    while True:
-        try:
-            spec = pickle.load(read)
-        except EOFError:
-            return
+    for line in sys.stdin:
         _allow_cpu_seconds()
-        pickle.dump(tried(tokenizer, spec), write)
-        write.flush()
+        print(json.dumps(tried(tokenizer, GrammarSpec(*json.loads(line)))), flush=True)
 
 
 def main() -> None:

@@ -1,8 +1,8 @@
 """Compiles what answers must look like, in threads of its own, after a process of its own has tried it."""
 
 import asyncio
+import json
 import os
-import pickle
 import subprocess
 import sys
 import threading
@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import astuple
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -112,9 +113,10 @@ class Trial:
         timer = threading.Timer(SECONDS_FOR_A_TRIAL, process.kill)
         timer.start()
         try:
-            _send(process, spec)
-            return pickle.load(process.stdout)
-        except (OSError, EOFError, pickle.UnpicklingError):
+            _send(process, astuple(spec))
+            text, error = json.loads(process.stdout.readline())
+            return text, error
+        except (OSError, ValueError):  # it has ended: what it wrote is no line
             self.end()
             return "", TOO_MUCH
         finally:
@@ -140,10 +142,10 @@ class Trial:
             stderr=subprocess.DEVNULL,
             env=environment,
         )
-        _send(process, self._vocabulary)
+        _send(process, self._vocabulary.to_json())
         return process
 
 
 def _send(process: subprocess.Popen[bytes], value: Any) -> None:
-    pickle.dump(value, process.stdin)
+    process.stdin.write(json.dumps(value).encode() + b"\n")
     process.stdin.flush()
