@@ -7,7 +7,7 @@ from megatron_star.planning.mask import most_sources
 from megatron_star.planning.plan import ContextPlan, TokenCosts
 from megatron_star.planning.planner import Planner
 from megatron_star.planning.sizes import GROWTH, length_for_sizes, sizes_of, with_sizes
-from megatron_star.server.service import MOST_BLOCK_SOURCES
+from megatron_star.server.submission import MOST_BLOCK_SOURCES
 
 K, M = 1 << 10, 1 << 20
 
